@@ -1,0 +1,51 @@
+# The GPU worker image: a Prefect worker (Docker, Kubernetes, ECS) starts it with a command of its own, for example
+# `prefect flow-run execute`, and finds the flow as flows/dream_collection.py:dream_collection below /app.
+# The CUDA libraries come with torch's wheels and the driver comes from the host, so a plain Python image is base enough.
+#
+# The root file system may be read-only; the one folder written to is the home of the user:
+#   docker run --gpus all --read-only --tmpfs /home/dreamgrid:exec,uid=10001 dreamgrid
+#
+# A tag can move. To pin the very bytes, ask for the digest and build with it:
+#   docker buildx imagetools inspect python:3.11-slim-bookworm
+#   docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:... -t dreamgrid .
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+# Another build of torch, for a driver too old for the tested one: the index that pytorch.org's install page names for it.
+ARG TORCH_INDEX=
+WORKDIR /app
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+COPY pyproject.toml constraints.txt LICENSE ./
+# The packages themselves are not here yet: this layer of several GB changes only with pyproject.toml and constraints.txt.
+# The installed `dreamgrid` points at /app, where the next stage puts them.
+# DL3013: constraints.txt pins every version, except those of a torch build that somebody names on purpose.
+# hadolint ignore=DL3013
+RUN --mount=type=cache,target=/root/.cache/pip \
+    mkdir dreamcore flows && touch README.md dreamcore/__init__.py flows/__init__.py \
+    && if [ -n "$TORCH_INDEX" ]; then \
+        pip install torch torchvision --index-url "$TORCH_INDEX" \
+        && sed -i -E '/^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==/d' constraints.txt \
+        && pip list --format=freeze > installed.txt \
+        && grep -E '^(torch|torchvision)==' installed.txt >> constraints.txt; \
+    fi \
+    && pip install -c constraints.txt -e . \
+    && pip check
+
+FROM ${BASE}
+RUN useradd --uid 10001 --user-group --create-home dreamgrid
+COPY --from=build /opt/venv /opt/venv
+WORKDIR /app
+COPY dreamcore/ dreamcore/
+COPY flows/ flows/
+# Caches, Prefect's own files and temporary files all lie below HOME. The bundled network's weights are a package in /opt/venv.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/home/dreamgrid \
+    USER=dreamgrid \
+    TMPDIR=/home/dreamgrid \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+CMD ["dreamgrid", "--help"]

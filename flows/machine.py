@@ -1,0 +1,38 @@
+"""What this machine has to dream with: how many processes, and which device for each."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+from dreamcore.errors import InvalidInput
+
+
+def workers() -> int:
+    """How many processes dream at once: `DREAMGRID_WORKERS`, or one a GPU, or one a core.
+
+    Raises:
+        InvalidInput: `DREAMGRID_WORKERS` is no positive number.
+    """
+    if asked := os.environ.get("DREAMGRID_WORKERS"):
+        if not asked.isdecimal() or int(asked) < 1:
+            raise InvalidInput(f"DREAMGRID_WORKERS is {asked!r}: give a number of processes, 1 or more")
+        return int(asked)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = list(Path("/dev").glob("nvidia[0-9]*")) if visible is None else [g for g in visible.split(",") if g.strip()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(gpus) or cores
+
+
+def start_worker() -> None:
+    """Set up a worker process: one thread of arithmetic, since there is one process a core."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which only worker processes do
+
+
+def choose_device() -> str:
+    """The GPU of this worker process, counted round the machine's GPUs, or the CPU."""
+    import torch  # slow to import; whoever counts processes can do without
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    ordinal = (multiprocessing.current_process()._identity or (1,))[0] - 1
+    return f"cuda:{ordinal % torch.cuda.device_count()}"

@@ -1,0 +1,173 @@
+"""The manifest: a row for every photograph and settings, in Parquet parts that are written once, whole."""
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dreamcore.errors import ErrorKind
+from dreamcore.settings import DreamSettings, objective_label
+from flows.storage import Storage
+
+SCHEMA_VERSION = "1"
+"""Columns are only ever added, and nullable; then this is raised."""
+
+_READERS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What became of one photograph under one point of the grid."""
+
+    run_id: str
+    job_id: str
+    shard: int
+    status: Literal["done", "failed", "skipped"]
+    """`skipped` is a photograph that was deleted or replaced before its turn came."""
+    error_kind: ErrorKind | None = None
+    error: str | None = None
+    source_uri: str
+    source_etag: str
+    source_bytes: int
+    source_width: int | None = None
+    source_height: int | None = None
+    settings_id: str
+    model: str
+    weights_sha256: str
+    """SHA-256 of the file of weights, or the library's versioned name for them."""
+    layers: list[dict[str, Any]]
+    octaves: int
+    octave_scale: float
+    steps: int
+    step_size: float
+    jitter: int
+    seed: int
+    settings: str
+    """Canonical JSON of all settings."""
+    score_before: float | None = None
+    score_after: float | None = None
+    layer_scores: list[dict[str, Any]] | None = None
+    classes_before: list[dict[str, Any]] | None = None
+    classes_after: list[dict[str, Any]] | None = None
+    result_uri: str | None = None
+    result_bytes: int | None = None
+    result_sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    batch: int | None = None
+    tile: int | None = None
+    seconds: float | None = None
+    algorithm_version: int
+    created_at: datetime
+
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+_CLASSES = pa.list_(pa.struct([("label", _TEXT), ("p", _REAL)]))
+_SPECIAL = {
+    "layers": pa.list_(pa.struct([("name", _TEXT), ("channels", pa.list_(pa.int32())), ("weight", _REAL)])),
+    "layer_scores": pa.list_(pa.struct([("layer", _TEXT), ("before", _REAL), ("after", _REAL)])),
+    "classes_before": _CLASSES,
+    "classes_after": _CLASSES,
+    "created_at": pa.timestamp("us", tz="UTC"),
+}
+
+
+def _arrow_type(name: str, annotation: object) -> pa.DataType:
+    if name in _SPECIAL:
+        return _SPECIAL[name]
+    if annotation in (int, int | None):
+        return _INT
+    return _REAL if annotation in (float, float | None) else _TEXT
+
+
+SCHEMA = pa.schema(
+    [pa.field(field.name, _arrow_type(field.name, field.type)) for field in fields(Row)],
+    metadata={"dreamgrid.schema_version": SCHEMA_VERSION},
+)
+
+
+def part_uri(destination: str, run_id: str, shard: int) -> str:
+    """Address of the part that says a shard is done."""
+    return f"{destination}manifest/run={run_id}/shard-{shard:06d}.parquet"
+
+
+def to_parquet(rows: Sequence[Row]) -> bytes:
+    """A part, whole: it is put in one piece, so that no reader ever meets half of one."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read(
+    storage: Storage,
+    destination: str,
+    columns: Iterable[str] | None = None,
+    run_id: str | None = None,
+    where: pc.Expression | None = None,
+) -> pa.Table:
+    """The manifest of a destination, or one run's part of it: these columns of the rows that `where` chooses."""
+    wanted = list(columns or SCHEMA.names)
+    schema = pa.schema([SCHEMA.field(name) for name in wanted])
+    tables = [table.cast(schema) for table in _tables(storage, destination, wanted, run_id)]
+    if where is not None:
+        tables = [table.filter(where) for table in tables]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def parts(storage: Storage, destination: str, run_id: str | None = None) -> list[str]:
+    """Addresses of the parts of a destination, or of one run."""
+    folder = f"{destination}manifest/" + (f"run={run_id}/" if run_id else "")
+    return sorted(found.uri for found in storage.list(folder) if found.uri.endswith(".parquet"))
+
+
+def _tables(storage: Storage, destination: str, columns: list[str], run_id: str | None) -> Iterator[pa.Table]:
+    def read_part(uri: str) -> pa.Table:
+        data = storage.read(uri)
+        return pq.read_table(io.BytesIO(data), columns=columns) if data else SCHEMA.empty_table().select(columns)
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        yield from readers.map(read_part, parts(storage, destination, run_id))
+
+
+def summary(storage: Storage, destination: str) -> dict[str, Any]:
+    """Counts and mean scores of a destination, for people to look at."""
+    columns = ["run_id", "status", "error_kind", "source_uri", "settings_id", "settings", "score_before", "score_after"]
+    table = read(storage, destination, columns)
+    done = table.filter(pc.field("status") == "done")
+    means = done.group_by(["settings_id", "settings"], use_threads=False).aggregate(
+        [("score_before", "mean"), ("score_after", "mean"), ("score_after", "count")]
+    )
+    return {
+        "rows": len(table),
+        "photographs": pc.count_distinct(table["source_uri"]).as_py(),
+        "runs": pc.count_distinct(table["run_id"]).as_py(),
+        "statuses": _counts(table["status"]),
+        "errors": _counts(table["error_kind"].drop_null()),
+        "settings": [_mean_scores(row) for row in means.to_pylist()],
+    }
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
+
+
+def _mean_scores(row: dict[str, Any]) -> dict[str, Any]:
+    settings = DreamSettings.model_validate_json(row["settings"])
+    return {
+        "settings_id": row["settings_id"],
+        "model": settings.model,
+        "layers": objective_label(settings.layers),
+        "octaves": settings.octaves,
+        "steps": settings.steps,
+        "dreams": row["score_after_count"],
+        "score_before": row["score_before_mean"],
+        "score_after": row["score_after_mean"],
+    }

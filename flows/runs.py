@@ -1,0 +1,125 @@
+"""The record of a run in its destination: claimed, frozen, resumed, finished. S3 is the truth; no clock decides.
+
+DEST/_runs/active.json             the one unfinished run of this destination
+DEST/_runs/<run_id>/job.json       the job, with every point of its grid
+DEST/_runs/<run_id>/plan.parquet   the frozen plan
+DEST/_runs/<run_id>/success.json   comes last, with the counts
+"""
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from dreamcore.errors import InvalidInput
+from dreamcore.settings import Frozen
+from flows import manifest, plan
+from flows.job import DreamJob
+from flows.plan import PlannedSettings, Shard
+from flows.storage import Storage
+
+
+class Run(Frozen):
+    """One run of a job: what every shard of it has to know."""
+
+    run_id: str
+    job: DreamJob
+    settings: tuple[PlannedSettings, ...]
+
+    @property
+    def destination(self) -> str:
+        """Folder of the results."""
+        return self.job.destination
+
+    @property
+    def folder(self) -> str:
+        """Folder of this run's record."""
+        return f"{self.destination}_runs/{self.run_id}/"
+
+
+class Report(Frozen):
+    """What became of a run."""
+
+    run_id: str | None
+    """None when there was nothing to do."""
+    state: Literal["completed", "nothing to do"]
+    planned: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    photographs: int = 0
+    """Found below the source."""
+    seconds: float = 0.0
+    destination: str
+    manifest: str
+    """Where the manifest lies, for any reader of Parquet."""
+
+
+def active_uri(destination: str) -> str:
+    """Address of the mark of a destination's unfinished run."""
+    return f"{destination}_runs/active.json"
+
+
+def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) -> Run:
+    """Take the destination for a run of this job, or go on with the job's unfinished run.
+
+    Raises:
+        InvalidInput: another job's run is unfinished there.
+    """
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    mark = json.dumps({"run_id": run_id, "job_id": job.job_id}).encode()
+    if not storage.write_new(active_uri(job.destination), mark, "application/json"):
+        holder = json.loads(storage.read(active_uri(job.destination)) or b"{}")
+        if holder.get("job_id") != job.job_id:
+            raise InvalidInput(
+                f"{job.destination} is held by the unfinished run {holder.get('run_id')} of another job: run that "
+                "job again to finish it (it lies in _runs/ there, as job.json), or add --abandon to give it up"
+            )
+        run_id = holder["run_id"]
+    return Run(run_id=run_id, job=job, settings=tuple(settings))
+
+
+def freeze(run: Run, shards: Sequence[Shard], storage: Storage) -> list[Shard]:
+    """Fix the plan of a run; the first plan wins, also over one of another attempt at the same time."""
+    storage.write(f"{run.folder}job.json", run.model_dump_json(indent=1).encode(), "application/json")
+    data = plan.to_parquet(shards)
+    storage.write_new(f"{run.folder}plan.parquet", data, "application/vnd.apache.parquet")
+    return frozen_plan(run, storage) or []
+
+
+def frozen_plan(run: Run, storage: Storage) -> list[Shard] | None:
+    """The plan of a run that was begun before; None for a new one."""
+    data = storage.read(f"{run.folder}plan.parquet")
+    return plan.from_parquet(data) if data is not None else None
+
+
+def remaining(run: Run, shards: Sequence[Shard], storage: Storage) -> list[Shard]:
+    """The shards whose part is not there yet."""
+    there = set(manifest.parts(storage, run.destination, run.run_id))
+    return [shard for shard in shards if manifest.part_uri(run.destination, run.run_id, shard.number) not in there]
+
+
+def finish(run: Run, shards: Sequence[Shard], seconds: float, storage: Storage) -> Report:
+    """Count what the manifest says of this run and write `success.json`."""
+    statuses = Counter(manifest.read(storage, run.destination, ["status"], run.run_id)["status"].to_pylist())
+    report = Report(
+        run_id=run.run_id,
+        state="completed",
+        planned=sum(shard.dreams for shard in shards),
+        done=statuses["done"],
+        failed=statuses["failed"],
+        skipped=statuses["skipped"],
+        photographs=len({work.source.uri for shard in shards for work in shard.works}),
+        seconds=round(seconds, 3),
+        destination=run.destination,
+        manifest=f"{run.destination}manifest/",
+    )
+    storage.write(f"{run.folder}success.json", report.model_dump_json(indent=1).encode(), "application/json")
+    return report
+
+
+def release(destination: str, storage: Storage) -> None:
+    """Give a destination free; the parts of a run that is given up stay valid rows."""
+    storage.delete(active_uri(destination))

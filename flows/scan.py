@@ -1,0 +1,113 @@
+"""What there is to do: checks a job against the world, finds its photographs, takes away what is done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dreamcore.catalogue import card
+from dreamcore.errors import InvalidInput, Unavailable
+from dreamcore.images import looks_like_image
+from dreamcore.settings import settings_id
+from flows import manifest
+from flows.job import DreamJob, split_uri
+from flows.machine import workers
+from flows.plan import PlannedSettings, Source, dream_key, estimate_seconds, make_plan
+from flows.storage import HASTY, Found, Storage, storage
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The photographs of a job."""
+
+    sources: list[Source]
+    ignored: int
+    """Objects below the source that are no photographs by their name."""
+
+
+def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
+    """Every point of the job's grid with its identity and cost.
+
+    Raises:
+        InvalidInput: there is no such network, layer or channel.
+    """
+    planned = []
+    for settings in job.settings():
+        known = card(settings.model)
+        for target in settings.layers:
+            known.check(target.layer, target.channels)
+        cost = max(known.layer(target.layer).cost for target in settings.layers)
+        identity = settings_id(settings, known.weights)
+        planned.append(PlannedSettings(settings=settings, settings_id=identity, weights=known.weights, cost=cost))
+    return tuple(planned)
+
+
+def check_access(job: DreamJob) -> None:
+    """See within seconds whether source and destination can be reached.
+
+    Raises:
+        InvalidInput: no credentials, refused, no such bucket, or nothing answers.
+    """
+    store = Storage(HASTY)
+    try:
+        store.check_bucket(job.source)
+        store.check_bucket(job.destination)
+    except Unavailable as error:
+        raise InvalidInput(str(error)) from error
+
+
+def scan(job: DreamJob, store: Storage) -> Scan:
+    """Find every photograph of the source; the destination's own dreams never count, wherever it lies."""
+    sources, ignored = [], 0
+    folder = job.source.rstrip("/") + "/"
+    _, key = split_uri(job.source)
+    alone = store.find(job.source) if key and not key.endswith("/") else None
+    for found in [alone] if alone else store.list(folder):
+        if found.uri.startswith(job.destination) or found.uri.endswith("/"):
+            continue
+        if looks_like_image(found.uri):
+            sources.append(_source(found, folder))
+        else:
+            ignored += 1
+    return Scan(sources, ignored)
+
+
+def _source(found: Found, folder: str) -> Source:
+    below = found.uri.removeprefix(folder) if found.uri.startswith(folder) else found.uri.rpartition("/")[2]
+    return Source(found.uri, below, found.etag, found.size)
+
+
+def done_before(job: DreamJob, store: Storage) -> Callable[[str], bool]:
+    """Whether the manifest of the job's destination has a row for a `dream_key`, whatever became of it.
+
+    A photograph that failed is not tried again until it changes: it would fail again.
+    """
+    table = manifest.read(store, job.destination, ["source_uri", "source_etag", "settings_id"])
+    columns = (table[name].to_pylist() for name in table.column_names)
+    return {dream_key(*row) for row in zip(*columns, strict=True)}.__contains__
+
+
+def outlook(job: DreamJob) -> dict[str, Any]:
+    """What a run of the job would do and about what it would cost; nothing is touched.
+
+    Raises:
+        InvalidInput: the job cannot run.
+    """
+    settings = plan_settings(job)
+    check_access(job)
+    found = scan(job, storage())
+    shards = make_plan(found.sources, settings, done_before(job, storage()))
+    todo = [(work.source, settings[index]) for shard in shards for work in shard.works for index in work.settings]
+    seconds = sum(estimate_seconds(source, planned) for source, planned in todo)
+    return {
+        "source": job.source,
+        "destination": job.destination,
+        "photographs": len(found.sources),
+        "ignored": found.ignored,
+        "settings": len(settings),
+        "planned": len(todo),
+        "done": len(found.sources) * len(settings) - len(todo),
+        "shards": len(shards),
+        "processes": workers(),
+        "estimated_seconds_of_one_core": round(seconds, 1),
+        "estimated_seconds": round(seconds / workers(), 1),
+    }
