@@ -19,7 +19,7 @@ from rich.table import Table
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from dreamcore.settings import DreamSettings, Frozen, Grid, Output, objective_label
-from flows.job import DreamJob, explain, read_job
+from flows.job import DreamJob, explain, folder_uri, read_job
 
 STACK = Path(".dreamgrid")
 """Folder of the embedded stack of the folder one stands in."""
@@ -67,8 +67,8 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error, to be called with how far it is and how far it goes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=screen) as bar:
-        line = bar.add_task(what, total=None)
-        yield lambda finished, planned: bar.update(line, completed=finished, total=planned)
+        line = bar.add_task(what, total=None, visible=False)
+        yield lambda finished, planned: bar.update(line, completed=finished, total=planned, visible=True)
 
 
 def options_of(model: type[Frozen], *leave_out: str) -> Callable[[_Command], _Command]:
@@ -234,7 +234,10 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
     scan.check_access(job)
     if abandon:
         runs.release(job.destination, storage.storage())
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")  # the bar says the rest
+    runs.holder(job, storage.storage())
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the bar and `main` say it
+    # Workers killed at Ctrl-C leave semaphores, which are cleaned up: nothing to warn anybody of.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     from flows.dream_collection import dream_collection, on_progress
 
     with progress("dreaming") as watch:
@@ -292,7 +295,8 @@ def image(source: Path, result: Path, quality: str | None, **flags: Any) -> None
     """
     from pydantic import ValidationError
 
-    output = {"format": result.suffix.lstrip("."), **({"quality": quality} if quality else {})}
+    suffix = result.suffix.lstrip(".").lower().replace("jpeg", "jpg")
+    output = {"format": suffix, **({"quality": quality} if quality else {})}
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         settings = DreamSettings.model_validate({**given, "output": output})
@@ -361,18 +365,22 @@ def manifest(destination: str, as_json: bool) -> None:
     \b
     dreamgrid manifest s3://dreams/demo/
     """
-    from flows.job import folder_uri
     from flows.manifest import summary
     from flows.storage import storage
 
-    found = summary(storage(), folder_uri(destination))
+    try:
+        folder = folder_uri(destination)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    found = summary(storage(), folder)
     if as_json:
         show_json(found)
         return
+    if not found["rows"]:
+        console.print(f"There is no manifest in {folder} yet.", highlight=False)
+        return
     counts = ", ".join(f"{count} {status}" for status, count in found["statuses"].items())
-    console.print(
-        f"{found['rows']} rows of {found['photographs']} photographs in {found['runs']} runs: {counts or 'none'}"
-    )
+    console.print(f"{found['rows']} rows of {found['photographs']} photographs in {found['runs']} runs: {counts}")
     for kind, count in found["errors"].items():
         console.print(f"  {count} {kind}")
     table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)

@@ -20,7 +20,7 @@ from prefect.tasks import exponential_backoff
 from dreamcore.errors import Unavailable
 from flows import runs, sheets
 from flows.job import DreamJob
-from flows.machine import start_worker, workers
+from flows.machine import start_worker, stop_workers, workers
 from flows.plan import PlannedSettings, Shard, make_plan
 from flows.runs import Report, Run
 from flows.scan import Scan, check_access, done_before, plan_settings, scan
@@ -116,11 +116,15 @@ def dream(run: Run, shards: Sequence[Shard]) -> None:
     watch = on_progress.get() or (lambda _finished, _planned: None)
     watch(finished, planned)
     futures = {dream_shard.submit(run, shard): shard for shard in todo}
-    for future in as_completed(list(futures)):
-        future.result()
-        finished += futures[future].dreams
-        watch(finished, planned)
-        update_progress_artifact(artifact, 100 * finished / planned)
+    try:
+        for future in as_completed(list(futures)):
+            future.result()
+            finished += futures[future].dreams
+            watch(finished, planned)
+            update_progress_artifact(artifact, 100 * finished / planned)
+    except BaseException:
+        stop_workers()  # or the pool would dream all that was submitted before it let go
+        raise
 
 
 @task(task_run_name="shard {shard.number}", **patiently)

@@ -96,7 +96,9 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
     """
     fields = _read_yaml(path) if path else {}
     for name, value in overrides.items():
-        fields[name] = {**(fields.get(name) or {}), **value} if isinstance(value, Mapping) else value
+        entries = fields.get(name) or {}
+        both = isinstance(value, Mapping) and isinstance(entries, Mapping)
+        fields[name] = {**entries, **value} if both else value
     try:
         return DreamJob.model_validate(fields)
     except ValidationError as error:
@@ -108,7 +110,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         fields = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InvalidInput(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise InvalidInput(f"{path} is no job: it needs at least the fields source and destination")

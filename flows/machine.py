@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from pathlib import Path
 
 from dreamcore.errors import InvalidInput
@@ -26,6 +28,22 @@ def workers() -> int:
 def start_worker() -> None:
     """Set up a worker process: one thread of arithmetic, since there is one process a core."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which only worker processes do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the flow decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """An idle worker would wait for ever for a flow that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def stop_workers() -> None:
+    """Kill this process's workers where they are: what they had not delivered is dreamt again by the next run."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def choose_device() -> str:

@@ -20,6 +20,8 @@ _BITS_A_PIXEL = {"jpg": 2.5, "jpeg": 2.5, "jpe": 2.5, "webp": 2.0, "png": 12.0, 
 _BITS_A_PIXEL_UNPACKED = 24.0
 _STEP_PASSES = 2.0
 """A step runs forward and back to the picture: about two forward passes."""
+_SECONDS_BESIDES = 0.1
+"""To read, decode, encode and write, whatever is dreamt."""
 _MULTIPLY_ADDS_A_SECOND = 25e9
 """Of one core of 2024; plans only compare with it and estimate, nothing is decided by it."""
 
@@ -83,7 +85,8 @@ def estimate_seconds(source: Source, planned: PlannedSettings) -> float:
     settings = planned.settings
     octaves = sum(settings.octave_scale ** (-2 * level) for level in range(settings.octaves))
     passes = octaves * settings.steps * _STEP_PASSES
-    return estimate_pixels(source, settings.max_pixels) * passes * planned.cost / _MULTIPLY_ADDS_A_SECOND
+    multiply_adds = estimate_pixels(source, settings.max_pixels) * passes * planned.cost
+    return _SECONDS_BESIDES + multiply_adds / _MULTIPLY_ADDS_A_SECOND
 
 
 def make_plan(
@@ -118,7 +121,7 @@ def _cut(todo: list[tuple[Source, int, float]], count: int, total: float) -> Ite
         spent += entry[2]
         if spent >= total * (ended + 1) / count:
             yield chunk
-            chunk, ended = [], math.floor(spent * count / total) if total else ended + 1
+            chunk, ended = [], max(ended + 1, math.floor(spent * count / total))
     if chunk:
         yield chunk
 
@@ -140,12 +143,13 @@ def result_name(source: Source, planned: PlannedSettings, result_id: str) -> str
 def safe_name(name: str) -> str:
     """`name` as a key that every store keeps apart: what reads as a path step or a control code is spelt out."""
     spelt = "".join(quote(c) if c == "%" or not c.isprintable() else c for c in name)
-    parts = ["%2E" * len(part) if part in (".", "..") else part or "%00" for part in spelt.split("/")]
+    # Neither %20 nor %2D can come from a name: a space and a hyphen stay as they are.
+    parts = ["%2E" * len(part) if part in (".", "..") else part or "%20" for part in spelt.split("/")]
     name = "/".join(parts)
     if len(name.encode()) <= 800:
         return name
     # A key has 1,024 bytes; the rest of a long one is told apart by its digest.
-    return name.encode()[:700].decode(errors="ignore") + "-" + digest(name)
+    return name.encode()[:700].decode(errors="ignore") + "%2D" + digest(name)
 
 
 _PLAN = pa.schema(

@@ -62,6 +62,24 @@ def active_uri(destination: str) -> str:
     return f"{destination}_runs/active.json"
 
 
+def holder(job: DreamJob, storage: Storage) -> str | None:
+    """The unfinished run of this job, which the next one goes on with; None where the destination is free.
+
+    Raises:
+        InvalidInput: another job's run is unfinished there.
+    """
+    mark = storage.read(active_uri(job.destination))
+    if mark is None:
+        return None
+    held = json.loads(mark)
+    if held["job_id"] != job.job_id:
+        raise InvalidInput(
+            f"{job.destination} is held by the unfinished run {held['run_id']} of another job: run that job again to "
+            f"finish it (see {job.destination}_runs/{held['run_id']}/job.json), or add --abandon to give it up"
+        )
+    return str(held["run_id"])
+
+
 def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) -> Run:
     """Take the destination for a run of this job, or go on with the job's unfinished run.
 
@@ -71,13 +89,7 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     mark = json.dumps({"run_id": run_id, "job_id": job.job_id}).encode()
     if not storage.write_new(active_uri(job.destination), mark, "application/json"):
-        holder = json.loads(storage.read(active_uri(job.destination)) or b"{}")
-        if holder.get("job_id") != job.job_id:
-            raise InvalidInput(
-                f"{job.destination} is held by the unfinished run {holder.get('run_id')} of another job: run that "
-                "job again to finish it (it lies in _runs/ there, as job.json), or add --abandon to give it up"
-            )
-        run_id = holder["run_id"]
+        run_id = holder(job, storage) or run_id
     return Run(run_id=run_id, job=job, settings=tuple(settings))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dreamcore.catalogue import card
-from dreamcore.errors import InvalidInput
+from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import decode, encode
 from dreamcore.models import load_network
 from dreamcore.picture import Dreamt, dream_photograph
@@ -28,6 +28,8 @@ def dream_file(source: Path, result: Path, settings: DreamSettings, watch: Calla
         photograph = decode(source.read_bytes(), max_pixels=settings.max_pixels)
     except OSError as error:
         raise InvalidInput(f"{source} cannot be read: {error.strerror}") from error
+    except ImageError as error:
+        raise ImageError(error.kind, f"{source}: {error}") from error
     network = load_network(settings.model, choose_device())
     dreamt = dream_photograph(network, photograph, settings, watch=watch)
     result.write_bytes(encode(dreamt.pixels, settings.output.format, settings.output.quality, dreamt.description()))
