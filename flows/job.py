@@ -96,9 +96,10 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
     """
     fields = _read_yaml(path) if path else {}
     for name, value in overrides.items():
-        entries = fields.get(name) or {}
-        both = isinstance(value, Mapping) and isinstance(entries, Mapping)
-        fields[name] = {**entries, **value} if both else value
+        if not isinstance(value, Mapping):
+            fields[name] = value
+        elif isinstance(entries := fields.get(name) or {}, Mapping):  # what is no mapping is left to be refused
+            fields[name] = {**entries, **value}
     try:
         return DreamJob.model_validate(fields)
     except ValidationError as error:

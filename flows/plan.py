@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -112,18 +112,14 @@ def make_plan(
     return [Shard(number, _by_source(chunk)) for number, chunk in enumerate(_cut(todo, count, total))]
 
 
-def _cut(todo: list[tuple[Source, int, float]], count: int, total: float) -> Iterator[list[tuple[Source, int, float]]]:
-    """Cut into at most `count` chunks, each ended where its share of the total is reached."""
-    chunk: list[tuple[Source, int, float]] = []
-    spent, ended = 0.0, 0
+def _cut(todo: Iterable[tuple[Source, int, float]], count: int, total: float) -> list[list[tuple[Source, int, float]]]:
+    """Cut into at most `count` chunks of `total` seconds together: a dream goes where the middle of its time lies."""
+    chunks: dict[int, list[tuple[Source, int, float]]] = {}
+    spent = 0.0
     for entry in todo:
-        chunk.append(entry)
+        chunks.setdefault(int((spent + entry[2] / 2) * count / total), []).append(entry)
         spent += entry[2]
-        if spent >= total * (ended + 1) / count:
-            yield chunk
-            chunk, ended = [], max(ended + 1, math.floor(spent * count / total))
-    if chunk:
-        yield chunk
+    return list(chunks.values())
 
 
 def _by_source(chunk: list[tuple[Source, int, float]]) -> tuple[Work, ...]:

@@ -88,8 +88,10 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
     """
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     mark = json.dumps({"run_id": run_id, "job_id": job.job_id}).encode()
-    if not storage.write_new(active_uri(job.destination), mark, "application/json"):
-        run_id = holder(job, storage) or run_id
+    while not storage.write_new(active_uri(job.destination), mark, "application/json"):
+        if held := holder(job, storage):  # else it was given free in between
+            run_id = held
+            break
     return Run(run_id=run_id, job=job, settings=tuple(settings))
 
 

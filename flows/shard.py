@@ -160,7 +160,7 @@ class _Dreamer:
         """The row of a dream that another attempt made, from what it wrote into the picture."""
         data = self.storage.read(str(row.result_uri)) or b""
         inside = describe(data)
-        if inside is None:
+        if inside is None or inside.get("settings_id") != row.settings_id:
             raise InvalidInput(f"{row.result_uri} is there but is no dream of this kind: move it away")
         columns = {field.name for field in fields(Row)} - {"settings", *_SOURCE}
         measured: dict[str, Any] = {name: value for name, value in inside.items() if name in columns}

@@ -1,0 +1,152 @@
+"""The command as people and machines use it: help, answers, exit codes, and bad input told in one message."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreamcore.images import describe
+from flows.stack import Stack
+from flows.storage import Storage
+from tests.conftest import PHOTOS, Command
+
+HEAVY = ("torch", "prefect", "boto3", "pyarrow")
+
+
+def imported_by(statement: str) -> set[str]:
+    """Which heavy packages a fresh interpreter has after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*set({HEAVY!r}) & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_help_is_instant_because_nothing_heavy_is_imported(dreamgrid: Command) -> None:
+    assert imported_by("import flows.cli") == set()
+    assert "dreamgrid demo" in dreamgrid("--help").stdout
+    assert "[default: laplacian]" in " ".join(dreamgrid("run", "--help").stdout.split())
+
+
+def test_a_plan_imports_no_torch_and_no_prefect() -> None:
+    assert imported_by("import flows.scan") == {"boto3", "pyarrow"}
+
+
+def test_one_picture_needs_no_s3_and_no_prefect(dreamgrid: Command, tmp_path: Path) -> None:
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    arguments = ("--layers", "blocks.4", "--octaves", "2", "--steps", "1", "--max-pixels", "20000")
+    done = dreamgrid("image", str(PHOTOS / "chelsea.png"), "out.png", *arguments, **nowhere)
+    assert done.returncode == 0, done.stderr
+    assert "Egyptian cat" in done.stdout
+    inside = describe((tmp_path / "out.png").read_bytes()) or {}
+    assert inside["settings"]["layers"] == [{"layer": "blocks.4", "channels": [], "weight": 1.0}]  # type: ignore[index]
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.width * picture.height <= 20000
+        assert picture.width / picture.height == pytest.approx(451 / 300, rel=0.02)
+
+
+def test_what_cannot_be_dreamt_is_told(dreamgrid: Command, tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_text("<html>")
+    for arguments, message in (
+        (("page.jpg", "out.png"), "page.jpg: no picture"),
+        (("missing.jpg", "out.png"), "missing.jpg cannot be read"),
+        (("page.jpg", "out.gif"), "'png', 'webp' or 'jpg', not 'gif'"),
+        (("page.jpg", "no/folder/out.png"), "no folder"),
+        (("page.jpg", "out.png", "--steps", "many"), "steps: "),
+    ):
+        done = dreamgrid("image", *arguments)
+        assert done.returncode in (1, 2), done.stderr
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_layers_and_models_are_listed(dreamgrid: Command) -> None:
+    layers = json.loads(dreamgrid("layers", "--json").stdout)["layers"]
+    assert {"name": "blocks.4", "channels": 112, "stride": 16}.items() <= {
+        name: value for layer in layers if layer["name"] == "blocks.4" for name, value in layer.items()
+    }.items()
+    assert "blocks.4" in dreamgrid("layers").stdout
+    names = json.loads(dreamgrid("models", "googlenet", "--json").stdout)
+    assert "googlenet" in names
+
+
+def test_the_stack_of_an_empty_folder(dreamgrid: Command) -> None:
+    assert dreamgrid("down").returncode == 0
+    assert json.loads(dreamgrid("status", "--json").stdout)["running"] is False
+    nothing = dreamgrid("env")
+    assert nothing.returncode == 2
+    assert "dreamgrid up" in nothing.stderr
+
+
+BAD_JOBS = {
+    "unknown model": ("model: [efficientnet_lite9]", "no network 'efficientnet_lite9' (nearest: efficientnet_lite0"),
+    "unknown layer": ("layers: [blocks.44]", "no layer 'blocks.44' (nearest: blocks.4,"),
+    "unknown channel": ("layers: ['blocks.4:112']", "no channel 112: it has 112"),
+    "empty grid": ("", "grid: it is empty"),
+    "empty axis": ("octaves: []", "grid.octaves: the list is empty"),
+    "wrong type": ("octaves: [three]", "grid.octaves[0]: input should be a valid integer"),
+    "unknown axis": ("octave: [3]", "grid.octave: there is no such field"),
+    "no objective": ("layers: [3]", "grid.layers[0]: 3 is no objective"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_JOBS)
+def test_a_bad_grid_starts_nothing(
+    case: str, dreamgrid: Command, storage: Storage, source: str, destination: str, tmp_path: Path
+) -> None:
+    axis, message = BAD_JOBS[case]
+    (tmp_path / "job.yaml").write_text(f"source: {source}\ndestination: {destination}\ngrid: {{{axis}}}\n")
+    for command in ("run", "plan"):
+        done = dreamgrid(command, "job.yaml", "--json")
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert list(storage.list(destination)) == []
+
+
+def bad_access(stack: Stack) -> dict[str, tuple[str, str, dict[str, str], str]]:
+    """Source, destination, environment and the message they give."""
+    here, there = "s3://photos/x/", "s3://dreams/x/"
+    return {
+        "missing bucket": ("s3://nowhere/x/", there, {}, "no bucket 'nowhere'"),
+        "missing destination": (here, "s3://nowhere/x/", {}, "no bucket 'nowhere'"),
+        "refused credentials": (here, there, {"AWS_SECRET_ACCESS_KEY": "x"}, "refuses access (SignatureDoesNotMatch"),
+        "unreachable endpoint": (
+            here,
+            there,
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"},
+            "127.0.0.1:9 does not answer",
+        ),
+        "same place": (here, "s3://photos/x", {}, "source and destination are both s3://photos/x/"),
+        "among the results": ("s3://dreams/x/images/", there, {}, "lies among the results"),
+        "no address": ("photos/x", there, {}, "source: 'photos/x' is no S3 address"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["missing bucket", "missing destination", "refused credentials", "unreachable endpoint", "same place",
+     "among the results", "no address"],
+)  # fmt: skip
+def test_bad_access_starts_nothing(case: str, dreamgrid: Command, stack: Stack, source: str, destination: str) -> None:
+    bad_source, bad_destination, env, message = bad_access(stack)[case]
+    job = ("--source", bad_source, "--destination", bad_destination)
+    done = dreamgrid("run", *job, "--json", **env)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert stack.secret_key not in done.stderr
+
+
+def test_no_photograph_is_nothing_to_do(dreamgrid: Command, source: str, destination: str) -> None:
+    done = dreamgrid("run", "--source", source, "--destination", destination)
+    assert done.returncode == 0, done.stderr
+    assert "there is no photograph below the source" in done.stdout
+
+
+def test_a_usage_error_is_exit_2(dreamgrid: Command) -> None:
+    assert dreamgrid("run", "--nonsense").returncode == 2
+    assert dreamgrid("run").returncode == 2
+    assert dreamgrid("manifest", "no-address").returncode == 2

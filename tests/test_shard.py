@@ -1,0 +1,156 @@
+"""One shard, dreamt in this process against a real S3: what an attempt leaves, the next one takes over."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from dreamcore.errors import InvalidInput
+from dreamcore.images import encode
+from flows import manifest, runs
+from flows.job import DreamJob
+from flows.plan import Shard, make_plan
+from flows.runs import Run
+from flows.scan import done_before, plan_settings, scan
+from flows.shard import dream_shard
+from flows.storage import Storage
+from tests.tiny import pixels
+
+
+def put_photograph(storage: Storage, uri: str, seed: int = 0) -> None:
+    sink = io.BytesIO()
+    Image.fromarray(pixels(40, 56, seed)).save(sink, "PNG")
+    storage.write(uri, sink.getvalue(), "image/png")
+
+
+def plan_run(storage: Storage, source: str, destination: str, layers: Sequence[str]) -> tuple[Run, Shard]:
+    """A run whose whole work is one shard."""
+    grid = {"layers": list(layers), "octaves": [1], "steps": [1]}
+    job = DreamJob.model_validate({"source": source, "destination": destination, "grid": grid})
+    settings = plan_settings(job)
+    shards = make_plan(scan(job, storage).sources, settings, done_before(job, storage))
+    works: dict[object, list[int]] = {}
+    for shard in shards:
+        for work in shard.works:
+            works.setdefault(work.source, []).extend(work.settings)
+    whole = tuple(
+        replace(work, settings=tuple(works.pop(work.source)))
+        for s in shards
+        for work in s.works
+        if work.source in works
+    )
+    return Run(run_id="run", job=job, settings=settings), Shard(0, whole)
+
+
+def rows_of(storage: Storage, run: Run) -> list[dict[str, object]]:
+    return [dict(row) for row in manifest.read(storage, run.destination).to_pylist()]
+
+
+def test_a_second_attempt_takes_the_dreams_of_the_first(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    assert dream_shard(run, shard, storage) == {"done": 2}
+    first = rows_of(storage, run)
+    versions = {found.uri: found for found in storage.list(f"{destination}images/")}
+    storage.delete(manifest.part_uri(destination, run.run_id, 0))  # killed just before the part was put
+
+    assert dream_shard(run, shard, storage) == {"done": 2}
+    assert rows_of(storage, run) == first, "the same rows, measured seconds and time of creation included"
+    assert {found.uri: found for found in storage.list(f"{destination}images/")} == versions
+
+
+def test_a_half_done_shard_dreams_only_what_is_missing(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    dream_shard(run, shard, storage)
+    first = {row["result_uri"]: row for row in rows_of(storage, run)}
+    lost, kept = sorted(str(uri) for uri in first)
+    storage.delete(manifest.part_uri(destination, run.run_id, 0))
+    storage.delete(lost)
+
+    dream_shard(run, shard, storage)
+    again = {row["result_uri"]: row for row in rows_of(storage, run)}
+    assert again[kept] == first[kept]
+    assert again[lost]["created_at"] != first[lost]["created_at"]
+    assert storage.find(lost) is not None
+
+
+def test_the_first_part_of_a_shard_stays(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    dream_shard(run, shard, storage)
+    part = storage.read(manifest.part_uri(destination, run.run_id, 0))
+    dream_shard(run, shard, storage)
+    assert storage.read(manifest.part_uri(destination, run.run_id, 0)) == part
+
+
+def test_trouble_with_one_photograph_is_its_rows_and_nothing_else(
+    storage: Storage, source: str, destination: str
+) -> None:
+    for number, name in enumerate(("changed.png", "deleted.png", "good.png")):
+        put_photograph(storage, source + name, number)
+    storage.write(source + "empty.png", b"", "image/png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    put_photograph(storage, source + "changed.png", seed=9)
+    storage.delete(source + "deleted.png")
+
+    assert dream_shard(run, shard, storage) == {"done": 2, "failed": 2, "skipped": 4}
+    found = {(str(r["source_uri"]).removeprefix(source), r["status"], r["error_kind"]) for r in rows_of(storage, run)}
+    assert found == {
+        ("good.png", "done", None),
+        ("empty.png", "failed", "not_an_image"),
+        ("changed.png", "skipped", "source_changed"),
+        ("deleted.png", "skipped", "source_missing"),
+    }
+
+
+def test_a_dream_names_its_pictures_bytes(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    dream_shard(run, shard, storage)
+    (row,) = rows_of(storage, run)
+    data = storage.read(str(row["result_uri"])) or b""
+    assert row["result_sha256"] == hashlib.sha256(data).hexdigest()
+    assert (row["width"], row["height"]) == (56, 40)
+
+
+def test_something_else_in_the_place_of_a_dream_is_told(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    dream_shard(run, shard, storage)
+    (row,) = rows_of(storage, run)
+    storage.write(str(row["result_uri"]), encode(pixels(), "png", 95, {"somebody": "else"}), "image/png")
+    with pytest.raises(InvalidInput, match="no dream of this kind"):
+        dream_shard(run, shard, storage)
+
+
+def test_a_destination_below_the_source_never_dreams_its_own_dreams(storage: Storage, source: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    put_photograph(storage, source + "dreams2/dog.png", seed=1)
+    run, shard = plan_run(storage, source, source + "dreams/", ["blocks.0"])
+    assert dream_shard(run, shard, storage) == {"done": 2}
+    names = [found.name for found in scan(run.job, storage).sources]
+    assert sorted(names) == ["cat.png", "dreams2/dog.png"]
+
+
+def test_a_single_photograph_is_a_source(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    put_photograph(storage, source + "cat.png.png", seed=1)
+    job = DreamJob.model_validate({"source": source + "cat.png", "destination": destination})
+    (found,) = scan(job, storage).sources
+    assert (found.uri, found.name) == (source + "cat.png", "cat.png")
+
+
+def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, _ = plan_run(storage, source, destination, ["blocks.0"])
+    other, _ = plan_run(storage, source, destination, ["blocks.1"])
+    first = runs.claim(run.job, run.settings, storage)
+    assert runs.claim(run.job, run.settings, storage).run_id == first.run_id, "the same job goes on with its run"
+    with pytest.raises(InvalidInput, match=f"held by the unfinished run {first.run_id}"):
+        runs.claim(other.job, other.settings, storage)
+    runs.release(destination, storage)
+    assert runs.claim(other.job, other.settings, storage).run_id != first.run_id

@@ -1,0 +1,84 @@
+"""The conditional reads and writes that the protocol rests on, against a real S3 server."""
+
+import pytest
+
+from dreamcore.errors import ImageError, InvalidInput, Unavailable
+from flows.stack import Stack
+from flows.storage import HASTY, Found, Storage
+
+
+def test_what_is_written_is_found_listed_and_read(storage: Storage, source: str) -> None:
+    for name in ("b.png", "a b+c%2F.png", "ä/🎈.png", "out2/x", "out/x"):
+        storage.write(source + name, name.encode(), "image/png")
+    listed = {found.uri: found for found in storage.list(source)}
+    assert set(listed) == {source + name for name in ("b.png", "a b+c%2F.png", "ä/🎈.png", "out2/x", "out/x")}
+    for uri, found in listed.items():
+        assert storage.read(uri) == uri.removeprefix(source).encode()
+        assert storage.find(uri) == found
+    assert [found.uri for found in storage.list(source + "out/")] == [source + "out/x"]
+
+
+def test_what_is_not_there_is_none(storage: Storage, source: str) -> None:
+    assert storage.read(source + "nothing") is None
+    assert storage.find(source + "nothing") is None
+    storage.delete(source + "nothing")
+
+
+def test_a_version_is_read_or_told_to_be_gone(storage: Storage, source: str) -> None:
+    storage.write(source + "cat.png", b"first", "image/png")
+    (first,) = storage.list(source)
+    assert storage.read_version(first) == b"first"
+    storage.write(source + "cat.png", b"second", "image/png")
+    with pytest.raises(ImageError, match="replaced") as changed:
+        storage.read_version(first)
+    assert changed.value.kind == "source_changed"
+    storage.delete(source + "cat.png")
+    with pytest.raises(ImageError, match="deleted") as missing:
+        storage.read_version(first)
+    assert missing.value.kind == "source_missing"
+
+
+def test_the_first_writer_wins(storage: Storage, source: str) -> None:
+    assert storage.write_new(source + "x", b"first", "text/plain")
+    assert storage.write_new(source + "x", b"first", "text/plain"), "one's own first attempt is no loss"
+    assert not storage.write_new(source + "x", b"second", "text/plain")
+    assert storage.read(source + "x") == b"first"
+
+
+def test_the_probe_of_conditions_leaves_nothing(storage: Storage, source: str) -> None:
+    assert storage.honours_conditions(source)
+    assert list(storage.list(source)) == []
+
+
+def test_a_missing_bucket_is_named(storage: Storage) -> None:
+    for attempt in (
+        lambda: list(storage.list("s3://nowhere/x/")),
+        lambda: storage.check_bucket("s3://nowhere/x/"),
+        lambda: storage.write("s3://nowhere/x", b"", "text/plain"),
+        lambda: storage.read("s3://nowhere/x"),
+    ):
+        with pytest.raises(InvalidInput, match="no bucket 'nowhere'"):
+            attempt()
+
+
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_refused_credentials_are_told(stack: Stack, source: str, variable: str) -> None:
+    stranger = Storage(HASTY, stack.environment() | {variable: "wrong"})
+    with pytest.raises(InvalidInput, match="refuses access") as refused:
+        list(stranger.list(source))
+    assert stack.secret_key not in str(refused.value)
+    with pytest.raises(InvalidInput, match="refuses access"):
+        stranger.find(source + "x")
+    with pytest.raises(InvalidInput, match="refuses access"):
+        stranger.read_version(Found(source + "x", "etag", 1))
+
+
+def test_an_endpoint_that_does_not_answer_is_the_worlds_trouble(stack: Stack) -> None:
+    nobody = Storage(HASTY, stack.environment() | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9 does not answer"):
+        nobody.read("s3://photos/x")
+
+
+def test_an_endpoint_that_is_no_address_is_told(stack: Stack) -> None:
+    with pytest.raises(InvalidInput, match="nonsense"):
+        Storage(environment=stack.environment() | {"AWS_ENDPOINT_URL": "nonsense"})
