@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from dreamcore.catalogue import BUNDLED, Card, Layer, card
 from dreamcore.errors import InvalidInput, Unavailable
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PROBE_SIDE = 224
 """Side of the picture, in pixels, with which a network is surveyed."""
+LONGEST = 4
+"""A picture is shown to the classifier at most so many times longer than the network's own pictures."""
 
 
 class _DeepestLayerReached(Exception):
@@ -33,7 +34,7 @@ class Network:
     Args:
         module: the classifier; its weights are frozen in place.
         card: what is known of it.
-        labels: names of its classes, by index.
+        labels: names of its classes, by index; none when it is no classifier.
         device: where it runs.
     """
 
@@ -47,8 +48,12 @@ class Network:
         self._std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
 
     def activations(self, pictures: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
-        """What `layers` answer to `pictures` (B, 3, H, W) in [0, 1]; nothing behind the deepest of them runs."""
-        with self._listening(layers) as answers:
+        """What `layers` answer to `pictures` (B, 3, H, W) in [0, 1]; nothing behind the deepest of them runs.
+
+        Raises:
+            InvalidInput: the network has no such layer, or never runs it.
+        """
+        with self._listening(set(layers)) as answers:
             try:
                 self.module(self._normalised(pictures))
             except _DeepestLayerReached:
@@ -58,8 +63,9 @@ class Network:
     @torch.no_grad()
     def classify(self, pictures: Tensor) -> Tensor:
         """Probabilities (B, classes) of what is in `pictures` (B, 3, H, W), seen at the size the network learnt at."""
-        scale = self.card.size / min(pictures.shape[-2:])
-        size = [max(self.card.size, round(side * scale)) for side in pictures.shape[-2:]]
+        least, longest = self.card.size, self.card.size * LONGEST  # a strip of pixels would take all memory
+        scale = least / min(pictures.shape[-2:])
+        size = [min(max(least, round(side * scale)), longest) for side in pictures.shape[-2:]]
         logits: Tensor = self.module(self._normalised(F.interpolate(pictures, size, mode="bicubic", antialias=True)))
         return logits.float().softmax(1)
 
@@ -72,19 +78,21 @@ class Network:
         answers: dict[str, Tensor] = {}
 
         def keep(name: str, answer: Tensor) -> None:
-            answers.setdefault(name, answer)
-            if len(answers) == len(layers):
+            if name in answers:
+                return
+            deepest = len(answers) + 1 == len(layers)
+            answers[name] = answer if deepest else answer.clone()  # what runs after it may write into it
+            if deepest:
                 raise _DeepestLayerReached
 
         def hook(name: str) -> Any:
             return lambda _module, _inputs, answer: keep(name, answer)
 
-        handles = [self._modules[name].register_forward_hook(hook(name)) for name in layers]
-        try:
+        with ExitStack() as hooks:
+            for layer in layers:
+                module = self._modules[self.card.layer(layer).name]
+                hooks.enter_context(module.register_forward_hook(hook(layer)))
             yield answers
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @lru_cache(maxsize=4)
@@ -107,20 +115,23 @@ def load_network(model: str, device: str = "cpu") -> Network:
             f"the weights of {model} could not be had ({error}): they are downloaded once, so try again with a "
             f"connection to the internet, or use {BUNDLED}, which needs none"
         ) from error
-    return Network(module, known, labels=_labels(module), device=device)
+    return Network(module, known, labels=_labels(model, module), device=device)
 
 
 def survey(model: str) -> Card:
     """Read the card of `model` off its structure; no weights are loaded or even allocated.
 
     Raises:
-        InvalidInput: no network has this name; the message names the nearest ones.
+        InvalidInput: no network has this name, and the message names the nearest ones; or it cannot dream.
     """
     with torch.device("meta"):
         module = _build(model, pretrained=False).eval()
-        layers = tuple(_survey_layers(module))
-    mean, std = _normalisation(model, module)
-    size = _native_size(model, module)
+    one, other = _answers(module, PROBE_SIDE), _answers(module, PROBE_SIDE + 32)
+    if not one or not other:
+        raise InvalidInput(f"{model} takes pictures of one size only: choose a convolutional network")
+    # Some layers of transformers hold their channels last: what is in the channels' place grows with the picture.
+    layers = tuple(layer for name, layer in one.items() if name in other and other[name].channels == layer.channels)
+    mean, std, size = _preprocessing(model, module)
     return Card(model, _weights_identity(model, module), mean, std, size, _min_size(module), layers)
 
 
@@ -135,7 +146,8 @@ def _build(model: str, *, pretrained: bool) -> nn.Module:
     if model == BUNDLED:
         model = "timm/tf_efficientnet_lite0"
     name = model.removeprefix("timm/")
-    known = timm.is_model(name) if model.startswith("timm/") else name in torchvision.models.list_models()
+    classifiers = torchvision.models.list_models(module=torchvision.models)
+    known = timm.is_model_pretrained(name) if model.startswith("timm/") else name in classifiers
     if not known:
         near = difflib.get_close_matches(model, model_names(), n=5, cutoff=0.3)
         raise InvalidInput(f"there is no network {model!r} (nearest: {', '.join(near)}); `dreamgrid models` lists all")
@@ -181,30 +193,25 @@ def _weights_identity(model: str, module: nn.Module) -> str:
 _Triple = tuple[float, float, float]
 
 
-def _normalisation(model: str, module: nn.Module) -> tuple[_Triple, _Triple]:
-    """Mean and standard deviation of the network's input, for pictures in [0, 1]."""
+def _preprocessing(model: str, module: nn.Module) -> tuple[_Triple, _Triple, int]:
+    """Mean and standard deviation of the pictures that the network learnt from, in [0, 1], and their side in pixels."""
     if model == BUNDLED or model.startswith("timm/"):
         cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
-        return tuple(cfg["mean"]), tuple(cfg["std"])
-    return IMAGENET_MEAN, IMAGENET_STD
+        return tuple(cfg["mean"]), tuple(cfg["std"]), cfg["input_size"][-1]
+    preset = torchvision.models.get_model_weights(model).DEFAULT.transforms()
+    return tuple(preset.mean), tuple(preset.std), preset.crop_size[0]
 
 
-def _native_size(model: str, module: nn.Module) -> int:
-    """Side of the pictures that the network learnt from, in pixels."""
-    if model == BUNDLED or model.startswith("timm/"):
-        return int(module.pretrained_cfg["input_size"][-1])  # type: ignore[index]
-    return 299 if model == "inception_v3" else 224
-
-
-def _labels(module: nn.Module) -> Sequence[str]:
+def _labels(model: str, module: nn.Module) -> Sequence[str]:
     """ImageNet's class names for a network of a thousand classes; others go by number."""
-    classes = next((m.out_features for m in reversed(list(module.modules())) if isinstance(m, nn.Linear)), 1000)
+    of_timm = model == BUNDLED or model.startswith("timm/")
+    classes: int = module.pretrained_cfg["num_classes"] if of_timm else 1000  # type: ignore[index, assignment]
     categories: Sequence[str] = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
     return categories if classes == len(categories) else [f"class {index}" for index in range(classes)]
 
 
-def _survey_layers(module: nn.Module) -> Iterator[Layer]:
-    """Every module that answers with a map of features, in the order in which they answer."""
+def _answers(module: nn.Module, side: int) -> dict[str, Layer]:
+    """Every module that answers a picture of `side` with a map of features, in order; none if it takes no such one."""
     layers: dict[str, Layer] = {}
     spent = 0
 
@@ -215,17 +222,17 @@ def _survey_layers(module: nn.Module) -> Iterator[Layer]:
         if isinstance(layer, nn.Conv2d):
             spent += answer.numel() * layer.weight[0].numel()
         if name and not isinstance(layer, nn.Identity):
-            stride = round(PROBE_SIDE / answer.shape[-1])
-            cost = round(spent / PROBE_SIDE**2)
+            stride = round(side / answer.shape[-1])
+            cost = round(spent / side**2)
             layers.setdefault(name, Layer(name, type(layer).__name__, answer.shape[1], stride, cost))
 
     def hook(name: str) -> Any:
         return lambda layer, _inputs, answer: note(name, layer, answer)
 
-    for name, layer in module.named_modules():
-        layer.register_forward_hook(hook(name))
-    _try_side(module, PROBE_SIDE)
-    yield from layers.values()
+    with ExitStack() as hooks:
+        for name, layer in module.named_modules():
+            hooks.enter_context(layer.register_forward_hook(hook(name)))
+        return layers if _try_side(module, side) else {}
 
 
 def _min_size(module: nn.Module) -> int:

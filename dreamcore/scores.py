@@ -20,7 +20,7 @@ class Sight:
     scores: dict[str, float]
     """Score of each target by its name: the natural logarithm of the mean square of its activations."""
     classes: list[tuple[str, float]]
-    """The five likeliest classes with their probabilities, the likeliest first."""
+    """The five likeliest classes with their probabilities, the likeliest first; none where there is no classifier."""
 
     def score(self, objective: Sequence[Target]) -> float:
         """The score of a whole objective: the weighted sum over its targets."""
@@ -48,12 +48,19 @@ def look(network: Network, pictures: Tensor, targets: Sequence[Target]) -> list[
     """What `network` makes of each of `pictures` (B, 3, H, W) in [0, 1]: scores at full size, and classes."""
     activations = network.activations(pictures, {target.layer for target in targets})
     scores = {target.name: target_score(activations[target.layer], target).tolist() for target in targets}
-    probabilities, indices = network.classify(pictures).topk(5)
-    classes = [
-        [(network.labels[index], probability) for index, probability in zip(*sample, strict=True)]
-        for sample in zip(indices.tolist(), probabilities.tolist(), strict=True)
-    ]
+    classes = likeliest(network, pictures)
     return [
         Sight({name: values[sample] for name, values in scores.items()}, classes[sample])
         for sample in range(len(pictures))
+    ]
+
+
+def likeliest(network: Network, pictures: Tensor) -> list[list[tuple[str, float]]]:
+    """The five likeliest classes of each of `pictures` (B, 3, H, W) in [0, 1], with their probabilities."""
+    if not network.labels:
+        return [[] for _ in pictures]
+    probabilities, indices = network.classify(pictures).topk(min(5, len(network.labels)))
+    return [
+        [(network.labels[index], probability) for index, probability in zip(*sample, strict=True)]
+        for sample in zip(indices.tolist(), probabilities.tolist(), strict=True)
     ]

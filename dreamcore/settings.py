@@ -17,9 +17,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
+    ValidationError,
     WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 ALGORITHM_VERSION = 1
 """Raised whenever the same settings would give another picture; part of every `settings_id`."""
@@ -104,21 +108,29 @@ def _in_canonical_order(targets: tuple[Target, ...]) -> tuple[Target, ...]:
     return tuple(sorted(targets, key=lambda target: target.name))
 
 
+_WRITTEN: list[dict[str, Any]] = [
+    {"type": "string", "title": "Text", "description": "blocks.4, blocks.3=0.3+blocks.4, blocks.4:12,17"},
+    {"type": "object", "title": "Mix", "additionalProperties": {"type": "number"}},
+    {
+        "type": "object",
+        "title": "Target",
+        "properties": {
+            "layer": {"type": "string"},
+            "channels": {"type": "array", "items": {"type": "integer"}},
+            "weight": {"type": "number"},
+        },
+        "required": ["layer"],
+        "additionalProperties": False,
+    },
+]
+_TARGETS = {"type": "array", "title": "Targets", "items": {"anyOf": _WRITTEN}, "minItems": 1}
+
 Objective = Annotated[
     tuple[Target, ...],
     BeforeValidator(_read_objective),
     AfterValidator(_in_canonical_order),
-    WithJsonSchema(
-        {
-            "title": "Objective",
-            "anyOf": [
-                {"type": "string", "title": "Text", "description": "blocks.4, blocks.3=0.3+blocks.4, blocks.4:12,17"},
-                {"type": "object", "title": "Mix", "additionalProperties": {"type": "number"}},
-                {"type": "array", "title": "Targets", "items": {"type": "object"}},
-            ],
-        }
-    ),
-]  # fmt: skip
+    WithJsonSchema({"title": "Objective", "anyOf": [*_WRITTEN, _TARGETS]}),
+]
 
 
 def objective_label(objective: tuple[Target, ...]) -> str:
@@ -218,7 +230,30 @@ def _not_empty(values: tuple[_T, ...] | None) -> tuple[_T, ...] | None:
     return values
 
 
-Axis = Annotated[tuple[_T, ...] | None, BeforeValidator(_as_list), AfterValidator(_not_empty)]
+def _as_json(point: dict[str, Any]) -> dict[str, Any]:
+    """A point in its one spelling, whatever way it was written."""
+    try:
+        settings = DreamSettings.model_validate(point)
+    except ValidationError as error:
+        wrong = [".".join(map(str, detail["loc"])) + ": " + detail["msg"] for detail in error.errors()]
+        raise ValueError("; ".join(wrong)) from error
+    return settings.model_dump(mode="json", include=set(point))
+
+
+Point = Annotated[dict[str, Any], AfterValidator(_as_json)]
+
+
+class _OneOrMany:
+    """In a form, too, an axis takes one value as well as a list, and says what its values say."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        many, nothing = handler(schema)["anyOf"]
+        one = many["items"]
+        said = {"description": one["description"]} if "description" in one else {}
+        return {"anyOf": [{**many, "title": "List", "minItems": 1}, {"title": "One value", **one}, nothing], **said}
+
+
+Axis = Annotated[tuple[_T, ...] | None, BeforeValidator(_as_list), AfterValidator(_not_empty), _OneOrMany()]
 
 
 class Grid(Frozen):
@@ -238,17 +273,13 @@ class Grid(Frozen):
     jitter: Axis[Jitter] = None
     gradient: Axis[Gradient] = None
     seed: Axis[Seed] = None
-    points: tuple[dict[str, Any], ...] = Field(
-        default=(), description="Single settings besides the axes' combinations."
-    )
+    points: tuple[Point, ...] = Field(default=(), description="Single settings besides the axes' combinations.")
 
     @model_validator(mode="after")
     def _is_affordable(self) -> Self:
         size = math.prod(len(values) for values in self._axes().values()) + len(self.points)
         if size > MAX_GRID_POINTS:
             raise ValueError(f"the grid has {size:,} points, {MAX_GRID_POINTS:,} are allowed: shorten an axis")
-        for point in self.points:
-            DreamSettings.model_validate(point)
         return self
 
     def _axes(self) -> dict[str, tuple[Any, ...]]:

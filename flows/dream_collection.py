@@ -1,8 +1,10 @@
 """The flow: dream every photograph below a prefix under every point of a grid."""
 
 import base64
+import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from typing import Any
 
@@ -122,8 +124,10 @@ def dream(run: Run, shards: Sequence[Shard]) -> None:
             finished += futures[future].dreams
             watch(finished, planned)
             update_progress_artifact(artifact, 100 * finished / planned)
-    except BaseException:
+    except BaseException as error:
         stop_workers()  # or the pool would dream all that was submitted before it let go
+        if isinstance(error, BrokenProcessPool):
+            raise Unavailable("a worker process died, perhaps for want of memory: try fewer (--workers)") from error
         raise
 
 
@@ -145,6 +149,7 @@ def show(run: Run, shards: Sequence[Shard], report: Report) -> None:
     counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
     create_table_artifact([counts], key="report", description=f"Dreams in {report.destination}")
     sources = list(dict.fromkeys((work.source.uri, work.source.name) for shard in shards for work in shard.works))
-    for number, sheet in enumerate(sheets.draw_sheets(run, storage(), sources[: run.job.sheets])):
+    for sheet in sheets.draw_sheets(run, storage(), sources[: run.job.sheets]):
         picture = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
-        create_image_artifact(picture, key=f"sheet-{number}", description=f"Contact sheet of {sheet.name}: {sheet.uri}")
+        key = re.sub(r"[^a-z0-9]+", "-", f"sheet {sheet.name.lower()}").strip("-")
+        create_image_artifact(picture, key=key, description=f"Contact sheet of {sheet.name}: {sheet.uri}")

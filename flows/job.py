@@ -44,10 +44,14 @@ class DreamJob(Frozen):
     """Which photographs to dream, how, and where the dreams go."""
 
     source: Annotated[str, AfterValidator(s3_uri)] = Field(
-        description="S3 prefix of the photographs, or one photograph.", examples=["s3://photos/incoming/"]
+        json_schema_extra={"pattern": "^s3://[^/]+"},
+        description="S3 prefix of the photographs, or one photograph.",
+        examples=["s3://photos/incoming/"],
     )
     destination: Annotated[str, AfterValidator(folder_uri)] = Field(
-        description="S3 prefix for dreams, manifest and contact sheets.", examples=["s3://dreams/nightly/"]
+        json_schema_extra={"pattern": "^s3://[^/]+"},
+        description="S3 prefix for dreams, manifest and contact sheets.",
+        examples=["s3://dreams/nightly/"],
     )
     grid: Grid = Field(default=Grid(), description="The settings to dream each photograph under.")
     max_pixels: MaxPixels = DreamSettings().max_pixels

@@ -1,0 +1,119 @@
+"""The manifest as a format: rows, columns and types that strangers' readers understand."""
+
+import io
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings
+from flows.manifest import SCHEMA, SCHEMA_VERSION, Row, part_uri, to_parquet
+
+FAILED = Row(
+    run_id="r1",
+    job_id="j1",
+    shard=3,
+    status="failed",
+    error_kind="damaged",
+    error="JPEG: image file is truncated",
+    source_uri="s3://photos/käfer 'n' \"co\".jpg",
+    source_etag='"e"',
+    source_bytes=2**40,
+    settings_id="0123456789abcdef",
+    model="tiny",
+    weights_sha256="w",
+    layers=[{"name": "deep", "channels": [3, 5], "weight": -0.5}, {"name": "stem", "channels": [], "weight": 1.0}],
+    octaves=4,
+    octave_scale=1.4,
+    steps=10,
+    step_size=0.01,
+    jitter=32,
+    seed=2**63 - 1,
+    settings=DreamSettings().canonical_json(),
+    algorithm_version=ALGORITHM_VERSION,
+    created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
+)
+DONE = replace(
+    FAILED,
+    status="done",
+    error_kind=None,
+    error=None,
+    source_width=640,
+    source_height=480,
+    score_before=-1.25,
+    score_after=2.5,
+    layer_scores=[{"layer": "deep:3,5", "before": -1.25, "after": 2.5}],
+    classes_before=[{"label": "tabby", "p": 0.5}],
+    classes_after=[{"label": "red fox", "p": 0.25}],
+    result_uri="s3://dreams/images/a.png",
+    result_bytes=123,
+    result_sha256="ab" * 32,
+    width=64,
+    height=48,
+    device="cpu",
+    precision="float32",
+    batch=1,
+    tile=512,
+    seconds=1.5,
+)
+ROWS = [FAILED, DONE]
+
+
+def test_a_column_for_each_field_of_a_row_in_its_order() -> None:
+    assert SCHEMA.names == [field.name for field in fields(Row)]
+    assert all(field.nullable for field in SCHEMA)
+
+
+def test_every_column_is_filled_by_a_finished_dream() -> None:
+    """So that the round trip below proves the type of each."""
+    assert {name for name, value in asdict(DONE).items() if value is None} == {"error_kind", "error"}
+
+
+def test_rows_survive_parquet() -> None:
+    table = pq.read_table(io.BytesIO(to_parquet(ROWS)))
+    assert table.to_pylist() == [asdict(row) for row in ROWS]
+    assert table.schema.equals(SCHEMA)
+    assert table.schema.metadata[b"dreamgrid.schema_version"] == SCHEMA_VERSION.encode()
+
+
+def test_a_part_without_rows_still_has_its_columns() -> None:
+    assert pq.read_table(io.BytesIO(to_parquet([]))).schema.equals(SCHEMA)
+
+
+def written(folder: Path) -> Path:
+    """A manifest of two runs in a folder, as it lies in a destination."""
+    for run, rows in (("r1", ROWS), ("r2", [replace(DONE, run_id="r2")])):
+        part = Path(part_uri(f"{folder}/", run, 3))
+        part.parent.mkdir(parents=True)
+        part.write_bytes(to_parquet(rows))
+    return folder / "manifest"
+
+
+def test_pyarrow_reads_it_without_us(tmp_path: Path) -> None:
+    table = ds.dataset(written(tmp_path), partitioning="hive").to_table(filter=ds.field("run") == "r1")
+    assert table.num_rows == 2
+    assert table["layers"][0].as_py() == FAILED.layers
+    assert table.schema.field("created_at").type == pa.timestamp("us", tz="UTC")
+
+
+def test_duckdb_reads_it_without_us(tmp_path: Path) -> None:
+    parts = f"{written(tmp_path)}/run=*/*.parquet"
+    rows = duckdb.execute(
+        f"""SELECT run, status, layers[1].name, layers[1].channels, seed, score_after - score_before,
+                   classes_after[1].label, settings->>'$.gradient', epoch_us(created_at)
+            FROM read_parquet('{parts}', hive_partitioning = true) ORDER BY run, status"""
+    ).fetchall()
+    moment = round(DONE.created_at.timestamp() * 1_000_000)
+    done = ("done", "deep", [3, 5], 2**63 - 1, 3.75, "red fox", "laplacian", moment)
+    failed = ("failed", "deep", [3, 5], 2**63 - 1, None, None, "laplacian", moment)
+    assert rows == [("r1", *done), ("r1", *failed), ("r2", *done)]
+
+
+def test_parts_are_listed_in_the_order_of_their_shards() -> None:
+    parts = [part_uri("s3://dreams/x/", "r", shard) for shard in (9, 10, 123_456)]
+    assert parts == sorted(parts)
+    assert parts[0] == "s3://dreams/x/manifest/run=r/shard-000009.parquet"

