@@ -167,7 +167,9 @@ StepSize = Annotated[
 Jitter = Annotated[int, Field(ge=0, le=4096, description="Largest random shift before each step, in pixels.")]
 Gradient = Annotated[
     Literal["laplacian", "mean_abs"],
-    Field(description="laplacian evens out its frequencies: large soft creatures; mean_abs is the look of 2015."),
+    Field(
+        description="laplacian evens out the gradient's bands (large, soft creatures); mean_abs is the look of 2015."
+    ),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of the jitter.")]
 MaxPixels = Annotated[int, Field(ge=1, description="Photographs with more pixels are shrunk to this many.")]

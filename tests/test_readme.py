@@ -1,0 +1,55 @@
+"""The README says what the code says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dreamcore.settings import DreamSettings, Frozen, Grid, objective_label
+from flows.job import DreamJob
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def rows_of(model: type[Frozen], *leave_out: str) -> list[str]:
+    """The beginnings of the table rows that a model's fields should have."""
+    rows = []
+    for name, field in model.model_fields.items():
+        if name not in leave_out:
+            default = objective_label(field.default) if name == "layers" else field.default
+            plain = "" if field.is_required() else f" {default}"
+            rows.append(f"| `{name}` |{plain} | {field.description}")
+    return rows
+
+
+@pytest.mark.parametrize("row", rows_of(DreamSettings, "max_pixels", "output") + rows_of(DreamJob, "grid", "output"))
+def test_every_field_has_its_row(row: str) -> None:
+    assert row in README
+
+
+def test_every_axis_is_in_the_table() -> None:
+    named = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+    assert set(Grid.model_fields) - {"points"} | set(DreamJob.model_fields) - {"grid"} == set(named)
+
+
+def test_the_job_is_a_job() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert len(DreamJob.model_validate(yaml.safe_load(block)).settings()) == 6
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "demo.yaml"])
+def test_the_examples_are_jobs(name: str) -> None:
+    assert len(DreamJob.model_validate(yaml.safe_load((ROOT / "examples" / name).read_text())).settings()) == 6
+
+
+def test_every_module_is_in_the_tree() -> None:
+    for package in ("dreamcore", "flows"):
+        for module in (ROOT / package).glob("[a-z]*.py"):
+            assert f"\n  {module.name} " in README
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / target).exists(), target
