@@ -30,6 +30,8 @@ class Layer:
     """Pixels of the picture to one position of the layer, along a side."""
     cost: int
     """Multiply-adds for each pixel of the picture, from the picture up to this layer."""
+    receptive_field: int | None = None
+    """Side in pixels of the part of the picture that one position sees; None: the whole picture."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Card:
     min_size: int
     """Smallest side of a picture that the network takes, in pixels."""
     layers: tuple[Layer, ...]
+    multiple: int = 1
+    """The network takes sides that are multiples of this; pictures are padded to the next one."""
 
     def layer(self, name: str) -> Layer:
         """The layer called `name`.
@@ -68,6 +72,21 @@ class Card:
                 raise InvalidInput(
                     f"{layer} of {self.model} has no channel {channel}: it has {found.channels}, counted from 0"
                 )
+
+    def stages(self) -> list[Layer]:
+        """The parts to compare a network by, in order.
+
+        They are the modules made of modules at the least depth that has four of them or more (`layer1` to `layer4` of
+        a ResNet, `inception3a` to `inception5b` of GoogLeNet with the convolutions before); where no depth has (VGG),
+        the last layer at each stride. Layers that see the whole picture are left out.
+        """
+        local = [layer for layer in self.layers if layer.receptive_field]
+        made_of_modules = {layer.name.rpartition(".")[0] for layer in self.layers}
+        for depth in range(max(layer.name.count(".") for layer in self.layers)):
+            parts = [each for each in local if each.name.count(".") == depth and each.name in made_of_modules]
+            if len(parts) >= 4:
+                return parts
+        return list({layer.stride: layer for layer in local if layer.name not in made_of_modules}.values())
 
     def to_json(self) -> str:
         """The card as text, one layer a line."""
@@ -93,6 +112,6 @@ def card(model: str) -> Card:
     """
     if model == BUNDLED:
         return Card.from_json(BUNDLED_CARD.read_text())
-    from dreamcore.models import survey  # imports torch, which planning with the bundled network must not
+    from dreamcore.survey import survey  # imports torch, which planning with the bundled network must not
 
     return survey(model)

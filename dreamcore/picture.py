@@ -81,15 +81,18 @@ def dream_photograph(
         watch: called after every step with the steps done and the steps in all.
 
     Raises:
-        ImageError: `too_small` for the network, or `non_finite`.
+        ImageError: `too_small` for the network, `out_of_memory`, or `non_finite`.
     """
     picture = to_tensor(photograph.pixels, network.device)
-    before = clean or look(network, picture, settings.layers)[0]
+    before = clean or look(network, picture, settings.layers, settings.measure)[0]
     started = time.perf_counter()
-    dreamt = dream(network, picture, settings, watch)
+    try:
+        dreamt = dream(network, picture, settings, watch)
+    except torch.OutOfMemoryError as error:
+        raise ImageError("out_of_memory", "the GPU's memory does not hold it: lower max_pixels") from error
     if not dreamt.isfinite().all():
         raise ImageError("non_finite", "the ascent left the finite numbers: lower step_size")
-    after = look(network, dreamt, settings.layers)[0]
+    after = look(network, dreamt, settings.layers, settings.measure)[0]
     on_cuda = network.device.type == "cuda"
     return Dreamt(
         pixels=to_pixels(dreamt),

@@ -37,13 +37,18 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
 class Target(Frozen):
-    """One thing to excite: a layer of the network, or some of its channels, with a weight in the mix."""
+    """One thing to excite: a layer of the network, some of its channels, or one place, with a weight in the mix."""
 
     layer: str = Field(min_length=1)
     """Dotted module name, such as `blocks.4`."""
     channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Channels of the layer; none named means all of them."""
+    at: tuple[Fraction, Fraction] | None = None
+    """One place of the picture, across and down, each from 0 to 1; with one channel it is a neuron."""
     weight: float = 1.0
     """Weight in the mix; a negative one suppresses."""
 
@@ -55,22 +60,29 @@ class Target(Frozen):
 
     @property
     def name(self) -> str:
-        """The target without its weight, as `blocks.4` or `blocks.4:12,17`."""
-        return self.layer + (":" + ",".join(map(str, self.channels)) if self.channels else "")
+        """The target without its weight, as `blocks.4`, `blocks.4:12,17` or `blocks.4:12@0.5,0.3`."""
+        channels = ":" + ",".join(map(str, self.channels)) if self.channels else ""
+        place = f"@{self.at[0]:g},{self.at[1]:g}" if self.at else ""
+        return self.layer + channels + place
 
     def __str__(self) -> str:
         return self.name if self.weight == 1 else f"{self.name}={self.weight:g}"
 
 
-_TARGET = re.compile(r"(?P<layer>[^:=+\s]+)(:(?P<channels>\d+(,\d+)*))?(=(?P<weight>[^:=+\s]+))?")
+_TARGET = re.compile(
+    r"(?P<layer>[^:@=+\s]+)(:(?P<channels>\d+(,\d+)*))?(@(?P<at>[\d.]+,[\d.]+))?(=(?P<weight>[^:=+\s]+))?"
+)
 
 
 def _parse_target(text: str) -> dict[str, Any]:
     match = _TARGET.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no target: write LAYER, LAYER=WEIGHT or LAYER:CHANNEL,CHANNEL")
+        raise ValueError(
+            f"{text!r} is no target: write LAYER, LAYER=WEIGHT, LAYER:CHANNEL,CHANNEL or LAYER@ACROSS,DOWN"
+        )
     channels = [int(c) for c in match["channels"].split(",")] if match["channels"] else []
-    return {"layer": match["layer"], "channels": channels, "weight": match["weight"] or 1.0}
+    at = match["at"].split(",") if match["at"] else None
+    return {"layer": match["layer"], "channels": channels, "at": at, "weight": match["weight"] or 1.0}
 
 
 def _read_objective(value: object) -> object:
@@ -109,7 +121,11 @@ def _in_canonical_order(targets: tuple[Target, ...]) -> tuple[Target, ...]:
 
 
 _WRITTEN: list[dict[str, Any]] = [
-    {"type": "string", "title": "Text", "description": "blocks.4, blocks.3=0.3+blocks.4, blocks.4:12,17"},
+    {
+        "type": "string",
+        "title": "Text",
+        "description": "blocks.4, blocks.3=0.3+blocks.4, blocks.4:12@0.5,0.3",
+    },
     {"type": "object", "title": "Mix", "additionalProperties": {"type": "number"}},
     {
         "type": "object",
@@ -117,6 +133,7 @@ _WRITTEN: list[dict[str, Any]] = [
         "properties": {
             "layer": {"type": "string"},
             "channels": {"type": "array", "items": {"type": "integer"}},
+            "at": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
             "weight": {"type": "number"},
         },
         "required": ["layer"],
@@ -165,13 +182,26 @@ StepSize = Annotated[
     float, Field(gt=0, le=1, description="Mean change of a pixel in one step, where 1 is black to white.")
 ]
 Jitter = Annotated[int, Field(ge=0, le=4096, description="Largest random shift before each step, in pixels.")]
-Gradient = Annotated[
-    Literal["laplacian", "mean_abs"],
-    Field(
-        description="laplacian evens out the gradient's bands (large, soft creatures); mean_abs is the look of 2015."
-    ),
+Measure = Annotated[
+    Literal["log_mean_square", "mean_square", "half_sum_square", "l2_norm", "mean"],
+    Field(description="What is measured of a target's activations; the logarithm makes a mix independent of scales."),
 ]
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of the jitter.")]
+Gradient = Annotated[
+    Literal["laplacian", "gaussian", "plain"],
+    Field(description="laplacian evens out its bands: large, soft creatures; gaussian smooths it; plain is 2015."),
+]
+Normalise = Annotated[
+    Literal["mean_abs", "std", "zero_mean_std", "rms", "adam"],
+    Field(description="What the gradient is divided by before the step, or Adam's moments of it."),
+]
+Carry = Annotated[
+    Literal["detail", "result"],
+    Field(description="What goes from an octave to the next: what was dreamt into it, or the picture as it is."),
+]
+Flip = Annotated[bool, Field(description="Mirror the picture before about half of the steps.")]
+TotalVariation = Annotated[float, Field(ge=0, description="Weight of the total variation, held against the score.")]
+L2 = Annotated[float, Field(ge=0, description="Weight of the picture's mean squared change, held against the score.")]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of jitter and flips.")]
 MaxPixels = Annotated[int, Field(ge=1, description="Photographs with more pixels are shrunk to this many.")]
 
 
@@ -187,7 +217,13 @@ class DreamSettings(Frozen):
     steps: Steps = 10
     step_size: StepSize = 0.01
     jitter: Jitter = 32
+    flip: Flip = False
+    measure: Measure = "log_mean_square"
     gradient: Gradient = "laplacian"
+    normalise: Normalise = "mean_abs"
+    total_variation: TotalVariation = 0.0
+    l2: L2 = 0.0
+    carry: Carry = "detail"
     seed: Seed = 0
     max_pixels: MaxPixels = 1_000_000
     output: Output = Output()
@@ -206,11 +242,15 @@ def digest(*parts: object) -> str:
 def settings_id(settings: DreamSettings, weights: str) -> str:
     """Identity of a picture's settings: 16 hex digits.
 
+    What is at its default does not count, so that a setting that is new leaves the identity of all that was dreamt
+    without it. A default that changes must therefore raise `ALGORITHM_VERSION`.
+
     Args:
         settings: the settings.
         weights: identity of the network's weights: their SHA-256, or the library's versioned name for them.
     """
-    return digest(settings.canonical_json(), weights, ALGORITHM_VERSION)
+    chosen = settings.model_dump(mode="json", exclude_defaults=True)
+    return digest(chosen, weights, ALGORITHM_VERSION)
 
 
 def result_id(source_etag: str, settings_id: str) -> str:
@@ -273,7 +313,13 @@ class Grid(Frozen):
     steps: Axis[Steps] = None
     step_size: Axis[StepSize] = None
     jitter: Axis[Jitter] = None
+    flip: Axis[Flip] = None
+    measure: Axis[Measure] = None
     gradient: Axis[Gradient] = None
+    normalise: Axis[Normalise] = None
+    total_variation: Axis[TotalVariation] = None
+    l2: Axis[L2] = None
+    carry: Axis[Carry] = None
     seed: Axis[Seed] = None
     points: tuple[Point, ...] = Field(default=(), description="Single settings besides the axes' combinations.")
 

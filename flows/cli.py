@@ -186,7 +186,7 @@ def status(as_json: bool) -> None:
 
 @cli.command()
 def env() -> None:
-    """Print the exports that point aws, prefect and duckdb at the embedded stack: eval "$(dreamgrid env)"."""
+    """Print the exports that point S3 clients and prefect at the embedded stack: eval "$(dreamgrid env)"."""
     from shlex import quote
 
     from flows import stack
@@ -232,6 +232,8 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
     machine.workers()
     scan.plan_settings(job)
     scan.check_access(job)
+    if warning := scan.warn_of_store(job):
+        screen.print(f"dreamgrid: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if abandon:
         runs.release(job.destination, storage.storage())
     runs.holder(job, storage.storage())
@@ -314,6 +316,37 @@ def image(source: Path, result: Path, quality: str | None, **flags: Any) -> None
 
 
 @cli.command()
+@click.argument("dream", metavar="RESULT")
+@click.argument("result", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--source", type=click.Path(path_type=Path), help="The photograph, where it is not in S3 any more.")
+@as_json
+def redream(dream: str, result: Path, source: Path | None, as_json: bool) -> None:
+    """Dream one picture anew, alone, from the settings inside RESULT, and tell how close it comes.
+
+    RESULT is a dream, as a file or s3://...; OUT ends in .png, .webp or .jpg. A run's dream names its photograph in
+    S3, which is read from there; a dream of `dreamgrid image` needs --source. PSNR is between the pixels of both
+    files: null in --json when they are equal.
+
+    \b
+    dreamgrid redream s3://dreams/nightly/images/cat.jpg/blocks.4-6x10-0123456789abcdef.png again.png
+    dreamgrid redream dream.png again.png --source cat.jpg
+    """
+    from flows.redream import redream as dream_anew
+
+    with progress("dreaming") as watch:
+        found = dream_anew(dream, result, source, watch)
+    for difference in found.differences:
+        screen.print(f"dreamgrid: {difference}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        show_json(found.to_json())
+        return
+    close = "the same pixels as" if found.equal else f"PSNR {found.psnr_db:.1f} dB against"
+    scores = f"score after {found.score_after_then:.4f} then, {found.score_after_now:.4f} now"
+    same = "the same settings" if found.same_settings else "other settings"
+    click.echo(f"{found.result}: {close} {dream}\n{scores}\n{same}: {found.settings_id}")
+
+
+@cli.command()
 @click.argument("part", default="")
 @as_json
 def models(part: str, as_json: bool) -> None:
@@ -334,26 +367,78 @@ def models(part: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("model", default="efficientnet_lite0")
+@click.option(
+    "--size", metavar="WxH", help="Size of the picture for the table.  [default: what the network learnt from]"
+)
+@click.option(
+    "--preview",
+    nargs=2,
+    metavar="IN OUT",
+    type=click.Path(path_type=Path),
+    help="Instead, dream the photograph IN at each stage of the network and draw one sheet of it, OUT.",
+)
 @as_json
-def layers(model: str, as_json: bool) -> None:
-    """List the layers of a network in the order in which a picture passes through.
+def layers(model: str, size: str | None, preview: tuple[Path, Path] | None, as_json: bool) -> None:
+    """List the layers of a network in the order in which a picture passes through, or see what they dream.
+
+    For each: its channels, its width and height for a picture of that size, pixels of the picture from one position to
+    the next, the side of what one position sees of the picture, in pixels, and its cost.
 
     \b
     dreamgrid layers
-    dreamgrid layers googlenet --json
+    dreamgrid layers googlenet --size 640x480
+    dreamgrid layers --preview cat.jpg stages.jpg
     """
+    if preview:
+        if size:
+            raise click.UsageError("--size is for the table, --preview for a sheet: give one of them")
+        _preview(model, *preview, as_json)
+        return
     from dataclasses import asdict
 
     from dreamcore.catalogue import card
+    from dreamcore.survey import answer_sizes
 
     known = card(model)
+    width, height = _read_size(size) if size else (known.size, known.size)
+    sizes = answer_sizes(model, height, width)
     if as_json:
-        show_json(asdict(known))
+        rows = [
+            {**asdict(layer), "width": sizes[layer.name][1], "height": sizes[layer.name][0]} for layer in known.layers
+        ]
+        show_json({**asdict(known), "at": {"width": width, "height": height}, "layers": rows})
         return
-    table = Table("layer", "kind", "channels", "stride", "multiply-adds a pixel", box=None)
+    table = Table("layer", "kind", box=None)
+    for name in ("channels", f"of {width}x{height}", "stride", "field", "multiply-adds a pixel"):
+        table.add_column(name, justify="right")
     for layer in known.layers:
-        table.add_row(layer.name, layer.kind, str(layer.channels), str(layer.stride), f"{layer.cost:,}")
-    console.print(table)
+        down, across = sizes[layer.name]
+        numbers = (layer.channels, f"{across}x{down}", layer.stride, layer.receptive_field or "all", f"{layer.cost:,}")
+        table.add_row(layer.name, layer.kind, *map(str, numbers))
+    Console(width=max(console.width, 140)).print(table)  # names are there to be copied: none is cut
+
+
+def _preview(model: str, source: Path, result: Path, as_json: bool) -> None:
+    from flows.preview import preview, summary
+
+    with progress("dreaming") as watch:
+        dreams = preview(model, source, result, watch)
+    if as_json:
+        show_json(summary(dreams))
+        return
+    for stage in summary(dreams):
+        console.print(
+            f"{stage['layer']}: score {stage['score_before']:.2f} to {stage['score_after']:.2f}", highlight=False
+        )
+    console.print(f"Sheet   {result}", highlight=False)
+
+
+def _read_size(size: str) -> tuple[int, int]:
+    """Width and height from `640x480`."""
+    match size.lower().split("x"):
+        case [width, height] if width.isdecimal() and height.isdecimal() and int(width) * int(height):
+            return int(width), int(height)
+    raise InvalidInput(f"{size!r} is no size: write width and height in pixels, such as 640x480")
 
 
 @cli.command()

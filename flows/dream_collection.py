@@ -25,7 +25,7 @@ from flows.job import DreamJob
 from flows.machine import start_worker, stop_workers, workers
 from flows.plan import PlannedSettings, Shard, make_plan
 from flows.runs import Report, Run
-from flows.scan import Scan, check_access, done_before, plan_settings, scan
+from flows.scan import Scan, check_access, done_before, plan_settings, scan, warn_of_store
 from flows.storage import storage
 
 on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
@@ -82,8 +82,8 @@ def check(job: DreamJob) -> tuple[PlannedSettings, ...]:
     """Check, before any network is loaded, that source, destination, networks and layers are there."""
     settings = plan_settings(job)
     check_access(job)
-    if not storage().honours_conditions(f"{job.destination}_runs/"):
-        get_run_logger().warning("%s ignores conditional writes: let no other run write there", storage().endpoint)
+    if warning := warn_of_store(job):
+        get_run_logger().warning(warning)
     return settings
 
 
@@ -148,7 +148,7 @@ def show(run: Run, shards: Sequence[Shard], report: Report) -> None:
     """Draw contact sheets; show them and the counts in the run's artifacts."""
     counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
     create_table_artifact([counts], key="report", description=f"Dreams in {report.destination}")
-    sources = list(dict.fromkeys((work.source.uri, work.source.name) for shard in shards for work in shard.works))
+    sources = list(dict.fromkeys(work.source for shard in shards for work in shard.works))
     for sheet in sheets.draw_sheets(run, storage(), sources[: run.job.sheets]):
         picture = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
         key = re.sub(r"[^a-z0-9]+", "-", f"sheet {sheet.name.lower()}").strip("-")

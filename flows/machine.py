@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from itertools import takewhile
 from pathlib import Path
 
 from dreamcore.errors import InvalidInput
@@ -20,9 +21,12 @@ def workers() -> int:
             raise InvalidInput(f"DREAMGRID_WORKERS is {asked!r}: give a number of processes, 1 or more")
         return int(asked)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = list(Path("/dev").glob("nvidia[0-9]*")) if visible is None else [g for g in visible.split(",") if g.strip()]
+    if visible is None:
+        gpus = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+    else:  # CUDA looks no further than the first entry that names no GPU, such as -1
+        gpus = len(list(takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, visible.split(",")))))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(gpus) or cores
+    return gpus or cores
 
 
 def start_worker() -> None:

@@ -55,6 +55,13 @@ def check_access(job: DreamJob) -> None:
         raise InvalidInput(str(error)) from error
 
 
+def warn_of_store(job: DreamJob) -> str | None:
+    """What to tell people where the store ignores conditional writes, on which the protocol rests; else None."""
+    if storage().honours_conditions(f"{job.destination}_runs/"):
+        return None
+    return f"{storage().endpoint} ignores conditional writes: let no other run write to {job.destination} meanwhile"
+
+
 def scan(job: DreamJob, store: Storage) -> Scan:
     """Find every photograph of the source; the destination's own dreams never count, wherever it lies."""
     sources, ignored = [], 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dreamcore.dream import to_tensor
 from dreamcore.errors import ImageError, InvalidInput
@@ -110,7 +110,7 @@ class _Dreamer:
 
     def dream(self, loaded: _Loaded) -> Iterator[_Outcome]:
         """Dream a photograph under each of its settings; trouble with it becomes its rows."""
-        before: dict[tuple[str, int], Sight] = {}
+        before: dict[tuple[str, int, str], Sight] = {}
         for index in loaded.work.settings:
             planned = self.run.settings[index]
             row = self._row(loaded.work.source, planned)
@@ -122,25 +122,23 @@ class _Dreamer:
                     raise loaded.trouble
                 yield self._dream_once(loaded, planned, row, before)
             except ImageError as error:
-                gone = error.kind in ("source_missing", "source_changed")
-                status: Any = "skipped" if gone else "failed"
-                row = replace(row, status=status, error_kind=error.kind, error=str(error), result_uri=None)
-                yield _Outcome(row, planned)
+                yield _Outcome(_troubled(row, error), planned)
 
     def _dream_once(
-        self, loaded: _Loaded, planned: PlannedSettings, row: Row, before: dict[tuple[str, int], Sight]
+        self, loaded: _Loaded, planned: PlannedSettings, row: Row, before: dict[tuple[str, int, str], Sight]
     ) -> _Outcome:
         """One photograph under one point of the grid; `before` keeps what the network sees in it undreamt."""
         settings = planned.settings
         photograph = loaded.photographs[settings.max_pixels]
         network = load_network(settings.model, self.device)
-        clean = before.get((settings.model, settings.max_pixels))
-        if clean is None:
+        look_at = (settings.model, settings.max_pixels, settings.measure)
+        if look_at not in before:
             every = [self.run.settings[index].settings for index in loaded.work.settings]
-            targets = [target for other in every if other.model == settings.model for target in other.layers]
-            clean = look(network, to_tensor(photograph.pixels, self.device), targets)[0]
-            before[settings.model, settings.max_pixels] = clean
-        dreamt = dream_photograph(network, photograph, settings, clean)
+            alike = [other for other in every if (other.model, other.max_pixels, other.measure) == look_at]
+            targets = [target for other in alike for target in other.layers]
+            picture = to_tensor(photograph.pixels, self.device)
+            before[look_at] = look(network, picture, targets, settings.measure)[0]
+        dreamt = dream_photograph(network, photograph, settings, before[look_at])
         return _Outcome(replace(row, **dreamt.measures()), planned, dreamt)
 
     def deliver(self, outcome: _Outcome) -> Row:
@@ -151,7 +149,10 @@ class _Dreamer:
         if outcome.dreamt is not None:
             description = outcome.dreamt.description() | {name: getattr(row, name) for name in _SOURCE}
             description["created_at"] = row.created_at.isoformat()
-            data = encode(outcome.dreamt.pixels, output.format, output.quality, description)
+            try:
+                data = encode(outcome.dreamt.pixels, output.format, output.quality, description)
+            except ImageError as error:
+                return _troubled(row, error)
             if self.storage.write_new(row.result_uri, data, content_type(output.format)):
                 return _with_result(row, data)
         return self._take_over(row)
@@ -200,6 +201,13 @@ class _Dreamer:
 
 
 _SOURCE = ("source_uri", "source_etag")
+
+
+def _troubled(row: Row, error: ImageError) -> Row:
+    """The row of a photograph that could not be dreamt, or was gone before its turn came."""
+    gone = error.kind in ("source_missing", "source_changed")
+    status: Literal["skipped", "failed"] = "skipped" if gone else "failed"
+    return replace(row, status=status, error_kind=error.kind, error=str(error), result_uri=None)
 
 
 def _with_result(row: Row, data: bytes) -> Row:

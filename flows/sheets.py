@@ -6,15 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dreamcore.errors import ImageError
 from dreamcore.images import decode
 from dreamcore.settings import DreamSettings, objective_label
 from flows import manifest
-from flows.plan import safe_name
+from flows.plan import Source, safe_name
 from flows.runs import Run
-from flows.storage import Storage
+from flows.storage import Found, Storage
 
 WIDTH = 1600
 """Of a sheet, in pixels, where its columns allow."""
@@ -38,25 +41,30 @@ class Sheet:
     jpeg: bytes
 
 
-def draw_sheets(run: Run, storage: Storage, sources: Sequence[tuple[str, str]]) -> Iterator[Sheet]:
+def draw_sheets(run: Run, storage: Storage, sources: Sequence[Source]) -> Iterator[Sheet]:
     """Draw a sheet of each photograph that has dreams, and put it into the destination.
+
+    A photograph that is no longer what was dreamt gets none.
 
     Args:
         run: the run, whose grid gives rows and columns.
         storage: where the dreams are.
-        sources: address and name of the photographs.
+        sources: the photographs.
     """
-    chosen = pc.field("source_uri").isin([uri for uri, _ in sources]) & (pc.field("status") == "done")
+    if not sources:
+        return
+    chosen = pc.field("source_uri").isin([source.uri for source in sources]) & (pc.field("status") == "done")
     rows = manifest.read(storage, run.destination, _COLUMNS, where=chosen).to_pylist()
-    for uri, name in sources:
-        dreams = {row["settings_id"]: row for row in rows if row["source_uri"] == uri}
+    for source in sources:
+        version = (source.uri, source.etag)
+        dreams = {row["settings_id"]: row for row in rows if (row["source_uri"], row["source_etag"]) == version}
         if not dreams:
             continue
-        source = storage.read(uri)
-        if source is None:
-            continue  # deleted since it was dreamt
-        jpeg = _draw(run, name, source, dreams, storage)
-        sheet = Sheet(name, f"{run.destination}sheets/{safe_name(name)}.jpg", jpeg)
+        try:
+            jpeg = _draw(run, source.name, storage.read_version(Found(*version, source.size)), dreams, storage)
+        except ImageError:
+            continue
+        sheet = Sheet(source.name, f"{run.destination}sheets/{safe_name(source.name)}.jpg", jpeg)
         storage.write(sheet.uri, jpeg, "image/jpeg")
         yield sheet
 
@@ -65,39 +73,67 @@ def _draw(run: Run, name: str, source: bytes, dreams: dict[str, dict[str, Any]],
     settings = {p.settings_id: p.settings for p in run.settings if p.settings_id in dreams}
     columns = list(dict.fromkeys(_column(entry, settings.values()) for entry in settings.values()))
     lines = list(dict.fromkeys(_line(entry, settings.values()) for entry in settings.values()))
-    width = min(max((WIDTH - GAP) // (len(columns) + 1) - GAP, CELL.start), CELL.stop - 1)
+    width = cell_width(len(columns) + 1)
 
-    def thumbnail(data: bytes) -> Image.Image:
-        picture = Image.fromarray(decode(data, max_pixels=4 * width * width).pixels)
-        return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+    def small(data: bytes) -> Image.Image:
+        return thumbnail(decode(data, max_pixels=4 * width * width).pixels, width)
 
-    first = thumbnail(source)
-    step = (width + GAP, first.height + 3 * LINE + GAP)
-    size = (GAP + step[0] * (len(columns) + 1), 2 * GAP + LINE + step[1] * len(lines))
-    sheet = Image.new("RGB", size, BACKGROUND)
-    pen = _Pen(ImageDraw.Draw(sheet), width)
-    pen.write((GAP, GAP), f"{name}   {run.settings[0].settings.model}", INK, wide=True)
-    corner = (GAP, 2 * GAP + LINE)
-    sheet.paste(first, corner)
+    first = small(source)
     before = next(iter(dreams.values()))["classes_before"]
-    pen.write((corner[0], corner[1] + first.height + 2), "the photograph", INK)
-    pen.write((corner[0], corner[1] + first.height + 2 + LINE), _class(before), FAINT)
+    cells = [Cell(0, 0, first, ("the photograph", sees(before)))]
     with ThreadPoolExecutor(4) as readers:
         pictures = readers.map(lambda entry: storage.read(dreams[entry]["result_uri"]), settings)
         for (settings_id, entry), data in zip(settings.items(), pictures, strict=True):
             column, line = _column(entry, settings.values()), _line(entry, settings.values())
-            left = corner[0] + step[0] * (1 + columns.index(column))
-            top = corner[1] + step[1] * lines.index(line)
-            if data:
-                sheet.paste(thumbnail(data), (left, top))
             row = dreams[settings_id]
             score = f"score {row['score_before']:.2f} to {row['score_after']:.2f}"
-            pen.write((left, top + first.height + 2), f"{line}   {column}", INK)
-            pen.write((left, top + first.height + 2 + LINE), score, INK)
-            pen.write((left, top + first.height + 2 + 2 * LINE), _class(row["classes_after"]), FAINT)
+            picture = small(data) if data else None
+            text = (f"{line}   {column}", score, sees(row["classes_after"]))
+            cells.append(Cell(1 + columns.index(column), lines.index(line), picture, text))
     sink = io.BytesIO()
-    sheet.save(sink, "JPEG", quality=85)
+    paint(f"{name}   {run.settings[0].settings.model}", cells, first.size).save(sink, "JPEG", quality=85)
     return sink.getvalue()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a sheet, and what is written below it."""
+
+    column: int
+    line: int
+    picture: Image.Image | None
+    """As wide as every cell; none where it is gone."""
+    text: Sequence[str]
+    """Lines; the last one, what the network sees, is fainter."""
+
+
+def thumbnail(pixels: NDArray[np.uint8], width: int) -> Image.Image:
+    """A picture (H, W, 3) as wide as a cell."""
+    picture = Image.fromarray(pixels)
+    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+
+
+def cell_width(columns: int) -> int:
+    """Width in pixels of the cells of a sheet with so many columns."""
+    return min(max((WIDTH - GAP) // columns - GAP, CELL.start), CELL.stop - 1)
+
+
+def paint(title: str, cells: Sequence[Cell], size: tuple[int, int]) -> Image.Image:
+    """A sheet of cells whose pictures have `size` (width, height)."""
+    width, height = size
+    step = (width + GAP, height + 3 * LINE + GAP)
+    columns, lines = 1 + max(cell.column for cell in cells), 1 + max(cell.line for cell in cells)
+    sheet = Image.new("RGB", (GAP + step[0] * columns, 2 * GAP + LINE + step[1] * lines), BACKGROUND)
+    pen = _Pen(ImageDraw.Draw(sheet), width)
+    pen.write((GAP, GAP), title, INK, wide=True)
+    for cell in cells:
+        left, top = GAP + step[0] * cell.column, 2 * GAP + LINE + step[1] * cell.line
+        if cell.picture:
+            sheet.paste(cell.picture, (left, top))
+        for number, text in enumerate(cell.text):
+            ink = FAINT if number + 1 == len(cell.text) else INK
+            pen.write((left, top + height + 2 + LINE * number), text, ink)
+    return sheet
 
 
 class _Pen:
@@ -125,5 +161,6 @@ def _column(settings: DreamSettings, among: Any) -> str:
     return ", ".join(f"{name} {getattr(settings, name)}" for name in varying)
 
 
-def _class(classes: list[dict[str, Any]] | None) -> str:
+def sees(classes: list[dict[str, Any]] | None) -> str:
+    """The likeliest class, as it is written below a picture."""
     return f"sees {classes[0]['label']}, {classes[0]['p']:.0%}" if classes else ""

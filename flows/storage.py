@@ -27,7 +27,7 @@ from flows.job import split_uri
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# botocore's own 3 attempts lose requests as soon as a store asks to slow down; see docs/guarantees.md.
+# botocore's own 3 attempts lose requests as soon as a store asks to slow down.
 PATIENT = Config(retries={"mode": "standard", "total_max_attempts": 10}, connect_timeout=10, read_timeout=60)
 # To find out quickly whether a job can run at all.
 HASTY = Config(retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=3, read_timeout=5)

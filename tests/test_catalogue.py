@@ -1,10 +1,13 @@
 """Cards: what is known of a network before it is loaded."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from dreamcore.catalogue import BUNDLED, BUNDLED_CARD, Card, card
+from dreamcore.catalogue import BUNDLED, BUNDLED_CARD, Card, Layer, card
 from dreamcore.errors import InvalidInput
-from dreamcore.models import survey
+from dreamcore.survey import survey
 from tests.tiny import tiny_network
 
 
@@ -43,3 +46,22 @@ def test_an_unknown_channel_tells_how_many_there_are() -> None:
 def test_other_networks_are_surveyed_once() -> None:
     assert card("resnet18") is card("resnet18")
     assert card("resnet18") == survey("resnet18")
+
+
+def test_the_stages_of_the_bundled_network() -> None:
+    stages = card(BUNDLED).stages()
+    assert [stage.name for stage in stages] == [f"blocks.{number}" for number in range(7)]
+    assert [stage.stride for stage in stages] == [2, 4, 8, 16, 16, 32, 32]
+    assert [stage.receptive_field for stage in stages] == [7, 19, 67, 147, 339, 787, 851]
+
+
+def test_a_network_without_parts_has_a_stage_for_each_stride() -> None:
+    layers = [Layer("a", "Conv2d", 8, 2, 10, 5), Layer("b", "ReLU", 8, 2, 10, 5), Layer("c", "Conv2d", 8, 4, 20, 9)]
+    whole = Layer("pool", "AdaptiveAvgPool2d", 8, 32, 20)
+    assert replace(card(BUNDLED), layers=(*layers, whole)).stages() == layers[1:]
+
+
+@pytest.mark.parametrize("stage", card(BUNDLED).stages(), ids=lambda stage: stage.name)
+def test_the_documented_stages_are_those_of_the_card(stage: Layer) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "layers.md").read_text()
+    assert f"\n| `{stage.name}` | {stage.channels} | {stage.stride} | {stage.receptive_field} | " in page

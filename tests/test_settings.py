@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dreamcore.settings import (
+    ALGORITHM_VERSION,
     MAX_GRID_POINTS,
     DreamSettings,
     Grid,
@@ -36,7 +37,13 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "steps": st.integers(0, 10_000),
     "step_size": st.floats(0, 1, exclude_min=True),
     "jitter": st.integers(0, 4096),
-    "gradient": st.sampled_from(["laplacian", "mean_abs"]),
+    "gradient": st.sampled_from(["laplacian", "gaussian", "plain"]),
+    "normalise": st.sampled_from(["mean_abs", "std", "adam"]),
+    "measure": st.sampled_from(["log_mean_square", "mean"]),
+    "carry": st.sampled_from(["detail", "result"]),
+    "flip": st.booleans(),
+    "total_variation": st.floats(0, 10),
+    "l2": st.floats(0, 10),
     "seed": st.integers(0, 2**63 - 1),
     "max_pixels": st.integers(1, 10**9),
     "output": st.builds(Output, format=st.sampled_from(["png", "webp", "jpg"]), quality=st.integers(1, 100)),
@@ -115,10 +122,39 @@ def test_identities_stay_what_they_are() -> None:
     """When this fails, every dream in every destination would be dreamt again.
 
     If the same settings really give another picture now, raise ALGORITHM_VERSION and pin the new identity here;
-    otherwise find out what changed the canonical JSON, and undo it.
+    otherwise find out what changed the settings' JSON, and undo it.
     """
-    assert settings_id(DreamSettings(), "weights") == "cd722ca659a1d7e5"
+    assert settings_id(DreamSettings(), "weights") == "20f1e567f610f204"
+    spelt_out = DreamSettings.model_validate({"layers": "b:2=0.5+a", "octaves": 3, "output": {"format": "jpg"}})
+    assert settings_id(spelt_out, "weights") == "fb5b89ad2ca029a3"
     assert result_id("etag", "0123456789abcdef") == "c66cc19a2f741aba"
+
+
+def test_defaults_stay_what_they_are() -> None:
+    """What is at its default is not in the identity: a default may only change together with ALGORITHM_VERSION.
+
+    A new setting, whose default leaves the picture as it was, may be added here.
+    """
+    assert ALGORITHM_VERSION == 1
+    assert json.loads(DreamSettings().canonical_json()) == {
+        "model": "efficientnet_lite0",
+        "layers": [{"layer": "blocks.4", "channels": [], "at": None, "weight": 1.0}],
+        "octaves": 6,
+        "octave_scale": 1.4,
+        "steps": 10,
+        "step_size": 0.01,
+        "jitter": 32,
+        "flip": False,
+        "measure": "log_mean_square",
+        "gradient": "laplacian",
+        "normalise": "mean_abs",
+        "total_variation": 0.0,
+        "l2": 0.0,
+        "carry": "detail",
+        "seed": 0,
+        "max_pixels": 1_000_000,
+        "output": {"format": "png", "quality": 95},
+    }
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
@@ -148,7 +184,7 @@ def test_identities_are_the_same_in_every_process(hash_seed: str) -> None:
         ({"octave_scale": 1}, "greater than 1"),
         ({"step_size": float("inf")}, "step_size"),
         ({"seed": -1}, "seed"),
-        ({"gradient": "sobel"}, "'laplacian' or 'mean_abs'"),
+        ({"gradient": "sobel"}, "'laplacian', 'gaussian' or 'plain'"),
         ({"output": {"format": "gif"}}, "'png', 'webp' or 'jpg'"),
         ({"octave": 3}, "octave"),
     ],
@@ -233,7 +269,7 @@ def test_a_point_is_the_same_however_it_is_written() -> None:
         ({"octaves": []}, "octaves", "the list is empty"),
         ({"octaves": "many"}, "octaves", "valid integer"),
         ({"steps": [5, {"a": 1}]}, "steps", "valid integer"),
-        ({"gradient": ["laplacian", "sobel"]}, "gradient", "mean_abs"),
+        ({"gradient": ["laplacian", "sobel"]}, "gradient", "plain"),
         ({"layers": ["a", None]}, "layers", "no objective"),
         ({"seed": list(range(MAX_GRID_POINTS + 1))}, None, "10,001 points, 10,000 are allowed"),
         ({"points": [{"steps": -1}]}, "points", "steps: Input should be greater"),

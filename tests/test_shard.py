@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from dreamcore.errors import InvalidInput
-from dreamcore.images import encode
+from dreamcore.images import decode, encode
 from flows import manifest, runs
 from flows.job import DreamJob
 from flows.plan import Shard, make_plan
 from flows.runs import Run
 from flows.scan import done_before, plan_settings, scan
 from flows.shard import dream_shard
+from flows.sheets import draw_sheets
 from flows.storage import Storage
 from tests.tiny import pixels
 
@@ -26,10 +27,12 @@ def put_photograph(storage: Storage, uri: str, seed: int = 0) -> None:
     storage.write(uri, sink.getvalue(), "image/png")
 
 
-def plan_run(storage: Storage, source: str, destination: str, layers: Sequence[str]) -> tuple[Run, Shard]:
+def plan_run(
+    storage: Storage, source: str, destination: str, layers: Sequence[str], **fields: object
+) -> tuple[Run, Shard]:
     """A run whose whole work is one shard."""
     grid = {"layers": list(layers), "octaves": [1], "steps": [1]}
-    job = DreamJob.model_validate({"source": source, "destination": destination, "grid": grid})
+    job = DreamJob.model_validate({"source": source, "destination": destination, "grid": grid, **fields})
     settings = plan_settings(job)
     shards = make_plan(scan(job, storage).sources, settings, done_before(job, storage))
     works: dict[object, list[int]] = {}
@@ -154,3 +157,29 @@ def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: st
         runs.claim(other.job, other.settings, storage)
     runs.release(destination, storage)
     assert runs.claim(other.job, other.settings, storage).run_id != first.run_id
+
+
+def test_a_dream_that_its_format_cannot_hold_is_a_failed_row(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    sink = io.BytesIO()
+    Image.fromarray(pixels(4, 17000)).save(sink, "PNG")
+    storage.write(source + "panorama.png", sink.getvalue(), "image/png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"], output={"format": "webp"})
+    assert dream_shard(run, shard, storage) == {"done": 1, "failed": 1}
+    (failed,) = (row for row in rows_of(storage, run) if row["status"] == "failed")
+    assert (failed["error_kind"], failed["result_uri"]) == ("too_large", None)
+    assert "16383" in str(failed["error"])
+
+
+def test_sheets_show_what_was_dreamt_and_nothing_else(storage: Storage, source: str, destination: str) -> None:
+    for number, name in enumerate(("cat.png", "changed.png", "deleted.png")):
+        put_photograph(storage, source + name, number)
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    dream_shard(run, shard, storage)
+    storage.write(source + "changed.png", b"no picture any more", "image/png")
+    storage.delete(source + "deleted.png")
+    (sheet,) = draw_sheets(run, storage, [work.source for work in shard.works])
+    assert (sheet.name, sheet.uri) == ("cat.png", f"{destination}sheets/cat.png.jpg")
+    assert storage.read(sheet.uri) == sheet.jpeg
+    assert decode(sheet.jpeg).width > 2 * 120
+    assert list(draw_sheets(run, storage, [])) == []

@@ -1,0 +1,151 @@
+"""Cards, read off the structure of a network: nothing is computed and no weights are allocated."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dreamcore.catalogue import BUNDLED, Card, Layer, card
+from dreamcore.errors import InvalidInput
+from dreamcore.models import Network, build, bundled_file, sha256_of
+from dreamcore.receptive import ReceptiveFields
+
+PROBE_SIDE = 224
+"""Side of the picture, in pixels, with which a network is surveyed."""
+COARSEST_MULTIPLE = 32
+"""Networks that take only sides that are multiples of something take multiples of this."""
+
+
+def survey(model: str) -> Card:
+    """Read the card of `model` off its structure; no weights are loaded or even allocated.
+
+    Raises:
+        InvalidInput: no network has this name, and the message names the nearest ones; or it cannot dream.
+    """
+    module = _without_weights(model)
+    one, other = _answers(module, PROBE_SIDE), _answers(module, PROBE_SIDE + COARSEST_MULTIPLE)
+    if not one or not other:
+        raise InvalidInput(f"{model} takes pictures of one size only: choose a convolutional network")
+    # Some layers of transformers hold their channels last: what is in the channels' place grows with the picture.
+    layers = tuple(layer for name, layer in one.items() if name in other and other[name].channels == layer.channels)
+    multiple = _multiple(module)
+    mean, std, size = _preprocessing(model, module)
+    return Card(model, _weights_identity(model, module), mean, std, size, _min_size(module, multiple), layers, multiple)
+
+
+def answer_sizes(model: str, height: int, width: int) -> dict[str, tuple[int, int]]:
+    """Height and width of what each layer of `model` answers to a picture of `height` x `width`; computes nothing.
+
+    Raises:
+        InvalidInput: no such network, or the picture is smaller than it takes.
+    """
+    known = card(model)
+    if min(height, width) < known.min_size:
+        raise InvalidInput(f"{width}x{height} pixels: {model} needs {known.min_size} on each side")
+    network = Network(_without_weights(model), known, device="meta")
+    with torch.no_grad():
+        picture = torch.zeros(1, 3, height, width, device="meta")
+        answers = network.activations(picture, {layer.name for layer in known.layers})
+    return {name: (answer.shape[-2], answer.shape[-1]) for name, answer in answers.items()}
+
+
+class _NoWeights(TorchFunctionMode):
+    """Parameters, which layers make by `torch.empty`, are not allocated; a constructor's own arithmetic is done."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        elsewhere = {"device": "meta"} if func is torch.empty else {}
+        return func(*args, **{**(kwargs or {}), **elsewhere})
+
+
+def _without_weights(model: str) -> nn.Module:
+    """The structure of `model`, to be shown tensors on the meta device."""
+    with _NoWeights():
+        return build(model, pretrained=False).eval().to("meta")
+
+
+def _weights_identity(model: str, module: nn.Module) -> str:
+    if model == BUNDLED:
+        return sha256_of(bundled_file())
+    if model.startswith("timm/"):
+        cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+        return f"timm:{cfg['architecture']}.{cfg['tag']}"
+    return f"torchvision:{torchvision.models.get_model_weights(model).DEFAULT}"
+
+
+_Triple = tuple[float, float, float]
+
+
+def _preprocessing(model: str, module: nn.Module) -> tuple[_Triple, _Triple, int]:
+    """Mean and standard deviation of the pictures that the network learnt from, in [0, 1], and their side in pixels."""
+    if model == BUNDLED or model.startswith("timm/"):
+        cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+        return tuple(cfg["mean"]), tuple(cfg["std"]), cfg["input_size"][-1]
+    preset = torchvision.models.get_model_weights(model).DEFAULT.transforms()
+    return tuple(preset.mean), tuple(preset.std), preset.crop_size[0]
+
+
+def _answers(module: nn.Module, side: int) -> dict[str, Layer]:
+    """Every module that answers a picture of `side` with a map of features, in order; none if it takes no such one."""
+    layers: dict[str, Layer] = {}
+    spent = 0
+    picture = torch.zeros(1, 3, side, side, device="meta")
+    fields = ReceptiveFields(picture)
+
+    def note(name: str, layer: nn.Module, answer: object) -> None:
+        nonlocal spent
+        if not isinstance(answer, Tensor) or answer.ndim != 4:
+            return
+        if isinstance(layer, nn.Conv2d):
+            spent += answer.numel() * layer.weight[0].numel()
+        if name and not isinstance(layer, nn.Identity):
+            field = fields.of(answer)
+            stride, sees = (field.stride, field.side) if field else (round(side / answer.shape[-1]), None)
+            cost = round(spent / side**2)
+            layers.setdefault(name, Layer(name, type(layer).__name__, answer.shape[1], stride, cost, sees))
+
+    def hook(name: str) -> Any:
+        return lambda layer, _inputs, answer: note(name, layer, answer)
+
+    with ExitStack() as hooks:
+        for name, layer in module.named_modules():
+            hooks.enter_context(layer.register_forward_hook(hook(name)))
+        with fields:
+            return layers if _takes(module, picture) else {}
+
+
+def _multiple(module: nn.Module) -> int:
+    """Of what the sides of pictures must be multiples: 1 unless branches of other strides do not fit together again.
+
+    Tried on both sides of a multiple of 32, since strides round up in some networks and down in others.
+    """
+    multiple = 1
+    while multiple < COARSEST_MULTIPLE and not (
+        _takes_side(module, PROBE_SIDE + multiple) and _takes_side(module, PROBE_SIDE + COARSEST_MULTIPLE - multiple)
+    ):
+        multiple *= 2
+    return multiple
+
+
+def _min_size(module: nn.Module, multiple: int) -> int:
+    """Smallest side that passes through the whole network, by bisection without computing anything."""
+    low, high = 0, PROBE_SIDE // multiple
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _takes_side(module, middle * multiple) else (middle, high)
+    return high * multiple
+
+
+def _takes_side(module: nn.Module, side: int) -> bool:
+    return _takes(module, torch.zeros(1, 3, side, side, device="meta"))
+
+
+def _takes(module: nn.Module, picture: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            module(picture)
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    return True

@@ -1,0 +1,89 @@
+"""One photograph dreamt at each stage of a network, on one sheet, from file to file: to choose layers by eye."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from dreamcore.catalogue import card
+from dreamcore.errors import InvalidInput
+from dreamcore.images import encode
+from dreamcore.models import load_network
+from dreamcore.picture import Dreamt, dream_photograph
+from dreamcore.settings import DreamSettings, Output, objective_label
+from flows.job import explain
+from flows.machine import choose_device
+from flows.sheets import Cell, cell_width, paint, sees, thumbnail
+from flows.single import check, read_file, to_photograph, write_file
+
+COLUMNS = 4
+MAX_PIXELS = 120_000
+"""Of the photograph, so that the sheet shows its dreams at about their own size."""
+QUALITY = 70
+
+
+def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], None]) -> list[Dreamt]:
+    """Dream the photograph in `source` at each stage of `model`, and draw all of it on one sheet in `result`.
+
+    Args:
+        model: the network.
+        source: the photograph.
+        result: the sheet: .png, .webp or .jpg.
+        watch: called after every step with the steps done and the steps in all.
+
+    Raises:
+        InvalidInput: no such file or network, or nowhere to write to.
+        ImageError: the file is no picture, or one that cannot be dreamt.
+    """
+    known = card(model)
+    stages = known.stages()
+    settings = [
+        DreamSettings.model_validate({"model": model, "layers": [{"layer": stage.name}], "max_pixels": MAX_PIXELS})
+        for stage in stages
+    ]
+    output = _output(result)
+    check(settings[0], result)
+    photograph = to_photograph(read_file(source), source, MAX_PIXELS)
+    network = load_network(model, choose_device())
+    dreams: list[Dreamt] = []
+    for entry in settings:
+        watch_one = _watch_among(watch, len(dreams), len(settings))
+        dreams.append(dream_photograph(network, photograph, entry, watch=watch_one))
+
+    width = cell_width(COLUMNS)
+    first = thumbnail(photograph.pixels, width)
+    cells = [Cell(0, 0, first, ("the photograph", sees(dreams[0].measures()["classes_before"])))]
+    for place, (stage, dreamt) in enumerate(zip(stages, dreams, strict=True), start=1):
+        found = dreamt.measures()
+        text = (
+            f"{stage.name}   stride {stage.stride}, field {stage.receptive_field} px",
+            f"score {found['score_before']:.2f} to {found['score_after']:.2f}",
+            sees(found["classes_after"]),
+        )
+        cells.append(Cell(place % COLUMNS, place // COLUMNS, thumbnail(dreamt.pixels, width), text))
+    sheet = np.asarray(paint(f"{source.name}   {model}", cells, first.size))
+    write_file(result, encode(sheet, output.format, output.quality, {"model": model, "stages": summary(dreams)}))
+    return dreams
+
+
+def summary(dreams: list[Dreamt]) -> list[dict[str, object]]:
+    """Layer and scores of each dream, the deepest last."""
+    names = ("score_before", "score_after", "classes_after")
+    return [
+        {"layer": objective_label(dreamt.settings.layers), **{name: dreamt.measures()[name] for name in names}}
+        for dreamt in dreams
+    ]
+
+
+def _watch_among(watch: Callable[[int, int], None], before: int, dreams: int) -> Callable[[int, int], None]:
+    """Of one dream among many."""
+    return lambda done, planned: watch(before * planned + done, dreams * planned)
+
+
+def _output(result: Path) -> Output:
+    suffix = result.suffix.lstrip(".").lower().replace("jpeg", "jpg")
+    try:
+        return Output.model_validate({"format": suffix, "quality": QUALITY})
+    except ValidationError as error:
+        raise InvalidInput(explain(error)) from error
