@@ -7,10 +7,10 @@ Exit codes: 0 it worked; 1 the run or the picture failed; 2 bad job, settings or
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -18,17 +18,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from dreamcore.settings import DreamSettings, Frozen, Grid, Output, objective_label
-from flows.job import DreamJob, explain, folder_uri, read_job
+from dreamcore.settings import DreamSettings
+from flows.job import DreamJob, explain, folder_uri
+from flows.options import as_json, job_of, job_options, options_of
 
 STACK = Path(".dreamgrid")
 """Folder of the embedded stack of the folder one stands in."""
 
 console = Console()
 screen = Console(stderr=True)
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
 
 
 def main() -> NoReturn:
@@ -69,47 +67,6 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=screen) as bar:
         line = bar.add_task(what, total=None, visible=False)
         yield lambda finished, planned: bar.update(line, completed=finished, total=planned, visible=True)
-
-
-def options_of(model: type[Frozen], *leave_out: str) -> Callable[[_Command], _Command]:
-    """A flag for each field of `model`, described by the field itself; axes may be given several times."""
-
-    def decorate(command: _Command) -> _Command:
-        for name in reversed([name for name in model.model_fields if name not in leave_out]):
-            flag = "--" + name.replace("_", "-")
-            command = click.option(flag, name, multiple=model is Grid, help=_help(model, name))(command)
-        return command
-
-    return decorate
-
-
-def _help(model: type[Frozen], name: str) -> str:
-    """What a field says of itself, with its default; an axis says what the setting says."""
-    field = (DreamSettings if model is Grid else model).model_fields[name]
-    default = objective_label(field.default) if name == "layers" else field.default
-    return f"{field.description}" + ("" if field.is_required() else f"  [default: {default}]")
-
-
-def job_options(command: _Command) -> _Command:
-    """The job file, and a flag for every field of a job."""
-    for decorate in (
-        options_of(Output),
-        options_of(Grid, "points"),
-        options_of(DreamJob, "grid", "output"),
-        click.argument("job", required=False, type=click.Path(path_type=Path)),
-    ):
-        command = decorate(command)
-    return command
-
-
-def job_of(job: Path | None, flags: Mapping[str, Any]) -> DreamJob:
-    """The job that a file and flags describe."""
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
-    grid = {name: given.pop(name) for name in list(given) if name in Grid.model_fields}
-    output = {name: given.pop(name) for name in list(given) if name in Output.model_fields}
-    if job is None and not given:
-        raise InvalidInput("there is no job: name a job file, or give --source and --destination")
-    return read_job(job, {**given, **({"grid": grid} if grid else {}), **({"output": output} if output else {})})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -22,7 +22,7 @@ CORE, FLOWS = (
 # Each module of flows imports from its own line or from those below it.
 STOREYS = (
     {"cli", "dream_collection", "demo", "single", "redream", "preview"},
-    {"shard", "plan", "scan", "sheets", "runs", "stack"},
+    {"shard", "plan", "scan", "sheets", "runs", "stack", "options"},
     {"manifest", "storage", "job", "machine"},
 )
 

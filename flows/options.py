@@ -1,0 +1,55 @@
+"""The flags of the command, made from the fields of settings and jobs themselves."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dreamcore.errors import InvalidInput
+from dreamcore.settings import DreamSettings, Frozen, Grid, Output, objective_label
+from flows.job import DreamJob, read_job
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
+
+
+def options_of(model: type[Frozen], *leave_out: str) -> Callable[[Command], Command]:
+    """A flag for each field of `model`, described by the field itself; axes may be given several times."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed([name for name in model.model_fields if name not in leave_out]):
+            flag = "--" + name.replace("_", "-")
+            command = click.option(flag, name, multiple=model is Grid, help=_help(model, name))(command)
+        return command
+
+    return decorate
+
+
+def _help(model: type[Frozen], name: str) -> str:
+    """What a field says of itself, with its default; an axis says what the setting says."""
+    field = (DreamSettings if model is Grid else model).model_fields[name]
+    default = objective_label(field.default) if name == "layers" else field.default
+    return f"{field.description}" + ("" if field.is_required() else f"  [default: {default}]")
+
+
+def job_options(command: Command) -> Command:
+    """The job file, and a flag for every field of a job."""
+    for decorate in (
+        options_of(Output),
+        options_of(Grid, "points"),
+        options_of(DreamJob, "grid", "output"),
+        click.argument("job", required=False, type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
+def job_of(job: Path | None, flags: Mapping[str, Any]) -> DreamJob:
+    """The job that a file and flags describe."""
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    grid = {name: given.pop(name) for name in list(given) if name in Grid.model_fields}
+    output = {name: given.pop(name) for name in list(given) if name in Output.model_fields}
+    if job is None and not given:
+        raise InvalidInput("there is no job: name a job file, or give --source and --destination")
+    return read_job(job, {**given, **({"grid": grid} if grid else {}), **({"output": output} if output else {})})
