@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dreamcore.catalogue import BUNDLED, Card, card
 from dreamcore.errors import InvalidInput, Unavailable
+from dreamcore.settings import LOGITS
 
 LONGEST = 4
 """A picture is shown to the classifier at most so many times longer than the network's own pictures."""
@@ -49,7 +50,7 @@ class Network:
         self.labels = tuple(labels)
         self.device = torch.device(device)
         self.module = module.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
-        self._modules = dict(self.module.named_modules())
+        self._modules = {**dict(self.module.named_modules()), LOGITS: self.module}
         self._mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
 
@@ -109,6 +110,8 @@ class Network:
 
 def _cropped(answer: Tensor, pictures: Tensor, padded: Tensor) -> Tensor:
     """Those positions of `answer` (B, C, h, w) that lie on the pictures, however little, and not beside them."""
+    if answer.ndim != 4:
+        return answer  # of the whole picture
     sides = [
         math.ceil(positions * side / whole)
         for positions, side, whole in zip(answer.shape[-2:], pictures.shape[-2:], padded.shape[-2:], strict=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dreamcore.models import Network
-from dreamcore.settings import DreamSettings, Target
+from dreamcore.settings import LOGITS, DreamSettings, Target
 
 TINY = 1e-20
 """Added to a mean square, so that a layer which answers nothing at all scores -46 and not minus infinity."""
@@ -48,12 +48,12 @@ def score(activations: Mapping[str, Tensor], objective: Sequence[Target], measur
 
 
 def target_score(activation: Tensor, target: Target, measure: str) -> Tensor:
-    """What is measured (B,) of one target's activations (B, C, H, W)."""
+    """What is measured (B,) of one target's activations (B, C, H, W), or of logits (B, C): their mean always."""
     chosen = activation[:, list(target.channels)] if target.channels else activation
     if target.at:
         across, down = (int(where * side * 0.9999) for where, side in zip(target.at, chosen.shape[:1:-1], strict=True))
         chosen = chosen[:, :, down, across]
-    measured: Tensor = MEASURES[measure](chosen.flatten(1))
+    measured: Tensor = MEASURES["mean" if target.layer == LOGITS else measure](chosen.flatten(1))
     return measured
 
 

@@ -30,6 +30,9 @@ ALGORITHM_VERSION = 1
 
 MAX_GRID_POINTS = 10_000
 
+LOGITS = "logits"
+"""The layer behind all layers: what the network answers of each class, before it becomes a probability."""
+
 
 class Frozen(BaseModel):
     """A value: immutable, compared by content, unknown fields refused."""
@@ -53,9 +56,11 @@ class Target(Frozen):
     """Weight in the mix; a negative one suppresses."""
 
     @model_validator(mode="after")
-    def _weighs_something(self) -> Self:
+    def _can_be_excited(self) -> Self:
         if self.weight == 0:
             raise ValueError(f"the weight of {self.layer} is 0: leave the layer out instead")
+        if self.layer == LOGITS and self.at:
+            raise ValueError(f"{LOGITS} are of the whole picture: leave the place @{self.at[0]:g},{self.at[1]:g} out")
         return self
 
     @property

@@ -12,6 +12,7 @@ from dreamcore.catalogue import BUNDLED, Card, Layer, card
 from dreamcore.errors import InvalidInput
 from dreamcore.models import Network, build, bundled_file, sha256_of
 from dreamcore.receptive import ReceptiveFields
+from dreamcore.settings import LOGITS
 
 PROBE_SIDE = 224
 """Side of the picture, in pixels, with which a network is surveyed."""
@@ -49,7 +50,7 @@ def answer_sizes(model: str, height: int, width: int) -> dict[str, tuple[int, in
     with torch.no_grad():
         picture = torch.zeros(1, 3, height, width, device="meta")
         answers = network.activations(picture, {layer.name for layer in known.layers})
-    return {name: (answer.shape[-2], answer.shape[-1]) for name, answer in answers.items()}
+    return {name: tuple(answer.shape[2:]) or (1, 1) for name, answer in answers.items()}  # type: ignore[misc]
 
 
 class _NoWeights(TorchFunctionMode):
@@ -96,6 +97,8 @@ def _answers(module: nn.Module, side: int) -> dict[str, Layer]:
 
     def note(name: str, layer: nn.Module, answer: object) -> None:
         nonlocal spent
+        if not name and isinstance(answer, Tensor) and answer.ndim == 2:
+            layers[LOGITS] = Layer(LOGITS, type(layer).__name__, answer.shape[1], side, round(spent / side**2))
         if not isinstance(answer, Tensor) or answer.ndim != 4:
             return
         if isinstance(layer, nn.Conv2d):

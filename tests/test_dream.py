@@ -147,6 +147,7 @@ def test_a_batch_is_dreamt_as_its_pictures_are_alone() -> None:
         {"l2": 100},
         {"carry": "result"},
         {"layers": "deep:3@0.2,0.7"},
+        {"layers": "logits:3"},
         {"seed": 1},
     ],
     ids=str,
@@ -239,6 +240,21 @@ def test_a_result_is_carried_up_without_the_photographs_detail() -> None:
     torch.testing.assert_close(kept, picture())
     small, full = octave_sizes((48, 64), changed(steps=0))
     torch.testing.assert_close(lost, resize(resize(picture(), small), full).clamp(0, 1))
+
+
+def test_a_class_can_be_dreamt_and_suppressed() -> None:
+    network = tiny_network()
+    before = network.classify(picture())[0, 3]
+    assert network.classify(dream(network, picture(), changed(layers="logits:3")))[0, 3] > before
+    assert network.classify(dream(network, picture(), changed(layers="logits:3=-1")))[0, 3] < before
+
+
+def test_a_class_is_its_logit_whatever_is_measured_of_layers() -> None:
+    network = tiny_network()
+    with torch.no_grad():
+        answer = network.module((picture() - network._mean) / network._std)[0, 3].item()
+    for measure in SQUARES:
+        assert score_of(network, picture(), changed(layers="logits:3", measure=measure)) == pytest.approx(answer)
 
 
 # --- jitter

@@ -177,6 +177,8 @@ def test_identities_are_the_same_in_every_process(hash_seed: str) -> None:
         ({"layers": []}, "at least one layer"),
         ({"layers": "a+a=2"}, "a is in the mix twice"),
         ({"layers": "a=0"}, "leave the layer out"),
+        ({"layers": "logits:3@0.5,0.5"}, "of the whole picture"),
+        ({"layers": "a@0.5,1.5"}, "less than or equal to 1"),
         ({"layers": "a=much"}, "valid number"),
         ({"layers": {"a": float("nan")}}, "finite"),
         ({"layers": 4}, "is no objective"),

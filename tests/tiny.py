@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dreamcore.catalogue import Card, Layer
 from dreamcore.models import Network
-from dreamcore.settings import DreamSettings
+from dreamcore.settings import LOGITS, DreamSettings
 
 LABELS = tuple("abcdefg")
 SETTINGS = DreamSettings.model_validate(
@@ -44,7 +44,10 @@ def tiny_network(bend: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> 
         std=(0.2, 0.3, 0.4),
         size=32,
         min_size=min_size,
-        layers=tuple(Layer(name, kind, channels[stage], strides[stage], 100) for name, kind, stage in layers),
+        layers=(
+            *(Layer(name, kind, channels[stage], strides[stage], 100) for name, kind, stage in layers),
+            Layer(LOGITS, "Sequential", len(LABELS), 224, 100),
+        ),
     )
     return Network(nn.Sequential(OrderedDict(parts)), card, LABELS)
 
