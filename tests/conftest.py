@@ -62,7 +62,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def dreamgrid(tmp_path: Path) -> Command:
     """The command, run in a folder of its own; the environment is the caller's, with `env` over it."""
 
-    def run(*arguments: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [DREAMGRID, *arguments],
             cwd=tmp_path,

@@ -264,11 +264,11 @@ def test_a_worker_somewhere_else_dreams(
     storage.create_bucket(BUCKET)
     storage.write(f"{BUCKET}photos/cat.png", source, "image/png")
     parameters = json.dumps({"job": JOB})
-    watch = ("--watch", "--watch-interval", "1", "--watch-timeout", "90")
+    watch = ("--watch", "--watch-interval", "1", "--watch-timeout", "240")
     try:
         told = prefect(
             stack, worker.parent, "deployment", "run", "dream-collection/nightly", "--params", parameters, *watch,
-            seconds=120,
+            seconds=300,
         )  # fmt: skip
     except (AssertionError, subprocess.TimeoutExpired) as error:
         pytest.fail(f"{error}\nThe worker's log:\n{worker.read_text()}")
