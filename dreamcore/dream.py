@@ -117,11 +117,12 @@ class View:
 
     def targets(self, objective: Sequence[Target], size: tuple[int, int]) -> list[Target]:
         """The objective with its places where they are in this view of a picture of `size` (H, W)."""
-        return [target.model_copy(update={"at": self._place(target.at, size)}) for target in objective]
+        return [
+            target.model_copy(update={"at": self._place(target.at, size)}) if target.at else target
+            for target in objective
+        ]
 
-    def _place(self, at: tuple[float, float] | None, size: tuple[int, int]) -> tuple[float, float] | None:
-        if at is None:
-            return None
+    def _place(self, at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
         across, down = (at[0] + self.right / size[1]) % 1, (at[1] + self.down / size[0]) % 1
         return (1 - across if self.mirrored else across), down
 

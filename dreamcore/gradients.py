@@ -80,11 +80,8 @@ def normaliser(how: str) -> Callable[[Tensor], Tensor]:
 def smooth(gradient: Tensor, sigma: float) -> Tensor:
     """Mean of `gradient` (B, C, H, W) under three Gaussians of 9x9 with sigma times 0.5, 1 and 2: Gordic's cascade."""
     channels = gradient.shape[1]
-    reach = torch.arange(-4, 5, device=gradient.device, dtype=gradient.dtype)
-    lines = [torch.exp(-(reach**2) / (2 * (sigma * scale) ** 2)) for scale in (0.5, 1.0, 2.0)]
-    kernel = torch.stack([torch.outer(line, line) / line.sum() ** 2 for line in lines]).mean(0)
     padded = F.pad(gradient, (4, 4, 4, 4), mode="reflect" if min(gradient.shape[-2:]) > 4 else "replicate")
-    return F.conv2d(padded, kernel.expand(channels, 1, 9, 9), groups=channels)
+    return F.conv2d(padded, _cascade(sigma, channels, gradient.device, gradient.dtype), groups=channels)
 
 
 def even_bands(gradient: Tensor) -> Tensor:
@@ -116,6 +113,15 @@ def _enlarge(picture: Tensor, like: Tensor) -> Tensor:
     kernel = 4 * _kernel(channels, picture.device, picture.dtype)
     odd_or_even = [(side - 1) % 2 for side in like.shape[-2:]]
     return F.conv_transpose2d(picture, kernel, stride=2, padding=2, output_padding=odd_or_even, groups=channels)
+
+
+@lru_cache
+def _cascade(sigma: float, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Mean of three Gaussians, for each channel: (channels, 1, 9, 9), with the sum 1."""
+    reach = torch.arange(-4, 5, device=device, dtype=dtype)
+    lines = [torch.exp(-(reach**2) / (2 * (sigma * scale) ** 2)) for scale in (0.5, 1.0, 2.0)]
+    kernel = torch.stack([torch.outer(line, line) / line.sum() ** 2 for line in lines]).mean(0)
+    return kernel.expand(channels, 1, 9, 9).contiguous()
 
 
 @lru_cache

@@ -160,6 +160,11 @@ def objective_label(objective: tuple[Target, ...]) -> str:
     return "+".join(map(str, objective))
 
 
+def format_of(suffix: str) -> str:
+    """The output format that a file's suffix asks for, such as `jpg` for `.JPEG`; it may be no format of ours."""
+    return suffix.lstrip(".").lower().replace("jpeg", "jpg")
+
+
 class Output(Frozen):
     """The file a dream becomes."""
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from dreamcore.settings import DreamSettings
+from dreamcore.settings import DreamSettings, format_of
 from flows.job import DreamJob, explain, folder_uri
 from flows.options import as_json, job_of, job_options, options_of
 
@@ -189,7 +189,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
     machine.workers()
     scan.plan_settings(job)
     scan.check_access(job)
-    if warning := scan.warn_of_store(job):
+    if warning := scan.warn_of_store(job.destination):
         screen.print(f"dreamgrid: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if abandon:
         runs.release(job.destination, storage.storage())
@@ -209,8 +209,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
 
 def _tell(report: Any) -> None:
     if report.state == "nothing to do":
-        why = "every photograph has its dreams" if report.photographs else "there is no photograph below the source"
-        console.print(f"Nothing to do: {why}.")
+        console.print(f"Nothing to do: {report.why_nothing}.")
     else:
         counts = f"{report.done} done, {report.failed} failed, {report.skipped} skipped"
         console.print(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")
@@ -254,8 +253,7 @@ def image(source: Path, result: Path, quality: str | None, **flags: Any) -> None
     """
     from pydantic import ValidationError
 
-    suffix = result.suffix.lstrip(".").lower().replace("jpeg", "jpg")
-    output = {"format": suffix, **({"quality": quality} if quality else {})}
+    output = {"format": format_of(result.suffix), **({"quality": quality} if quality else {})}
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         settings = DreamSettings.model_validate({**given, "output": output})

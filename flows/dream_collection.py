@@ -82,7 +82,7 @@ def check(job: DreamJob) -> tuple[PlannedSettings, ...]:
     """Check, before any network is loaded, that source, destination, networks and layers are there."""
     settings = plan_settings(job)
     check_access(job)
-    if warning := warn_of_store(job):
+    if warning := warn_of_store(job.destination):
         get_run_logger().warning(warning)
     return settings
 
@@ -97,16 +97,16 @@ def find_photographs(job: DreamJob) -> Scan:
 
 def nothing_to_do(job: DreamJob, found: Scan) -> Report:
     """Say so, and leave no trace of the run."""
-    why = "every photograph has its dreams" if found.sources else f"there is no photograph in {job.source}"
-    get_run_logger().info("nothing to do: %s", why)
     runs.release(job.destination, storage())
-    return Report(
+    report = Report(
         run_id=None,
         state="nothing to do",
         photographs=len(found.sources),
         destination=job.destination,
         manifest=f"{job.destination}manifest/",
     )
+    get_run_logger().info("nothing to do: %s", report.why_nothing)
+    return report
 
 
 def dream(run: Run, shards: Sequence[Shard]) -> None:

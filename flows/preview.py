@@ -11,7 +11,7 @@ from dreamcore.errors import InvalidInput
 from dreamcore.images import encode
 from dreamcore.models import load_network
 from dreamcore.picture import Dreamt, dream_photograph
-from dreamcore.settings import DreamSettings, Output, objective_label
+from dreamcore.settings import DreamSettings, Output, format_of, objective_label
 from flows.job import explain
 from flows.machine import choose_device
 from flows.sheets import Cell, cell_width, paint, sees, thumbnail
@@ -82,8 +82,7 @@ def _watch_among(watch: Callable[[int, int], None], before: int, dreams: int) ->
 
 
 def _output(result: Path) -> Output:
-    suffix = result.suffix.lstrip(".").lower().replace("jpeg", "jpg")
     try:
-        return Output.model_validate({"format": suffix, "quality": QUALITY})
+        return Output.model_validate({"format": format_of(result.suffix), "quality": QUALITY})
     except ValidationError as error:
         raise InvalidInput(explain(error)) from error

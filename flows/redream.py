@@ -25,7 +25,7 @@ from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, describe, encode
 from dreamcore.models import load_network
 from dreamcore.picture import Dreamt, dream_photograph
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Frozen, Output, settings_id
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Frozen, Output, format_of, settings_id
 from flows.job import explain, split_uri
 from flows.machine import choose_device
 from flows.single import check, read_file, to_photograph, write_file
@@ -206,7 +206,7 @@ def _read_dream(dream: str) -> bytes:
 
 def _output(then: Output, result: Path) -> Output:
     """The file to write: the dream's own kind with its quality, or another by the suffix."""
-    suffix = result.suffix.lstrip(".").lower().replace("jpeg", "jpg")
+    suffix = format_of(result.suffix)
     try:
         return then if suffix == then.format else Output.model_validate({"format": suffix})
     except ValidationError as error:

@@ -56,6 +56,11 @@ class Report(Frozen):
     manifest: str
     """Where the manifest lies, for any reader of Parquet."""
 
+    @property
+    def why_nothing(self) -> str:
+        """Why there was nothing to do, where there was not."""
+        return "every photograph has its dreams" if self.photographs else "there is no photograph below the source"
+
 
 def active_uri(destination: str) -> str:
     """Address of the mark of a destination's unfinished run."""

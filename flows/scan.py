@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from dreamcore.catalogue import card
@@ -55,11 +56,15 @@ def check_access(job: DreamJob) -> None:
         raise InvalidInput(str(error)) from error
 
 
-def warn_of_store(job: DreamJob) -> str | None:
-    """What to tell people where the store ignores conditional writes, on which the protocol rests; else None."""
-    if storage().honours_conditions(f"{job.destination}_runs/"):
+@lru_cache
+def warn_of_store(destination: str) -> str | None:
+    """What to tell people where the store ignores conditional writes, on which the protocol rests; else None.
+
+    Tried once a process: the command asks before the flow does.
+    """
+    if storage().honours_conditions(f"{destination}_runs/"):
         return None
-    return f"{storage().endpoint} ignores conditional writes: let no other run write to {job.destination} meanwhile"
+    return f"{storage().endpoint} ignores conditional writes: let no other run write to {destination} meanwhile"
 
 
 def scan(job: DreamJob, store: Storage) -> Scan:
