@@ -6,14 +6,16 @@ other network is read off the network itself, without its weights.
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from dreamcore.errors import InvalidInput
+from dreamcore.objectives import LOGITS, Target, in_canonical_order
+from dreamcore.settings import BUNDLED, DreamSettings
 
-BUNDLED = "efficientnet_lite0"
 BUNDLED_CARD = Path(__file__).with_name(f"{BUNDLED}.json")
 
 
@@ -88,6 +90,18 @@ class Card:
                 return parts
         return list({layer.stride: layer for layer in local if layer.name not in made_of_modules}.values())
 
+    def named(self, target: Target) -> Target:
+        """The target itself, or with a depth such as `65%` replaced by the name of the stage that is nearest to it.
+
+        Depth is the share of the network's multiply-adds up to a layer.
+        """
+        depth = re.fullmatch(r"(\d+(?:\.\d+)?)%", target.layer)
+        if depth is None:
+            return target
+        cost = float(depth[1]) / 100 * max(layer.cost for layer in self.layers)
+        nearest = min(self.stages(), key=lambda stage: abs(stage.cost - cost))
+        return target.model_copy(update={"layer": nearest.name})
+
     def to_json(self) -> str:
         """The card as text, one layer a line."""
         card = asdict(self)
@@ -115,3 +129,27 @@ def card(model: str) -> Card:
     from dreamcore.survey import survey  # imports torch, which planning with the bundled network must not
 
     return survey(model)
+
+
+def complete(settings: DreamSettings) -> DreamSettings:
+    """The settings with every layer by its name, held against the network.
+
+    Raises:
+        InvalidInput: there is no such network, layer or channel.
+    """
+    known = card(settings.model)
+    targets: dict[str, Target] = {}
+    for target in map(known.named, settings.layers):
+        if not (settings.weights and target.layer == LOGITS):  # of how many classes its own weights are, they tell
+            known.check(target.layer, target.channels)
+        twin = targets.get(target.name)  # of two depths the same stage may be nearest
+        weight = target.weight + (twin.weight if twin else 0)
+        targets[target.name] = target.model_copy(update={"weight": weight})
+    if cancelled := [name for name, target in targets.items() if not target.weight]:
+        raise InvalidInput(f"{cancelled[0]} of {settings.model} stands for layers whose weights add up to 0")
+    return settings.model_copy(update={"layers": in_canonical_order(tuple(targets.values()))})
+
+
+def weights_of(settings: DreamSettings) -> str:
+    """Identity of the weights that the settings dream with."""
+    return settings.weights.sha256 if settings.weights and settings.weights.sha256 else card(settings.model).weights

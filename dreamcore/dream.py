@@ -8,155 +8,145 @@
 6. Repeat, over octaves from coarse to fine.
 """
 
-import hashlib
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamcore.errors import ImageError
-from dreamcore.gradients import normaliser, treat
-from dreamcore.models import Network
-from dreamcore.scores import penalty, score
-from dreamcore.settings import DreamSettings, Target
+from dreamcore.gradients import normaliser, penalty_gradient, treat
+from dreamcore.network import Network
+from dreamcore.octaves import carry, mask_at, octave_sizes, pictures_at, resize
+from dreamcore.scores import Aim, measure
+from dreamcore.settings import DreamSettings
+from dreamcore.tiles import cut, cut_evenly
+from dreamcore.views import Views
 
-LEAST_OCTAVE = 32
-"""Side in pixels below which an octave shows the network too little to be worth its steps."""
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One picture of a batch, and what to make of it."""
+
+    picture: Tensor
+    """(3, H, W) in [0, 1], on the network's device."""
+    settings: DreamSettings
+    """The model and the files named there are not looked at."""
+    guide: Tensor | None = None
+    """(3, h, w) in [0, 1]: what the picture is to become like, instead of more of what it is."""
+    mask: Tensor | None = None
+    """(1, H, W) in [0, 1]: 1 dreams, 0 stays."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dreams:
+    """A batch that was dreamt."""
+
+    pictures: Tensor
+    """(B, 3, H, W) in [0, 1]. A sample whose ascent failed is NaN somewhere."""
+    measured: Tensor
+    """(B, targets): what was measured of each target in the finished dreams."""
+    octave_scores: Tensor
+    """(B, octaves): the scores after each octave."""
+    left_out: int
+    """Octaves that would have been smaller than the network can see."""
 
 
 def dream(
-    network: Network, pictures: Tensor, settings: DreamSettings, watch: Callable[[int, int], None] | None = None
-) -> Tensor:
-    """Dream a batch of pictures of one size under the same settings.
+    network: Network, samples: Sequence[Sample], tile: int = 0, watch: Callable[[int, int], None] | None = None
+) -> Dreams:
+    """Dream a batch of pictures of one size.
 
     Args:
         network: the network to dream with.
-        pictures: (B, 3, H, W) in [0, 1], on the network's device.
-        settings: what to dream; the model and the output named there are not looked at.
+        samples: the pictures, with settings that have one `batch_key`; each is dreamt as it would be alone.
+        tile: octaves with more pixels than a square of this side are dreamt in tiles of it, to bound memory; 0: never.
         watch: called after every step with the steps done and the steps in all.
-
-    Returns:
-        The dreams: (B, 3, H, W) in [0, 1]. A sample whose ascent failed is NaN somewhere.
 
     Raises:
         ImageError: `too_small` for the network.
     """
-    sizes = octave_sizes((pictures.shape[-2], pictures.shape[-1]), settings, network.card.min_size)
-    layers = {target.layer for target in settings.layers}  # step 2: what to excite
-    base = dreams = resize(pictures, sizes[0])
+    alike = samples[0].settings
+    pictures = torch.stack([sample.picture for sample in samples])
+    full = (pictures.shape[-2], pictures.shape[-1])
+    sizes = octave_sizes(full, alike, network.card.min_size)
+    batch = _Batch(network, samples)
+    aim = batch.aim  # step 2: what to excite
+    base = dreams = pictures_at(pictures, sizes, 0, alike)
+    octave_scores = []
     for octave, size in enumerate(sizes):  # step 6: over octaves from coarse to fine
-        last, base = base, resize(pictures, size)
-        dreams = carry(dreams, last, base, settings)
-        normalise = normaliser(settings.normalise)
-        for step in range(settings.steps):
-            view = View.choose(settings, octave, step)
-            seen = view.of(dreams).requires_grad_()
-            activations = network.activations(seen, layers)  # step 1: forward, no further than needed
-            objective = score(activations, view.targets(settings.layers, size), settings.measure)  # step 3: measure
-            if settings.total_variation or settings.l2:
-                objective = objective - penalty(seen, view.of(base), settings)
-            (gradient,) = torch.autograd.grad(objective.sum(), seen)  # step 4: with respect to the image
-            uphill = normalise(view.back(treat(gradient, settings, step)))
-            dreams = (dreams + settings.step_size * uphill).clamp(0, 1)  # step 5: move up the gradient
+        last, base = base, pictures_at(pictures, sizes, octave, alike)
+        mask = mask_at([sample.mask for sample in samples], size, base)
+        dreams = carry(dreams, last, base, mask, alike) if octave else base
+        frames = cut(size, alike.tile, network.card.min_size) if alike.tile else cut_evenly(size, tile)
+        together = len(frames) > 1 and not alike.tile  # the tiles have one score, or else each its own
+        known = measure(network, dreams, aim, frames) if together else None
+        going, normalise = torch.ones_like(batch.step_size), normaliser(alike.normalise)
+        for step in range(alike.steps):
+            views = Views.choose(batch.settings, octave, step, size, strew=together)
+            seen = views.of(dreams)
+            gradient, sums = torch.empty_like(seen), []
+            for frame in frames:
+                patch = frame.of(seen).detach().requires_grad_()
+                answers = network.answers(patch, aim.wanted)  # step 1: forward, no further than needed
+                sums.append(aim.sums(answers, views.within(frame)))  # step 3: measure
+                score = aim.score(sums[-1], known)
+                frame.of(gradient)[:] = torch.autograd.grad(score.sum(), patch)[0]  # step 4: with respect to the image
+                sums[-1] = sums[-1].detach()
+            gradient = treat(batch.held_back(gradient, seen, base, views), alike, step)
+            uphill = normalise(views.back(gradient))
+            dreams = batch.kept(dreams + batch.stride(going, mask) * uphill)  # step 5: move up the gradient
+            total = torch.stack(sums).sum(0)
+            known = total if together else None
+            going = going * (aim.score(total).view_as(going) <= batch.stop_at)
             if watch:
-                watch(octave * settings.steps + step + 1, len(sizes) * settings.steps)
-    return dreams
+                watch(octave * alike.steps + step + 1, len(sizes) * alike.steps)
+            if batch.may_end_early and not going.any():
+                break
+        measured = measure(network, dreams, aim, frames)
+        octave_scores.append(aim.score(measured))
+    finished = resize(dreams, full, alike.resample).clamp(0, 1)
+    if not (alike.clip and sizes[-1] == full):
+        measured = measure(network, finished, aim, cut_evenly(full, tile))
+    left_out = alike.octaves - len(sizes)
+    return Dreams(finished, aim.each(measured), torch.stack(octave_scores, 1), left_out)
 
 
-def carry(dreams: Tensor, last: Tensor, base: Tensor, settings: DreamSettings) -> Tensor:
-    """Begin an octave with what the one before it dreamt.
+class _Batch:
+    """What the samples of a batch do not have in common, side by side."""
 
-    Args:
-        dreams: the dreams of the octave before.
-        last: the pictures at the size of the octave before.
-        base: the pictures at the size of this one.
-        settings: `carry` says what goes on: `detail`, what was dreamt, added to the pictures with all the detail that
-            this size has of them; or `result`, the dreams as they are, enlarged.
-    """
-    size = (base.shape[-2], base.shape[-1])
-    if settings.carry == "result":
-        return resize(dreams, size).clamp(0, 1)
-    return (base + resize(dreams - last, size)).clamp(0, 1)
+    def __init__(self, network: Network, samples: Sequence[Sample]) -> None:
+        self.settings = [sample.settings for sample in samples]
+        self.alike = self.settings[0]
+        targets = [settings.layers for settings in self.settings]
+        self.aim = Aim(network, targets, self.alike.measure, [sample.guide for sample in samples])
+        like = samples[0].picture
+        self.step_size = _column([settings.step_size for settings in self.settings], like)
+        stop_at = [torch.inf if settings.stop_at is None else settings.stop_at for settings in self.settings]
+        self.stop_at = _column(stop_at, like)
+        self.may_end_early = min(stop_at) < torch.inf
+        self.total_variation = _column([settings.total_variation for settings in self.settings], like)
+        self.l2 = _column([settings.l2 for settings in self.settings], like)
+        self.penalised = any(settings.total_variation or settings.l2 for settings in self.settings)
+        self.unit = network.std if self.alike.space == "network" else None
+        """What a step of 1 is in the picture, where it is not 1."""
 
+    def held_back(self, gradient: Tensor, seen: Tensor, base: Tensor, views: Views) -> Tensor:
+        """The gradient (B, 3, H, W) less that of the penalties, in the space in which steps are taken."""
+        if self.penalised:
+            gradient -= penalty_gradient(seen, views.of(base), self.total_variation, self.l2)
+        return gradient if self.unit is None else gradient * self.unit
 
-@dataclass(frozen=True)
-class View:
-    """How the network is shown the picture in one step: shifted, and mirrored or not.
+    def stride(self, going: Tensor, mask: Tensor | None) -> Tensor:
+        """How far each sample goes, and where in it; samples that are done stay."""
+        stride = self.step_size * going
+        stride = stride if self.unit is None else stride * self.unit
+        return stride if mask is None else stride * mask
 
-    A pure function of the seed, the octave counted from the coarsest, and the step: what else is in the batch, the
-    order and the machine do not matter.
-    """
-
-    down: int
-    right: int
-    mirrored: bool
-
-    @classmethod
-    def choose(cls, settings: DreamSettings, octave: int, step: int) -> "View":
-        """The view of one step: shifts in pixels, each in [-jitter, jitter]."""
-        counter = struct.pack(">QII", settings.seed, octave, step)
-        down, right = struct.unpack(">QQ", hashlib.blake2b(counter, digest_size=16).digest())
-        span = 2 * settings.jitter + 1
-        coin = hashlib.blake2b(counter, digest_size=1, person=b"flip").digest()[0] % 2
-        return cls(down % span - settings.jitter, right % span - settings.jitter, settings.flip and coin == 1)
-
-    def of(self, pictures: Tensor) -> Tensor:
-        """`pictures` (B, C, H, W) as the network is shown them."""
-        shifted = pictures.roll((self.down, self.right), (2, 3))
-        return shifted.flip(3) if self.mirrored else shifted
-
-    def back(self, pictures: Tensor) -> Tensor:
-        """The inverse of `of`."""
-        shifted = pictures.flip(3) if self.mirrored else pictures
-        return shifted.roll((-self.down, -self.right), (2, 3))
-
-    def targets(self, objective: Sequence[Target], size: tuple[int, int]) -> list[Target]:
-        """The objective with its places where they are in this view of a picture of `size` (H, W)."""
-        return [
-            target.model_copy(update={"at": self._place(target.at, size)}) if target.at else target
-            for target in objective
-        ]
-
-    def _place(self, at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
-        across, down = (at[0] + self.right / size[1]) % 1, (at[1] + self.down / size[0]) % 1
-        return (1 - across if self.mirrored else across), down
+    def kept(self, dreams: Tensor) -> Tensor:
+        """The dreams, within black and white if they shall be."""
+        return dreams.clamp_(0, 1) if self.alike.clip else dreams
 
 
-def octave_sizes(size: tuple[int, int], settings: DreamSettings, min_size: int = 1) -> list[tuple[int, int]]:
-    """Height and width of each octave, the coarsest first; the last is `size` itself.
-
-    Octaves with a side below `LEAST_OCTAVE` or the network's least size are left out.
-
-    Raises:
-        ImageError: `too_small`: even the full size is below the network's least size.
-    """
-    height, width = size
-    if min(size) < min_size:
-        raise ImageError("too_small", f"{width}x{height} pixels: the network needs {min_size} on each side")
-    scales = [settings.octave_scale**-level for level in range(settings.octaves - 1, 0, -1)]
-    coarser = [(round(height * scale), round(width * scale)) for scale in scales]
-    return [smaller for smaller in coarser if min(smaller) >= max(min_size, LEAST_OCTAVE)] + [size]
-
-
-def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, C, H, W) to (B, C, *size), bicubic, smoothed against aliasing when shrinking."""
-    if pictures.shape[-2:] == size:
-        return pictures
-    shrinking = size[0] < pictures.shape[-2] or size[1] < pictures.shape[-1]
-    return F.interpolate(pictures, size, mode="bicubic", align_corners=False, antialias=shrinking)
-
-
-def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
-    """Pixels (H, W, 3) of 8 bits as a batch of one: (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float() / 255
-
-
-def to_pixels(pictures: Tensor) -> NDArray[np.uint8]:
-    """The first of `pictures` (B, 3, H, W) in [0, 1] as pixels (H, W, 3) of 8 bits."""
-    pixels: NDArray[np.uint8] = (pictures[0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-    return pixels
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """One value for each sample, as (B, 1, 1, 1)."""
+    return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)

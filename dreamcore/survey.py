@@ -8,11 +8,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dreamcore.catalogue import BUNDLED, Card, Layer, card
+from dreamcore.catalogue import Card, Layer, card
 from dreamcore.errors import InvalidInput
-from dreamcore.models import Network, build, bundled_file, sha256_of
+from dreamcore.models import PACKAGED, build, packaged_file, sha256_of
+from dreamcore.network import Network
+from dreamcore.objectives import LOGITS
 from dreamcore.receptive import ReceptiveFields
-from dreamcore.settings import LOGITS
 
 PROBE_SIDE = 224
 """Side of the picture, in pixels, with which a network is surveyed."""
@@ -24,9 +25,11 @@ def survey(model: str) -> Card:
     """Read the card of `model` off its structure; no weights are loaded or even allocated.
 
     Raises:
-        InvalidInput: no network has this name, and the message names the nearest ones; or it cannot dream.
+        InvalidInput: no network has this name, and the message names the nearest ones; or the package that brings its
+            weights is not installed; or it cannot dream.
     """
     module = _without_weights(model)
+    weights = _weights_identity(model, module)
     one, other = _answers(module, PROBE_SIDE), _answers(module, PROBE_SIDE + COARSEST_MULTIPLE)
     if not one or not other:
         raise InvalidInput(f"{model} takes pictures of one size only: choose a convolutional network")
@@ -34,7 +37,7 @@ def survey(model: str) -> Card:
     layers = tuple(layer for name, layer in one.items() if name in other and other[name].channels == layer.channels)
     multiple = _multiple(module)
     mean, std, size = _preprocessing(model, module)
-    return Card(model, _weights_identity(model, module), mean, std, size, _min_size(module, multiple), layers, multiple)
+    return Card(model, weights, mean, std, size, _min_size(module, multiple), layers, multiple)
 
 
 def answer_sizes(model: str, height: int, width: int) -> dict[str, tuple[int, int]]:
@@ -68,8 +71,9 @@ def _without_weights(model: str) -> nn.Module:
 
 
 def _weights_identity(model: str, module: nn.Module) -> str:
-    if model == BUNDLED:
-        return sha256_of(bundled_file())
+    """The SHA-256 of the weights that come as a package, or the library's versioned name for its own."""
+    if model in PACKAGED:
+        return sha256_of(packaged_file(model, PACKAGED[model]))
     if model.startswith("timm/"):
         cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
         return f"timm:{cfg['architecture']}.{cfg['tag']}"
@@ -81,7 +85,7 @@ _Triple = tuple[float, float, float]
 
 def _preprocessing(model: str, module: nn.Module) -> tuple[_Triple, _Triple, int]:
     """Mean and standard deviation of the pictures that the network learnt from, in [0, 1], and their side in pixels."""
-    if model == BUNDLED or model.startswith("timm/"):
+    if model in PACKAGED or model.startswith("timm/"):
         cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
         return tuple(cfg["mean"]), tuple(cfg["std"]), cfg["input_size"][-1]
     preset = torchvision.models.get_model_weights(model).DEFAULT.transforms()

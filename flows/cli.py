@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
+from dreamcore.presets import PRESET
 from dreamcore.settings import DreamSettings, format_of
 from flows.job import DreamJob, explain, folder_uri
-from flows.options import as_json, job_of, job_options, options_of
+from flows.options import as_json, job_of, job_options, memory_option, options_of
 
 STACK = Path(".dreamgrid")
 """Folder of the embedded stack of the folder one stands in."""
@@ -158,6 +159,7 @@ def env() -> None:
 @cli.command()
 @job_options
 @click.option("--workers", type=click.IntRange(1), help="Processes that dream; one a GPU or one a core by itself.")
+@memory_option
 @click.option("--abandon", is_flag=True, help="Give up another job's unfinished run in this destination.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when a photograph failed.")
 @as_json
@@ -242,14 +244,21 @@ def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
 @cli.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("result", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--preset", help=PRESET)
 @options_of(DreamSettings, "output")
 @click.option("--quality", help="Of a .jpg or .webp, 1 to 100.")
-def image(source: Path, result: Path, quality: str | None, **flags: Any) -> None:
+@click.option("--stage-scores", is_flag=True, help=DreamJob.model_fields["stage_scores"].description)
+@memory_option
+def image(source: Path, result: Path, quality: str | None, stage_scores: bool, **flags: Any) -> None:
     """Dream one picture, without S3 or Prefect. OUT ends in .png, .webp or .jpg.
+
+    Guide, mask and weights may be files here.
 
     \b
     dreamgrid image cat.jpg dream.png
     dreamgrid image cat.jpg dream.jpg --layers blocks.3=0.3+blocks.4 --steps 15
+    dreamgrid image cat.jpg dream.png --preset google2015
+    dreamgrid image cat.jpg dream.png --guide flowers.jpg --mask sky.png
     """
     from pydantic import ValidationError
 
@@ -262,20 +271,26 @@ def image(source: Path, result: Path, quality: str | None, **flags: Any) -> None
     from flows.single import dream_file
 
     with progress("dreaming") as watch:
-        dreamt = dream_file(source, result, settings, watch)
+        dreamt = dream_file(source, result, settings, watch, stages=stage_scores)
     measures = dreamt.measures()
     console.print(f"{result}: score {measures['score_before']:.2f} to {measures['score_after']:.2f}", highlight=False)
     for word, sight in (("before", dreamt.before), ("after", dreamt.after)):
         seen = ", ".join(f"{label} {p:.0%}" for label, p in sight.classes[:3])
         console.print(f"the network saw {word}: {seen}", highlight=False)
+    for stage in measures["stage_scores"] or ():
+        console.print(f"{stage['layer']}: {stage['before']:.2f} to {stage['after']:.2f}", highlight=False)
 
 
 @cli.command()
 @click.argument("dream", metavar="RESULT")
 @click.argument("result", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--source", type=click.Path(path_type=Path), help="The photograph, where it is not in S3 any more.")
+@click.option("--guide", type=click.Path(path_type=Path), help="The guide, where it is not in S3.")
+@click.option("--mask", type=click.Path(path_type=Path), help="The mask, where it is not in S3.")
+@click.option("--weights", type=click.Path(path_type=Path), help="The network's own weights, where they are not in S3.")
+@memory_option
 @as_json
-def redream(dream: str, result: Path, source: Path | None, as_json: bool) -> None:
+def redream(dream: str, result: Path, source: Path | None, as_json: bool, **files: Path | None) -> None:
     """Dream one picture anew, alone, from the settings inside RESULT, and tell how close it comes.
 
     RESULT is a dream, as a file or s3://...; OUT ends in .png, .webp or .jpg. A run's dream names its photograph in
@@ -289,7 +304,7 @@ def redream(dream: str, result: Path, source: Path | None, as_json: bool) -> Non
     from flows.redream import redream as dream_anew
 
     with progress("dreaming") as watch:
-        found = dream_anew(dream, result, source, watch)
+        found = dream_anew(dream, result, source, watch, {name: path for name, path in files.items() if path})
     for difference in found.differences:
         screen.print(f"dreamgrid: {difference}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if as_json:

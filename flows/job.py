@@ -8,7 +8,9 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from dreamcore.errors import InvalidInput
-from dreamcore.settings import DreamSettings, Frozen, Grid, MaxPixels, Output, digest
+from dreamcore.grid import Grid
+from dreamcore.objectives import Frozen
+from dreamcore.settings import DreamSettings, MaxPixels, Output, digest
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -56,6 +58,7 @@ class DreamJob(Frozen):
     grid: Grid = Field(default=Grid(), description="The settings to dream each photograph under.")
     max_pixels: MaxPixels = DreamSettings().max_pixels
     output: Output = Field(default=Output(), description="The files that the dreams become.")
+    stage_scores: bool = Field(default=False, description="Score every stage of the network, too, before and after.")
     sheets: int = Field(default=24, ge=0, le=1000, description="Contact sheets to draw after a run, a photograph each.")
 
     @field_validator("grid", mode="before")
@@ -81,7 +84,7 @@ class DreamJob(Frozen):
     @property
     def job_id(self) -> str:
         """Identity of the work: 16 hex digits, the same however the job was written."""
-        return digest(self.model_dump(mode="json", exclude={"sheets"}))
+        return digest(self.model_dump(mode="json", exclude={"sheets", "stage_scores"}))
 
     def settings(self) -> tuple[DreamSettings, ...]:
         """Every point of the grid."""

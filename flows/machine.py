@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from itertools import takewhile
@@ -48,6 +49,56 @@ def stop_workers() -> None:
     """Kill this process's workers where they are: what they had not delivered is dreamt again by the next run."""
     for child in multiprocessing.active_children():
         child.kill()
+
+
+def max_memory(device: str) -> int:
+    """Bytes that a process may dream in: `DREAMGRID_MAX_MEMORY`, or its share of what the machine has.
+
+    What is free at the moment does not count: the same machine dreams the same pictures, whatever else it does.
+
+    Raises:
+        InvalidInput: `DREAMGRID_MAX_MEMORY` is no size.
+    """
+    if asked := os.environ.get("DREAMGRID_MAX_MEMORY"):
+        return parse_size(asked)
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory * 0.8)
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limit = Path("/sys/fs/cgroup/memory.max")  # of the container
+    if limit.exists() and (text := limit.read_text().strip()).isdecimal():
+        sizes.append(int(text))
+    return int(min(sizes) * 0.6 / workers())
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `2GiB`, `500 MB` or `1000000`.
+
+    Raises:
+        InvalidInput: it is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
+    power = " KMGT".index((match[2] or " ").upper()) if match else 0
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
+    if not size:
+        raise InvalidInput(f"{text!r} is no amount of memory: write such as 2GiB or 500MB")
+    return size
+
+
+def at_once(device: str) -> int:
+    """How many dreams of one size a process makes at once, if memory allows: `DREAMGRID_BATCH`.
+
+    By itself 16 on a GPU, which one small picture does not fill. One on processors, which gain nothing for all but
+    the smallest pictures, and where any dream can then be made again alone to the bit.
+
+    Raises:
+        InvalidInput: `DREAMGRID_BATCH` is no positive number.
+    """
+    asked = os.environ.get("DREAMGRID_BATCH") or ("16" if device.startswith("cuda") else "1")
+    if not asked.isdecimal() or int(asked) < 1:
+        raise InvalidInput(f"DREAMGRID_BATCH is {asked!r}: give a number of dreams, 1 or more")
+    return int(asked)
 
 
 def choose_device() -> str:

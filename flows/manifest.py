@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dreamcore.errors import ErrorKind
-from dreamcore.settings import DreamSettings, objective_label
+from dreamcore.objectives import objective_label
+from dreamcore.settings import DreamSettings
 from flows.storage import Storage
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 """Columns are only ever added, and nullable; then this is raised."""
 
 _READERS = 8
@@ -67,13 +68,20 @@ class Row:
     seconds: float | None = None
     algorithm_version: int
     created_at: datetime
+    octaves_left_out: int | None = None
+    """Octaves that would have been smaller than the network can see."""
+    octave_scores: list[float] | None = None
+    stage_scores: list[dict[str, Any]] | None = None
 
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
 _CLASSES = pa.list_(pa.struct([("label", _TEXT), ("p", _REAL)]))
+_SCORES = pa.list_(pa.struct([("layer", _TEXT), ("before", _REAL), ("after", _REAL)]))
 _SPECIAL = {
     "layers": pa.list_(pa.struct([("name", _TEXT), ("channels", pa.list_(pa.int32())), ("weight", _REAL)])),
-    "layer_scores": pa.list_(pa.struct([("layer", _TEXT), ("before", _REAL), ("after", _REAL)])),
+    "layer_scores": _SCORES,
+    "stage_scores": _SCORES,
+    "octave_scores": pa.list_(_REAL),
     "classes_before": _CLASSES,
     "classes_after": _CLASSES,
     "created_at": pa.timestamp("us", tz="UTC"),
@@ -131,7 +139,12 @@ def parts(storage: Storage, destination: str, run_id: str | None = None) -> list
 def _tables(storage: Storage, destination: str, columns: list[str], run_id: str | None) -> Iterator[pa.Table]:
     def read_part(uri: str) -> pa.Table:
         data = storage.read(uri)
-        return pq.read_table(io.BytesIO(data), columns=columns) if data else SCHEMA.empty_table().select(columns)
+        if not data:
+            return SCHEMA.empty_table().select(columns)
+        table = pq.read_table(io.BytesIO(data))
+        for name in set(columns) - set(table.column_names):  # a part of an older version
+            table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
+        return table.select(columns)
 
     with ThreadPoolExecutor(_READERS) as readers:
         yield from readers.map(read_part, parts(storage, destination, run_id))

@@ -1,5 +1,6 @@
 """The flags of the command, made from the fields of settings and jobs themselves."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -7,11 +8,29 @@ from typing import Any, TypeVar
 import click
 
 from dreamcore.errors import InvalidInput
-from dreamcore.settings import DreamSettings, Frozen, Grid, Output, objective_label
+from dreamcore.grid import Grid
+from dreamcore.objectives import Frozen, objective_label
+from dreamcore.settings import DreamSettings, Output
 from flows.job import DreamJob, read_job
+from flows.machine import parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
+
+
+def _set_memory(_context: click.Context, _option: click.Parameter, size: str | None) -> None:
+    """Worker processes read it from the environment, wherever they are started."""
+    if size:
+        os.environ["DREAMGRID_MAX_MEMORY"] = str(parse_size(size))
+
+
+memory_option = click.option(
+    "--max-memory",
+    expose_value=False,
+    callback=_set_memory,
+    metavar="SIZE",
+    help="Memory for each process that dreams, such as 2GiB: larger pictures are dreamt in tiles.",
+)
 
 
 def options_of(model: type[Frozen], *leave_out: str) -> Callable[[Command], Command]:
@@ -28,9 +47,9 @@ def options_of(model: type[Frozen], *leave_out: str) -> Callable[[Command], Comm
 
 def _help(model: type[Frozen], name: str) -> str:
     """What a field says of itself, with its default; an axis says what the setting says."""
-    field = (DreamSettings if model is Grid else model).model_fields[name]
+    field = (DreamSettings if model is Grid and name in DreamSettings.model_fields else model).model_fields[name]
     default = objective_label(field.default) if name == "layers" else field.default
-    return f"{field.description}" + ("" if field.is_required() else f"  [default: {default}]")
+    return f"{field.description}" + ("" if field.is_required() or default is None else f"  [default: {default}]")
 
 
 def job_options(command: Command) -> Command:

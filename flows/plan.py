@@ -9,7 +9,8 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dreamcore.settings import DreamSettings, Frozen, digest, objective_label
+from dreamcore.objectives import Frozen, objective_label
+from dreamcore.settings import DreamSettings, digest
 
 SHARD_SECONDS = 60.0
 """A shard is cut at about this much work on one process: long against a task's overhead, short to lose."""
@@ -83,7 +84,8 @@ def estimate_pixels(source: Source, max_pixels: int) -> int:
 def estimate_seconds(source: Source, planned: PlannedSettings) -> float:
     """Seconds of one dream on one core, roughly."""
     settings = planned.settings
-    octaves = sum(settings.octave_scale ** (-2 * level) for level in range(settings.octaves))
+    levels = (settings.octaves_above - level for level in range(settings.octaves))
+    octaves = sum(settings.octave_scale ** (2 * level) for level in levels)
     passes = octaves * settings.steps * _STEP_PASSES
     multiply_adds = estimate_pixels(source, settings.max_pixels) * passes * planned.cost
     return _SECONDS_BESIDES + multiply_adds / _MULTIPLY_ADDS_A_SECOND

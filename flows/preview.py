@@ -9,13 +9,12 @@ from pydantic import ValidationError
 from dreamcore.catalogue import card
 from dreamcore.errors import InvalidInput
 from dreamcore.images import encode
-from dreamcore.models import load_network
-from dreamcore.picture import Dreamt, dream_photograph
-from dreamcore.settings import DreamSettings, Output, format_of, objective_label
+from dreamcore.objectives import objective_label
+from dreamcore.picture import Dreamt
+from dreamcore.settings import DreamSettings, Output, format_of
 from flows.job import explain
-from flows.machine import choose_device
 from flows.sheets import Cell, cell_width, paint, sees, thumbnail
-from flows.single import check, read_file, to_photograph, write_file
+from flows.single import check_folder, dream_settled, read_file, to_photograph, write_file
 
 COLUMNS = 4
 MAX_PIXELS = 120_000
@@ -43,13 +42,12 @@ def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], 
         for stage in stages
     ]
     output = _output(result)
-    check(settings[0], result)
+    check_folder(result)
     photograph = to_photograph(read_file(source), source, MAX_PIXELS)
-    network = load_network(model, choose_device())
     dreams: list[Dreamt] = []
     for entry in settings:
         watch_one = _watch_among(watch, len(dreams), len(settings))
-        dreams.append(dream_photograph(network, photograph, entry, watch=watch_one))
+        dreams.append(dream_settled(photograph, entry, watch_one))
 
     width = cell_width(COLUMNS)
     first = thumbnail(photograph.pixels, width)

@@ -9,7 +9,7 @@ than the picture itself is dreamt.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,12 +23,12 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, describe, encode
-from dreamcore.models import load_network
-from dreamcore.picture import Dreamt, dream_photograph
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Frozen, Output, format_of, settings_id
+from dreamcore.objectives import Frozen
+from dreamcore.picture import Dreamt, Watch
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Output, format_of, settings_id
+from flows.assets import settle
 from flows.job import explain, split_uri
-from flows.machine import choose_device
-from flows.single import check, read_file, to_photograph, write_file
+from flows.single import check_folder, dream_settled, read_file, to_photograph, without_folders, write_file
 from flows.storage import HASTY, Found, Storage
 
 REMEDY = "give the photograph with --source FILE"
@@ -113,7 +113,9 @@ class Redreamt:
         }
 
 
-def redream(dream: str, result: Path, source: Path | None, watch: Callable[[int, int], None]) -> Redreamt:
+def redream(
+    dream: str, result: Path, source: Path | None, watch: Watch, files: Mapping[str, Path] | None = None
+) -> Redreamt:
     """Make the dream in `dream` anew, write it to `result` and tell how close it came.
 
     Args:
@@ -121,6 +123,7 @@ def redream(dream: str, result: Path, source: Path | None, watch: Callable[[int,
         result: where the new one goes; its suffix says the format.
         source: the photograph; None to read it from where the description says, in the version that it says.
         watch: called after every step with the steps done and the steps in all.
+        files: guide, mask and weights, where they are to be had elsewhere than the description says.
 
     Raises:
         InvalidInput: no such file, no or a malformed description, an unknown network, nowhere to write to, or not
@@ -131,16 +134,21 @@ def redream(dream: str, result: Path, source: Path | None, watch: Callable[[int,
     data = _read_dream(dream)
     then = read_description(data, dream)
     output = _output(then.settings.output, result)
-    check(then.settings, result)
-    if any(result.exists() and Path(other).exists() and result.samefile(other) for other in (dream, source or dream)):
+    check_folder(result)
+    files = files or {}
+    wanted = _with_files(then.settings, files, dream).model_copy(update={"output": output})
+    try:
+        settings = settle(wanted, local=True)
+    except (InvalidInput, Unavailable) as error:
+        raise type(error)(_one_line(str(error))) from error
+    read = (dream, source or dream, *files.values())
+    if any(result.exists() and Path(other).exists() and result.samefile(other) for other in read):
         raise InvalidInput(f"{result} would be written over what it is made from: name another file")
     photograph = _read_photograph(then, source, dream)
     picture = to_photograph(data, dream).pixels
     _check_size(photograph, picture, dream)
     with threads(1 if then.source_uri else None):
-        network = load_network(then.settings.model, choose_device())
-        settings = then.settings.model_copy(update={"output": output})
-        dreamt = dream_photograph(network, photograph, settings, watch=watch)
+        dreamt = dream_settled(photograph, settings, watch)
     new = encode(dreamt.pixels, output.format, output.quality, _description(dreamt, None if source else then))
     write_file(result, new)
     identity = settings_id(then.settings, dreamt.weights)
@@ -231,6 +239,25 @@ def _read_photograph(then: Description, source: Path | None, dream: str) -> Phot
     return to_photograph(data, uri, limit)
 
 
+def _with_files(settings: DreamSettings, files: Mapping[str, Path], dream: str) -> DreamSettings:
+    """The settings with their files where they are to be had.
+
+    A picture may come from anybody: no file of this machine is read because a picture names it.
+    """
+    found = {}
+    for name in ("guide", "mask", "weights"):
+        reference = getattr(settings, name)
+        if reference is None:
+            continue
+        if name in files:
+            found[name] = reference.model_copy(update={"uri": str(files[name])})
+        elif not reference.uri.startswith("s3://"):
+            raise InvalidInput(f"{dream} was dreamt with a {name} of its own: give that file with --{name} FILE")
+        if reference.sha256 is None:
+            raise InvalidInput(f"{dream}: the description inside says nothing of what its {name} held")
+    return settings.model_copy(update=found)
+
+
 def _check_size(photograph: Photograph, picture: NDArray[np.uint8], dream: str) -> None:
     """What is dreamt anew is as large as the dream, or one of the two is not what it was."""
     (height, width), (new_height, new_width) = picture.shape[:2], photograph.pixels.shape[:2]
@@ -243,7 +270,8 @@ def _check_size(photograph: Photograph, picture: NDArray[np.uint8], dream: str) 
 
 def _description(dreamt: Dreamt, then: Description | None) -> dict[str, Any]:
     """What is written into the new picture; `then` where its source is known to be the same."""
-    description = dreamt.description() | {"created_at": datetime.now(UTC).isoformat()}
+    description = dreamt.description() | {"settings": without_folders(dreamt.settings).model_dump(mode="json")}
+    description["created_at"] = datetime.now(UTC).isoformat()
     return description | (then.model_dump(include={"source_uri", "source_etag"}) if then else {})
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from dreamcore.errors import InvalidInput
-from dreamcore.settings import Frozen
+from dreamcore.objectives import Frozen
 from flows import manifest, plan
 from flows.job import DreamJob
 from flows.plan import PlannedSettings, Shard

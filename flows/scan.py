@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from dreamcore.catalogue import card
+from dreamcore.catalogue import card, weights_of
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import looks_like_image
 from dreamcore.settings import settings_id
 from flows import manifest
+from flows.assets import settle
 from flows.job import DreamJob, split_uri
 from flows.machine import workers
 from flows.plan import PlannedSettings, Source, dream_key, estimate_seconds, make_plan
@@ -29,17 +30,15 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
     """Every point of the job's grid with its identity and cost.
 
     Raises:
-        InvalidInput: there is no such network, layer or channel.
+        InvalidInput: there is no such network, layer, channel or file.
     """
-    planned = []
-    for settings in job.settings():
-        known = card(settings.model)
-        for target in settings.layers:
-            known.check(target.layer, target.channels)
+    planned = {}
+    for settings in map(settle, job.settings()):
+        known, weights = card(settings.model), weights_of(settings)
         cost = max(known.layer(target.layer).cost for target in settings.layers)
-        identity = settings_id(settings, known.weights)
-        planned.append(PlannedSettings(settings=settings, settings_id=identity, weights=known.weights, cost=cost))
-    return tuple(planned)
+        identity = settings_id(settings, weights)
+        planned[identity] = PlannedSettings(settings=settings, settings_id=identity, weights=weights, cost=cost)
+    return tuple(planned.values())  # of two depths the same layer may be nearest
 
 
 def check_access(job: DreamJob) -> None:

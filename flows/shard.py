@@ -8,15 +8,14 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
-from dreamcore.dream import to_tensor
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, content_type, decode, describe, encode
-from dreamcore.models import load_network
-from dreamcore.picture import Dreamt, dream_photograph
-from dreamcore.scores import Sight, look
-from dreamcore.settings import ALGORITHM_VERSION, result_id
+from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
+from dreamcore.scores import Sight
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, result_id
 from flows import manifest
-from flows.machine import choose_device
+from flows.assets import network_of, pictures
+from flows.machine import at_once, choose_device, max_memory
 from flows.manifest import Row
 from flows.plan import PlannedSettings, Shard, Source, Work, result_name
 from flows.runs import Run
@@ -86,6 +85,8 @@ class _Dreamer:
     def __init__(self, run: Run, shard: Shard, storage: Storage) -> None:
         self.run, self.shard, self.storage = run, shard, storage
         self.device = choose_device()
+        self.at_once = at_once(self.device)
+        self.limits = Limits(max_memory(self.device), run.job.stage_scores)
 
     def rows(self) -> list[Row]:
         """One row for each photograph and settings of the shard; the dreams are in the store."""
@@ -110,36 +111,47 @@ class _Dreamer:
 
     def dream(self, loaded: _Loaded) -> Iterator[_Outcome]:
         """Dream a photograph under each of its settings; trouble with it becomes its rows."""
-        before: dict[tuple[str, int, str], Sight] = {}
-        for index in loaded.work.settings:
-            planned = self.run.settings[index]
-            row = self._row(loaded.work.source, planned)
-            if row.result_uri in loaded.there:
-                yield _Outcome(row, planned)
-                continue
-            try:
-                if loaded.trouble:
-                    raise loaded.trouble
-                yield self._dream_once(loaded, planned, row, before)
-            except ImageError as error:
-                yield _Outcome(_troubled(row, error), planned)
+        todo: dict[tuple[object, ...], list[_Outcome]] = {}
+        for planned in (self.run.settings[index] for index in loaded.work.settings):
+            outcome = _Outcome(self._row(loaded.work.source, planned), planned)
+            if outcome.row.result_uri in loaded.there:
+                yield outcome
+            elif loaded.trouble:
+                yield replace(outcome, row=_troubled(outcome.row, loaded.trouble))
+            else:
+                todo.setdefault(batch_key(planned.settings), []).append(outcome)
+        everything = [outcome.planned.settings for outcomes in todo.values() for outcome in outcomes]
+        before: dict[tuple[object, ...], Sight] = {}
+        for outcomes in todo.values():
+            for first in range(0, len(outcomes), self.at_once):
+                yield from self._dream_batch(loaded, outcomes[first : first + self.at_once], everything, before)
 
-    def _dream_once(
-        self, loaded: _Loaded, planned: PlannedSettings, row: Row, before: dict[tuple[str, int, str], Sight]
-    ) -> _Outcome:
-        """One photograph under one point of the grid; `before` keeps what the network sees in it undreamt."""
-        settings = planned.settings
-        photograph = loaded.photographs[settings.max_pixels]
-        network = load_network(settings.model, self.device)
-        look_at = (settings.model, settings.max_pixels, settings.measure)
-        if look_at not in before:
-            every = [self.run.settings[index].settings for index in loaded.work.settings]
-            alike = [other for other in every if (other.model, other.max_pixels, other.measure) == look_at]
-            targets = [target for other in alike for target in other.layers]
-            picture = to_tensor(photograph.pixels, self.device)
-            before[look_at] = look(network, picture, targets, settings.measure)[0]
-        dreamt = dream_photograph(network, photograph, settings, before[look_at])
-        return _Outcome(replace(row, **dreamt.measures()), planned, dreamt)
+    def _dream_batch(
+        self,
+        loaded: _Loaded,
+        outcomes: list[_Outcome],
+        everything: list[DreamSettings],
+        before: dict[tuple[object, ...], Sight],
+    ) -> Iterator[_Outcome]:
+        """One photograph under some points of the grid that go together.
+
+        `before` keeps what the networks see in it undreamt: for `everything` that is measured alike it is told once.
+        """
+        network = network_of(outcomes[0].planned.settings, self.device)
+        orders = []
+        for settings in (outcome.planned.settings for outcome in outcomes):
+            order = Order(loaded.photographs[settings.max_pixels], settings, *pictures(settings))
+            if _measured_alike(settings) not in before:
+                alike = [other for other in everything if _measured_alike(other) == _measured_alike(settings)]
+                targets = {target.name: target for other in alike for target in other.layers}
+                before[_measured_alike(settings)] = see(network, order, list(targets.values()), self.limits)
+            orders.append(replace(order, before=before[_measured_alike(settings)]))
+        dreamt = dream_photographs(network, orders, self.limits)
+        for outcome, result in zip(outcomes, dreamt, strict=True):
+            if isinstance(result, ImageError):
+                yield replace(outcome, row=_troubled(outcome.row, result))
+            else:
+                yield replace(outcome, row=replace(outcome.row, **result.measures()), dreamt=result)
 
     def deliver(self, outcome: _Outcome) -> Row:
         """Put a dream into the store if none is there; the first writer wins, and the row is always the winner's."""
@@ -198,6 +210,11 @@ class _Dreamer:
             algorithm_version=ALGORITHM_VERSION,
             created_at=datetime.now(UTC),
         )
+
+
+def _measured_alike(settings: DreamSettings) -> tuple[object, ...]:
+    """Settings that agree in this measure an undreamt photograph alike."""
+    return settings.model, settings.weights, settings.max_pixels, settings.measure, settings.guide
 
 
 _SOURCE = ("source_uri", "source_etag")

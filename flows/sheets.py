@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dreamcore.errors import ImageError
 from dreamcore.images import decode
-from dreamcore.settings import DreamSettings, objective_label
+from dreamcore.objectives import objective_label
+from dreamcore.settings import DreamSettings, Reference, preset_of
 from flows import manifest
 from flows.plan import Source, safe_name
 from flows.runs import Run
@@ -21,6 +22,8 @@ from flows.storage import Found, Storage
 
 WIDTH = 1600
 """Of a sheet, in pixels, where its columns allow."""
+COLUMNS = 4
+"""Of a sheet without rows and columns of settings."""
 CELL = range(120, 361)
 """Widths that a cell may have."""
 GAP, LINE, TEXT = 12, 18, 14
@@ -71,9 +74,9 @@ def draw_sheets(run: Run, storage: Storage, sources: Sequence[Source]) -> Iterat
 
 def _draw(run: Run, name: str, source: bytes, dreams: dict[str, dict[str, Any]], storage: Storage) -> bytes:
     settings = {p.settings_id: p.settings for p in run.settings if p.settings_id in dreams}
-    columns = list(dict.fromkeys(_column(entry, settings.values()) for entry in settings.values()))
-    lines = list(dict.fromkeys(_line(entry, settings.values()) for entry in settings.values()))
-    width = cell_width(len(columns) + 1)
+    labels = {key: (_line(each, settings.values()), _column(each, settings.values())) for key, each in settings.items()}
+    places, columns = _layout(list(labels.values()))
+    width = cell_width(columns + 1)
 
     def small(data: bytes) -> Image.Image:
         return thumbnail(decode(data, max_pixels=4 * width * width).pixels, width)
@@ -83,16 +86,27 @@ def _draw(run: Run, name: str, source: bytes, dreams: dict[str, dict[str, Any]],
     cells = [Cell(0, 0, first, ("the photograph", sees(before)))]
     with ThreadPoolExecutor(4) as readers:
         pictures = readers.map(lambda entry: storage.read(dreams[entry]["result_uri"]), settings)
-        for (settings_id, entry), data in zip(settings.items(), pictures, strict=True):
-            column, line = _column(entry, settings.values()), _line(entry, settings.values())
+        for settings_id, (column, line), data in zip(settings, places, pictures, strict=True):
             row = dreams[settings_id]
-            score = f"score {row['score_before']:.2f} to {row['score_after']:.2f}"
+            score = f"score {row['score_before']:.4g} to {row['score_after']:.4g}"
             picture = small(data) if data else None
-            text = (f"{line}   {column}", score, sees(row["classes_after"]))
-            cells.append(Cell(1 + columns.index(column), lines.index(line), picture, text))
+            text = ("   ".join(labels[settings_id]), score, sees(row["classes_after"]))
+            cells.append(Cell(column, line, picture, text))
     sink = io.BytesIO()
     paint(f"{name}   {run.settings[0].settings.model}", cells, first.size).save(sink, "JPEG", quality=85)
     return sink.getvalue()
+
+
+def _layout(labels: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], int]:
+    """Column and line of each dream, the photograph being at (0, 0), and how many columns there are beside it.
+
+    Where most places of a table of layers and other settings would be empty, as with presets, they stand in a row.
+    """
+    lines, columns = (list(dict.fromkeys(names)) for names in zip(*labels, strict=True))
+    if len(set(labels)) == len(labels) > len(lines) * len(columns) / 2:
+        return [(1 + columns.index(column), lines.index(line)) for line, column in labels], len(columns)
+    across = min(len(labels) + 1, COLUMNS)
+    return [((number + 1) % across, (number + 1) // across) for number in range(len(labels))], across - 1
 
 
 @dataclass(frozen=True)
@@ -155,10 +169,21 @@ def _line(settings: DreamSettings, among: Any) -> str:
 
 
 def _column(settings: DreamSettings, among: Any) -> str:
-    """The settings besides model and layers that vary in this grid; the octaves where nothing does."""
+    """What varies in this grid besides model and layers, by the names of presets where there are any."""
     names = [name for name in DreamSettings.model_fields if name not in ("model", "layers")]
-    varying = [name for name in names if len({repr(getattr(entry, name)) for entry in among}) > 1] or ["octaves"]
-    return ", ".join(f"{name} {getattr(settings, name)}" for name in varying)
+    varying = [name for name in names if len({_value(entry, name) for entry in among}) > 1]
+    if not any(map(preset_of, among)):
+        return ", ".join(f"{name} {_value(settings, name)}" for name in varying or ["octaves"])
+    preset = preset_of(settings)
+    usual = DreamSettings.model_validate({"preset": preset} if preset else {})
+    unusual = [name for name in varying if _value(settings, name) != _value(usual, name)]
+    return ", ".join([preset or "default", *(f"{name} {_value(settings, name)}" for name in unusual)])
+
+
+def _value(settings: DreamSettings, name: str) -> str:
+    """A setting for people to read; of a file, its name."""
+    value = getattr(settings, name)
+    return value.uri.rpartition("/")[2] if isinstance(value, Reference) else str(value)
 
 
 def sees(classes: list[dict[str, Any]] | None) -> str:

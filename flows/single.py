@@ -1,37 +1,58 @@
 """One picture, from file to file, without S3 or Prefect."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from dreamcore.catalogue import card
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, decode, encode
-from dreamcore.models import load_network
-from dreamcore.picture import Dreamt, dream_photograph
+from dreamcore.picture import Dreamt, Limits, Order, Watch, dream_photograph
 from dreamcore.settings import DreamSettings
-from flows.machine import choose_device
+from flows.assets import network_of, pictures, settle
+from flows.machine import choose_device, max_memory
 
 
-def dream_file(source: Path, result: Path, settings: DreamSettings, watch: Callable[[int, int], None]) -> Dreamt:
+def dream_file(source: Path, result: Path, settings: DreamSettings, watch: Watch, *, stages: bool = False) -> Dreamt:
     """Dream the picture in `source` and write it, with its settings inside, to `result`.
+
+    Args:
+        source: the picture.
+        result: where the dream goes.
+        settings: what to dream; guide, mask and weights may be files of this machine.
+        watch: called after every step with the steps done and the steps in all.
+        stages: whether to score all stages of the network, too.
 
     Raises:
         InvalidInput: no such file, network or layer, or nowhere to write to.
         ImageError: the file is no picture, or one that cannot be dreamt.
     """
-    check(settings, result)
+    check_folder(result)
+    settings = settle(settings, local=True)
     photograph = to_photograph(read_file(source), source, settings.max_pixels)
-    network = load_network(settings.model, choose_device())
-    dreamt = dream_photograph(network, photograph, settings, watch=watch)
-    write_file(result, encode(dreamt.pixels, settings.output.format, settings.output.quality, dreamt.description()))
+    dreamt = dream_settled(photograph, settings, watch, stages=stages)
+    description = dreamt.description() | {"settings": without_folders(settings).model_dump(mode="json")}
+    write_file(result, encode(dreamt.pixels, settings.output.format, settings.output.quality, description))
     return dreamt
 
 
-def check(settings: DreamSettings, result: Path) -> None:
-    """Raise `InvalidInput` when there is no such network or layer, or no folder to write `result` to."""
-    known = card(settings.model)
-    for target in settings.layers:
-        known.check(target.layer, target.channels)
+def dream_settled(photograph: Photograph, settings: DreamSettings, watch: Watch, *, stages: bool = False) -> Dreamt:
+    """Dream a photograph under settled settings on this machine's device."""
+    device = choose_device()
+    guide, mask = pictures(settings)
+    order = Order(photograph, settings, guide, mask)
+    return dream_photograph(network_of(settings, device), order, Limits(max_memory(device), stages), watch)
+
+
+def without_folders(settings: DreamSettings) -> DreamSettings:
+    """The settings as they are written into a picture: of files on this machine no more than their names."""
+    named = {
+        name: file.model_copy(update={"uri": Path(file.uri).name})
+        for name in ("guide", "mask", "weights")
+        if (file := getattr(settings, name)) and not file.uri.startswith("s3://")
+    }
+    return settings.model_copy(update=named)
+
+
+def check_folder(result: Path) -> None:
+    """Raise `InvalidInput` when there is no folder to write `result` to."""
     if not result.absolute().parent.is_dir():
         raise InvalidInput(f"there is no folder {result.absolute().parent} to write {result.name} to")
 

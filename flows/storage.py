@@ -18,6 +18,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
 )
 
@@ -189,6 +190,8 @@ class Storage:
                 f"no credentials for {uri}: set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
                 '(for the embedded stack: eval "$(dreamgrid env)")'
             )
+        if isinstance(error, ParamValidationError):
+            return InvalidInput(f"{uri} is no address of an object: {' '.join(str(error).split())}")
         if not isinstance(error, ClientError):
             return Unavailable(f"{uri}: the store at {self.endpoint} does not answer ({error}); see AWS_ENDPOINT_URL")
         code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")

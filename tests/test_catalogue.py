@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dreamcore.catalogue import BUNDLED, BUNDLED_CARD, Card, Layer, card
+from dreamcore.catalogue import BUNDLED_CARD, Card, Layer, card
 from dreamcore.errors import InvalidInput
+from dreamcore.settings import BUNDLED
 from dreamcore.survey import survey
 from tests.tiny import tiny_network
 

@@ -80,7 +80,7 @@ def test_the_stack_of_an_empty_folder(dreamgrid: Command) -> None:
 
 
 BAD_JOBS = {
-    "unknown model": ("model: [efficientnet_lite9]", "no network 'efficientnet_lite9' (nearest: efficientnet_lite0"),
+    "unknown model": ("model: [efficientnet_lite9]", "no network 'efficientnet_lite9' (nearest: efficientnet_lite"),
     "unknown layer": ("layers: [blocks.44]", "no layer 'blocks.44' (nearest: blocks.4,"),
     "unknown channel": ("layers: ['blocks.4:112']", "no channel 112: it has 112"),
     "empty grid": ("", "grid: it is empty"),

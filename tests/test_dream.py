@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dreamcore.dream import LEAST_OCTAVE, View, dream, octave_sizes, resize, to_pixels, to_tensor
 from dreamcore.errors import ImageError, InvalidInput
-from dreamcore.models import Network
+from dreamcore.network import Network
+from dreamcore.octaves import LEAST_OCTAVE, octave_sizes, resize
+from dreamcore.picture import to_pixels, to_tensor
 from dreamcore.scores import look
 from dreamcore.settings import DreamSettings
-from tests.tiny import SETTINGS, changed, picture, tiny_network
+from dreamcore.views import View
+from tests.tiny import SETTINGS, changed, dreams, picture, tiny_network
 
 
 def jitter_offset(settings: DreamSettings, octave: int, step: int) -> tuple[int, int]:
@@ -24,7 +26,7 @@ def jitter_offset(settings: DreamSettings, octave: int, step: int) -> tuple[int,
 
 
 def score_of(network: Network, pictures: Tensor, settings: DreamSettings) -> float:
-    return look(network, pictures, settings.layers, settings.measure)[0].score(settings.layers)
+    return look(network, pictures, settings.layers, settings.measure).score(settings.layers)
 
 
 # --- what a dream is
@@ -35,37 +37,37 @@ def score_of(network: Network, pictures: Tensor, settings: DreamSettings) -> flo
 @pytest.mark.parametrize("layers", ["stem", "deep_bend", "body:0,5=2+deep"])
 def test_the_objective_rises(gradient: str, bend: Callable[[], nn.Module], layers: str) -> None:
     network, settings = tiny_network(bend), changed(gradient=gradient, layers=layers)
-    before, after = (score_of(network, seen, settings) for seen in (picture(), dream(network, picture(), settings)))
+    before, after = (score_of(network, seen, settings) for seen in (picture(), dreams(network, picture(), settings)))
     assert after > before + 0.1
 
 
 def test_a_negative_weight_suppresses() -> None:
     network = tiny_network()
-    quiet = dream(network, picture(), changed(layers="deep=-1"))
+    quiet = dreams(network, picture(), changed(layers="deep=-1"))
     assert score_of(network, quiet, SETTINGS) < score_of(network, picture(), SETTINGS) - 0.1
 
 
 def test_a_mix_lies_between_its_targets() -> None:
     network = tiny_network()
     one, other = changed(layers="deep:1"), changed(layers="deep:9")
-    mixed = dream(network, picture(), changed(layers="deep:1+deep:9"))
+    mixed = dreams(network, picture(), changed(layers="deep:1+deep:9"))
     for here, there in ((one, other), (other, one)):
-        low, high = (score_of(network, dream(network, picture(), settings), here) for settings in (there, here))
+        low, high = (score_of(network, dreams(network, picture(), settings), here) for settings in (there, here))
         assert low < score_of(network, mixed, here) < high
 
 
 def test_without_steps_the_picture_comes_back() -> None:
-    torch.testing.assert_close(dream(tiny_network(), picture(), changed(steps=0)), picture())
+    torch.testing.assert_close(dreams(tiny_network(), picture(), changed(steps=0)), picture())
 
 
 def test_a_step_moves_the_mean_pixel_by_step_size() -> None:
     settings = changed(octaves=1, steps=1, step_size=0.03)
-    moved = dream(tiny_network(), picture(), settings) - picture()
+    moved = dreams(tiny_network(), picture(), settings) - picture()
     assert moved.abs().mean().item() == pytest.approx(0.03, rel=1e-4)
 
 
 def test_pixels_stay_between_black_and_white() -> None:
-    dreamt = dream(tiny_network(), picture(), changed(step_size=1))
+    dreamt = dreams(tiny_network(), picture(), changed(step_size=1))
     assert dreamt.min() == 0
     assert dreamt.max() == 1
 
@@ -96,7 +98,7 @@ def plainly(network: Network, start: NDArray[np.float32], settings: DreamSetting
 def test_two_steps_are_those_of_a_plain_account(size: tuple[int, int]) -> None:
     settings = changed(octaves=1, steps=2, gradient="plain", layers="deep:1,4,9=0.5")
     expected = plainly(tiny_network(), picture(*size)[0].numpy(), settings)
-    np.testing.assert_allclose(dream(tiny_network(), picture(*size), settings)[0], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(dreams(tiny_network(), picture(*size), settings)[0], expected, rtol=0, atol=1e-5)
 
 
 def test_a_finer_octave_goes_on_from_the_detail_of_the_coarser() -> None:
@@ -104,22 +106,22 @@ def test_a_finer_octave_goes_on_from_the_detail_of_the_coarser() -> None:
     alone = changed(octaves=1, steps=3, jitter=0)
     small, full = octave_sizes((48, 64), settings)
     base = resize(picture(), small)
-    detail = dream(network, base, alone) - base
-    expected = dream(network, (picture() + resize(detail, full)).clamp(0, 1), alone)
-    torch.testing.assert_close(dream(network, picture(), settings), expected)
+    detail = dreams(network, base, alone) - base
+    expected = dreams(network, picture() + resize(detail, full), alone)
+    torch.testing.assert_close(dreams(network, picture(), settings), expected)
 
 
 # --- what it depends on, and on nothing else
 
 
 def test_the_same_call_gives_the_same_bits() -> None:
-    assert torch.equal(*(dream(tiny_network(), picture(), SETTINGS) for _ in range(2)))
+    assert torch.equal(*(dreams(tiny_network(), picture(), SETTINGS) for _ in range(2)))
 
 
 def test_a_batch_is_dreamt_as_its_pictures_are_alone() -> None:
     pictures = [picture(seed=1), picture(seed=2)]
-    alone = torch.cat([dream(tiny_network(), each, SETTINGS) for each in pictures])
-    torch.testing.assert_close(dream(tiny_network(), torch.cat(pictures), SETTINGS), alone, rtol=0, atol=1e-4)
+    alone = torch.cat([dreams(tiny_network(), each, SETTINGS) for each in pictures])
+    torch.testing.assert_close(dreams(tiny_network(), torch.cat(pictures), SETTINGS), alone, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -157,20 +159,20 @@ def test_each_setting_changes_the_picture(fields: dict[str, Any]) -> None:
     other = changed(**fields)
     for settings in known:
         if settings != other:
-            difference = dream(tiny_network(), picture(), other) - dream(tiny_network(), picture(), settings)
+            difference = dreams(tiny_network(), picture(), other) - dreams(tiny_network(), picture(), settings)
             assert difference.abs().max() > 1e-3
 
 
 def test_the_source_stays_as_it_was() -> None:
     source = picture()
-    dream(tiny_network(), source, SETTINGS)
+    dreams(tiny_network(), source, SETTINGS)
     assert torch.equal(source, picture())
     assert not source.requires_grad
 
 
 def test_somebody_may_watch() -> None:
     seen: list[tuple[int, int]] = []
-    dream(tiny_network(), picture(), changed(octaves=2, steps=3), watch=lambda done, of: seen.append((done, of)))
+    dreams(tiny_network(), picture(), changed(octaves=2, steps=3), watch=lambda done, of: seen.append((done, of)))
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
@@ -187,14 +189,14 @@ def test_all_squares_of_one_layer_give_the_same_normalised_step(measure: str) ->
     network.module.double()
     start = picture().double()
     plain = {"octaves": 1, "steps": 10, "jitter": 0, "step_size": 0.001, "gradient": "plain"}
-    one, other = (dream(network, start, changed(measure=name, **plain)) for name in ("mean_square", measure))
+    one, other = (dreams(network, start, changed(measure=name, **plain)) for name in ("mean_square", measure))
     assert 10 * torch.log10(1 / (one - other).square().mean()) > 120
 
 
 @pytest.mark.parametrize("measure", [*SQUARES, "mean"])
 def test_every_measure_can_be_climbed(measure: str) -> None:
     network, settings = tiny_network(), changed(measure=measure)
-    assert score_of(network, dream(network, picture(), settings), settings) > score_of(network, picture(), settings)
+    assert score_of(network, dreams(network, picture(), settings), settings) > score_of(network, picture(), settings)
 
 
 def test_total_variation_keeps_a_dream_smooth_and_l2_keeps_it_near() -> None:
@@ -204,9 +206,9 @@ def test_total_variation_keeps_a_dream_smooth_and_l2_keeps_it_near() -> None:
     def change(dreamt: Tensor) -> float:
         return float((dreamt - picture()).square().mean())
 
-    free = dream(tiny_network(), picture(), changed(gradient="plain"))
-    assert roughness(dream(tiny_network(), picture(), changed(gradient="plain", total_variation=20))) < roughness(free)
-    assert change(dream(tiny_network(), picture(), changed(gradient="plain", l2=1000))) < change(free)
+    free = dreams(tiny_network(), picture(), changed(gradient="plain"))
+    assert roughness(dreams(tiny_network(), picture(), changed(gradient="plain", total_variation=20))) < roughness(free)
+    assert change(dreams(tiny_network(), picture(), changed(gradient="plain", l2=1000))) < change(free)
 
 
 @pytest.mark.parametrize("at", [(0.2, 0.7), (0.5, 0.5), (1.0, 0.0)])
@@ -216,7 +218,7 @@ def test_a_place_is_dreamt_where_it_is_whatever_the_jitter(at: tuple[float, floa
     layers = [{"layer": "deep", "channels": [3], "at": at}]
     settings = changed(layers=layers, octaves=1, jitter=20, flip=flip, steps=4, gradient="plain", step_size=1e-4)
     start = picture(64, 96)
-    moved = (dream(tiny_network(), start, settings) - start).abs().sum((0, 1))
+    moved = (dreams(tiny_network(), start, settings) - start).abs().sum((0, 1))
     down, across = divmod(int(moved.argmax()), 96)
     apart = (abs(down - at[1] * 64), abs(across - at[0] * 96))
     assert max(min(d, side - d) for d, side in zip(apart, (64, 96), strict=True)) <= 12
@@ -236,7 +238,7 @@ def test_flips_are_about_half_of_the_steps_and_only_when_asked_for() -> None:
 
 def test_a_result_is_carried_up_without_the_photographs_detail() -> None:
     """With no steps the detail of the photograph is what tells the two apart."""
-    kept, lost = (dream(tiny_network(), picture(), changed(steps=0, carry=carry)) for carry in ("detail", "result"))
+    kept, lost = (dreams(tiny_network(), picture(), changed(steps=0, carry=carry)) for carry in ("detail", "result"))
     torch.testing.assert_close(kept, picture())
     small, full = octave_sizes((48, 64), changed(steps=0))
     torch.testing.assert_close(lost, resize(resize(picture(), small), full).clamp(0, 1))
@@ -245,14 +247,14 @@ def test_a_result_is_carried_up_without_the_photographs_detail() -> None:
 def test_a_class_can_be_dreamt_and_suppressed() -> None:
     network = tiny_network()
     before = network.classify(picture())[0, 3]
-    assert network.classify(dream(network, picture(), changed(layers="logits:3")))[0, 3] > before
-    assert network.classify(dream(network, picture(), changed(layers="logits:3=-1")))[0, 3] < before
+    assert network.classify(dreams(network, picture(), changed(layers="logits:3")))[0, 3] > before
+    assert network.classify(dreams(network, picture(), changed(layers="logits:3=-1")))[0, 3] < before
 
 
 def test_a_class_is_its_logit_whatever_is_measured_of_layers() -> None:
     network = tiny_network()
     with torch.no_grad():
-        answer = network.module((picture() - network._mean) / network._std)[0, 3].item()
+        answer = network.module((picture() - network.mean) / network.std)[0, 3].item()
     for measure in SQUARES:
         assert score_of(network, picture(), changed(layers="logits:3", measure=measure)) == pytest.approx(answer)
 
@@ -304,12 +306,12 @@ def test_octaves_that_show_too_little_are_left_out(min_size: int, least: int) ->
 
 def test_a_picture_below_the_least_octave_is_dreamt_at_its_own_size() -> None:
     assert octave_sizes((5, 9), SETTINGS) == [(5, 9)]
-    assert dream(tiny_network(), picture(5, 9), SETTINGS).shape == (1, 3, 5, 9)
+    assert dreams(tiny_network(), picture(5, 9), SETTINGS).shape == (1, 3, 5, 9)
 
 
 def test_a_picture_too_small_for_the_network_is_refused() -> None:
     with pytest.raises(ImageError, match="60x40 pixels: the network needs 41") as caught:
-        dream(tiny_network(min_size=41), picture(40, 60), SETTINGS)
+        dreams(tiny_network(min_size=41), picture(40, 60), SETTINGS)
     assert caught.value.kind == "too_small"
 
 
@@ -322,7 +324,7 @@ def hooks(network: Network) -> int:
 
 def test_weights_stay_without_gradients_and_as_they_were() -> None:
     network = tiny_network()
-    dream(network, picture(), SETTINGS)
+    dreams(network, picture(), SETTINGS)
     for used, fresh in zip(network.module.parameters(), tiny_network().module.parameters(), strict=True):
         assert used.grad is None
         assert not used.requires_grad
@@ -333,23 +335,23 @@ def test_nothing_behind_the_deepest_layer_runs() -> None:
     network, ran = tiny_network(), []
     for name, module in network.module.named_children():
         module.register_forward_pre_hook(lambda _module, _inputs, name=name: ran.append(name))
-    dream(network, picture(), changed(layers="body+stem", octaves=1, steps=1))
-    assert ran == ["stem", "stem_bend", "body"]
+    dreams(network, picture(), changed(layers="body+stem", octaves=1, steps=1))
+    assert ran == ["stem", "stem_bend", "body"] * 2  # in the step, and in the look at what came of it
 
 
 def test_hooks_are_gone_afterwards() -> None:
     network = tiny_network()
-    dream(network, picture(), SETTINGS)
+    dreams(network, picture(), SETTINGS)
     assert hooks(network) == 0
 
 
 def test_hooks_are_gone_after_trouble_too() -> None:
     network = tiny_network()
     with pytest.raises(InvalidInput, match=r"no layer 'deeep' \(nearest: deep"):
-        dream(network, picture(), changed(layers="stem+deeep"))
+        dreams(network, picture(), changed(layers="stem+deeep"))
     network.module.register_module("body", nn.Conv2d(99, 12, 1))
     with pytest.raises(RuntimeError, match="99 channels"):
-        dream(network, picture(), SETTINGS)
+        dreams(network, picture(), SETTINGS)
     assert hooks(network) == 0
 
 

@@ -1,17 +1,17 @@
-"""How many processes dream at once."""
+"""How many processes dream at once, in how much memory, and how many dreams each makes at once."""
 
 import os
 
 import pytest
 
 from dreamcore.errors import InvalidInput
-from flows.machine import workers
+from flows.machine import at_once, max_memory, parse_size, workers
 
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DREAMGRID_WORKERS", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("DREAMGRID_WORKERS", "DREAMGRID_MAX_MEMORY", "DREAMGRID_BATCH", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(("visible", "gpus"), [("0", 1), ("0,1, 2", 3), ("GPU-5f,GPU-6a", 2), ("1,-1,2", 1)])
@@ -36,3 +36,61 @@ def test_nonsense_is_told(monkeypatch: pytest.MonkeyPatch, nonsense: str) -> Non
     monkeypatch.setenv("DREAMGRID_WORKERS", nonsense)
     with pytest.raises(InvalidInput, match=f"DREAMGRID_WORKERS is '{nonsense}'"):
         workers()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1000000", 10**6),
+        ("500MB", 500 * 10**6),
+        ("500 MB", 500 * 10**6),
+        (" 2GiB ", 2 * 2**30),
+        ("2 gib", 2 * 2**30),
+        ("64KiB", 64 * 2**10),
+        ("1.5g", 1_500_000_000),
+        ("0.5MiB", 2**19),
+        ("3T", 3 * 10**12),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "nonsense", ["", "much", "GiB", "-1GB", "0", "0GiB", "0.5", "1e9", "1,5GB", "2GiBs", "2PB", "1.GB", "nan", "inf"]
+)
+def test_what_is_no_size_is_told(nonsense: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{nonsense!r} is no amount of memory: write such as 2GiB or 500MB$"):
+        parse_size(nonsense)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_the_environment_says_how_much_memory_there_is(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setenv("DREAMGRID_MAX_MEMORY", "1.5GiB")
+    assert max_memory(device) == 3 * 2**29
+    monkeypatch.setenv("DREAMGRID_MAX_MEMORY", "plenty")
+    with pytest.raises(InvalidInput, match="'plenty' is no amount of memory"):
+        max_memory(device)
+
+
+def test_processes_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DREAMGRID_WORKERS", "1")
+    alone = max_memory("cpu")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < alone < physical
+    monkeypatch.setenv("DREAMGRID_WORKERS", "4")
+    assert max_memory("cpu") == pytest.approx(alone / 4, rel=1e-6)
+
+
+def test_dreams_are_made_one_by_one_on_processors_and_many_at_once_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert at_once("cpu") == 1
+    assert at_once("cuda:3") == 16
+    monkeypatch.setenv("DREAMGRID_BATCH", "5")
+    assert [at_once(device) for device in ("cpu", "cuda:3")] == [5, 5]
+
+
+@pytest.mark.parametrize("nonsense", ["0", "-1", "two", "1.5"])
+def test_a_batch_of_nonsense_is_told(monkeypatch: pytest.MonkeyPatch, nonsense: str) -> None:
+    monkeypatch.setenv("DREAMGRID_BATCH", nonsense)
+    with pytest.raises(InvalidInput, match=f"DREAMGRID_BATCH is '{nonsense}': give a number of dreams"):
+        at_once("cpu")

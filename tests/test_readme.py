@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreamcore.settings import DreamSettings, Frozen, Grid, objective_label
+from dreamcore.grid import Grid
+from dreamcore.objectives import Frozen, objective_label
+from dreamcore.settings import DreamSettings
 from flows.job import DreamJob
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +21,7 @@ def rows_of(model: type[Frozen], *leave_out: str) -> list[str]:
     for name, field in model.model_fields.items():
         if name not in leave_out:
             default = objective_label(field.default) if name == "layers" else field.default
-            plain = "" if field.is_required() else f" {default}"
+            plain = "" if field.is_required() or default is None else f" {default}"
             rows.append(f"| `{name}` |{plain} | {field.description}")
     return rows
 

@@ -1,5 +1,6 @@
 """A dream made anew, alone: equal to the bit to what a run or `dreamgrid image` made here, and safe with strangers'."""
 
+import hashlib
 import io
 import json
 import math
@@ -14,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamcore.catalogue import BUNDLED, card
+from dreamcore.catalogue import card
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import MAX_SOURCE_PIXELS, describe, encode
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, settings_id
+from dreamcore.settings import ALGORITHM_VERSION, BUNDLED, DreamSettings, settings_id
 from flows import manifest
 from flows.job import DreamJob
 from flows.plan import make_plan
@@ -25,8 +26,10 @@ from flows.redream import Redreamt, psnr, redream
 from flows.runs import Run
 from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
+from flows.single import dream_file
 from flows.storage import Storage
 from tests.conftest import Command
+from tests.test_assets import another_process
 from tests.tiny import pixels
 
 SETTINGS = DreamSettings.model_validate({"layers": "blocks.0", "octaves": 1, "steps": 1, "jitter": 4})
@@ -196,6 +199,123 @@ def test_a_picture_dreamt_alone_has_torchs_own_threads(tmp_path: Path, cat: Path
     assert set(watch.threads) == {2}
 
 
+FILES = ("guide", "mask")
+
+
+def put_files(folder: Path) -> dict[str, Path]:
+    """A guide and a mask as files."""
+    places = {name: folder / f"{name}.png" for name in FILES}
+    places["guide"].write_bytes(photograph(seed=3, size=(30, 20)))
+    Image.fromarray(np.repeat(np.arange(0, 256, 4).astype(np.uint8)[None], 48, 0)).save(places["mask"])
+    return places
+
+
+def test_a_runs_dream_with_guide_and_mask_comes_out_the_same_by_itself(
+    storage: Storage, source: str, destination: str, tmp_path: Path
+) -> None:
+    storage.write(source + "cat.png", photograph(), "image/png")
+    places = put_files(tmp_path)
+    addresses = {name: f"{destination}assets/{name}.png" for name in FILES}
+    for name, address in addresses.items():
+        storage.write(address, places[name].read_bytes(), "image/png")
+    (uri,) = dream_grid(storage, source, destination, grid={**GRID, **addresses})
+    found = redream(uri, tmp_path / "again.png", None, Watch())
+    assert (found.equal, found.same_settings, found.differences) == (True, True, ())
+
+    storage.write(addresses["guide"], photograph(seed=4, size=(30, 20)), "image/png")
+    storage.delete(addresses["mask"])
+    another_process()
+    with pytest.raises(InvalidInput, match=r"guide: .*assets/guide\.png has the SHA-256"):
+        redream(uri, tmp_path / "new.png", None, Watch())
+    with pytest.raises(InvalidInput, match=r"mask: there is no .*assets/mask\.png"):
+        redream(uri, tmp_path / "new.png", None, Watch(), {"guide": places["guide"]})
+    assert not (tmp_path / "new.png").exists()
+    found = redream(uri, tmp_path / "new.png", None, Watch(), places)
+    assert (found.equal, found.same_settings, found.differences) == (True, True, ())
+
+
+def test_a_picture_dreamt_with_a_guide_and_a_mask_asks_for_both(tmp_path: Path, cat: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    places = put_files(tmp_path / "elsewhere")
+    settings = DreamSettings.model_validate(
+        SETTINGS.model_dump() | {name: {"uri": str(path)} for name, path in places.items()}
+    )
+    dream, again = tmp_path / "dream.png", tmp_path / "again.png"
+    dream_file(cat, dream, settings, Watch())
+    for given, missing in (((), "guide"), (("guide",), "mask"), (("mask",), "guide")):
+        files = {name: places[name] for name in given}
+        with pytest.raises(InvalidInput, match=rf"with a {missing} of its own: give that file with --{missing} FILE"):
+            redream(str(dream), again, cat, Watch(), files)
+    for name in FILES:
+        with pytest.raises(InvalidInput, match=rf"{name}: .*cat\.png has the SHA-256 .*, not "):
+            redream(str(dream), again, cat, Watch(), {**places, name: cat})
+    with pytest.raises(InvalidInput, match=r"guide: .*gone\.png cannot be read"):
+        redream(str(dream), again, cat, Watch(), {**places, "guide": tmp_path / "gone.png"})
+    assert not again.exists()
+    found = redream(str(dream), again, cat, Watch(), places)
+    assert (found.equal, found.same_settings, found.differences) == (True, True, ())
+    inside = describe(again.read_bytes()) or {}
+    assert inside["settings"] == (describe(dream.read_bytes()) or {})["settings"]
+    assert "elsewhere" not in json.dumps(inside)
+
+
+def test_a_guide_is_not_written_over(tmp_path: Path, cat: Path) -> None:
+    places = put_files(tmp_path)
+    held = {name: {"uri": "a.png", "sha256": sha256_of(path)} for name, path in places.items()}
+    dream = forge(tmp_path, {"settings": held})
+    for name in FILES:
+        before = places[name].read_bytes()
+        with pytest.raises(InvalidInput, match="name another file"):
+            redream(str(dream), places[name], cat, Watch(), places)
+        assert places[name].read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [*FILES, "weights"])
+@pytest.mark.parametrize("spelling", ["{path}", "file://{path}", "S3:/{path}", "~/{path}", "secret.png"])
+def test_no_file_of_this_machine_is_read_because_a_picture_names_it(
+    name: str, spelling: str, tmp_path: Path, cat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(photograph(seed=5))
+    monkeypatch.chdir(tmp_path)
+    named = {"uri": spelling.format(path=secret), "sha256": sha256_of(secret)}
+    message = refusal(forge(tmp_path, {"settings": {name: named}}), tmp_path / "again.png", cat)
+    assert message.endswith(f"was dreamt with a {name} of its own: give that file with --{name} FILE")
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize("name", [*FILES, "weights"])
+@pytest.mark.parametrize(
+    "uri", ["s3://\x1b[2J\n/a.png", "s3://dreams/\x1b[2J\n.png", "s3://dreams", "s3://"], ids=ascii
+)
+def test_what_a_stranger_calls_a_file_is_harmless_on_a_terminal(
+    name: str, uri: str, storage: Storage, tmp_path: Path, cat: Path
+) -> None:
+    storage.create_bucket("s3://dreams")
+    dream = forge(tmp_path, {"settings": {name: {"uri": uri, "sha256": "0" * 64}}})
+    assert "s3://" in refusal(dream, tmp_path / "again.png", cat)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_picture_that_does_not_say_what_its_guide_held_is_refused(name: str, tmp_path: Path, cat: Path) -> None:
+    dream = forge(tmp_path, {"settings": {name: {"uri": "s3://photos/guide.png"}}})
+    message = refusal(dream, tmp_path / "again.png", cat)
+    assert f"says nothing of what its {name} held" in message
+
+
+def test_the_command_asks_for_the_guide_that_a_stranger_names(dreamgrid: Command, tmp_path: Path, cat: Path) -> None:
+    forge(tmp_path, {"settings": {"guide": {"uri": "/etc/hostname", "sha256": "0" * 64}}})
+    done = dreamgrid("redream", "forged.png", "again.png", "--source", "cat.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip().endswith("give that file with --guide FILE")
+    assert "hostname" not in done.stderr
+    assert not (tmp_path / "again.png").exists()
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def description() -> dict[str, Any]:
     """A description as `dreamgrid image` writes it, of nothing that was ever dreamt."""
     weights = card(BUNDLED).weights
@@ -262,6 +382,12 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "no score": ({"score_after": "high"}, "score_after: "),
     "no S3": ({"source_uri": "file:///etc/passwd", "source_etag": "0"}, "source_uri: "),
     "no key": ({"source_uri": "s3://photos/", "source_etag": "0"}, "source_uri: "),
+    "a guide without a place": ({"settings": {"guide": {"sha256": "0" * 64}}}, "settings.guide.uri: "),
+    "no digest": ({"settings": {"guide": {"uri": "a", "sha256": "../../etc/passwd"}}}, "settings.guide.sha256: "),
+    "a guide in no bucket": ({"settings": {"guide": {"uri": "s3://", "sha256": "0" * 64}}}, "is no S3 address"),
+    "a preset": ({"settings": {"preset": "\x1b[2J"}}, "there is no preset"),
+    "a tile of a pixel": ({"settings": {"tile": 1}}, "make it 64 or more"),
+    "too large an octave": ({"settings": {"octaves": 9, "octaves_above": 8}}, "4 times the sides"),
     "a header in the ETag": ({"source_uri": "s3://photos/cat.png", "source_etag": '0"\r\nHost: x'}, "source_etag: "),
 }
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dreamcore.catalogue import Card, Layer
-from dreamcore.models import Network
-from dreamcore.settings import LOGITS, DreamSettings
+from dreamcore.dream import Sample, dream
+from dreamcore.network import Network
+from dreamcore.objectives import LOGITS
+from dreamcore.settings import DreamSettings
 
 LABELS = tuple("abcdefg")
 SETTINGS = DreamSettings.model_validate(
@@ -35,6 +38,7 @@ def tiny_network(bend: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> 
             "head": nn.Linear(16, len(LABELS)),
         }
     channels, strides = {"stem": 8, "body": 12, "deep": 16}, {"stem": 2, "body": 2, "deep": 4}
+    fields = {"stem": 5, "body": 9, "deep": 13}
     names = [name for name in parts if name.partition("_")[0] in channels]
     layers = [(name, type(parts[name]).__name__, name.partition("_")[0]) for name in names]
     card = Card(
@@ -45,7 +49,7 @@ def tiny_network(bend: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> 
         size=32,
         min_size=min_size,
         layers=(
-            *(Layer(name, kind, channels[stage], strides[stage], 100) for name, kind, stage in layers),
+            *(Layer(name, kind, channels[stage], strides[stage], 100, fields[stage]) for name, kind, stage in layers),
             Layer(LOGITS, "Sequential", len(LABELS), 224, 100),
         ),
     )
@@ -64,6 +68,11 @@ def pixels(height: int = 48, width: int = 64, seed: int = 0) -> NDArray[np.uint8
 def picture(height: int = 48, width: int = 64, seed: int = 0) -> Tensor:
     """The same as a batch of one: (1, 3, H, W) in [0, 1]."""
     return torch.from_numpy(pixels(height, width, seed)).permute(2, 0, 1)[None].float() / 255
+
+
+def dreams(network: Network, pictures: Tensor, settings: DreamSettings, **options: Any) -> Tensor:
+    """Dreams (B, 3, H, W) of `pictures` (B, 3, H, W), all under the same settings."""
+    return dream(network, [Sample(each, settings) for each in pictures], **options).pictures
 
 
 def changed(**fields: object) -> DreamSettings:

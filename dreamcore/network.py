@@ -1,0 +1,177 @@
+"""A frozen network, asked for what its layers answer; nothing behind the deepest layer asked for runs."""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamcore.catalogue import Card
+from dreamcore.errors import InvalidInput
+from dreamcore.objectives import LOGITS
+
+LONGEST = 4
+"""A picture is shown to the classifier at most so many times longer than the network's own pictures."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a layer answers to those samples of a batch that came as far."""
+
+    samples: list[int]
+    """Their numbers in the batch."""
+    features: Tensor
+    """(len(samples), C, h, w), or (len(samples), C) of the whole picture."""
+
+
+class _EveryAnswerIsThere(Exception):
+    """Ends a forward pass when every sample has had the answers of all its layers."""
+
+
+class Network:
+    """A frozen network in evaluation mode that takes pictures in [0, 1].
+
+    Args:
+        module: the classifier; its weights are frozen in place.
+        card: what is known of it.
+        labels: names of its classes, by index; none when it is no classifier.
+        device: where it runs.
+    """
+
+    def __init__(self, module: nn.Module, card: Card, labels: Sequence[str] = (), device: str = "cpu") -> None:
+        self.card = card
+        self.labels = tuple(labels)
+        self.device = torch.device(device)
+        self.module = module.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
+        self.mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
+        self._modules = {**dict(self.module.named_modules()), LOGITS: self.module}
+        self._shortcuts: dict[str, bool] = {}
+
+    @cached_property
+    def structure(self) -> nn.Module:
+        """The module without its weights, which computes nothing but sizes."""
+        return deepcopy(self.module).to("meta")
+
+    def activations(self, pictures: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """What `layers` answer to `pictures` (B, 3, H, W) in [0, 1]; nothing behind the deepest of them runs.
+
+        Raises:
+            InvalidInput: the network has no such layer, or never runs it.
+        """
+        answers = self.answers(pictures, [frozenset(layers)] * len(pictures))
+        return {name: answer.features for name, answer in answers.items()}
+
+    def answers(self, pictures: Tensor, wanted: Sequence[frozenset[str]]) -> dict[str, Answer]:
+        """What layers answer to `pictures` (B, 3, H, W) in [0, 1], of which each wants layers of its own.
+
+        A sample leaves the network at its deepest layer, unless a shortcut around that layer needs the whole batch.
+
+        Raises:
+            InvalidInput: the network has no such layer, or never runs it.
+        """
+        padded = self._prepared(pictures)
+        with self._listening(wanted) as answers:
+            try:
+                self.module(padded)
+            except _EveryAnswerIsThere:
+                return {
+                    name: Answer(answer.samples, _cropped(answer.features, pictures, padded))
+                    for name, answer in answers.items()
+                }
+        missing = set().union(*wanted) - set(answers)
+        raise InvalidInput(f"{self.card.model} never runs {', '.join(missing)}: choose other layers")
+
+    @torch.no_grad()
+    def classify(self, pictures: Tensor) -> Tensor:
+        """Probabilities (B, classes) of what is in `pictures` (B, 3, H, W), seen at the size the network learnt at."""
+        logits: Tensor = self.module(self._prepared(F.interpolate(pictures, self._own_size(pictures), **_SMOOTHLY)))
+        return logits.float().softmax(1)
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """What `layers` answer to `pictures` (B, 3, H, W), seen at the size the network learnt at."""
+        return self.activations(F.interpolate(pictures, self._own_size(pictures), **_SMOOTHLY), layers)
+
+    def _own_size(self, pictures: Tensor) -> list[int]:
+        """The size of `pictures` with the shorter side as the network learnt it."""
+        least, longest = self.card.size, self.card.size * LONGEST  # a strip of pixels would take all memory
+        scale = least / min(pictures.shape[-2:])
+        return [min(max(least, round(side * scale)), longest) for side in pictures.shape[-2:]]
+
+    def _prepared(self, pictures: Tensor) -> Tensor:
+        """Pictures as the network learnt to see them; mirrored beyond right and lower edge up to a size it takes."""
+        height, width = pictures.shape[-2:]
+        below, beside = -height % self.card.multiple, -width % self.card.multiple
+        if below or beside:
+            pictures = F.pad(pictures, (0, beside, 0, below), mode="reflect")
+        return ((pictures - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    @contextmanager
+    def _listening(self, wanted: Sequence[frozenset[str]]) -> Iterator[dict[str, Answer]]:
+        """Collect what each layer answers first, and stop at the last; the hooks go, however the block ends."""
+        answers: dict[str, Answer] = {}
+        inside = list(range(len(wanted)))  # the samples that are still in the network
+        layers = sorted(set().union(*wanted))
+        may_leave = set() if len(set(wanted)) == 1 else {each for each in layers if not self._has_shortcut(each)}
+
+        def keep(name: str, features: Tensor) -> Tensor | None:
+            """Note an answer; give what goes on behind the layer, where that is not all of it."""
+            nonlocal inside
+            if name in answers:
+                return None
+            answers[name] = Answer(inside, features)
+            going = [row for row, sample in enumerate(inside) if not wanted[sample] <= set(answers)]
+            if not going:
+                raise _EveryAnswerIsThere
+            if len(going) < len(inside) and name in may_leave:
+                inside = [inside[row] for row in going]
+                return features[going]
+            answers[name] = Answer(inside, features.clone())  # what runs after it may write into it
+            return None
+
+        with ExitStack() as hooks:
+            for layer in layers:
+                module = self._modules[self.card.layer(layer).name]
+                hooks.enter_context(module.register_forward_hook(_hook(keep, layer)))
+            yield answers
+
+    def _has_shortcut(self, layer: str) -> bool:
+        """Whether anything passes by `layer`: then what is behind it needs as many samples as came in.
+
+        Found out once, by showing the network's structure three samples of which two go on.
+        """
+        if layer not in self._shortcuts:
+            module = self.structure if layer == LOGITS else self.structure.get_submodule(layer)
+            side = max(self.card.size, self.card.min_size)
+            with module.register_forward_hook(lambda _module, _inputs, answer: answer[:2]), torch.no_grad():
+                try:
+                    answer = self.structure(torch.zeros(3, 3, side, side, device="meta"))
+                    self._shortcuts[layer] = len(answer) != 2
+                except RuntimeError:  # three and two samples do not go together
+                    self._shortcuts[layer] = True
+        return self._shortcuts[layer]
+
+
+_SMOOTHLY: dict[str, Any] = {"mode": "bicubic", "antialias": True}
+
+
+def _hook(keep: Callable[[str, Tensor], Tensor | None], name: str) -> Any:
+    return lambda _module, _inputs, answer: keep(name, answer)
+
+
+def _cropped(answer: Tensor, pictures: Tensor, padded: Tensor) -> Tensor:
+    """Those positions of `answer` (B, C, h, w) that lie on the pictures, however little, and not beside them."""
+    if answer.ndim != 4:
+        return answer  # of the whole picture
+    sides = [
+        math.ceil(positions * side / whole)
+        for positions, side, whole in zip(answer.shape[-2:], pictures.shape[-2:], padded.shape[-2:], strict=True)
+    ]
+    return answer[..., : sides[0], : sides[1]]

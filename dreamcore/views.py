@@ -1,0 +1,86 @@
+"""How the network is shown a picture in one step: shifted, and mirrored or not."""
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreamcore.settings import DreamSettings
+from dreamcore.tiles import Frame
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture's view in one step.
+
+    A pure function of the seed, the octave counted from the coarsest, and the step: what else is in the batch, the
+    order and the machine do not matter.
+    """
+
+    down: int
+    right: int
+    mirrored: bool = False
+
+    @classmethod
+    def choose(cls, settings: DreamSettings, octave: int, step: int, strew: tuple[int, int] = (1, 1)) -> "View":
+        """The view of one step: shifts in pixels, each in [-jitter, jitter], and further by less than `strew`."""
+        counter = struct.pack(">QII", settings.seed, octave, step)
+        down, right = struct.unpack(">QQ", hashlib.blake2b(counter, digest_size=16).digest())
+        further = struct.unpack(">QQ", hashlib.blake2b(counter, digest_size=16, person=b"tiles").digest())
+        span = 2 * settings.jitter + 1
+        coin = hashlib.blake2b(counter, digest_size=1, person=b"flip").digest()[0] % 2
+        return cls(
+            down % span - settings.jitter + further[0] % strew[0],
+            right % span - settings.jitter + further[1] % strew[1],
+            settings.flip and coin == 1,
+        )
+
+    def of(self, picture: Tensor) -> Tensor:
+        """`picture` (..., H, W) as the network is shown it."""
+        shifted = picture.roll((self.down, self.right), (-2, -1))
+        return shifted.flip(-1) if self.mirrored else shifted
+
+    def back(self, picture: Tensor) -> Tensor:
+        """The inverse of `of`."""
+        shifted = picture.flip(-1) if self.mirrored else picture
+        return shifted.roll((-self.down, -self.right), (-2, -1))
+
+    def place(self, at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
+        """Where a place, across and down from 0 to 1, of a picture of `size` (H, W) is in this view."""
+        across, down = (at[0] + self.right / size[1]) % 1, (at[1] + self.down / size[0]) % 1
+        return (1 - across if self.mirrored else across), down
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of the samples of a batch in one step."""
+
+    each: tuple[View, ...]
+    size: tuple[int, int]
+    """Height and width of the pictures."""
+
+    @classmethod
+    def choose(
+        cls, settings: Sequence[DreamSettings], octave: int, step: int, size: tuple[int, int], *, strew: bool
+    ) -> "Views":
+        """The views of one step; strewn over the whole picture, the borders of tiles fall everywhere in time."""
+        return cls(tuple(View.choose(each, octave, step, size if strew else (1, 1)) for each in settings), size)
+
+    def of(self, pictures: Tensor) -> Tensor:
+        """`pictures` (B, C, H, W) as the network is shown them."""
+        if len(set(self.each)) == 1:
+            return self.each[0].of(pictures)
+        return torch.stack([view.of(picture) for view, picture in zip(self.each, pictures, strict=True)])
+
+    def back(self, pictures: Tensor) -> Tensor:
+        """The inverse of `of`."""
+        if len(set(self.each)) == 1:
+            return self.each[0].back(pictures)
+        return torch.stack([view.back(picture) for view, picture in zip(self.each, pictures, strict=True)])
+
+    def within(self, frame: Frame) -> Callable[[int, tuple[float, float]], tuple[float, float] | None]:
+        """Tells where in a tile of these views a place of a sample's picture lies, or None where it is outside."""
+        return lambda sample, at: frame.place(self.each[sample].place(at, self.size), self.size)
