@@ -98,6 +98,8 @@ class Card:
         depth = re.fullmatch(r"(\d+(?:\.\d+)?)%", target.layer)
         if depth is None:
             return target
+        if float(depth[1]) > 100:
+            raise InvalidInput(f"there is no depth {target.layer}: a network ends at 100%")
         cost = float(depth[1]) / 100 * max(layer.cost for layer in self.layers)
         nearest = min(self.stages(), key=lambda stage: abs(stage.cost - cost))
         return target.model_copy(update={"layer": nearest.name})
@@ -138,6 +140,8 @@ def complete(settings: DreamSettings) -> DreamSettings:
         InvalidInput: there is no such network, layer or channel.
     """
     known = card(settings.model)
+    if 0 < settings.tile < known.min_size:
+        raise InvalidInput(f"tile is {settings.tile} pixels: {known.model} needs {known.min_size} on each side")
     targets: dict[str, Target] = {}
     for target in map(known.named, settings.layers):
         if not (settings.weights and target.layer == LOGITS):  # of how many classes its own weights are, they tell

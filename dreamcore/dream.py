@@ -68,7 +68,8 @@ def dream(
     alike = samples[0].settings
     pictures = torch.stack([sample.picture for sample in samples])
     full = (pictures.shape[-2], pictures.shape[-1])
-    sizes = octave_sizes(full, alike, network.card.min_size)
+    least = network.card.min_size
+    sizes = octave_sizes(full, alike, least)
     batch = _Batch(network, samples)
     aim = batch.aim  # step 2: what to excite
     base = dreams = pictures_at(pictures, sizes, 0, alike)
@@ -77,7 +78,7 @@ def dream(
         last, base = base, pictures_at(pictures, sizes, octave, alike)
         mask = mask_at([sample.mask for sample in samples], size, base)
         dreams = carry(dreams, last, base, mask, alike) if octave else base
-        frames = cut(size, alike.tile, network.card.min_size) if alike.tile else cut_evenly(size, tile)
+        frames = cut(size, alike.tile, least) if alike.tile else cut_evenly(size, tile, least)
         together = len(frames) > 1 and not alike.tile  # the tiles have one score, or else each its own
         known = measure(network, dreams, aim, frames) if together else None
         going, normalise = torch.ones_like(batch.step_size), normaliser(alike.normalise)
@@ -90,9 +91,11 @@ def dream(
                 answers = network.answers(patch, aim.wanted)  # step 1: forward, no further than needed
                 sums.append(aim.sums(answers, views.within(frame)))  # step 3: measure
                 score = aim.score(sums[-1], known)
-                frame.of(gradient)[:] = torch.autograd.grad(score.sum(), patch)[0]  # step 4: with respect to the image
+                frame.of(gradient)[:] = _slope(score, patch)  # step 4: take the gradient with respect to the image
                 sums[-1] = sums[-1].detach()
-            gradient = treat(batch.held_back(gradient, seen, base, views), alike, step)
+            gradient = batch.held_back(gradient, seen, base, views)
+            del seen, patch, answers, score  # what follows takes memory for several pictures, of whatever size
+            gradient = treat(gradient, alike, step)
             uphill = normalise(views.back(gradient))
             dreams = batch.kept(dreams + batch.stride(going, mask) * uphill)  # step 5: move up the gradient
             total = torch.stack(sums).sum(0)
@@ -106,9 +109,16 @@ def dream(
         octave_scores.append(aim.score(measured))
     finished = resize(dreams, full, alike.resample).clamp(0, 1)
     if not (alike.clip and sizes[-1] == full):
-        measured = measure(network, finished, aim, cut_evenly(full, tile))
+        measured = measure(network, finished, aim, cut_evenly(full, tile, least))
     left_out = alike.octaves - len(sizes)
     return Dreams(finished, aim.each(measured), torch.stack(octave_scores, 1), left_out)
+
+
+def _slope(score: Tensor, pictures: Tensor) -> Tensor:
+    """Gradient of each sample's score (B,) with respect to its picture (B, 3, H, W)."""
+    if not score.requires_grad:  # a tile without the places that are to be excited
+        return torch.zeros_like(pictures)
+    return torch.autograd.grad(score.sum(), pictures)[0]
 
 
 class _Batch:

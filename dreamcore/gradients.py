@@ -20,7 +20,7 @@ TINY = 1e-12
 
 
 def treat(gradient: Tensor, settings: DreamSettings, step: int) -> Tensor:
-    """Even out or smooth `gradient` (B, 3, H, W), as the settings say for this step of an octave."""
+    """Even out or smooth `gradient` (B, 3, H, W) as the settings say for a step of an octave; it is written over."""
     match settings.gradient:
         case "laplacian":
             return even_bands(gradient)
@@ -71,7 +71,13 @@ def keras(gradient: Tensor) -> Tensor:
 
 def rms(gradient: Tensor) -> Tensor:
     """Over its root mean square, which is its L2 norm for a picture of any size."""
-    return gradient / gradient.square().mean(SAMPLE, keepdim=True).sqrt().clamp_min(TINY)
+    return gradient / _rms(gradient)
+
+
+def _rms(gradient: Tensor) -> Tensor:
+    """The root mean square (B, 1, 1, 1) of each sample, without a copy of it."""
+    norm: Tensor = torch.linalg.vector_norm(gradient, dim=SAMPLE, keepdim=True)
+    return norm.div(gradient[0].numel() ** 0.5).clamp_min(TINY)
 
 
 class Adam:
@@ -122,32 +128,54 @@ def smooth(gradient: Tensor, sigma: float) -> Tensor:
 def even_bands(gradient: Tensor) -> Tensor:
     """Divide each band of the Laplacian pyramid of `gradient` (B, C, H, W) by its RMS and put them together again.
 
-    Burt and Adelson's pyramid (1983) with the kernel 1 4 6 4 1. High frequencies no longer drown the low ones.
+    Burt and Adelson's pyramid (1983) with the kernel 1 4 6 4 1. High frequencies no longer drown the low ones. What is
+    in `gradient` is written over.
     """
-    bands: list[Tensor] = []
-    coarse = gradient
-    while len(bands) < BANDS - 1 and min(coarse.shape[-2:]) >= 4:
-        finer, coarse = coarse, _shrink(coarse)
-        bands.append(finer - _enlarge(coarse, finer))
-    result = rms(coarse)
-    for band in reversed(bands):
-        result = rms(band) + _enlarge(result, band)
+    bands = [gradient]
+    while len(bands) < BANDS and min(bands[-1].shape[-2:]) >= 4:
+        bands.append(_shrink(bands[-1]))
+        bands[-2].sub_(_enlarge(bands[-1], bands[-2]))
+    result = rms(bands.pop())
+    while bands:
+        band = bands.pop()
+        result = band.div_(_rms(band)).add_(_enlarge(result, band))
     return result
 
 
 def _shrink(picture: Tensor) -> Tensor:
-    """Half the size, smoothed first."""
-    channels = picture.shape[1]
-    padded = F.pad(picture, (2, 2, 2, 2), mode="reflect")
-    return F.conv2d(padded, _kernel(channels, picture.device, picture.dtype), stride=2, groups=channels)
+    """Half the size, smoothed first.
+
+    Sums of slices, here and in `_enlarge`: convolutions of three channels take memory for sixteen.
+    """
+    for dimension in (2, 3):
+        padded = F.pad(picture, (0, 0, 2, 2) if dimension == 2 else (2, 2, 0, 0), mode="reflect")
+        count = (picture.shape[dimension] + 1) // 2
+        taps = [_every_second(padded, dimension, at).narrow(dimension, 0, count) for at in range(5)]
+        picture = (taps[0] + taps[4]).add_(taps[1], alpha=4).add_(taps[3], alpha=4).add_(taps[2], alpha=6).div_(16)
+    return picture
 
 
 def _enlarge(picture: Tensor, like: Tensor) -> Tensor:
     """Twice the size, exactly that of `like`."""
-    channels = picture.shape[1]
-    kernel = 4 * _kernel(channels, picture.device, picture.dtype)
-    odd_or_even = [(side - 1) % 2 for side in like.shape[-2:]]
-    return F.conv_transpose2d(picture, kernel, stride=2, padding=2, output_padding=odd_or_even, groups=channels)
+    for dimension in (2, 3):
+        count, length = picture.shape[dimension], like.shape[dimension]
+        shape = list(picture.shape)
+        shape[dimension] = length
+        larger = picture.new_empty(shape)
+        even, odd = _every_second(larger, dimension, 0), _every_second(larger, dimension, 1)
+        torch.mul(picture, 6 / 8, out=even)
+        even.narrow(dimension, 1, count - 1).add_(picture.narrow(dimension, 0, count - 1), alpha=1 / 8)
+        even.narrow(dimension, 0, count - 1).add_(picture.narrow(dimension, 1, count - 1), alpha=1 / 8)
+        between = odd.shape[dimension]
+        torch.mul(picture.narrow(dimension, 0, between), 1 / 2, out=odd)
+        odd.narrow(dimension, 0, count - 1).add_(picture.narrow(dimension, 1, count - 1), alpha=1 / 2)
+        picture = larger
+    return picture
+
+
+def _every_second(picture: Tensor, dimension: int, first: int) -> Tensor:
+    """Rows or columns of `picture`, as a view of it."""
+    return picture[:, :, first::2] if dimension == 2 else picture[..., first::2]
 
 
 @lru_cache
@@ -157,10 +185,3 @@ def _cascade(sigma: float, channels: int, device: torch.device, dtype: torch.dty
     lines = [torch.exp(-(reach**2) / (2 * (sigma * scale) ** 2)) for scale in (0.5, 1.0, 2.0)]
     kernel = torch.stack([torch.outer(line, line) / line.sum() ** 2 for line in lines]).mean(0)
     return kernel.expand(channels, 1, 9, 9).contiguous()
-
-
-@lru_cache
-def _kernel(channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The binomial kernel of five taps, for each channel: (channels, 1, 5, 5), with the sum 1."""
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=device, dtype=dtype) / 16
-    return torch.outer(taps, taps).expand(channels, 1, 5, 5).contiguous()

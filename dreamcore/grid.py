@@ -64,9 +64,13 @@ def _as_json(point: dict[str, Any]) -> dict[str, Any]:
         point = spell_out(point) if "preset" in point else point
         settings = DreamSettings.model_validate(point)
     except ValidationError as error:
-        wrong = [".".join(map(str, detail["loc"])) + ": " + detail["msg"] for detail in error.errors()]
-        raise ValueError("; ".join(wrong)) from error
+        raise ValueError("; ".join(map(_complaint, error.errors()))) from error
     return settings.model_dump(mode="json", include=set(point))
+
+
+def _complaint(detail: Any) -> str:
+    place, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else str(message)
 
 
 Point = Annotated[dict[str, Any], AfterValidator(_as_json)]

@@ -18,7 +18,7 @@ PROBE = 256
 """Side in pixels of the picture that shows what a pixel takes."""
 BESIDES = 1.2
 """Real memory to that of the tensors: what convolutions need for themselves, and what the allocator wastes."""
-WHOLE_PICTURES = 9
+WHOLE_PICTURES = 6
 """Pictures of full size that are held besides the tile that is in the network: the dream, its gradient, their bands."""
 
 
@@ -43,7 +43,7 @@ class Allocations(TorchDispatchMode):
 
 def bytes_a_pixel(network: Network, layers: Collection[str]) -> float:
     """Memory of one step up to `layers`, forward and back, for each pixel: measured on the network's own structure."""
-    structure = Network(network.structure, network.card, device="meta")
+    structure = Network(network.structure, network.card, device="meta", plain=True)
     side = max(PROBE, network.card.min_size)
     with Allocations() as allocations:
         picture = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)
@@ -59,7 +59,8 @@ def choose_tile(network: Network, layers: Collection[str], size: tuple[int, int]
     left = max_memory - WHOLE_PICTURES * 3 * 4 * pixels
     if a_pixel * pixels <= left:
         return 0
-    return max(LEAST_TILE, math.isqrt(max(0, int(left / a_pixel))) // MULTIPLE * MULTIPLE)
+    least = math.ceil(max(LEAST_TILE, network.card.min_size) / MULTIPLE) * MULTIPLE
+    return max(least, math.isqrt(max(0, int(left / a_pixel))) // MULTIPLE * MULTIPLE)
 
 
 def choose_batch(network: Network, layers: Collection[str], size: tuple[int, int], max_memory: int) -> int:

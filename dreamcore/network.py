@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamcore.catalogue import Card
+from dreamcore.engine import quicken
 from dreamcore.errors import InvalidInput
 from dreamcore.objectives import LOGITS
 
@@ -42,22 +43,40 @@ class Network:
         card: what is known of it.
         labels: names of its classes, by index; none when it is no classifier.
         device: where it runs.
+        plain: whether to run the module as it is, and not a copy of it that is made fast.
     """
 
-    def __init__(self, module: nn.Module, card: Card, labels: Sequence[str] = (), device: str = "cpu") -> None:
+    def __init__(
+        self, module: nn.Module, card: Card, labels: Sequence[str] = (), device: str = "cpu", *, plain: bool = False
+    ) -> None:
         self.card = card
         self.labels = tuple(labels)
         self.device = torch.device(device)
         self.module = module.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
         self.mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
-        self._modules = {**dict(self.module.named_modules()), LOGITS: self.module}
+        self.plain = plain
         self._shortcuts: dict[str, bool] = {}
 
     @cached_property
+    def _quick(self) -> tuple[nn.Module, frozenset[str]]:
+        """The module made fast, and which of its layers do not answer the same."""
+        return quicken(self.module, max(self.card.size, self.card.min_size))
+
+    def _running(self, layers: Collection[str]) -> nn.Module:
+        """The module to run: the fast one, if it answers the same in all of `layers`."""
+        if self.plain or not self._quick[1].isdisjoint(layers):
+            return self.module
+        return self._quick[0]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    @cached_property
     def structure(self) -> nn.Module:
-        """The module without its weights, which computes nothing but sizes."""
-        return deepcopy(self.module).to("meta")
+        """The module that runs without its weights, which computes nothing but sizes."""
+        return deepcopy(self._running(())).to("meta")
 
     def activations(self, pictures: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """What `layers` answer to `pictures` (B, 3, H, W) in [0, 1]; nothing behind the deepest of them runs.
@@ -77,9 +96,10 @@ class Network:
             InvalidInput: the network has no such layer, or never runs it.
         """
         padded = self._prepared(pictures)
-        with self._listening(wanted) as answers:
+        running = self._running(set().union(*wanted))
+        with self._listening(running, wanted) as answers:
             try:
-                self.module(padded)
+                running(padded)
             except _EveryAnswerIsThere:
                 return {
                     name: Answer(answer.samples, _cropped(answer.features, pictures, padded))
@@ -91,7 +111,9 @@ class Network:
     @torch.no_grad()
     def classify(self, pictures: Tensor) -> Tensor:
         """Probabilities (B, classes) of what is in `pictures` (B, 3, H, W), seen at the size the network learnt at."""
-        logits: Tensor = self.module(self._prepared(F.interpolate(pictures, self._own_size(pictures), **_SMOOTHLY)))
+        logits: Tensor = self._running(())(
+            self._prepared(F.interpolate(pictures, self._own_size(pictures), **_SMOOTHLY))
+        )
         return logits.float().softmax(1)
 
     @torch.no_grad()
@@ -114,7 +136,7 @@ class Network:
         return ((pictures - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     @contextmanager
-    def _listening(self, wanted: Sequence[frozenset[str]]) -> Iterator[dict[str, Answer]]:
+    def _listening(self, running: nn.Module, wanted: Sequence[frozenset[str]]) -> Iterator[dict[str, Answer]]:
         """Collect what each layer answers first, and stop at the last; the hooks go, however the block ends."""
         answers: dict[str, Answer] = {}
         inside = list(range(len(wanted)))  # the samples that are still in the network
@@ -138,7 +160,7 @@ class Network:
 
         with ExitStack() as hooks:
             for layer in layers:
-                module = self._modules[self.card.layer(layer).name]
+                module = _part(running, self.card.layer(layer).name)
                 hooks.enter_context(module.register_forward_hook(_hook(keep, layer)))
             yield answers
 
@@ -148,11 +170,11 @@ class Network:
         Found out once, by showing the network's structure three samples of which two go on.
         """
         if layer not in self._shortcuts:
-            module = self.structure if layer == LOGITS else self.structure.get_submodule(layer)
+            module = _part(self.structure, layer)
             side = max(self.card.size, self.card.min_size)
             with module.register_forward_hook(lambda _module, _inputs, answer: answer[:2]), torch.no_grad():
                 try:
-                    answer = self.structure(torch.zeros(3, 3, side, side, device="meta"))
+                    answer = self.structure(torch.zeros(3, 3, side, side, device="meta", dtype=self._dtype))
                     self._shortcuts[layer] = len(answer) != 2
                 except RuntimeError:  # three and two samples do not go together
                     self._shortcuts[layer] = True
@@ -160,6 +182,10 @@ class Network:
 
 
 _SMOOTHLY: dict[str, Any] = {"mode": "bicubic", "antialias": True}
+
+
+def _part(module: nn.Module, layer: str) -> nn.Module:
+    return module if layer == LOGITS else module.get_submodule(layer)
 
 
 def _hook(keep: Callable[[str, Tensor], Tensor | None], name: str) -> Any:

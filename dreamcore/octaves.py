@@ -58,9 +58,9 @@ def mask_at(masks: Sequence[Tensor | None], size: Size, like: Tensor) -> Tensor 
     """The masks (B, 1, H, W) of a batch at the size of an octave; all of it is dreamt where a sample has none."""
     if not any(mask is not None for mask in masks):
         return None
-    everything = like.new_ones(1, *like.shape[2:])
-    stacked = torch.stack([everything if mask is None else mask.to(like) for mask in masks])
-    return resize(stacked, size, "bilinear").clamp(0, 1)
+    everything = like.new_ones(1, 1, *size)
+    resized = [everything if mask is None else resize(mask.to(like)[None], size, "bilinear") for mask in masks]
+    return torch.cat(resized).clamp(0, 1)
 
 
 def carry(dreams: Tensor, last: Tensor, base: Tensor, mask: Tensor | None, settings: DreamSettings) -> Tensor:

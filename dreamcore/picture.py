@@ -16,7 +16,7 @@ from dreamcore.images import Photograph
 from dreamcore.memory import choose_batch, choose_tile
 from dreamcore.network import Network
 from dreamcore.objectives import Target
-from dreamcore.octaves import resize
+from dreamcore.octaves import octave_sizes, resize
 from dreamcore.scores import Sight, likeliest, look, look_at_stages
 from dreamcore.settings import ALGORITHM_VERSION, LEAST_TILE, DreamSettings, settings_id
 from dreamcore.tiles import cut_evenly
@@ -127,14 +127,24 @@ def see(
         targets: what to measure, each name once.
         limits: how much memory may be taken, and whether to look at all stages.
         tile: the tile to look through, if it is known; 0 is the whole picture.
+
+    Raises:
+        ImageError: `too_small` for the network, or `out_of_memory`.
     """
     picture = to_tensor(order.photograph.pixels, network.device)
     size = (picture.shape[-2], picture.shape[-1])
+    octave_sizes(size, order.settings, network.card.min_size)
     if tile is None:
         layers = {target.layer for target in targets}
         tile = choose_tile(network, layers, size, limits.max_memory) if limits.max_memory else 0
     guide = to_tensor(order.guide.pixels, network.device)[0] if order.guide else None
-    return look(network, picture, targets, order.settings.measure, guide, cut_evenly(size, tile), stages=limits.stages)
+    frames = cut_evenly(size, tile, network.card.min_size)
+    try:
+        return look(network, picture, targets, order.settings.measure, guide, frames, stages=limits.stages)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    return see(network, order, targets, limits, _smaller(tile, size, network))
 
 
 def dream_photograph(network: Network, order: Order, limits: Limits = Limits(), watch: Watch | None = None) -> Dreamt:
@@ -165,6 +175,10 @@ def dream_photographs(
         `non_finite`.
     """
     height, width = orders[0].photograph.pixels.shape[:2]
+    try:
+        octave_sizes((height, width), orders[0].settings, network.card.min_size)
+    except ImageError as error:
+        return [error] * len(orders)
     layers = {target.layer for order in orders for target in order.settings.layers}
     at_once, tile = len(orders), 0
     if limits.max_memory is not None:
@@ -189,7 +203,7 @@ def _dream_batch(
         return _finished(network, orders, before, dreams, tile, limits, started)
     except ImageError as error:
         return [error] * len(orders)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:  # torch's own error is a RuntimeError
         if not _is_out_of_memory(error):
             raise
     # Out here nothing holds the tensors of the attempt that failed.
@@ -198,11 +212,25 @@ def _dream_batch(
         return [
             each for part in (orders[:half], orders[half:]) for each in _dream_batch(network, part, tile, limits, watch)
         ]
-    height, width = orders[0].photograph.pixels.shape[:2]
-    smaller = min(tile or width + height, int((height * width) ** 0.5)) // 2
-    if smaller < LEAST_TILE or orders[0].settings.tile:
-        return [ImageError("out_of_memory", "the memory does not hold it, even alone: lower max_pixels")]
+    if orders[0].settings.tile:
+        return [_too_much()]
+    try:
+        smaller = _smaller(tile, orders[0].photograph.pixels.shape[:2], network)
+    except ImageError as error:
+        return [error]
     return _dream_batch(network, orders, smaller, limits, watch)
+
+
+def _smaller(tile: int, size: tuple[int, ...], network: Network) -> int:
+    """The next smaller tile for a picture of `size` (H, W); raises `ImageError` where there is none."""
+    smaller = min(tile or max(size), int((size[0] * size[1]) ** 0.5)) // 2
+    if smaller < max(LEAST_TILE, network.card.min_size):
+        raise _too_much()
+    return smaller
+
+
+def _too_much() -> ImageError:
+    return ImageError("out_of_memory", "the memory does not hold it, even alone: lower max_pixels")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -235,7 +263,7 @@ def _finished(
 ) -> list[Dreamt | ImageError]:
     """What became of each sample of a batch; one that left the finite numbers harms no other."""
     height, width = dreams.pictures.shape[-2:]
-    frames = cut_evenly((height, width), tile)
+    frames = cut_evenly((height, width), tile, network.card.min_size)
     on_cuda = network.device.type == "cuda"
     finished: list[Dreamt | ImageError] = []
     for number, (order, picture) in enumerate(zip(orders, torch.split(dreams.pictures, 1), strict=True)):

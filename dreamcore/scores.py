@@ -146,7 +146,7 @@ def _matched(features: Tensor, guide: Tensor) -> tuple[Tensor, int]:
     of each position is that vector, as it is here. It is measured in mean squares of the guide, so that a picture like
     its guide scores about 1 in any layer.
     """
-    vectors = guide.flatten(1)  # (C, Q)
+    vectors = guide.flatten(1) if guide.ndim > 1 else guide[:, None]  # (C, Q)
     positions = features.flatten(2) if features.ndim == 4 else features[..., None]  # (b, C, P)
     with torch.no_grad():
         at_once = max(1, MATCHED // (vectors.shape[1] * len(positions)))

@@ -49,7 +49,7 @@ def answer_sizes(model: str, height: int, width: int) -> dict[str, tuple[int, in
     known = card(model)
     if min(height, width) < known.min_size:
         raise InvalidInput(f"{width}x{height} pixels: {model} needs {known.min_size} on each side")
-    network = Network(_without_weights(model), known, device="meta")
+    network = Network(_without_weights(model), known, device="meta", plain=True)
     with torch.no_grad():
         picture = torch.zeros(1, 3, height, width, device="meta")
         answers = network.activations(picture, {layer.name for layer in known.layers})

@@ -25,11 +25,14 @@ class Frame:
 
     def place(self, at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float] | None:
         """Where a place of a picture of `size` (H, W) lies in this part, both across and down from 0 to 1; or None."""
-        across = (at[0] * size[1] - self.left) / self.width
-        down = (at[1] * size[0] - self.top) / self.height
-        inside = 0 <= across < 1 and 0 <= down < 1
-        at_the_edge = (self.height, self.width) == size
-        return (across, down) if inside or at_the_edge else None
+        across = (pixel(at[0], size[1]) - self.left) / self.width
+        down = (pixel(at[1], size[0]) - self.top) / self.height
+        return (across, down) if 0 <= across < 1 and 0 <= down < 1 else None
+
+
+def pixel(place: float, length: int) -> float:
+    """Where along a side of `length` pixels a place from 0 to 1 lies: 1 is in the last pixel, not behind it."""
+    return min(place * length, length - 0.5)
 
 
 def whole(size: tuple[int, int]) -> list[Frame]:
@@ -42,33 +45,26 @@ def cut(size: tuple[int, int], side: int, least: int) -> list[Frame]:
 
     A rest of less than `least` pixels is joined to the tile before it: nothing is left out.
     """
-    rows, columns = (_edges(length, side, least) for length in size)
-    return [
-        Frame(top, left, bottom - top, right - left)
-        for top, bottom in pairwise(rows)
-        for left, right in pairwise(columns)
-    ]
+    return _frames(*(_edges(length, side, least) for length in size))
 
 
-def cut_evenly(size: tuple[int, int], side: int) -> list[Frame]:
-    """A picture of `size` (H, W) in tiles of about equal sizes with sides of at most about `side` pixels.
+def cut_evenly(size: tuple[int, int], side: int, least: int) -> list[Frame]:
+    """A picture of `size` (H, W) in tiles of about equal sizes, with sides of at most about `side` pixels.
 
-    A picture of no more pixels than one tile is one, and so is any where `side` is 0.
+    A picture of no more pixels than one tile is one, and so is any where `side` is 0. No tile has a side below
+    `least` pixels, unless the picture has.
     """
     if not side or size[0] * size[1] <= side * side:
         return whole(size)
-    rows, columns = (_edges(length, _even(length, side), side // 2) for length in size)
+    return _frames(*(_even_edges(length, side, least) for length in size))
+
+
+def _frames(rows: list[int], columns: list[int]) -> list[Frame]:
     return [
         Frame(top, left, bottom - top, right - left)
         for top, bottom in pairwise(rows)
         for left, right in pairwise(columns)
     ]
-
-
-def _even(length: int, side: int) -> int:
-    """The side that divides `length` into as few tiles as `side` does, but equal ones."""
-    even = math.ceil(length / math.ceil(length / side))
-    return min(side, math.ceil(even / MULTIPLE) * MULTIPLE)
 
 
 def _edges(length: int, side: int, least: int) -> list[int]:
@@ -76,3 +72,8 @@ def _edges(length: int, side: int, least: int) -> list[int]:
     if len(edges) > 1 and length - edges[-1] < least:
         edges.pop()
     return [*edges, length]
+
+
+def _even_edges(length: int, side: int, least: int) -> list[int]:
+    count = min(math.ceil(length / side), max(1, length // (least + MULTIPLE)))
+    return [*(MULTIPLE * round(length * tile / count / MULTIPLE) for tile in range(count)), length]

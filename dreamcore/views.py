@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dreamcore.settings import DreamSettings
-from dreamcore.tiles import Frame
+from dreamcore.tiles import Frame, pixel
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class View:
 
     def place(self, at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
         """Where a place, across and down from 0 to 1, of a picture of `size` (H, W) is in this view."""
-        across, down = (at[0] + self.right / size[1]) % 1, (at[1] + self.down / size[0]) % 1
+        across = (pixel(at[0], size[1]) + self.right) % size[1] / size[1]
+        down = (pixel(at[1], size[0]) + self.down) % size[0] / size[0]
         return (1 - across if self.mirrored else across), down
 
 

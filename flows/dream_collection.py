@@ -63,6 +63,7 @@ def dream_collection(job: DreamJob) -> Report:
     started = time.perf_counter()
     settings = check(job)
     run = runs.claim(job, settings, storage())
+    runs.check_unchanged(run, storage())
     shards = runs.frozen_plan(run, storage())
     if shards is None:
         found = find_photographs(job)

@@ -5,7 +5,7 @@ on all that torch takes; nothing tells the two apart but that a run's dream name
 names one is dreamt anew on one thread, any other on torch's own number of them.
 
 A picture may come from anybody: what it says is validated before anything is read or dreamt by it, and nothing larger
-than the picture itself is dreamt.
+than the picture itself is dreamt, but for octaves of at most four times its sides.
 """
 
 import math
@@ -245,6 +245,8 @@ def _with_files(settings: DreamSettings, files: Mapping[str, Path], dream: str) 
     A picture may come from anybody: no file of this machine is read because a picture names it.
     """
     found = {}
+    if needless := [name for name in files if getattr(settings, name) is None]:
+        raise InvalidInput(f"{dream} was dreamt without a {needless[0]}: leave --{needless[0]} out")
     for name in ("guide", "mask", "weights"):
         reference = getattr(settings, name)
         if reference is None:

@@ -100,6 +100,17 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
     return Run(run_id=run_id, job=job, settings=tuple(settings))
 
 
+def check_unchanged(run: Run, storage: Storage) -> None:
+    """Raise `InvalidInput` where the settings of a run that was begun are no longer what they were."""
+    data = storage.read(f"{run.folder}job.json")
+    begun = Run.model_validate_json(data) if data else run
+    if [each.settings_id for each in begun.settings] != [each.settings_id for each in run.settings]:
+        raise InvalidInput(
+            f"the unfinished run {run.run_id} was begun with other files or another version of Dreamgrid: put them "
+            "back and run it again to finish it, or add --abandon to give it up"
+        )
+
+
 def freeze(run: Run, shards: Sequence[Shard], storage: Storage) -> list[Shard]:
     """Fix the plan of a run; the first plan wins, also over one of another attempt at the same time."""
     storage.write(f"{run.folder}job.json", run.model_dump_json(indent=1).encode(), "application/json")

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from pydantic import ValidationError
+
 from dreamcore.catalogue import card, weights_of
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import looks_like_image
-from dreamcore.settings import settings_id
+from dreamcore.settings import DreamSettings, settings_id
 from flows import manifest
 from flows.assets import settle
-from flows.job import DreamJob, split_uri
+from flows.job import DreamJob, explain, split_uri
 from flows.machine import workers
 from flows.plan import PlannedSettings, Source, dream_key, estimate_seconds, make_plan
 from flows.storage import HASTY, Found, Storage, storage
@@ -33,12 +35,22 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
         InvalidInput: there is no such network, layer, channel or file.
     """
     planned = {}
-    for settings in map(settle, job.settings()):
+    for settings in _settled(job):
         known, weights = card(settings.model), weights_of(settings)
         cost = max(known.layer(target.layer).cost for target in settings.layers)
         identity = settings_id(settings, weights)
         planned[identity] = PlannedSettings(settings=settings, settings_id=identity, weights=weights, cost=cost)
     return tuple(planned.values())  # of two depths the same layer may be nearest
+
+
+def _settled(job: DreamJob) -> list[DreamSettings]:
+    """Every point of the job's grid with its files and layers, which are looked at before anything begins."""
+    try:
+        return [settle(settings) for settings in job.settings()]
+    except ValidationError as error:
+        raise InvalidInput(f"grid: {explain(error)}") from error
+    except Unavailable as error:
+        raise InvalidInput(str(error)) from error
 
 
 def check_access(job: DreamJob) -> None:

@@ -124,7 +124,11 @@ class _Dreamer:
         before: dict[tuple[object, ...], Sight] = {}
         for outcomes in todo.values():
             for first in range(0, len(outcomes), self.at_once):
-                yield from self._dream_batch(loaded, outcomes[first : first + self.at_once], everything, before)
+                some = outcomes[first : first + self.at_once]
+                try:
+                    yield from self._dream_batch(loaded, some, everything, before)
+                except ImageError as error:  # it cannot even be looked at
+                    yield from (replace(outcome, row=_troubled(outcome.row, error)) for outcome in some)
 
     def _dream_batch(
         self,
@@ -132,7 +136,7 @@ class _Dreamer:
         outcomes: list[_Outcome],
         everything: list[DreamSettings],
         before: dict[tuple[object, ...], Sight],
-    ) -> Iterator[_Outcome]:
+    ) -> list[_Outcome]:
         """One photograph under some points of the grid that go together.
 
         `before` keeps what the networks see in it undreamt: for `everything` that is measured alike it is told once.
@@ -147,11 +151,12 @@ class _Dreamer:
                 before[_measured_alike(settings)] = see(network, order, list(targets.values()), self.limits)
             orders.append(replace(order, before=before[_measured_alike(settings)]))
         dreamt = dream_photographs(network, orders, self.limits)
-        for outcome, result in zip(outcomes, dreamt, strict=True):
-            if isinstance(result, ImageError):
-                yield replace(outcome, row=_troubled(outcome.row, result))
-            else:
-                yield replace(outcome, row=replace(outcome.row, **result.measures()), dreamt=result)
+        return [
+            replace(outcome, row=_troubled(outcome.row, result))
+            if isinstance(result, ImageError)
+            else replace(outcome, row=replace(outcome.row, **result.measures()), dreamt=result)
+            for outcome, result in zip(outcomes, dreamt, strict=True)
+        ]
 
     def deliver(self, outcome: _Outcome) -> Row:
         """Put a dream into the store if none is there; the first writer wins, and the row is always the winner's."""

@@ -22,7 +22,7 @@ Plane = NDArray[np.float64]
 def normalise(gradient: Tensor, how: str) -> Tensor:
     """A gradient treated and normalised: `how` names one or the other."""
     if how in GRADIENT:
-        gradient, how = treat(gradient, changed(gradient=how, steps=4), 1), "mean_abs"
+        gradient, how = treat(gradient.clone(), changed(gradient=how, steps=4), 1), "mean_abs"
     return normaliser(how)(gradient)
 
 
@@ -168,6 +168,6 @@ def test_the_cascade_is_the_mean_of_three_gaussians() -> None:
 
 def test_the_cascade_widens_with_the_steps_of_an_octave() -> None:
     gradient, settings = noise(1, 3, 40, 40), changed(gradient="gaussian", steps=10)
-    left = [treat(gradient, settings, step).std().item() for step in range(10)]
+    left = [treat(gradient.clone(), settings, step).std().item() for step in range(10)]
     assert left == sorted(left, reverse=True)
-    torch.testing.assert_close(treat(gradient, settings, 4), smooth(gradient, 5 / 10 * 2 + 0.5))
+    torch.testing.assert_close(treat(gradient.clone(), settings, 4), smooth(gradient, 5 / 10 * 2 + 0.5))

@@ -125,7 +125,7 @@ def test_a_network_of_tensorflow_sees_pictures_as_it_learnt_them(
     weights = torchvision.models.get_model_weights(model).DEFAULT
     drawn = torchvision.models.get_model(model, init_weights=False, aux_logits=True).state_dict()
     monkeypatch.setattr(type(weights), "get_state_dict", lambda *_args, **_options: drawn)
-    built = Network(build(model, pretrained=pretrained), network(model).card)
+    built = Network(build(model, pretrained=pretrained), network(model).card, plain=True)
     seen: list[Tensor] = []
     first = next(module for module in built.module.modules() if isinstance(module, nn.Conv2d))
     first.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -166,7 +166,7 @@ def test_the_receptive_field_is_what_a_position_really_depends_on(
         return F.avg_pool2d(x, kernel, stride, padding, ceil_mode)
 
     monkeypatch.setattr(F, "max_pool2d", mean_pool)  # the largest alone would pass nothing on to the others
-    measured = Network(build(model, pretrained=False).double(), network(model).card)
+    measured = Network(build(model, pretrained=False).double(), network(model).card, plain=True)
     as_means(measured.module)
     measured.mean, measured.std = measured.mean.double() * 0, measured.std.double() * 0 + 1
     seen = torch.full((1, 3, 256, 256), 0.5, dtype=torch.double, requires_grad=True)

@@ -53,7 +53,7 @@ def tiny_network(bend: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> 
             Layer(LOGITS, "Sequential", len(LABELS), 224, 100),
         ),
     )
-    return Network(nn.Sequential(OrderedDict(parts)), card, LABELS)
+    return Network(nn.Sequential(OrderedDict(parts)), card, LABELS, plain=True)
 
 
 def pixels(height: int = 48, width: int = 64, seed: int = 0) -> NDArray[np.uint8]:

@@ -1,0 +1,245 @@
+"""A network made fast: the same answers, sooner. The plain network stays the reference of every test.
+
+Batch normalisations are folded into the convolutions before them. On processors convolutions go to oneDNN straight,
+forward and back: on one thread torch would take an old matrix product for those of one pixel, at less than half the
+speed, and the way back to the picture is a convolution, too.
+"""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+FEW = 4
+"""Channels of a picture, or little more."""
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+Pair = tuple[int, int]
+
+
+def quicken(module: nn.Module, side: int) -> tuple[nn.Module, frozenset[str]]:
+    """A copy of a frozen network in evaluation mode that answers the same, sooner; it shares weights where it can.
+
+    Args:
+        module: the network; it stays as it is.
+        side: of a picture that it takes, in pixels.
+
+    Returns:
+        The copy, and the names of those layers that do not answer the same in it: convolutions which took in the
+        normalisation behind them.
+    """
+    quick = deepcopy(module, {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]})
+    folded = _foldable(module, side)
+    for convolution, norm in folded.items():
+        _put(quick, convolution, _folded(quick.get_submodule(convolution), quick.get_submodule(norm)))
+        _put(quick, norm, _Behind(quick.get_submodule(norm)))
+    for name, part in list(quick.named_modules()):
+        if torch.backends.mkldnn.is_available() and _is_plain(part):  # type: ignore[no-untyped-call]
+            _put(quick, name, First(part) if _is_first(part) else Convolution(part))
+        elif hasattr(part, "inplace") and not isinstance(part, nn.ReLU):
+            part.inplace = False  # whose gradient needs what went in, they would copy it first
+    return quick.eval().requires_grad_(False), frozenset(folded)
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether a module is a convolution as all are; with those that make their weights anew, nothing is won."""
+    plain = type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)
+    return plain or type(part) is Conv2dSame
+
+
+def _is_first(convolution: nn.Conv2d) -> bool:
+    across, down = _pair(convolution.stride)
+    return (
+        across == down > 1
+        and convolution.in_channels <= FEW
+        and convolution.groups == 1
+        and set(_pair(convolution.dilation)) == {1}
+    )
+
+
+def _put(module: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(module.get_submodule(parent), own, part)
+
+
+# --- normalisations
+
+
+class _Behind(nn.Module):
+    """What is left of a normalisation that was folded: what it did besides, by the same names (timm's activations)."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        for name, part in norm.named_children():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pass on what the convolution answers, through the parts that are left, in their order."""
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+def _folded(convolution: Any, norm: Any) -> nn.Conv2d:
+    """The convolution with the normalisation behind it taken in."""
+    copy: nn.Conv2d = deepcopy(convolution)
+    copy.weight, copy.bias = fuse_conv_bn_weights(
+        copy.weight, copy.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return copy
+
+
+class _Uses(TorchDispatchMode):
+    """While it is entered, counts how often each tensor goes into an operation."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.of = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self.of[tensor] = self.of.get(tensor, 0) + 1  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+def _foldable(module: nn.Module, side: int) -> dict[str, str]:
+    """Convolutions whose answer goes into a normalisation and nowhere else, each with the name of that.
+
+    Seen in the network's structure as a picture passes through it, however its code is written.
+    """
+    structure = deepcopy(module).to("meta")
+    calls: dict[str, int] = {}
+    made: list[tuple[str, Tensor]] = []
+    pairs: list[tuple[str, str, Tensor]] = []
+
+    def after_convolution(name: str, answer: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        made.append((name, answer))
+
+    def before_norm(name: str, seen: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        pairs.extend((convolution, name, answer) for convolution, answer in made if answer is seen)
+
+    for name, part in structure.named_modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_hook(lambda _part, _inputs, answer, name=name: after_convolution(name, answer))
+        elif isinstance(part, BatchNorm) and part.track_running_stats and part.affine:
+            part.register_forward_pre_hook(lambda _part, inputs, name=name: before_norm(name, inputs[0]))
+    with torch.no_grad(), _Uses() as uses:
+        structure(torch.zeros(1, 3, side, side, device="meta", dtype=next(module.parameters()).dtype))
+    return {
+        convolution: norm
+        for convolution, norm, answer in pairs
+        if uses.of[answer] == 1 and calls[convolution] == calls[norm] == 1
+    }
+
+
+# --- convolutions
+
+
+class Convolution(nn.Module):
+    """A frozen convolution, of pictures of 32-bit numbers on processors by oneDNN, otherwise as torch does it."""
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.groups = plain.weight, plain.bias, plain.groups
+        self.kernel_size, self.stride, self.dilation = map(_pair, (plain.kernel_size, plain.stride, plain.dilation))
+        self.same = isinstance(plain, Conv2dSame)
+        """Padded as TensorFlow does, by the size of the picture, and here not once more."""
+        self.padding = (0, 0) if self.same or isinstance(plain.padding, str) else _pair(plain.padding)
+        reach = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
+        self.padding_back = reach[0] - self.padding[0], reach[1] - self.padding[1]
+        self.goes_back_forward = self.stride == (1, 1) and min(self.padding_back) >= 0
+        self.register_buffer("weight_back", _turned(plain) if self.goes_back_forward else None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` (B, C, H, W)."""
+        if self.same:
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            return _Convolve.apply(x, self)  # type: ignore[no-any-return]
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Convolution) -> Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        return torch.mkldnn_convolution(
+            x, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        layer: Convolution = ctx.layer
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        if layer.goes_back_forward:
+            weight: Tensor = layer.weight_back  # type: ignore[assignment]
+            back = torch.mkldnn_convolution(
+                gradient, weight, None, layer.padding_back, (1, 1), layer.dilation, layer.groups
+            )
+            return back, None
+        seen = gradient.new_empty(1).expand(ctx.shape)  # only its shape is looked at
+        (back, _, _) = torch.ops.aten.convolution_backward(
+            gradient, seen, layer.weight, None, layer.stride, layer.padding, layer.dilation,
+            False, (0, 0), layer.groups, (True, False, False),
+        )  # fmt: skip
+        return back, None
+
+
+class First(nn.Module):
+    """A frozen convolution of few channels and a stride, as one without a stride of the pixels of each stride's square.
+
+    The same sums in another order: a picture (B, 3, H, W) is folded into (B, 3 s s, H / s, W / s), which fills the
+    vectors of a processor on the way back.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        super().__init__()
+        self.same = isinstance(plain, Conv2dSame)
+        self.kernel_size, self.stride, self.dilation = map(_pair, (plain.kernel_size, plain.stride, plain.dilation))
+        self.padding = (0, 0) if self.same or isinstance(plain.padding, str) else _pair(plain.padding)
+        side = self.stride[0]
+        more = [-kernel % side for kernel in self.kernel_size]
+        weight = nn.functional.pad(plain.weight.detach(), (0, more[1], 0, more[0]))
+        unfolded = nn.Conv2d(plain.in_channels * side**2, plain.out_channels, 1, bias=False)
+        unfolded.weight = nn.Parameter(nn.functional.pixel_unshuffle(weight, side), requires_grad=False)
+        unfolded.kernel_size = _pair(unfolded.weight.shape[2:])
+        unfolded.bias = plain.bias
+        self.unfolded = Convolution(unfolded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` (B, C, H, W)."""
+        if self.same:
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        side = self.stride[0]
+        missing = []
+        for length, kernel, padding in zip(x.shape[2:], self.kernel_size, self.padding, strict=True):
+            positions = (length + 2 * padding - kernel) // side + 1
+            needed = (positions - 1 + math.ceil(kernel / side)) * side
+            missing.append(needed - length - padding)
+        x = nn.functional.pad(x, (self.padding[1], missing[1], self.padding[0], missing[0]))
+        x = nn.functional.pixel_unshuffle(x, side).contiguous(memory_format=torch.channels_last)
+        return self.unfolded(x)  # type: ignore[no-any-return]
+
+
+def _turned(plain: nn.Conv2d) -> Tensor:
+    """The weights with which a convolution of the gradient is the gradient of the convolution."""
+    out, into, *kernel = plain.weight.shape
+    grouped = plain.weight.detach().view(plain.groups, out // plain.groups, into, *kernel).transpose(1, 2)
+    turned = grouped.reshape(plain.groups * into, out // plain.groups, *kernel).flip(2, 3)
+    return turned.contiguous(memory_format=torch.channels_last)
+
+
+def _pair(value: int | Sequence[int]) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

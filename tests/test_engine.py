@@ -1,0 +1,151 @@
+"""The fast network answers what the plain one does, and so does the way back to the picture."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+
+from dreamcore.catalogue import card
+from dreamcore.dream import Sample, dream
+from dreamcore.engine import Convolution, First, quicken
+from dreamcore.models import build, load_network
+from dreamcore.network import Network
+from tests.test_networks import MIDDLES
+from tests.tiny import changed, picture
+
+
+def pair(model: str) -> tuple[Network, Network]:
+    """A network of seeded random weights with busy normalisations, fast and plain."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = build(model, pretrained=False)
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
+                part.running_mean.normal_(0, 0.1)
+                part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+                part.weight.data.uniform_(0.5, 1.5)
+                part.bias.data.normal_(0, 0.1)
+    return Network(module, card(model)), Network(module, card(model), plain=True)
+
+
+@pytest.mark.parametrize("model", MIDDLES)
+def test_one_step_is_that_of_the_plain_network(model: str) -> None:
+    quick, plain = pair(model)
+    settings = changed(model=model, layers=MIDDLES[model], octaves=1, steps=1, gradient="plain")
+    one, other = (dream(network, [Sample(picture(96, 100)[0], settings)]).pictures for network in (quick, plain))
+    assert (other - picture(96, 100)).abs().max() > 0.01
+    assert -10 * math.log10((one - other).square().mean().item() + 1e-20) > 60
+
+
+@pytest.mark.parametrize("size", [(300, 451), (65, 97), (224, 224)])
+def test_one_step_of_the_bundled_network_is_that_of_the_plain_one(size: tuple[int, int]) -> None:
+    quick = load_network("efficientnet_lite0")
+    plain = Network(quick.module, quick.card, plain=True)
+    settings = changed(layers="blocks.4+blocks.2=0.5", octaves=1, steps=1)
+    one, other = (dream(network, [Sample(picture(*size)[0], settings)]).pictures for network in (quick, plain))
+    assert -10 * math.log10((one - other).square().mean().item() + 1e-20) > 60
+
+
+@pytest.mark.parametrize("model", ["resnet18", "googlenet", "densenet121", "timm/tf_efficientnet_lite0"])
+def test_every_layer_answers_as_in_the_plain_network(model: str) -> None:
+    quick, plain = pair(model)
+    layers = [layer.name for layer in plain.card.layers][::7]
+    for layer in layers:
+        one, other = (network.activations(picture(96, 96), [layer])[layer] for network in (quick, plain))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
+
+
+def test_a_convolution_that_took_in_a_normalisation_is_asked_in_the_plain_network() -> None:
+    quick, plain = pair("resnet18")
+    _, folded = quicken(plain.module, 224)
+    assert {"conv1", "layer1.0.conv1", "layer2.0.downsample.0"} <= folded
+    one, other = (network.activations(picture(), ["conv1"])["conv1"] for network in (quick, plain))
+    assert torch.equal(one, other)
+
+
+def test_the_plain_network_stays_as_it_is() -> None:
+    _, plain = pair("resnet18")
+    before = {name: tensor.clone() for name, tensor in plain.module.state_dict().items()}
+    quicken(plain.module, 224)
+    after = plain.module.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+class Twice(nn.Module):
+    """Convolutions that may not take in the normalisation behind them, and one that may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.used_besides, self.called_twice = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.one, self.two, self.three = (nn.BatchNorm2d(3) for _ in range(3))
+        for norm in (self.one, self.two, self.three):
+            norm.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(self.free(x))
+        besides = self.used_besides(x)
+        x = self.two(besides) + besides
+        return self.called_twice(self.three(self.called_twice(x)))  # type: ignore[no-any-return]
+
+
+def test_only_a_convolution_whose_answer_goes_nowhere_else_is_folded() -> None:
+    module = Twice().eval().requires_grad_(False)
+    quick, folded = quicken(module, 16)
+    assert folded == {"free"}
+    torch.testing.assert_close(quick(picture(16, 20)), module(picture(16, 20)), rtol=1e-4, atol=1e-5)
+
+
+def gradients(convolve: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    answer = convolve(x)
+    weights = torch.randn(answer.shape, generator=torch.Generator().manual_seed(1)).to(x)
+    return answer, torch.autograd.grad((answer * weights).sum(), x)[0]
+
+
+CONVOLUTIONS = st.fixed_dictionaries(
+    {
+        "kernel_size": st.tuples(st.integers(1, 5), st.integers(1, 5)),
+        "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "padding": st.tuples(st.integers(0, 3), st.integers(0, 3)),
+        "dilation": st.integers(1, 2),
+        "bias": st.booleans(),
+    }
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(CONVOLUTIONS, st.sampled_from([(3, 8, 1), (8, 6, 2), (6, 6, 6), (4, 8, 4), (16, 4, 1)]), st.integers(9, 14))
+def test_any_convolution_and_its_gradient_are_those_of_torch(
+    form: dict[str, object], channels: tuple[int, int, int], side: int
+) -> None:
+    into, out, groups = channels
+    plain = nn.Conv2d(into, out, groups=groups, **form).requires_grad_(False)  # type: ignore[arg-type]
+    x = torch.randn(2, into, side, side + 3).contiguous(memory_format=torch.channels_last)
+    for one, other in zip(gradients(Convolution(plain), x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 7), st.integers(2, 4), st.integers(0, 3), st.booleans(), st.integers(11, 16), st.booleans())
+def test_the_first_convolution_is_the_same_without_its_stride(
+    kernel: int, stride: int, padding: int, bias: bool, side: int, same: bool
+) -> None:
+    assume(same or padding < kernel)
+    kind = Conv2dSame if same else nn.Conv2d
+    plain = kind(3, 8, kernel, stride, padding, bias=bias).requires_grad_(False)
+    x = torch.randn(2, 3, side, side + 3).contiguous(memory_format=torch.channels_last)
+    for one, other in zip(gradients(First(plain), x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_64_bits_are_convolved_as_torch_does_it() -> None:
+    plain = nn.Conv2d(3, 8, 3).double().requires_grad_(False)
+    x = torch.randn(1, 3, 9, 9, dtype=torch.double)
+    assert torch.equal(Convolution(plain)(x), F.conv2d(x, plain.weight, plain.bias))
