@@ -66,7 +66,7 @@ def dream(
         ImageError: `too_small` for the network.
     """
     alike = samples[0].settings
-    pictures = torch.stack([sample.picture for sample in samples])
+    pictures = torch.stack([sample.picture for sample in samples]) if len(samples) > 1 else samples[0].picture[None]
     full = (pictures.shape[-2], pictures.shape[-1])
     least = network.card.min_size
     sizes = octave_sizes(full, alike, least)
@@ -95,9 +95,8 @@ def dream(
                 sums[-1] = sums[-1].detach()
             gradient = batch.held_back(gradient, seen, base, views)
             del seen, patch, answers, score  # what follows takes memory for several pictures, of whatever size
-            gradient = treat(gradient, alike, step)
-            uphill = normalise(views.back(gradient))
-            dreams = batch.kept(dreams + batch.stride(going, mask) * uphill)  # step 5: move up the gradient
+            uphill = normalise(views.back(treat(gradient, alike, step)))
+            dreams = batch.kept(uphill.mul_(batch.stride(going, mask)).add_(dreams))  # step 5: move up the gradient
             total = torch.stack(sums).sum(0)
             known = total if together else None
             going = going * (aim.score(total).view_as(going) <= batch.stop_at)
