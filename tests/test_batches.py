@@ -192,7 +192,7 @@ def test_where_a_shortcut_passes_a_layer_by_its_sample_stays_in_the_batch() -> N
     "objectives",
     [
         ["layer1.0.conv1", "layer2.0.conv1", "layer1"],
-        ["layer1.0.relu", "layer1.0.conv2+layer2", "logits:7"],
+        ["layer1.0.relu", "layer1.0.conv2+layer2", "layer1.0.bn1", "logits:7"],
         ["conv1", "bn1", "relu"],
     ],
 )

@@ -1,0 +1,81 @@
+"""Measures Dreamgrid on this machine: `python -m benchmarks`, or `make bench`."""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks import collection, dreams, gpu, host, memory, report, steps, whole
+from benchmarks.subjects import Disagreement
+from benchmarks.timing import Row
+
+STEPS = ("engine", "null", "peak")
+"""Sections that are measured in the same rounds."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the JSON; an exit code that is not 0 where contenders do different things."""
+    wanted = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: the servers of `collection` are stopped
+    machine = host.describe() | {"quick": wanted.quick}  # before the number of threads is set
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    try:
+        sections = measure(wanted.only or list(report.TITLES), quick=wanted.quick, soak=wanted.soak)
+    except Disagreement as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    machine["seconds"] = round(time.perf_counter() - started, 1)
+    trusted = steps.is_trusted(sections["null"]) if "null" in sections else None
+    wanted.json.write_text(json.dumps(report.to_json(machine, sections, trusted), indent=1) + "\n")
+    report.show(machine, sections, trusted, Console(width=None if sys.stdout.isatty() else 160))
+    print(f"\n{machine['seconds']:.0f} s; as JSON in {wanted.json}")
+    return 0
+
+
+def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, list[Row]]:
+    """The sections that are wanted, in their order."""
+    others: dict[str, Callable[[], list[Row]]] = {
+        "machine": lambda: whole.measure_machine(quick=quick),
+        "batches": lambda: steps.measure_batches(quick=quick),
+        "flat": lambda: dreams.measure_sizes(quick=quick),
+        "collection": lambda: collection.measure_collection(quick=quick),
+        "files": lambda: dreams.measure_files(quick=quick),
+        "memory": lambda: memory.measure_memory(quick=quick, soak=soak),
+        "gpu": lambda: gpu.measure_gpu(quick=quick),
+    }
+    together = [name for name in STEPS if name in wanted]
+    sections: dict[str, list[Row]] = {}
+    if together:
+        _tell(", ".join(together))
+        sections |= steps.measure_steps(together, quick=quick)
+    for name in others:
+        if name in wanted:
+            _tell(name)
+            sections[name] = others[name]()
+    return sections
+
+
+def _tell(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what} ...", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Measure Dreamgrid on this machine.")
+    parser.add_argument("--quick", action="store_true", help="few rounds of small cases: to see that it works")
+    parser.add_argument("--soak", action="store_true", help="in section memory, 2,000 dreams in one process")
+    parser.add_argument(
+        "--json", type=Path, default=Path("benchmarks.json"), metavar="FILE", help="where the JSON goes"
+    )
+    parser.add_argument("--only", nargs="+", choices=list(report.TITLES), metavar="NAME", help=", ".join(report.TITLES))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""What the measurements were made on."""
+
+import os
+import platform
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Name of the processor, as well as the system knows it."""
+    information = Path("/proc/cpuinfo")
+    found = (
+        re.search(r"^model name\s*:\s*(.+)", information.read_text(), re.MULTILINE) if information.exists() else None
+    )
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def describe() -> dict[str, Any]:
+    """The machine, the versions, and how busy it was when this was asked."""
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torch_threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

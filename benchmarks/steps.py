@@ -1,0 +1,133 @@
+"""Single steps on one thread: the engine beside plain torch, beside itself, and beside what the processor can do."""
+
+from collections.abc import Callable, Collection
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.subjects import (
+    CLEAN,
+    ENGINE,
+    LARGE,
+    PLAIN,
+    PUBLISHED,
+    SMALL,
+    SUBJECTS,
+    Size,
+    Step,
+    Subject,
+    check_agreement,
+    contender,
+    megapixels,
+    network_of,
+    pictures,
+    spelt,
+    step_of,
+)
+from benchmarks.timing import Race, Row, race
+
+AGAIN = "engine again"
+MATMUL = "torch.mm 2048"
+NULL = (0.95, 1.05)
+"""Between these the engine must lie against itself, or the run tells nothing."""
+TINY = (64, 96)
+BATCH = 16
+
+Product = tuple[Callable[[], Tensor], float]
+"""A large matrix product, and its multiplications and additions."""
+
+
+def measure_steps(wanted: Collection[str], *, quick: bool) -> dict[str, list[Row]]:
+    """The sections `engine`, `null` and `peak`, as far as they are wanted, from the same rounds."""
+    sections: dict[str, list[Row]] = {name: [] for name in ("engine", "null", "peak") if name in wanted}
+    for subject in SUBJECTS:
+        names = (PUBLISHED, CLEAN, PLAIN, ENGINE) if "engine" in wanted else (ENGINE,)
+        steps = {name: contender(name, subject) for name in names}
+        for size, rounds in {SMALL: 3}.items() if quick else {SMALL: 20, LARGE: 10}.items():
+            for name, rows in _measure_case(subject, size, rounds, steps, sections).items():
+                sections[name] += rows
+    return sections
+
+
+def _measure_case(
+    subject: Subject, size: Size, rounds: int, steps: dict[str, Step], wanted: Collection[str]
+) -> dict[str, list[Row]]:
+    picture, case = pictures(size), spelt(subject, size)
+    near = check_agreement(steps, picture)
+    contenders: dict[str, Callable[[], object]] = {name: partial(step, picture) for name, step in steps.items()}
+    if "null" in wanted:
+        contenders[AGAIN] = contenders[ENGINE]
+    products = matrix_products() if "peak" in wanted else {}
+    found = race(contenders | {name: product for name, (product, _) in products.items()}, rounds)
+    rows = {}
+    if "engine" in wanted:
+        rows["engine"] = [_step_row(found, case, name, size, near) for name in steps]
+    if "null" in wanted:
+        rows["null"] = [found.row(case, AGAIN, {"null_ratio": found.times(ENGINE, AGAIN)})]
+    if "peak" in wanted:
+        flops = {name: flops for name, (_, flops) in products.items()} | {ENGINE: subject.flops(size)}
+        rows["peak"] = peak_rows(found, case, flops)
+    return rows
+
+
+def _step_row(found: Race, case: str, name: str, size: Size, near: dict[str, float]) -> Row:
+    """One contender: its speed, how it compares, and how near its picture comes to that of the first."""
+    figures = {"megapixel_steps": megapixels(size) / found.wall(name)}
+    if name != PUBLISHED:
+        figures["times_published"] = found.times(name, PUBLISHED)
+        figures["agreement_db"] = near[name]
+    if name in (PLAIN, ENGINE):
+        figures["times_clean"] = found.times(name, CLEAN)
+    return found.row(case, name, figures)
+
+
+def is_trusted(rows: Collection[Row]) -> bool:
+    """Whether the engine was as fast as itself in every case of the section `null`."""
+    return all(NULL[0] <= row.figures["null_ratio"] <= NULL[1] for row in rows)
+
+
+def matrix_products() -> dict[str, Product]:
+    """Large matrix products in 32-bit numbers: MKL's, and where torch has oneDNN, two convolutions of its."""
+    a, b = torch.randn(2, 2048, 2048).unbind()
+    products: dict[str, Product] = {MATMUL: (partial(torch.mm, a, b), 2.0 * 2048**3)}
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        for kernel, channels in ((1, 512), (3, 256)):
+            x = torch.randn(1, channels, 64, 64).contiguous(memory_format=torch.channels_last)
+            weight = torch.randn(channels, channels, kernel, kernel)
+            padding = (kernel // 2, kernel // 2)
+            convolve = partial(torch.mkldnn_convolution, x, weight, None, padding, (1, 1), (1, 1), 1)
+            name = f"oneDNN {kernel}x{kernel}, {channels} channels"
+            products[name] = (convolve, 2.0 * (channels * kernel * 64) ** 2)
+    return products
+
+
+def peak_rows(found: Race, case: str, flops: dict[str, float]) -> list[Row]:
+    """Each matrix product's speed, and the engine's as a part of the one that everybody has and of the best one."""
+    speed = {name: flops[name] / found.wall(name) / 1e9 for name in flops}
+    best = max((name for name in flops if name != ENGINE), key=lambda name: speed[name])
+    part = {name: found.times(ENGINE, name) * flops[ENGINE] / flops[name] for name in flops}
+    rows = [found.row(case, name, {"gflops": speed[name]}) for name in flops if name != ENGINE]
+    figures = {"gflops": speed[ENGINE], "of_matmul": part[MATMUL], "of_best": part[best]}
+    return [*rows, found.row(case, ENGINE, figures)]
+
+
+def measure_batches(*, quick: bool) -> list[Row]:
+    """The section `batches`: small octaves, many at once against one at a time."""
+    rows = []
+    for subject in SUBJECTS:
+        step = step_of(network_of(subject), subject.layer)
+        batch = pictures(TINY, BATCH)
+        singly = [picture[None] for picture in batch]
+        together, apart = f"{BATCH} at once", "one at a time"
+
+        def one_by_one(step: Step = step, singly: list[Tensor] = singly) -> None:
+            for picture in singly:
+                step(picture)
+
+        found = race({apart: one_by_one, together: partial(step, batch)}, 5 if quick else 40)
+        case, worked = f"{BATCH} of {spelt(subject, TINY)}", megapixels(TINY) * BATCH
+        rows.append(found.row(case, apart, {"megapixel_steps": worked / found.wall(apart)}))
+        figures = {"megapixel_steps": worked / found.wall(together), "times_singly": found.times(together, apart)}
+        rows.append(found.row(case, together, figures))
+    return rows

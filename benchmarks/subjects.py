@@ -1,0 +1,134 @@
+"""What is measured: networks, pictures, and the contenders for one step, all of which must take the same step."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.published import Clean, Published, score
+from dreamcore.catalogue import card
+from dreamcore.models import build, load_network
+from dreamcore.network import Network
+from dreamcore.settings import BUNDLED, DreamSettings
+
+LEAST_DB = 60.0
+"""Contenders whose pictures after one step differ by more than this do not do the same."""
+
+Size = tuple[int, int]
+Step = Callable[[Tensor], Tensor]
+"""From pictures (B, 3, H, W) in [0, 1] to the gradient of their score."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and the layer of it that is excited."""
+
+    model: str
+    layer: str
+
+    def flops(self, size: Size) -> float:
+        """Multiplications and additions of one step, forward and back to the picture, by the network's card."""
+        return card(self.model).layer(self.layer).cost * math.prod(size) * 2.0 * 2.0
+
+
+BUNDLED_SUBJECT = Subject(BUNDLED, "blocks.4")
+SUBJECTS = (BUNDLED_SUBJECT, Subject("googlenet", "inception4c"))
+SMALL, LARGE = (300, 451), (768, 1024)
+
+PUBLISHED, CLEAN, PLAIN, ENGINE = "published", "clean eager", "plain network", "engine"
+
+
+class Disagreement(Exception):
+    """Contenders do not take the same step: there is nothing to compare."""
+
+
+def module_of(model: str) -> nn.Module:
+    """A module of its own for each contender, laid out as the libraries make it.
+
+    The bundled network has its weights; any other is drawn from a seed, so that nothing is downloaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = build(model, pretrained=False)
+    if model == BUNDLED:
+        module.load_state_dict(load_network(BUNDLED).module.state_dict())  # which copies into the layout that is there
+    return module
+
+
+def network_of(subject: Subject, device: str = "cpu", *, plain: bool = False) -> Network:
+    """Dreamgrid's own network."""
+    return Network(module_of(subject.model), card(subject.model), device=device, plain=plain)
+
+
+def step_of(network: Network, layer: str) -> Step:
+    """One step as the engine takes it: forward to the layer, score, gradient."""
+
+    def step(pictures: Tensor) -> Tensor:
+        pictures = pictures.detach().clone().requires_grad_()
+        features = network.activations(pictures, [layer])[layer]
+        return torch.autograd.grad(score(features), pictures)[0]
+
+    return step
+
+
+def contender(name: str, subject: Subject, device: str = "cpu") -> Step:
+    """One of the four contenders by its name."""
+    if name in (ENGINE, PLAIN):
+        return step_of(network_of(subject, device, plain=name == PLAIN), subject.layer)
+    known = card(subject.model)
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (known.mean, known.std))
+    kind = Published if name == PUBLISHED else Clean
+    return kind(module_of(subject.model).to(device), subject.layer, mean, std)
+
+
+def check_agreement(steps: Mapping[str, Step], pictures: Tensor) -> dict[str, float]:
+    """How near to that of the first contender the picture of each other one comes in a step, in dB.
+
+    Raises:
+        Disagreement: it is less than `LEAST_DB`.
+    """
+    size = DreamSettings().step_size
+    moved = {}
+    for name, step in steps.items():
+        gradient = step(pictures)
+        moved[name] = size * gradient / gradient.abs().mean()
+    first = next(iter(moved))
+    near = {name: psnr(moved[first], moved[name]) for name in moved if name != first}
+    for name, db in near.items():
+        if not db >= LEAST_DB:  # nor where it is not a number
+            raise Disagreement(f"{name} and {first} take other steps: {db:.1f} dB, not {LEAST_DB:.0f}")
+    return near
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """Peak signal to noise ratio in dB of pictures in [0, 1]."""
+    return -10 * math.log10((one - other).double().square().mean().item() + 1e-20)
+
+
+def pixels(size: Size, seed: int = 0) -> NDArray[np.uint8]:
+    """A photograph (H, W, 3) of sorts: soft waves with some grain, away from black and white."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0 : size[0], 0 : size[1]]
+    waves = [np.sin((x * across + y * down) / 9 + 1) for across, down in random.uniform(-1, 1, (3, 2))]
+    picture = 128 + 50 * np.stack(waves, axis=-1) + random.normal(0, 8, (*size, 3))
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def pictures(size: Size, count: int = 1, device: str = "cpu") -> Tensor:
+    """A batch (count, 3, H, W) of different photographs in [0, 1]."""
+    batch = torch.stack([torch.from_numpy(pixels(size, seed)) for seed in range(count)])
+    return (batch.permute(0, 3, 1, 2).float() / 255).contiguous().to(device)
+
+
+def megapixels(size: Size) -> float:
+    """Millions of pixels."""
+    return math.prod(size) / 1e6
+
+
+def spelt(subject: Subject, size: Size) -> str:
+    """A case as the table names it."""
+    return f"{subject.model} {size[1]}x{size[0]}"

@@ -1,0 +1,132 @@
+"""The benchmark runs, holds what it compares to the same step, and says when its run tells nothing."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import pairwise
+from operator import methodcaller
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks import report
+from benchmarks.crew import Crew
+from benchmarks.gpu import measure_gpu
+from benchmarks.steps import AGAIN, is_trusted, peak_rows
+from benchmarks.subjects import ENGINE, SUBJECTS, Disagreement, check_agreement, pictures
+from benchmarks.timing import Race, Row, Spent, order, race
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "engine", "null", "--json"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "found.json")], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert set(found) == {"machine", "trusted", "sections", "targets"}
+    assert {"processor", "cores", "torch", "torch_threads", "date", "quick", "seconds"} <= set(found["machine"])
+    assert set(found["sections"]) == {"engine", "null"}
+    contenders = {row["contender"] for row in found["sections"]["engine"]}
+    assert contenders == {"published", "clean eager", "plain network", "engine"}
+    for row in found["sections"]["engine"]:
+        assert min(row["wall_ms"], row["cpu_ms"], row["megapixel_steps"]) > 0
+        assert row["contender"] == "published" or row["agreement_db"] >= 60
+    measured = {target["name"]: target["measured"] for target in found["targets"]}
+    cases = {f"{subject.model} 451x300" for subject in SUBJECTS}
+    assert set(measured["engine against clean eager"]) == set(measured["engine against published"]) == cases
+    assert found["trusted"] is all(0.95 <= row["null_ratio"] <= 1.05 for row in found["sections"]["null"])
+    assert "engine against published" in done.stdout
+    assert ("not to be trusted" in done.stdout) is not found["trusted"]
+
+
+def printed(sections: dict[str, list[Row]], trusted: bool | None) -> str:
+    machine = dict.fromkeys(
+        ("processor", "cores", "vectors", "gpu", "torch", "torch_threads", "python", "load", "date")
+    )
+    screen = io.StringIO()
+    report.show(
+        machine, sections, trusted, Console(file=screen, width=160, force_terminal=True, color_system="standard")
+    )
+    return screen.getvalue()
+
+
+def test_a_run_in_which_the_engine_differs_from_itself_is_not_to_be_trusted() -> None:
+    honest = [Row("one", AGAIN, figures={"null_ratio": 0.96}), Row("other", AGAIN, figures={"null_ratio": 1.04})]
+    assert is_trusted(honest)
+    sabotaged = [*honest, Row("third", AGAIN, figures={"null_ratio": 0.9})]
+    assert not is_trusted(sabotaged)
+    text = printed({"null": sabotaged}, is_trusted(sabotaged))
+    assert "\x1b[1mThis run is not to be trusted" in text
+    assert report.to_json({}, {"null": sabotaged}, False)["trusted"] is False
+    assert "not to be trusted" not in printed({"null": honest}, True)
+
+
+def test_contenders_that_take_other_steps_are_not_compared() -> None:
+    def slope(bend: float, seen: Tensor) -> Tensor:
+        return seen - 0.5 + bend * seen.square()
+
+    picture = pictures((32, 48))
+    near = check_agreement({"one": partial(slope, 0.0), "same": lambda seen: 3 * slope(0.0, seen)}, picture)
+    assert near["same"] > 100
+    with pytest.raises(Disagreement, match="other and one take other steps"):
+        check_agreement({"one": partial(slope, 0.0), "other": partial(slope, 1.0)}, picture)
+    with pytest.raises(Disagreement):
+        check_agreement({"one": partial(slope, 0.0), "broken": lambda seen: seen * torch.nan}, picture)
+
+
+def test_every_contender_has_every_place_in_a_round() -> None:
+    orders = [order("abc", number) for number in range(6)]
+    for place in range(3):
+        assert sorted(names[place] for names in orders) == sorted("aabbcc")
+    assert {pair for names in orders for pair in pairwise(names)} == {(a, b) for a in "abc" for b in "abc" if a != b}
+
+
+def test_ratios_are_those_of_the_rounds() -> None:
+    """A machine that is slow for a while changes no ratio."""
+    slow = (1, 1, 10, 10, 1)
+    found = Race({name: [Spent(cost * factor, cost) for factor in slow] for name, cost in (("a", 0.2), ("b", 0.5))})
+    assert found.times("a", "b") == pytest.approx(2.5)
+    assert found.wall("a") == pytest.approx(0.2)
+    assert found.spread("a") == pytest.approx(4.5)
+
+
+def test_both_clocks_run() -> None:
+    found = race({"sleep": lambda: time.sleep(0.02), "told": lambda: Spent(7, 3)}, 2)
+    assert found.wall("sleep") >= 0.02 > found.cpu("sleep")
+    assert (found.wall("told"), found.cpu("told")) == (7, 3)
+
+
+def test_the_best_product_is_the_measure() -> None:
+    """Of 1 and 4 GFLOP/s; the engine does 2."""
+    found = Race({name: [Spent(1, 1)] * 2 for name in ("torch.mm 2048", "other", ENGINE)})
+    figures = peak_rows(found, "case", {"torch.mm 2048": 1e9, "other": 4e9, ENGINE: 2e9})[-1].figures
+    assert figures == {"gflops": 2, "of_matmul": 2, "of_best": 0.5}
+
+
+def test_a_crew_answers_together_and_tells_of_its_end() -> None:
+    with Crew(methodcaller, ("bit_count",), processes=2) as crew:
+        assert crew.threads == 1
+        assert crew.ask(7, 8) == [3, 1]
+        assert crew.ask(3) == [2]
+        with pytest.raises(RuntimeError, match="a process of the benchmark ended"):
+            crew.ask("no number")
+
+
+def test_without_a_gpu_the_section_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (row,) = measure_gpu(quick=True)
+    assert row.note == "not measured: torch sees no GPU here"
+
+
+def test_every_target_names_a_figure_that_is_shown() -> None:
+    assert {target.figure for target in report.TARGETS} <= set(report.FIGURES)
+    assert {target.section for target in report.TARGETS} <= set(report.TITLES)
