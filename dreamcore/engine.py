@@ -189,7 +189,7 @@ class _Convolve(torch.autograd.Function):
                 gradient, weight, None, layer.padding_back, (1, 1), layer.dilation, layer.groups
             )
             return back, None
-        seen = gradient.new_empty(1).expand(ctx.shape)  # only its shape is looked at
+        seen = torch.empty(ctx.shape, memory_format=torch.channels_last)  # only its shape is looked at
         (back, _, _) = torch.ops.aten.convolution_backward(
             gradient, seen, layer.weight, None, layer.stride, layer.padding, layer.dilation,
             False, (0, 0), layer.groups, (True, False, False),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -43,6 +44,17 @@ class Allocations(TorchDispatchMode):
 
 def bytes_a_pixel(network: Network, layers: Collection[str]) -> float:
     """Memory of one step up to `layers`, forward and back, for each pixel: measured on the network's own structure."""
+    known = _measured.setdefault(network, {})
+    key = frozenset(layers)
+    if key not in known:
+        known[key] = _measure(network, key)
+    return known[key]
+
+
+_measured: WeakKeyDictionary[Network, dict[frozenset[str], float]] = WeakKeyDictionary()
+
+
+def _measure(network: Network, layers: Collection[str]) -> float:
     structure = Network(network.structure, network.card, device="meta", plain=True)
     side = max(PROBE, network.card.min_size)
     with Allocations() as allocations:
