@@ -176,14 +176,15 @@ def dream_photographs(
     """
     height, width = orders[0].photograph.pixels.shape[:2]
     try:
-        octave_sizes((height, width), orders[0].settings, network.card.min_size)
+        sizes = octave_sizes((height, width), orders[0].settings, network.card.min_size)
     except ImageError as error:
         return [error] * len(orders)
+    largest = max(sizes)
     layers = {target.layer for order in orders for target in order.settings.layers}
     at_once, tile = len(orders), 0
     if limits.max_memory is not None:
-        at_once = choose_batch(network, layers, (height, width), limits.max_memory)
-        tile = choose_tile(network, layers, (height, width), limits.max_memory)
+        at_once = choose_batch(network, layers, largest, limits.max_memory)
+        tile = choose_tile(network, layers, largest, limits.max_memory)
     dreamt: list[Dreamt | ImageError] = []
     for first in range(0, len(orders), at_once):
         dreamt += _dream_batch(network, orders[first : first + at_once], tile, limits, watch)
