@@ -147,16 +147,27 @@ def _foldable(module: nn.Module, side: int) -> dict[str, str]:
 # --- convolutions
 
 
-class Convolution(nn.Module):
-    """A frozen convolution, of pictures of 32-bit numbers on processors by oneDNN, otherwise as torch does it."""
+class _Padded(nn.Module):
+    """What convolutions have in common before they convolve: their form, and TensorFlow's padding where that is it."""
 
     def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__()
-        self.weight, self.bias, self.groups = plain.weight, plain.bias, plain.groups
         self.kernel_size, self.stride, self.dilation = map(_pair, (plain.kernel_size, plain.stride, plain.dilation))
         self.same = isinstance(plain, Conv2dSame)
-        """Padded as TensorFlow does, by the size of the picture, and here not once more."""
+        """Padded by the size of the picture, and not once more."""
         self.padding = (0, 0) if self.same or isinstance(plain.padding, str) else _pair(plain.padding)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """`x` (B, C, H, W), mostly as it is."""
+        return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)) if self.same else x
+
+
+class Convolution(_Padded):
+    """A frozen convolution, of pictures of 32-bit numbers on processors by oneDNN, otherwise as torch does it."""
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        super().__init__(plain)
+        self.weight, self.bias, self.groups = plain.weight, plain.bias, plain.groups
         reach = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
         self.padding_back = reach[0] - self.padding[0], reach[1] - self.padding[1]
         self.goes_back_forward = self.stride == (1, 1) and min(self.padding_back) >= 0
@@ -164,8 +175,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (B, C, H, W)."""
-        if self.same:
-            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        x = self.padded(x)
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return _Convolve.apply(x, self)  # type: ignore[no-any-return]
         return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -197,7 +207,7 @@ class _Convolve(torch.autograd.Function):
         return back, None
 
 
-class First(nn.Module):
+class First(_Padded):
     """A frozen convolution of few channels and a stride, as one without a stride of the pixels of each stride's square.
 
     The same sums in another order: a picture (B, 3, H, W) is folded into (B, 3 s s, H / s, W / s), which fills the
@@ -205,10 +215,7 @@ class First(nn.Module):
     """
 
     def __init__(self, plain: nn.Conv2d) -> None:
-        super().__init__()
-        self.same = isinstance(plain, Conv2dSame)
-        self.kernel_size, self.stride, self.dilation = map(_pair, (plain.kernel_size, plain.stride, plain.dilation))
-        self.padding = (0, 0) if self.same or isinstance(plain.padding, str) else _pair(plain.padding)
+        super().__init__(plain)
         side = self.stride[0]
         more = [-kernel % side for kernel in self.kernel_size]
         weight = nn.functional.pad(plain.weight.detach(), (0, more[1], 0, more[0]))
@@ -220,8 +227,7 @@ class First(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (B, C, H, W)."""
-        if self.same:
-            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        x = self.padded(x)
         side = self.stride[0]
         missing = []
         for length, kernel, padding in zip(x.shape[2:], self.kernel_size, self.padding, strict=True):

@@ -195,7 +195,6 @@ def _dream_batch(
     network: Network, orders: Sequence[Order], tile: int, limits: Limits, watch: Watch | None
 ) -> list[Dreamt | ImageError]:
     """Dream one batch; where memory runs out, half of it, or in tiles of half the size, until it fits."""
-    started = time.perf_counter()
     try:
         samples = _samples(network, orders)
         before = [order.before or see(network, order, order.settings.layers, limits, tile) for order in orders]

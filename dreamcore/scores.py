@@ -206,11 +206,8 @@ def look(
         stages: whether to measure every stage of the network, too.
     """
     frames = frames or whole((picture.shape[-2], picture.shape[-1]))
-    aim = Aim(network, [targets], how, [guide])
-    scores = aim.each(measure(network, picture, aim, frames))[0].tolist()
-    names = [target.name for target in targets]
     return Sight(
-        dict(zip(names, scores, strict=True)),
+        _scores(network, picture, Aim(network, [targets], how, [guide]), frames),
         likeliest(network, picture),
         look_at_stages(network, picture, frames) if stages else {},
     )
@@ -219,9 +216,13 @@ def look(
 def look_at_stages(network: Network, picture: Tensor, frames: Sequence[Frame]) -> dict[str, float]:
     """The logarithm of the mean square of each stage of the network, for a picture (1, 3, H, W) in [0, 1]."""
     targets = [Target(layer=stage.name) for stage in network.card.stages()]
-    aim = Aim(network, [targets], "log_mean_square", [None])
-    scores = aim.each(measure(network, picture, aim, frames))[0].tolist()
-    return {target.layer: score for target, score in zip(targets, scores, strict=True)}
+    return _scores(network, picture, Aim(network, [targets], "log_mean_square", [None]), frames)
+
+
+def _scores(network: Network, picture: Tensor, aim: Aim, frames: Sequence[Frame]) -> dict[str, float]:
+    """What is measured of each target of an aim at one picture (1, 3, H, W), by the target's name."""
+    measured = aim.each(measure(network, picture, aim, frames))[0].tolist()
+    return {target.name: score for target, score in zip(aim.targets[0], measured, strict=True)}
 
 
 def likeliest(network: Network, picture: Tensor) -> list[tuple[str, float]]:

@@ -37,16 +37,17 @@ def settle(settings: DreamSettings, *, local: bool = False) -> DreamSettings:
         if not (local or reference.uri.startswith("s3://")):
             raise InvalidInput(f"{name}: {reference.uri!r} is no S3 address, and a run reads nothing else")
         sha256 = _digest(reference, name)
-        if name != "weights":
-            picture(reference.model_copy(update={"sha256": sha256}), name)
         settings = settings.model_copy(update={name: reference.model_copy(update={"sha256": sha256})})
     return settings
 
 
 @lru_cache(maxsize=64)
 def _digest(reference: Reference, name: str) -> str:
-    """SHA-256 of a file, read once a process."""
-    return hashlib.sha256(read(reference, name)).hexdigest()
+    """SHA-256 of a file, read once a process, and decoded if it is to be a picture."""
+    data = read(reference, name)
+    if name != "weights":
+        _decoded(data, reference, name)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read(reference: Reference, name: str) -> bytes:
@@ -89,8 +90,12 @@ def picture(reference: Reference, name: str) -> Photograph:
     Raises:
         InvalidInput: there is no such file, it is not what it should be, or no picture.
     """
+    return _decoded(read(reference, name), reference, name)
+
+
+def _decoded(data: bytes, reference: Reference, name: str) -> Photograph:
     try:
-        return decode(read(reference, name), max_pixels=MAX_PIXELS)
+        return decode(data, max_pixels=MAX_PIXELS)
     except ImageError as error:
         raise InvalidInput(f"{name}: {reference.uri}: {error}") from error
 

@@ -1,7 +1,7 @@
 """Contact sheets: all dreams of one photograph on one picture, rows layers, columns the other settings that vary."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +74,9 @@ def draw_sheets(run: Run, storage: Storage, sources: Sequence[Source]) -> Iterat
 
 def _draw(run: Run, name: str, source: bytes, dreams: dict[str, dict[str, Any]], storage: Storage) -> bytes:
     settings = {p.settings_id: p.settings for p in run.settings if p.settings_id in dreams}
-    labels = {key: (_line(each, settings.values()), _column(each, settings.values())) for key, each in settings.items()}
+    several_models = len({each.model for each in settings.values()}) > 1
+    columns_of = _columns(list(settings.values()))
+    labels = {key: (_line(each, several_models), columns_of(each)) for key, each in settings.items()}
     places, columns = _layout(list(labels.values()))
     width = cell_width(columns + 1)
 
@@ -163,21 +165,25 @@ class _Pen:
         self.draw.text(place, text, ink, self.font)
 
 
-def _line(settings: DreamSettings, among: Any) -> str:
+def _line(settings: DreamSettings, several_models: bool) -> str:
     label = objective_label(settings.layers)
-    return f"{settings.model} {label}" if len({entry.model for entry in among}) > 1 else label
+    return f"{settings.model} {label}" if several_models else label
 
 
-def _column(settings: DreamSettings, among: Any) -> str:
-    """What varies in this grid besides model and layers, by the names of presets where there are any."""
+def _columns(among: Sequence[DreamSettings]) -> Callable[[DreamSettings], str]:
+    """Tells what varies in a grid besides model and layers, by the names of presets where there are any."""
     names = [name for name in DreamSettings.model_fields if name not in ("model", "layers")]
     varying = [name for name in names if len({_value(entry, name) for entry in among}) > 1]
     if not any(map(preset_of, among)):
-        return ", ".join(f"{name} {_value(settings, name)}" for name in varying or ["octaves"])
-    preset = preset_of(settings)
-    usual = DreamSettings.model_validate({"preset": preset} if preset else {})
-    unusual = [name for name in varying if _value(settings, name) != _value(usual, name)]
-    return ", ".join([preset or "default", *(f"{name} {_value(settings, name)}" for name in unusual)])
+        return lambda settings: ", ".join(f"{name} {_value(settings, name)}" for name in varying or ["octaves"])
+
+    def column(settings: DreamSettings) -> str:
+        preset = preset_of(settings)
+        usual = DreamSettings.model_validate({"preset": preset} if preset else {})
+        unusual = [name for name in varying if _value(settings, name) != _value(usual, name)]
+        return ", ".join([preset or "default", *(f"{name} {_value(settings, name)}" for name in unusual)])
+
+    return column
 
 
 def _value(settings: DreamSettings, name: str) -> str:
