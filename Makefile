@@ -15,7 +15,7 @@ TORCH_FAMILY := ^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean FORCE
+.PHONY: help demo test soak lint bench clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ demo: .venv/.installed  ## dream the photographs in examples/photos, on this mac
 
 test: .venv/.installed-dev  ## run the tests; ARGS goes to pytest
 	.venv/bin/python -m pytest $(ARGS)
+
+soak: .venv/.installed-dev  ## run the tests that take longer than a suite may; ARGS goes to pytest
+	.venv/bin/python -m pytest -m soak $(ARGS)
 
 lint: .venv/.installed-dev  ## ruff, mypy and hadolint
 	.venv/bin/ruff check .
