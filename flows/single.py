@@ -7,7 +7,7 @@ from dreamcore.images import Photograph, decode, encode
 from dreamcore.picture import Dreamt, Limits, Order, Watch, dream_photograph
 from dreamcore.settings import DreamSettings
 from flows.assets import network_of, pictures, settle
-from flows.machine import choose_device, max_memory
+from flows.machine import choose_device, keep_memory, max_memory
 
 
 def dream_file(source: Path, result: Path, settings: DreamSettings, watch: Watch, *, stages: bool = False) -> Dreamt:
@@ -36,9 +36,11 @@ def dream_file(source: Path, result: Path, settings: DreamSettings, watch: Watch
 def dream_settled(photograph: Photograph, settings: DreamSettings, watch: Watch, *, stages: bool = False) -> Dreamt:
     """Dream a photograph under settled settings on this machine's device."""
     device = choose_device()
+    memory = max_memory(device)
+    keep_memory(memory)
     guide, mask = pictures(settings)
     order = Order(photograph, settings, guide, mask)
-    return dream_photograph(network_of(settings, device), order, Limits(max_memory(device), stages), watch)
+    return dream_photograph(network_of(settings, device), order, Limits(memory, stages), watch)
 
 
 def without_folders(settings: DreamSettings) -> DreamSettings:

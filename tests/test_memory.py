@@ -228,12 +228,14 @@ from dreamcore.images import Photograph
 from dreamcore.models import load_network
 from dreamcore.picture import Limits, Order, dream_photograph
 from dreamcore.settings import BUNDLED, DreamSettings
+from flows.machine import keep_memory
 
 def told(name):
     status = Path("/proc/self/status").read_text().split()
     return int(status[status.index(name + ":") + 1]) * 1024
 
 height, width, max_memory = map(int, sys.argv[1:])
+keep_memory(max_memory)
 torch.set_num_threads(1)
 network = load_network(BUNDLED)
 blocks = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), np.uint8)
