@@ -14,6 +14,7 @@ from rich.console import Console
 from benchmarks import collection, dreams, gpu, host, memory, report, steps, whole
 from benchmarks.subjects import Disagreement
 from benchmarks.timing import Row
+from flows.machine import keep_memory, max_memory
 
 STEPS = ("engine", "null", "peak")
 """Sections that are measured in the same rounds."""
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: the servers of `collection` are stopped
     machine = host.describe() | {"quick": wanted.quick}  # before the number of threads is set
     torch.set_num_threads(1)
+    keep_memory(max_memory("cpu"))  # as a worker does; in this process it serves all contenders
     started = time.perf_counter()
     try:
         sections = measure(wanted.only or list(report.TITLES), quick=wanted.quick, soak=wanted.soak)

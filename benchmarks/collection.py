@@ -24,11 +24,11 @@ from benchmarks.timing import Row
 from dreamcore.errors import InvalidInput
 from dreamcore.images import decode
 from dreamcore.models import load_network
-from dreamcore.picture import Limits, Order, dream_photograph
+from dreamcore.picture import Limits, Order, dream_photographs
 from dreamcore.settings import BUNDLED, DreamSettings
 from flows import manifest
 from flows import stack as embedded
-from flows.machine import max_memory
+from flows.machine import at_once, keep_memory, max_memory
 from flows.storage import Storage
 
 SIZE = (316, 474)
@@ -46,14 +46,17 @@ def photograph(size: Size, seed: int) -> bytes:
 
 
 def prepare_dreams(photographs: Sequence[bytes], max_memory: int) -> Callable[[Sequence[int]], None]:
-    """In a process of a crew: decoded photographs and a warm network; dreams those with the numbers asked for."""
-    network, settings = load_network(BUNDLED), DreamSettings()
+    """In a process of a crew: decoded photographs and a warm network; dreams what is asked in a run's batches."""
+    keep_memory(max_memory)
+    network, settings, limits = load_network(BUNDLED), DreamSettings(), Limits(max_memory)
     orders = [Order(decode(data, max_pixels=settings.max_pixels), settings) for data in photographs]
-    dream_photograph(network, orders[0], Limits(max_memory))
+    together = at_once("cpu", math.prod(SIZE))
+    dream_photographs(network, orders[:together], limits)
 
     def dream(numbers: Sequence[int]) -> None:
-        for number in numbers:
-            dream_photograph(network, orders[number % len(orders)], Limits(max_memory))
+        for first in range(0, len(numbers), together):
+            batch = [orders[number % len(orders)] for number in numbers[first : first + together]]
+            dream_photographs(network, batch, limits)
 
     return dream
 

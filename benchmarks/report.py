@@ -96,6 +96,7 @@ TARGETS = (
     Target("64x96 batched against singly", "batches", None, "times_singly", 1.7),
     Target("flat over sizes, within", "flat", None, "deviation", 0.15, within=True),
     Target("dreams alone in the flow's dreaming", "collection", None, "engine_share", 0.95),
+    Target("memory after 2,000 dreams against 200, within", "memory", None, "growth", 0.03, within=True),
 )
 
 

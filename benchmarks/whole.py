@@ -18,6 +18,7 @@ from benchmarks.subjects import (
     spelt,
 )
 from benchmarks.timing import Race, Row, Spent, now, race, since
+from flows.machine import keep_memory, max_memory
 
 ONE, TWO = "1 process of the engine", "2 processes of the engine"
 
@@ -26,7 +27,9 @@ Turn = tuple[int, float, float]
 
 
 def prepare_steps(name: str, subject: Subject, size: Size) -> Callable[[float], Turn]:
-    """In a process of a crew: take steps for so many seconds as asked."""
+    """In a process of a crew: take steps for so many seconds as asked; the engine's processes keep their memory."""
+    if name == ENGINE:
+        keep_memory(max_memory("cpu"))
     step, picture = contender(name, subject), pictures(size)
     for _ in range(3):
         step(picture)

@@ -18,7 +18,7 @@ from dreamcore.tiles import MULTIPLE
 PROBE = 256
 """Side in pixels of the picture that shows what a pixel takes."""
 BESIDES = 1.5
-"""Real memory to that of the tensors: what convolutions need for themselves, and holes between tensors of many sizes."""
+"""Real memory to that of the tensors: what convolutions take for themselves, holes between tensors of many sizes."""
 WHOLE_PICTURES = 7
 """Pictures of full size that are held besides the tile that is in the network: the dream, its gradient, their bands."""
 

@@ -11,6 +11,10 @@ from pathlib import Path
 
 from dreamcore.errors import InvalidInput
 
+BATCH = 16
+"""Dreams made at once, at most."""
+SMALL = 600_000
+"""Pixels that are dreamt at once on a processor, if one picture has no more."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 _MOST = 2**31 - 1
@@ -110,19 +114,30 @@ def parse_size(text: str) -> int:
     return size
 
 
-def at_once(device: str) -> int:
+def at_once(device: str, pixels: int) -> int:
     """How many dreams of one size a process makes at once, if memory allows: `DREAMGRID_BATCH`.
 
-    By itself 16 on a GPU, which one small picture does not fill. One on processors, which gain nothing for all but
-    the smallest pictures, and where any dream can then be made again alone to the bit.
+    By itself `BATCH` on a GPU, which one picture does not fill. On processors as many as have `SMALL` pixels together:
+    small octaves gain up to three times the speed, and large ones leave the caches. Either way a dream is the one that
+    it would be alone, on processors to the bit.
+
+    Args:
+        device: where they are dreamt.
+        pixels: of one of them.
 
     Raises:
         InvalidInput: `DREAMGRID_BATCH` is no positive number.
     """
-    asked = os.environ.get("DREAMGRID_BATCH") or ("16" if device.startswith("cuda") else "1")
-    if not asked.isdecimal() or int(asked) < 1:
-        raise InvalidInput(f"DREAMGRID_BATCH is {asked!r}: give a number of dreams, 1 or more")
-    return int(asked)
+    if asked := os.environ.get("DREAMGRID_BATCH"):
+        if not asked.isdecimal() or int(asked) < 1:
+            raise InvalidInput(f"DREAMGRID_BATCH is {asked!r}: give a number of dreams, 1 or more")
+        return int(asked)
+    return BATCH if device.startswith("cuda") else max(1, min(BATCH, SMALL // pixels))
+
+
+def ahead(device: str) -> int:
+    """Photographs loaded ahead, and dreams encoded and uploaded behind, of those being dreamt: a batch of a GPU."""
+    return BATCH if device.startswith("cuda") else 2
 
 
 def choose_device() -> str:

@@ -2,27 +2,29 @@
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, content_type, decode, describe, encode
+from dreamcore.network import Network
 from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.scores import Sight
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, result_id
 from flows import manifest
 from flows.assets import network_of, pictures
-from flows.machine import at_once, choose_device, max_memory
+from flows.batches import in_batches
+from flows.machine import ahead, at_once, choose_device, keep_memory, max_memory
 from flows.manifest import Row
 from flows.plan import PlannedSettings, Shard, Source, Work, result_name
 from flows.runs import Run
 from flows.storage import Found, Storage
 
-AHEAD = 2
-"""Photographs loaded ahead, and dreams encoded and uploaded behind, of the one being dreamt."""
+WAITING = 32
+"""Dreams that wait for others of their size to fill a batch."""
 
 
 def dream_shard(run: Run, shard: Shard, storage: Storage) -> dict[str, int]:
@@ -47,18 +49,20 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """`map` in a pool, in order, never more than `AHEAD` results ahead of the reader."""
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], most: int
+) -> Iterator[_Out]:
+    """`map` in a pool, in order, never more than `most` results ahead of the reader."""
     running: deque[Future[_Out]] = deque()
     for item in items:
         running.append(pool.submit(function, item))
-        if len(running) > AHEAD:
+        if len(running) > most:
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Loaded:
     """A photograph ready to be dreamt, or the reason why it cannot be."""
 
@@ -68,15 +72,28 @@ class _Loaded:
     photographs: dict[int, Photograph]
     """By `max_pixels`."""
     trouble: ImageError | None = None
+    sights: dict[tuple[object, ...], Sight] = field(default_factory=dict)
+    """What the networks see in it undreamt, by how it is measured: told once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Outcome:
-    """A row, with the dream that is still to be delivered, if this attempt dreamt it."""
+    """A row, with the photograph that is still to be dreamt or the dream that is still to be delivered."""
 
     row: Row
     planned: PlannedSettings
+    loaded: _Loaded | None = None
     dreamt: Dreamt | None = None
+
+    @property
+    def photograph(self) -> Photograph:
+        """What is still to be dreamt."""
+        assert self.loaded is not None  # noqa: S101 - of an outcome that is to be dreamt
+        return self.loaded.photographs[self.planned.settings.max_pixels]
+
+    def troubled(self, error: ImageError) -> "_Outcome":
+        """The outcome of a photograph that could not be dreamt."""
+        return replace(self, row=_troubled(self.row, error), loaded=None)
 
 
 class _Dreamer:
@@ -85,15 +102,16 @@ class _Dreamer:
     def __init__(self, run: Run, shard: Shard, storage: Storage) -> None:
         self.run, self.shard, self.storage = run, shard, storage
         self.device = choose_device()
-        self.at_once = at_once(self.device)
-        self.limits = Limits(max_memory(self.device), run.job.stage_scores)
+        memory = max_memory(self.device)
+        keep_memory(memory)
+        self.limits = Limits(memory, run.job.stage_scores)
+        self.ahead = ahead(self.device)
 
     def rows(self) -> list[Row]:
         """One row for each photograph and settings of the shard; the dreams are in the store."""
-        with ThreadPoolExecutor(AHEAD) as readers, ThreadPoolExecutor(AHEAD) as writers:
-            loaded = _ahead(readers, self.load, self.shard.works)
-            dreamt = (outcome for photograph in loaded for outcome in self.dream(photograph))
-            return list(_ahead(writers, self.deliver, dreamt))
+        with ThreadPoolExecutor(self.ahead) as readers, ThreadPoolExecutor(self.ahead) as writers:
+            loaded = _ahead(readers, self.load, self.shard.works, self.ahead)
+            return list(_ahead(writers, self.deliver, self.dream(loaded), self.ahead))
 
     def load(self, work: Work) -> _Loaded:
         """Read and decode a photograph, unless all its dreams are there already."""
@@ -109,54 +127,55 @@ class _Dreamer:
         except ImageError as error:
             return _Loaded(work, there, {}, error)
 
-    def dream(self, loaded: _Loaded) -> Iterator[_Outcome]:
-        """Dream a photograph under each of its settings; trouble with it becomes its rows."""
-        todo: dict[tuple[object, ...], list[_Outcome]] = {}
+    def dream(self, loaded: Iterable[_Loaded]) -> Iterator[_Outcome]:
+        """Dream photographs under each of their settings, in batches of one size; trouble with one becomes its rows."""
+        outcomes = (outcome for photograph in loaded for outcome in self._outcomes(photograph))
+        for batch in in_batches(outcomes, _goes_with, self._at_once, WAITING):
+            yield from self._dream_batch(batch) if batch[0].loaded else batch
+
+    def _outcomes(self, loaded: _Loaded) -> Iterator[_Outcome]:
+        """What is to become of a photograph under each of its settings, as far as it is known before it is dreamt."""
         for planned in (self.run.settings[index] for index in loaded.work.settings):
-            outcome = _Outcome(self._row(loaded.work.source, planned), planned)
+            outcome = _Outcome(self._row(loaded.work.source, planned), planned, loaded)
             if outcome.row.result_uri in loaded.there:
-                yield outcome
+                yield replace(outcome, loaded=None)
             elif loaded.trouble:
-                yield replace(outcome, row=_troubled(outcome.row, loaded.trouble))
+                yield outcome.troubled(loaded.trouble)
             else:
-                todo.setdefault(batch_key(planned.settings), []).append(outcome)
-        everything = [outcome.planned.settings for outcomes in todo.values() for outcome in outcomes]
-        before: dict[tuple[object, ...], Sight] = {}
-        for outcomes in todo.values():
-            for first in range(0, len(outcomes), self.at_once):
-                some = outcomes[first : first + self.at_once]
-                try:
-                    yield from self._dream_batch(loaded, some, everything, before)
-                except ImageError as error:  # it cannot even be looked at
-                    yield from (replace(outcome, row=_troubled(outcome.row, error)) for outcome in some)
+                yield outcome
 
-    def _dream_batch(
-        self,
-        loaded: _Loaded,
-        outcomes: list[_Outcome],
-        everything: list[DreamSettings],
-        before: dict[tuple[object, ...], Sight],
-    ) -> list[_Outcome]:
-        """One photograph under some points of the grid that go together.
+    def _at_once(self, outcome: _Outcome) -> int:
+        height, width = outcome.photograph.pixels.shape[:2]
+        return at_once(self.device, height * width)
 
-        `before` keeps what the networks see in it undreamt: for `everything` that is measured alike it is told once.
-        """
+    def _dream_batch(self, outcomes: Sequence[_Outcome]) -> Iterator[_Outcome]:
+        """Photographs of one size under settings that go together."""
         network = network_of(outcomes[0].planned.settings, self.device)
-        orders = []
-        for settings in (outcome.planned.settings for outcome in outcomes):
-            order = Order(loaded.photographs[settings.max_pixels], settings, *pictures(settings))
-            if _measured_alike(settings) not in before:
-                alike = [other for other in everything if _measured_alike(other) == _measured_alike(settings)]
-                targets = {target.name: target for other in alike for target in other.layers}
-                before[_measured_alike(settings)] = see(network, order, list(targets.values()), self.limits)
-            orders.append(replace(order, before=before[_measured_alike(settings)]))
-        dreamt = dream_photographs(network, orders, self.limits)
-        return [
-            replace(outcome, row=_troubled(outcome.row, result))
-            if isinstance(result, ImageError)
-            else replace(outcome, row=replace(outcome.row, **result.measures()), dreamt=result)
-            for outcome, result in zip(outcomes, dreamt, strict=True)
-        ]
+        dreaming, orders = [], []
+        for outcome in outcomes:
+            try:
+                orders.append(self._order(network, outcome))
+                dreaming.append(outcome)
+            except ImageError as error:  # it cannot even be looked at
+                yield outcome.troubled(error)
+        results = dream_photographs(network, orders, self.limits) if orders else []
+        for outcome, result in zip(dreaming, results, strict=True):
+            if isinstance(result, ImageError):
+                yield outcome.troubled(result)
+            else:
+                yield replace(outcome, row=replace(outcome.row, **result.measures()), loaded=None, dreamt=result)
+
+    def _order(self, network: Network, outcome: _Outcome) -> Order:
+        """The order of one dream, with what the network sees in the photograph before it."""
+        loaded, settings = outcome.loaded, outcome.planned.settings
+        assert loaded is not None  # noqa: S101 - of an outcome that is to be dreamt
+        order = Order(outcome.photograph, settings, *pictures(settings))
+        if _measured_alike(settings) not in loaded.sights:
+            others = (self.run.settings[index].settings for index in loaded.work.settings)
+            alike = [other for other in others if _measured_alike(other) == _measured_alike(settings)]
+            targets = {target.name: target for other in alike for target in other.layers}
+            loaded.sights[_measured_alike(settings)] = see(network, order, list(targets.values()), self.limits)
+        return replace(order, before=loaded.sights[_measured_alike(settings)])
 
     def deliver(self, outcome: _Outcome) -> Row:
         """Put a dream into the store if none is there; the first writer wins, and the row is always the winner's."""
@@ -215,6 +234,13 @@ class _Dreamer:
             algorithm_version=ALGORITHM_VERSION,
             created_at=datetime.now(UTC),
         )
+
+
+def _goes_with(outcome: _Outcome) -> tuple[object, ...] | None:
+    """Outcomes that agree in this are dreamt in one batch; None where there is nothing to dream."""
+    if outcome.loaded is None:
+        return None
+    return batch_key(outcome.planned.settings), outcome.photograph.pixels.shape
 
 
 def _measured_alike(settings: DreamSettings) -> tuple[object, ...]:

@@ -1,11 +1,15 @@
 """How many processes dream at once, in how much memory, and how many dreams each makes at once."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
 from dreamcore.errors import InvalidInput
 from flows.machine import at_once, max_memory, parse_size, workers
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -82,15 +86,44 @@ def test_processes_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -
     assert max_memory("cpu") == pytest.approx(alone / 4, rel=1e-6)
 
 
-def test_dreams_are_made_one_by_one_on_processors_and_many_at_once_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert at_once("cpu") == 1
-    assert at_once("cuda:3") == 16
+def test_small_dreams_are_made_many_at_once_and_large_ones_singly_on_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [at_once("cpu", pixels) for pixels in (1, 20_000, 150_000, 300_001, 10**6)] == [16, 16, 4, 1, 1]
+    assert at_once("cuda:3", 10**6) == 16
     monkeypatch.setenv("DREAMGRID_BATCH", "5")
-    assert [at_once(device) for device in ("cpu", "cuda:3")] == [5, 5]
+    assert [at_once(device, 10**6) for device in ("cpu", "cuda:3")] == [5, 5]
 
 
 @pytest.mark.parametrize("nonsense", ["0", "-1", "two", "1.5"])
 def test_a_batch_of_nonsense_is_told(monkeypatch: pytest.MonkeyPatch, nonsense: str) -> None:
     monkeypatch.setenv("DREAMGRID_BATCH", nonsense)
     with pytest.raises(InvalidInput, match=f"DREAMGRID_BATCH is '{nonsense}': give a number of dreams"):
-        at_once("cpu")
+        at_once("cpu", 1)
+
+
+STEPS = """
+import resource, sys
+from flows.machine import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory(2 * 2**30)
+import torch
+from dreamcore.models import load_network
+torch.set_num_threads(1)
+network, faults = load_network("efficientnet_lite0"), []
+for _ in range(6):
+    picture = torch.rand(1, 3, 256, 384, requires_grad=True)
+    network.activations(picture, ["blocks.1"])["blocks.1"].square().mean().backward()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[-2])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_a_step_takes_the_memory_of_the_one_before_it() -> None:
+    def pages_taken_anew(how: str) -> int:
+        command = [sys.executable, "-c", STEPS, how]
+        run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True)
+        return int(run.stdout)
+
+    assert pages_taken_anew("kept") < 200 < 2000 < pages_taken_anew("given back")

@@ -21,9 +21,9 @@ from flows.storage import Storage
 from tests.tiny import pixels
 
 
-def put_photograph(storage: Storage, uri: str, seed: int = 0) -> None:
+def put_photograph(storage: Storage, uri: str, seed: int = 0, height: int = 40) -> None:
     sink = io.BytesIO()
-    Image.fromarray(pixels(40, 56, seed)).save(sink, "PNG")
+    Image.fromarray(pixels(height, 56, seed)).save(sink, "PNG")
     storage.write(uri, sink.getvalue(), "image/png")
 
 
@@ -79,6 +79,26 @@ def test_a_half_done_shard_dreams_only_what_is_missing(storage: Storage, source:
     assert again[kept] == first[kept]
     assert again[lost]["created_at"] != first[lost]["created_at"]
     assert storage.find(lost) is not None
+
+
+def test_photographs_of_one_size_are_dreamt_together_as_they_would_be_alone(
+    storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, height in enumerate((40, 48, 40, 48, 40)):
+        put_photograph(storage, f"{source}{number}.png", number, height)
+    storage.write(source + "broken.png", b"no picture", "image/png")
+    dreamt = {}
+    for batch in ("", "1"):
+        monkeypatch.setenv("DREAMGRID_BATCH", batch)
+        run, shard = plan_run(storage, source, f"{destination}{batch}/", ["blocks.0", "blocks.1"])
+        assert dream_shard(run, shard, storage) == {"done": 10, "failed": 2}
+        rows = [row for row in rows_of(storage, run) if row["status"] == "done"]
+        assert sorted(str(row["batch"]) for row in rows) == ["1"] * 10 if batch else ["4"] * 4 + ["6"] * 6
+        dreamt[batch] = {
+            (row["source_uri"], row["settings_id"]): decode(storage.read(str(row["result_uri"])) or b"").pixels.tolist()
+            for row in rows
+        }
+    assert dreamt[""] == dreamt["1"]
 
 
 def test_the_first_part_of_a_shard_stays(storage: Storage, source: str, destination: str) -> None:
