@@ -1,8 +1,8 @@
 """A network made fast: the same answers, sooner. The plain network stays the reference of every test.
 
-Batch normalisations are folded into the convolutions before them. On processors convolutions go to oneDNN straight,
-forward and back: on one thread torch would take an old matrix product for those of one pixel, at less than half the
-speed, and the way back to the picture is a convolution, too.
+Batch normalisations are folded into the convolutions before them, and the ReLU behind these, too, where it is a module.
+On processors convolutions go to oneDNN straight, forward and back: on one thread torch would take an old matrix product
+for those of one pixel, at less than half the speed, and the way back to the picture is a convolution, too.
 """
 
 import math
@@ -22,6 +22,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 FEW = 4
 """Channels of a picture, or little more."""
 
+CEILINGS: dict[type[nn.Module], float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
+"""What activations cut off at; all of them begin at 0."""
+
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Pair = tuple[int, int]
 
@@ -35,19 +38,23 @@ def quicken(module: nn.Module, side: int) -> tuple[nn.Module, frozenset[str]]:
 
     Returns:
         The copy, and the names of those layers that do not answer the same in it: convolutions which took in the
-        normalisation behind them.
+        normalisation behind them, and what lay between that and an activation which they took in, too.
     """
     quick = deepcopy(module, {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]})
-    folded = _foldable(module, side)
-    for convolution, norm in folded.items():
+    behind: dict[str, _Behind] = {}
+    changed: set[str] = set()
+    for convolution, norm in _foldable(module, side).items():
+        behind[convolution] = _Behind(quick.get_submodule(norm))
         _put(quick, convolution, _folded(quick.get_submodule(convolution), quick.get_submodule(norm)))
-        _put(quick, norm, _Behind(quick.get_submodule(norm)))
+        _put(quick, norm, behind[convolution])
+        changed |= {convolution, *(f"{norm}.{name}" for name, _ in behind[convolution].named_children())}
     for name, part in list(quick.named_modules()):
         if torch.backends.mkldnn.is_available() and _is_plain(part):  # type: ignore[no-untyped-call]
-            _put(quick, name, First(part) if _is_first(part) else Convolution(part))
+            ceiling = behind[name].take_ceiling() if name in behind else None
+            _put(quick, name, First(part, ceiling) if _is_first(part) else Convolution(part, ceiling))
         elif hasattr(part, "inplace") and not isinstance(part, nn.ReLU):
             part.inplace = False  # whose gradient needs what went in, they would copy it first
-    return quick.eval().requires_grad_(False), frozenset(folded)
+    return quick.eval().requires_grad_(False), frozenset(changed)
 
 
 def _is_plain(part: nn.Module) -> bool:
@@ -87,6 +94,15 @@ class _Behind(nn.Module):
         for part in self.children():
             x = part(x)
         return x
+
+    def take_ceiling(self) -> float | None:
+        """Take away the ReLU that is all that is left, and give what it cuts off at; None where there is none."""
+        parts = {name: part for name, part in self.named_children() if not isinstance(part, nn.Identity)}
+        ceilings = [CEILINGS.get(type(part)) for part in parts.values()]
+        if len(ceilings) != 1 or ceilings[0] is None:
+            return None
+        _put(self, next(iter(parts)), nn.Identity())
+        return ceilings[0]
 
 
 def _folded(convolution: Any, norm: Any) -> nn.Conv2d:
@@ -163,10 +179,16 @@ class _Padded(nn.Module):
 
 
 class Convolution(_Padded):
-    """A frozen convolution, of pictures of 32-bit numbers on processors by oneDNN, otherwise as torch does it."""
+    """A frozen convolution, of pictures of 32-bit numbers on processors by oneDNN, otherwise as torch does it.
 
-    def __init__(self, plain: nn.Conv2d) -> None:
+    Args:
+        plain: the convolution.
+        ceiling: its answers are cut off below 0 and above this; None: they are not.
+    """
+
+    def __init__(self, plain: nn.Conv2d, ceiling: float | None = None) -> None:
         super().__init__(plain)
+        self.ceiling = ceiling
         self.weight, self.bias, self.groups = plain.weight, plain.bias, plain.groups
         reach = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
         self.padding_back = reach[0] - self.padding[0], reach[1] - self.padding[1]
@@ -178,21 +200,27 @@ class Convolution(_Padded):
         x = self.padded(x)
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return _Convolve.apply(x, self)  # type: ignore[no-any-return]
-        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        x = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return x if self.ceiling is None else x.clamp(0, self.ceiling)
 
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Convolution) -> Tensor:
         ctx.layer, ctx.shape = layer, x.shape
-        return torch.mkldnn_convolution(
-            x, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
-        )
+        form = layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
+        if layer.ceiling is None:
+            return torch.mkldnn_convolution(x, *form)
+        answer: Tensor = torch.ops.mkldnn._convolution_pointwise(x, *form, "hardtanh", (0.0, layer.ceiling), "")
+        ctx.save_for_backward(answer)
+        return answer
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         layer: Convolution = ctx.layer
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        if layer.ceiling is not None:
+            gradient = torch.ops.aten.hardtanh_backward(gradient, *ctx.saved_tensors, 0.0, layer.ceiling)
         if layer.goes_back_forward:
             weight: Tensor = layer.weight_back  # type: ignore[assignment]
             back = torch.mkldnn_convolution(
@@ -214,7 +242,7 @@ class First(_Padded):
     vectors of a processor on the way back.
     """
 
-    def __init__(self, plain: nn.Conv2d) -> None:
+    def __init__(self, plain: nn.Conv2d, ceiling: float | None = None) -> None:
         super().__init__(plain)
         side = self.stride[0]
         more = [-kernel % side for kernel in self.kernel_size]
@@ -223,7 +251,7 @@ class First(_Padded):
         unfolded.weight = nn.Parameter(nn.functional.pixel_unshuffle(weight, side), requires_grad=False)
         unfolded.kernel_size = _pair(unfolded.weight.shape[2:])
         unfolded.bias = plain.bias
-        self.unfolded = Convolution(unfolded)
+        self.unfolded = Convolution(unfolded, ceiling)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (B, C, H, W)."""

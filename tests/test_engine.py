@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dreamcore.catalogue import card
 from dreamcore.dream import Sample, dream
-from dreamcore.engine import Convolution, First, quicken
+from dreamcore.engine import CEILINGS, Convolution, First, quicken
 from dreamcore.models import build, load_network
 from dreamcore.network import Network
 from tests.test_networks import MIDDLES
@@ -69,6 +69,17 @@ def test_a_convolution_that_took_in_a_normalisation_is_asked_in_the_plain_networ
     assert torch.equal(one, other)
 
 
+def test_an_activation_behind_a_normalisation_goes_into_the_convolution_and_is_still_asked_for() -> None:
+    quick, plain = pair("timm/tf_efficientnet_lite0")
+    fast, folded = quicken(plain.module, 224)
+    assert fast.get_submodule("blocks.1.0.conv_pw").ceiling == 6
+    assert isinstance(fast.get_submodule("blocks.1.0.bn1.act"), nn.Identity)
+    assert {"blocks.1.0.conv_pw", "blocks.1.0.bn1.drop"} <= folded
+    for layer in ("blocks.1.0.bn1", "blocks.1.0.conv_pw"):
+        one, other = (network.activations(picture(96, 96), [layer])[layer] for network in (quick, plain))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 def test_the_plain_network_stays_as_it_is() -> None:
     _, plain = pair("resnet18")
     before = {name: tensor.clone() for name, tensor in plain.module.state_dict().items()}
@@ -120,15 +131,22 @@ CONVOLUTIONS = st.fixed_dictionaries(
 )
 
 
+BENDS = st.sampled_from([None, nn.ReLU(), nn.ReLU6()])
+
+
 @settings(deadline=None, max_examples=60)
-@given(CONVOLUTIONS, st.sampled_from([(3, 8, 1), (8, 6, 2), (6, 6, 6), (4, 8, 4), (16, 4, 1)]), st.integers(9, 14))
+@given(
+    CONVOLUTIONS, st.sampled_from([(3, 8, 1), (8, 6, 2), (6, 6, 6), (4, 8, 4), (16, 4, 1)]), st.integers(9, 14), BENDS
+)
 def test_any_convolution_and_its_gradient_are_those_of_torch(
-    form: dict[str, object], channels: tuple[int, int, int], side: int
+    form: dict[str, object], channels: tuple[int, int, int], side: int, bend: nn.Module | None
 ) -> None:
     into, out, groups = channels
     plain = nn.Conv2d(into, out, groups=groups, **form).requires_grad_(False)  # type: ignore[arg-type]
     x = torch.randn(2, into, side, side + 3).contiguous(memory_format=torch.channels_last)
-    for one, other in zip(gradients(Convolution(plain), x), gradients(plain, x), strict=True):
+    quick = Convolution(plain, CEILINGS[type(bend)] if bend else None)
+    truth = nn.Sequential(plain, bend) if bend else plain
+    for one, other in zip(gradients(quick, 3 * x), gradients(truth, 3 * x), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
