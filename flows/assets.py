@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from dreamcore.catalogue import complete
 from dreamcore.errors import ImageError, InvalidInput
-from dreamcore.images import Photograph, decode
+from dreamcore.images import Photograph
 from dreamcore.settings import DreamSettings, Reference
+from flows.decoder import decode
 from flows.job import split_uri
 from flows.storage import HASTY, Storage
 

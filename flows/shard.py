@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from dreamcore.errors import ImageError, InvalidInput
-from dreamcore.images import Photograph, content_type, decode, describe, encode
+from dreamcore.images import Photograph, content_type, describe, encode
 from dreamcore.network import Network
 from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.scores import Sight
@@ -17,6 +17,7 @@ from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, resu
 from flows import manifest
 from flows.assets import network_of, pictures
 from flows.batches import in_batches
+from flows.decoder import decode
 from flows.machine import ahead, at_once, choose_device, keep_memory, max_memory
 from flows.manifest import Row
 from flows.plan import PlannedSettings, Shard, Source, Work, result_name

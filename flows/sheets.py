@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dreamcore.errors import ImageError
-from dreamcore.images import decode
 from dreamcore.objectives import objective_label
 from dreamcore.settings import DreamSettings, Reference, preset_of
 from flows import manifest
+from flows.decoder import decode
 from flows.plan import Source, safe_name
 from flows.runs import Run
 from flows.storage import Found, Storage

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from dreamcore.errors import ImageError, InvalidInput
-from dreamcore.images import Photograph, decode, encode
+from dreamcore.images import Photograph, encode
 from dreamcore.picture import Dreamt, Limits, Order, Watch, dream_photograph
 from dreamcore.settings import DreamSettings
 from flows.assets import network_of, pictures, settle
+from flows.decoder import decode
 from flows.machine import choose_device, keep_memory, max_memory
 
 

@@ -24,7 +24,7 @@ CORE, FLOWS = (
 STOREYS = (
     {"cli", "dream_collection", "demo", "single", "redream", "preview"},
     {"shard", "plan", "scan", "sheets", "runs", "stack", "options"},
-    {"assets", "batches", "manifest", "storage", "job", "machine"},
+    {"assets", "batches", "decoder", "manifest", "storage", "job", "machine"},
 )
 
 
@@ -58,6 +58,13 @@ def test_the_core_knows_no_s3_no_prefect_and_no_flows(module: str) -> None:
 @pytest.mark.parametrize("module", FLOWS)
 def test_only_storage_knows_boto(module: str) -> None:
     assert bool(packages(FLOWS[module]) & {"boto3", "botocore"}) == (module == "flows.storage")
+
+
+@pytest.mark.parametrize("module", FLOWS.keys() - {"flows.decoder"})
+def test_only_the_decoder_meets_pixels_of_strangers(module: str) -> None:
+    nodes = [node for node in ast.walk(ast.parse(FLOWS[module].read_text())) if isinstance(node, ast.ImportFrom)]
+    named = {f"{node.module}.{name.name}" for node in nodes for name in node.names}
+    assert not named & {"dreamcore.images", "dreamcore.images.decode", "dreamcore.images.*"}
 
 
 @pytest.mark.parametrize("module", ["flows.plan", "flows.job"])
@@ -108,6 +115,7 @@ def test_modules_are_named_by_what_they_are() -> None:
         ("dreamcore.settings", {"torch"}),
         ("dreamcore.catalogue", {"torch", "timm"}),
         ("dreamcore.picture", {"prefect", "boto3", "flows"}),
+        ("flows.decoder", {"torch", "prefect", "boto3", "pydantic"}),
         ("flows.plan", {"torch", "prefect", "boto3"}),
         ("flows.job", {"torch", "prefect", "boto3"}),
     ],
