@@ -15,9 +15,9 @@ from typing import Literal
 
 from dreamcore.errors import InvalidInput
 from dreamcore.objectives import Frozen
-from flows import manifest, plan
+from flows import manifest
 from flows.job import DreamJob
-from flows.plan import PlannedSettings, Shard
+from flows.plan import Plan, PlannedSettings, Shard
 from flows.storage import Storage
 
 
@@ -111,37 +111,38 @@ def check_unchanged(run: Run, storage: Storage) -> None:
         )
 
 
-def freeze(run: Run, shards: Sequence[Shard], storage: Storage) -> list[Shard]:
+def freeze(run: Run, shards: Plan, storage: Storage) -> Plan:
     """Fix the plan of a run; the first plan wins, also over one of another attempt at the same time."""
     storage.write(f"{run.folder}job.json", run.model_dump_json(indent=1).encode(), "application/json")
-    data = plan.to_parquet(shards)
-    storage.write_new(f"{run.folder}plan.parquet", data, "application/vnd.apache.parquet")
-    return frozen_plan(run, storage) or []
+    storage.write_new(f"{run.folder}plan.parquet", shards.parquet, "application/vnd.apache.parquet")
+    return frozen_plan(run, storage) or shards
 
 
-def frozen_plan(run: Run, storage: Storage) -> list[Shard] | None:
+def frozen_plan(run: Run, storage: Storage) -> Plan | None:
     """The plan of a run that was begun before; None for a new one."""
     data = storage.read(f"{run.folder}plan.parquet")
-    return plan.from_parquet(data) if data is not None else None
+    return Plan(data) if data is not None else None
 
 
-def remaining(run: Run, shards: Sequence[Shard], storage: Storage) -> list[Shard]:
+def remaining(run: Run, shards: Plan, storage: Storage) -> list[Shard]:
     """The shards whose part is not there yet."""
     there = set(manifest.parts(storage, run.destination, run.run_id))
     return [shard for shard in shards if manifest.part_uri(run.destination, run.run_id, shard.number) not in there]
 
 
-def finish(run: Run, shards: Sequence[Shard], seconds: float, storage: Storage) -> Report:
+def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
     """Count what the manifest says of this run and write `success.json`."""
-    statuses = Counter(manifest.read(storage, run.destination, ["status"], run.run_id)["status"].to_pylist())
+    statuses: Counter[str] = Counter()
+    for table in manifest.tables(storage, run.destination, ["status"], run.run_id):
+        statuses.update(table["status"].to_pylist())
     report = Report(
         run_id=run.run_id,
         state="completed",
-        planned=sum(shard.dreams for shard in shards),
+        planned=shards.dreams,
         done=statuses["done"],
         failed=statuses["failed"],
         skipped=statuses["skipped"],
-        photographs=len({work.source.uri for shard in shards for work in shard.works}),
+        photographs=sum(1 for _ in shards.sources()),
         seconds=round(seconds, 3),
         destination=run.destination,
         manifest=f"{run.destination}manifest/",

@@ -1,12 +1,12 @@
 """Dreams one shard: load | dream | deliver, overlapped, and one part of the manifest at the end."""
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, content_type, decode, describe, encode
@@ -14,6 +14,7 @@ from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.scores import Sight
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, result_id
 from flows import manifest
+from flows.ahead import ahead
 from flows.assets import network_of, pictures
 from flows.machine import at_once, choose_device, max_memory
 from flows.manifest import Row
@@ -41,21 +42,6 @@ def dream_shard(run: Run, shard: Shard, storage: Storage) -> dict[str, int]:
     part = manifest.part_uri(run.destination, run.run_id, shard.number)
     storage.write_new(part, manifest.to_parquet(rows), "application/vnd.apache.parquet")
     return dict(Counter(row.status for row in rows))
-
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """`map` in a pool, in order, never more than `AHEAD` results ahead of the reader."""
-    running: deque[Future[_Out]] = deque()
-    for item in items:
-        running.append(pool.submit(function, item))
-        if len(running) > AHEAD:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
 
 
 @dataclass(frozen=True)
@@ -91,9 +77,9 @@ class _Dreamer:
     def rows(self) -> list[Row]:
         """One row for each photograph and settings of the shard; the dreams are in the store."""
         with ThreadPoolExecutor(AHEAD) as readers, ThreadPoolExecutor(AHEAD) as writers:
-            loaded = _ahead(readers, self.load, self.shard.works)
+            loaded = ahead(readers, self.load, self.shard.works, AHEAD)
             dreamt = (outcome for photograph in loaded for outcome in self.dream(photograph))
-            return list(_ahead(writers, self.deliver, dreamt))
+            return list(ahead(writers, self.deliver, dreamt, AHEAD))
 
     def load(self, work: Work) -> _Loaded:
         """Read and decode a photograph, unless all its dreams are there already."""

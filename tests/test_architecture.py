@@ -24,7 +24,7 @@ CORE, FLOWS = (
 STOREYS = (
     {"cli", "dream_collection", "demo", "single", "redream", "preview"},
     {"shard", "plan", "scan", "sheets", "runs", "stack", "options"},
-    {"assets", "manifest", "storage", "job", "machine"},
+    {"assets", "manifest", "storage", "job", "machine", "ahead"},
 )
 
 
