@@ -131,18 +131,13 @@ def read(
 
 def tables(storage: Storage, destination: str, columns: Sequence[str], run_id: str | None = None) -> Iterator[pa.Table]:
     """The same part by part, of which only a few are in memory."""
-    yield from (table for _, table in by_part(storage, parts(storage, destination, run_id), columns))
 
-
-def by_part(storage: Storage, uris: Iterable[str], columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-    """These columns of each part, with its address; one that was deleted meanwhile has no rows."""
-
-    def read_part(uri: str) -> tuple[str, pa.Table]:
-        data = storage.read(uri)
-        return uri, from_parquet(data, columns) if data else _schema(columns).empty_table()
+    def read_part(uri: str) -> pa.Table:
+        data = storage.read(uri)  # a part may have been deleted meanwhile
+        return from_parquet(data, columns) if data else _schema(columns).empty_table()
 
     with ThreadPoolExecutor(_READERS) as readers:
-        yield from ahead(readers, read_part, uris, _READERS)
+        yield from ahead(readers, read_part, parts(storage, destination, run_id), _READERS)
 
 
 def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:

@@ -12,13 +12,13 @@ from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, content_type, decode, describe, encode
 from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.scores import Sight
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, result_id
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key
 from flows import manifest
 from flows.ahead import ahead
 from flows.assets import network_of, pictures
 from flows.machine import at_once, choose_device, max_memory
 from flows.manifest import Row
-from flows.plan import PlannedSettings, Shard, Source, Work, result_name
+from flows.plan import PlannedSettings, Shard, Source, Work
 from flows.runs import Run
 from flows.storage import Found, Storage
 
@@ -83,7 +83,7 @@ class _Dreamer:
 
     def load(self, work: Work) -> _Loaded:
         """Read and decode a photograph, unless all its dreams are there already."""
-        results = {self._result_uri(work.source, self.run.settings[index]) for index in work.settings}
+        results = {self.run.result_uri(work.source, self.run.settings[index]) for index in work.settings}
         folder = min(results).rpartition("/")[0] + "/"
         there = {found.uri for found in self.storage.list(folder)} & results
         if there == results:
@@ -171,10 +171,6 @@ class _Dreamer:
         measured["created_at"] = datetime.fromisoformat(measured["created_at"])
         return _with_result(replace(row, **measured), data)
 
-    def _result_uri(self, source: Source, planned: PlannedSettings) -> str:
-        identity = result_id(source.etag, planned.settings_id)
-        return self.run.destination + result_name(source, planned, identity)
-
     def _row(self, source: Source, planned: PlannedSettings) -> Row:
         """The row of one dream before anything is measured."""
         settings = planned.settings
@@ -197,7 +193,7 @@ class _Dreamer:
             jitter=settings.jitter,
             seed=settings.seed,
             settings=settings.canonical_json(),
-            result_uri=self._result_uri(source, planned),
+            result_uri=self.run.result_uri(source, planned),
             algorithm_version=ALGORITHM_VERSION,
             created_at=datetime.now(UTC),
         )

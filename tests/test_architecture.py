@@ -22,8 +22,8 @@ CORE, FLOWS = (
 
 # Each module of flows imports from its own line or from those below it.
 STOREYS = (
-    {"cli", "dream_collection", "demo", "single", "redream", "preview"},
-    {"shard", "plan", "scan", "sheets", "runs", "stack", "options"},
+    {"cli", "cli_manifest", "cli_stack", "dream_collection", "demo", "single", "redream", "preview"},
+    {"shard", "plan", "scan", "sheets", "runs", "verify", "stack", "options", "terminal"},
     {"assets", "manifest", "storage", "job", "machine", "ahead"},
 )
 
