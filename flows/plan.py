@@ -235,11 +235,18 @@ def result_name(source: Source, planned: PlannedSettings, result_id: str) -> str
 
 def safe_name(name: str) -> str:
     """`name` as a key that every store keeps apart: what reads as a path step or a control code is spelt out."""
-    spelt = "".join(quote(c) if c == "%" or not c.isprintable() else c for c in name)
+    # Some stores take a backslash for a slash.
+    spelt = "".join(quote(c) if c in "%\\" or not c.isprintable() else c for c in name)
+    # A key has 1,024 bytes, of which the destination needs some, and in some stores 255 from slash to slash.
+    return _cut_short("/".join(_cut_short(_safe_part(part), 200) for part in spelt.split("/")), 800)
+
+
+def _safe_part(part: str) -> str:
     # Neither %20 nor %2D can come from a name: a space and a hyphen stay as they are.
-    parts = ["%2E" * len(part) if part in (".", "..") else part or "%20" for part in spelt.split("/")]
-    name = "/".join(parts)
-    if len(name.encode()) <= 800:
-        return name
-    # A key has 1,024 bytes; the rest of a long one is told apart by its digest.
-    return name.encode()[:700].decode(errors="ignore") + "%2D" + digest(name)
+    return "%2E" * len(part) if part in (".", "..") else part or "%20"
+
+
+def _cut_short(name: str, most: int) -> str:
+    """At most so many bytes; what a long name says beyond them is told apart by its digest."""
+    data = name.encode()
+    return name if len(data) <= most else data[: most - 100].decode(errors="ignore") + "%2D" + digest(name)

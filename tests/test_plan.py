@@ -173,6 +173,7 @@ def test_no_more_pixels_are_expected_than_allowed() -> None:
 
 @given(st.lists(NAMES, max_size=8))
 @example(["a//b", "a/\0/b", "a/%00/b", "a/%20/b", "a/ /b"])
+@example(["a\\b", "a/b", "a%5Cb"])
 @example(["a/./b", "a/%2E/b", "a/../b", "a/%2E%2E/b"])
 @example([spelt := "🐱" * 256, safe_name(spelt), "🐱" * 255])
 def test_no_two_photographs_share_a_name(names: list[str]) -> None:
@@ -181,12 +182,16 @@ def test_no_two_photographs_share_a_name(names: list[str]) -> None:
 
 @given(NAMES)
 @example("x/" * 500)
+@example("x" * 1000)
+@example("a" * 690 + "/" + "\\" * 300)
 @example("\N{RIGHT-TO-LEFT OVERRIDE}" * 340)
 def test_a_name_is_a_key_that_every_store_takes(name: str) -> None:
     key = result_name(source(name), planned(layers="a+b:1,2+c=-0.5"), "0123456789abcdef")
     assert len(key.encode()) <= 1024 - 100, "no room is left for the destination's own prefix"
     assert not {"", ".", ".."} & set(key.split("/"))
+    assert max(len(part.encode()) for part in key.split("/")) <= 255
     assert key.isprintable()
+    assert "\\" not in key
 
 
 @pytest.mark.parametrize(
