@@ -4,30 +4,23 @@ Exit codes: 0 it worked; 1 the run or the picture failed; 2 bad job, settings or
 3 stopped, and the same command goes on where it was. What a command needs is imported when it runs: help is instant.
 """
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from dreamcore.presets import PRESET
 from dreamcore.settings import DreamSettings, format_of
-from flows.job import DreamJob, explain, folder_uri
+from flows.cli_manifest import manifest
+from flows.cli_stack import STACK, down, env, start_stack, status, up
+from flows.job import DreamJob, explain
 from flows.options import as_json, job_of, job_options, memory_option, options_of
-
-STACK = Path(".dreamgrid")
-"""Folder of the embedded stack of the folder one stands in."""
-
-console = Console()
-screen = Console(stderr=True)
+from flows.terminal import console, progress, screen, show_json
 
 
 def main() -> NoReturn:
@@ -56,20 +49,6 @@ def fail(message: object, code: int, remedy: str = "") -> NoReturn:
     sys.exit(code)
 
 
-def show_json(value: object) -> None:
-    """Print one JSON value."""
-    click.echo(json.dumps(value, indent=1))
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, to be called with how far it is and how far it goes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=screen) as bar:
-        line = bar.add_task(what, total=None, visible=False)
-        yield lambda finished, planned: bar.update(line, completed=finished, total=planned, visible=True)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="dreamgrid")
 def cli() -> None:
@@ -88,7 +67,7 @@ def demo() -> None:
     """Dream the photographs of examples/photos on the embedded stack, which is left running."""
     from flows import demo as demonstration
 
-    stack = _start_stack()
+    stack = start_stack()
     os.environ.update(stack.environment())
     job = demonstration.prepare()
     report = _run(job)
@@ -97,63 +76,6 @@ def demo() -> None:
     console.print(f"Contact sheets   {sheets}/", highlight=False)
     console.print(f"Prefect page     {stack.prefect_url}", highlight=False)
     console.print("To look around with any S3 client:  " + 'eval "$(dreamgrid env)"', highlight=False)
-
-
-def _start_stack() -> Any:
-    from flows import stack
-
-    with screen.status("Starting SeaweedFS and Prefect ..."):
-        return stack.up(STACK)
-
-
-@cli.command()
-def up() -> None:
-    """Start the embedded stack: an S3 server and a Prefect server on this machine, data in ./.dreamgrid/."""
-    stack = _start_stack()
-    console.print(f"S3        {stack.s3_url}", highlight=False)
-    console.print(f"Prefect   {stack.prefect_url}", highlight=False)
-    console.print('Point this shell at them:  eval "$(dreamgrid env)"', highlight=False)
-
-
-@cli.command()
-def down() -> None:
-    """Stop this folder's embedded stack; its data stay."""
-    from flows import stack
-
-    console.print("stopped" if stack.down(STACK) else "nothing was running")
-
-
-@cli.command()
-@as_json
-def status(as_json: bool) -> None:
-    """Tell whether this folder's embedded stack runs, and where."""
-    from dataclasses import asdict
-
-    from flows import stack
-
-    found = asdict(stack.status(STACK))
-    if as_json:
-        show_json(found)
-        return
-    for server in found["servers"]:
-        state = f"running, process {server['pid']}" if server["running"] else "stopped"
-        console.print(f"{server['name']:<10} {server['url']}   {state}", highlight=False)
-    if not found["servers"]:
-        console.print("there is no stack in this folder: dreamgrid up")
-
-
-@cli.command()
-def env() -> None:
-    """Print the exports that point S3 clients and prefect at the embedded stack: eval "$(dreamgrid env)"."""
-    from shlex import quote
-
-    from flows import stack
-
-    found = stack.find(STACK)
-    if found is None:
-        raise InvalidInput("no stack runs in this folder: dreamgrid up")
-    for name, value in found.environment().items():
-        click.echo(f"export {name}={quote(value)}")
 
 
 @cli.command()
@@ -411,35 +333,5 @@ def _read_size(size: str) -> tuple[int, int]:
     raise InvalidInput(f"{size!r} is no size: write width and height in pixels, such as 640x480")
 
 
-@cli.command()
-@click.argument("destination", metavar="DEST")
-@as_json
-def manifest(destination: str, as_json: bool) -> None:
-    """Summarise the manifest of a destination.
-
-    \b
-    dreamgrid manifest s3://dreams/demo/
-    """
-    from flows.manifest import summary
-    from flows.storage import storage
-
-    try:
-        folder = folder_uri(destination)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from error
-    found = summary(storage(), folder)
-    if as_json:
-        show_json(found)
-        return
-    if not found["rows"]:
-        console.print(f"There is no manifest in {folder} yet.", highlight=False)
-        return
-    counts = ", ".join(f"{count} {status}" for status, count in found["statuses"].items())
-    console.print(f"{found['rows']} rows of {found['photographs']} photographs in {found['runs']} runs: {counts}")
-    for kind, count in found["errors"].items():
-        console.print(f"  {count} {kind}")
-    table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
-    for entry in found["settings"]:
-        scores = (f"{entry['score_before']:.2f}", f"{entry['score_after']:.2f}")
-        table.add_row(entry["layers"], str(entry["octaves"]), str(entry["steps"]), str(entry["dreams"]), *scores)
-    console.print(table)
+for command in (up, down, status, env, manifest):
+    cli.add_command(command)

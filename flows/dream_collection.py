@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
+from itertools import islice
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -23,7 +24,7 @@ from dreamcore.errors import Unavailable
 from flows import runs, sheets
 from flows.job import DreamJob
 from flows.machine import start_worker, stop_workers, workers
-from flows.plan import PlannedSettings, Shard, make_plan
+from flows.plan import Plan, PlannedSettings, Shard, Source, make_plan
 from flows.runs import Report, Run
 from flows.scan import Scan, check_access, done_before, plan_settings, scan, warn_of_store
 from flows.storage import storage
@@ -73,7 +74,7 @@ def dream_collection(job: DreamJob) -> Report:
         shards = runs.freeze(run, shards, storage())
     dream(run, shards)
     report = runs.finish(run, shards, time.perf_counter() - started, storage())
-    show(run, shards, report)
+    show(run, list(islice(shards.sources(), job.sheets)), report)
     runs.release(job.destination, storage())
     return report
 
@@ -110,10 +111,10 @@ def nothing_to_do(job: DreamJob, found: Scan) -> Report:
     return report
 
 
-def dream(run: Run, shards: Sequence[Shard]) -> None:
+def dream(run: Run, shards: Plan) -> None:
     """Fan the shards out over the worker processes, and show how far it is."""
     todo = runs.remaining(run, shards, storage())
-    planned = sum(shard.dreams for shard in shards)
+    planned = shards.dreams
     finished = planned - sum(shard.dreams for shard in todo)
     artifact: Any = create_progress_artifact(100 * finished / planned, key="dreams", description=f"{planned} dreams")
     watch = on_progress.get() or (lambda _finished, _planned: None)
@@ -145,12 +146,11 @@ def dream_shard(run: Run, shard: Shard) -> dict[str, int]:
 
 
 @task(**patiently)
-def show(run: Run, shards: Sequence[Shard], report: Report) -> None:
+def show(run: Run, sources: Sequence[Source], report: Report) -> None:
     """Draw contact sheets; show them and the counts in the run's artifacts."""
     counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
     create_table_artifact([counts], key="report", description=f"Dreams in {report.destination}")
-    sources = list(dict.fromkeys(work.source for shard in shards for work in shard.works))
-    for sheet in sheets.draw_sheets(run, storage(), sources[: run.job.sheets]):
+    for sheet in sheets.draw_sheets(run, storage(), sources):
         picture = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
         key = re.sub(r"[^a-z0-9]+", "-", f"sheet {sheet.name.lower()}").strip("-")
         create_image_artifact(picture, key=key, description=f"Contact sheet of {sheet.name}: {sheet.uri}")

@@ -135,7 +135,7 @@ def at_once(device: str, pixels: int) -> int:
     return BATCH if device.startswith("cuda") else max(1, min(BATCH, SMALL // pixels))
 
 
-def ahead(device: str) -> int:
+def lookahead(device: str) -> int:
     """Photographs loaded ahead, and dreams encoded and uploaded behind, of those being dreamt: a batch of a GPU."""
     return BATCH if device.startswith("cuda") else 2
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from dreamcore.errors import ErrorKind
 from dreamcore.objectives import objective_label
 from dreamcore.settings import DreamSettings
+from flows.ahead import ahead
 from flows.storage import Storage
 
 SCHEMA_VERSION = "2"
@@ -123,31 +124,39 @@ def read(
 ) -> pa.Table:
     """The manifest of a destination, or one run's part of it: these columns of the rows that `where` chooses."""
     wanted = list(columns or SCHEMA.names)
-    schema = pa.schema([SCHEMA.field(name) for name in wanted])
-    tables = [table.cast(schema) for table in _tables(storage, destination, wanted, run_id)]
-    if where is not None:
-        tables = [table.filter(where) for table in tables]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+    found = tables(storage, destination, wanted, run_id)
+    chosen = [table if where is None else table.filter(where) for table in found]
+    return pa.concat_tables(chosen) if chosen else _schema(wanted).empty_table()
+
+
+def tables(storage: Storage, destination: str, columns: Sequence[str], run_id: str | None = None) -> Iterator[pa.Table]:
+    """The same part by part, of which only a few are in memory."""
+
+    def read_part(uri: str) -> pa.Table:
+        data = storage.read(uri)  # a part may have been deleted meanwhile
+        return from_parquet(data, columns) if data else _schema(columns).empty_table()
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        yield from ahead(readers, read_part, parts(storage, destination, run_id), _READERS)
+
+
+def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
+    """These columns of a part; those that an older version did not have yet are null."""
+    part = pq.ParquetFile(io.BytesIO(data))
+    table = part.read([name for name in columns if name in part.schema_arrow.names])
+    for name in set(columns) - set(table.column_names):
+        table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
+    return table.select(columns).cast(_schema(columns))
+
+
+def _schema(columns: Iterable[str]) -> pa.Schema:
+    return pa.schema([SCHEMA.field(name) for name in columns])
 
 
 def parts(storage: Storage, destination: str, run_id: str | None = None) -> list[str]:
     """Addresses of the parts of a destination, or of one run."""
     folder = f"{destination}manifest/" + (f"run={run_id}/" if run_id else "")
     return sorted(found.uri for found in storage.list(folder) if found.uri.endswith(".parquet"))
-
-
-def _tables(storage: Storage, destination: str, columns: list[str], run_id: str | None) -> Iterator[pa.Table]:
-    def read_part(uri: str) -> pa.Table:
-        data = storage.read(uri)
-        if not data:
-            return SCHEMA.empty_table().select(columns)
-        table = pq.read_table(io.BytesIO(data))
-        for name in set(columns) - set(table.column_names):  # a part of an older version
-            table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
-        return table.select(columns)
-
-    with ThreadPoolExecutor(_READERS) as readers:
-        yield from readers.map(read_part, parts(storage, destination, run_id))
 
 
 def summary(storage: Storage, destination: str) -> dict[str, Any]:

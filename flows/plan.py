@@ -1,12 +1,20 @@
-"""From sources and settings to shards: pure functions, no S3, no clock, no torch."""
+"""From sources and settings to shards: pure functions, no S3, no clock, no torch.
+
+Photographs are held in columns, and a plan as the Parquet that is frozen: a million of them as objects take more than a
+gigabyte.
+"""
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby, islice
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dreamcore.objectives import Frozen, objective_label
@@ -27,13 +35,13 @@ _MULTIPLY_ADDS_A_SECOND = 25e9
 """Of one core of 2024; plans only compare with it and estimate, nothing is decided by it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One photograph: one version of one object."""
 
     uri: str
     name: str
-    """Its key below the source prefix."""
+    """Its key below the source prefix: the end of its address."""
     etag: str
     size: int
     """Bytes."""
@@ -49,7 +57,7 @@ class PlannedSettings(Frozen):
     """Multiply-adds of one forward pass for each pixel of the picture."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Work:
     """One photograph and the settings, by their index in the run, under which a shard dreams it."""
 
@@ -57,7 +65,7 @@ class Work:
     settings: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """The work of one task."""
 
@@ -68,6 +76,76 @@ class Shard:
     def dreams(self) -> int:
         """How many rows the shard's part of the manifest will have."""
         return sum(len(work.settings) for work in self.works)
+
+
+_SOURCES = pa.schema([("uri", pa.string()), ("name_length", pa.int32()), ("etag", pa.string()), ("size", pa.int64())])
+_PLAN = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("source_uri", pa.string()),
+        ("source_name", pa.string()),
+        ("source_etag", pa.string()),
+        ("source_bytes", pa.int64()),
+        ("settings", pa.list_(pa.int32())),
+    ]
+)
+_ROWS_AT_ONCE = 10_000
+"""Of a table, as objects."""
+
+
+class Sources:
+    """Photographs in the order of their addresses; each is made when it is looked at."""
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        rows = ((source.uri, len(source.name), source.etag, source.size) for source in sources)
+        self._table = pa.Table.from_batches(_batches(rows, _SOURCES), _SOURCES).combine_chunks()
+        self._order = pc.sort_indices(self._table["uri"])
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[Source]:
+        for first in range(0, len(self), _ROWS_AT_ONCE):  # a sorted copy would be as large again
+            some = self._table.take(self._order.slice(first, _ROWS_AT_ONCE))
+            for uri, length, etag, size in _rows(some.to_batches()):
+                yield Source(uri, uri[len(uri) - length :], etag, size)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shards of a run, by their numbers; each is made when it is looked at."""
+
+    parquet: bytes
+    """The plan as it is frozen: a row for each photograph in a shard."""
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Shard]:
+        batches = pq.ParquetFile(io.BytesIO(self.parquet)).iter_batches(_ROWS_AT_ONCE)
+        for number, rows in groupby(_rows(batches), key=lambda row: row[0]):
+            works = (Work(Source(*source), tuple(settings)) for _, *source, settings in rows)
+            yield Shard(number, tuple(works))
+
+    @property
+    def dreams(self) -> int:
+        """How many rows the manifest of the run will have."""
+        return sum(shard.dreams for shard in self)
+
+    def sources(self) -> Iterator[Source]:
+        """Each photograph once, also where its settings are in two shards."""
+        return (source for source, _ in groupby(work.source for shard in self for work in shard.works))
+
+
+def _batches(rows: Iterator[tuple[Any, ...]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    while some := list(islice(rows, _ROWS_AT_ONCE)):
+        columns = zip(zip(*some, strict=True), schema, strict=True)
+        yield pa.record_batch([pa.array(column, field.type) for column, field in columns], schema=schema)
+
+
+def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Any, ...]]:
+    for batch in batches:
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def dream_key(source_uri: str, etag: str, settings_id: str) -> str:
@@ -84,51 +162,68 @@ def estimate_pixels(source: Source, max_pixels: int) -> int:
 def estimate_seconds(source: Source, planned: PlannedSettings) -> float:
     """Seconds of one dream on one core, roughly."""
     settings = planned.settings
-    levels = (settings.octaves_above - level for level in range(settings.octaves))
-    octaves = sum(settings.octave_scale ** (2 * level) for level in levels)
+    octaves = _octaves(settings.octaves, settings.octaves_above, settings.octave_scale)
     passes = octaves * settings.steps * _STEP_PASSES
     multiply_adds = estimate_pixels(source, settings.max_pixels) * passes * planned.cost
     return _SECONDS_BESIDES + multiply_adds / _MULTIPLY_ADDS_A_SECOND
 
 
-def make_plan(
-    sources: Iterable[Source], settings: Sequence[PlannedSettings], is_done: Callable[[str], bool]
-) -> list[Shard]:
+@lru_cache
+def _octaves(octaves: int, above: int, scale: float) -> float:
+    """Pixels of all octaves together, in pictures."""
+    return sum(scale ** (2 * (above - level)) for level in range(octaves))
+
+
+def make_plan(sources: Sources, settings: Sequence[PlannedSettings], is_done: Callable[[str], bool]) -> Plan:
     """Cut what is not done yet into shards of about equal cost.
 
     Args:
-        sources: the photographs; their order does not matter.
+        sources: the photographs.
         settings: the points of the grid.
         is_done: whether the manifest already has the dream with this `dream_key`.
 
     Returns:
         Shards in a stable order. Every (source, settings) that is not done is in exactly one of them.
     """
-    todo: list[tuple[Source, int, float]] = []
-    for source in sorted(sources, key=lambda source: source.uri):
-        for index, planned in enumerate(settings):
-            if not is_done(dream_key(source.uri, source.etag, planned.settings_id)):
-                todo.append((source, index, estimate_seconds(source, planned)))
-    total = sum(seconds for _, _, seconds in todo)
-    count = min(len(todo), max(SHARDS_AT_LEAST, math.ceil(total / SHARD_SECONDS)))
-    return [Shard(number, _by_source(chunk)) for number, chunk in enumerate(_cut(todo, count, total))]
+    alike: dict[tuple[int, ...], tuple[int, ...]] = {}  # most photographs have the same to do: it is held once
+    undone = (_undone(source, settings, is_done) for source in sources)
+    todo = [alike.setdefault(indices, indices) for indices in undone]
+    seconds = sum(seconds for _, entries in _estimated(sources, todo, settings) for _, seconds in entries)
+    count = min(sum(map(len, todo)), max(SHARDS_AT_LEAST, math.ceil(seconds / SHARD_SECONDS)))
+    rows = _cut(_estimated(sources, todo, settings), seconds / max(count, 1))
+    frozen = io.BytesIO()
+    with pq.ParquetWriter(frozen, _PLAN, compression="zstd") as writer:
+        for batch in _batches(rows, _PLAN):
+            writer.write_batch(batch)
+    return Plan(frozen.getvalue())
 
 
-def _cut(todo: Iterable[tuple[Source, int, float]], count: int, total: float) -> list[list[tuple[Source, int, float]]]:
-    """Cut into at most `count` chunks of `total` seconds together: a dream goes where the middle of its time lies."""
-    chunks: dict[int, list[tuple[Source, int, float]]] = {}
-    spent = 0.0
-    for entry in todo:
-        chunks.setdefault(int((spent + entry[2] / 2) * count / total), []).append(entry)
-        spent += entry[2]
-    return list(chunks.values())
+def _undone(source: Source, settings: Sequence[PlannedSettings], is_done: Callable[[str], bool]) -> tuple[int, ...]:
+    keys = (dream_key(source.uri, source.etag, planned.settings_id) for planned in settings)
+    return tuple(index for index, key in enumerate(keys) if not is_done(key))
 
 
-def _by_source(chunk: list[tuple[Source, int, float]]) -> tuple[Work, ...]:
-    works: dict[Source, list[int]] = {}
-    for source, index, _ in chunk:
-        works.setdefault(source, []).append(index)
-    return tuple(Work(source, tuple(indices)) for source, indices in works.items())
+_Estimated = Iterator[tuple[Source, list[tuple[int, float]]]]
+"""Each photograph with the settings it is to be dreamt under and the seconds that each of them takes."""
+
+
+def _estimated(sources: Sources, todo: Sequence[tuple[int, ...]], settings: Sequence[PlannedSettings]) -> _Estimated:
+    for source, indices in zip(sources, todo, strict=True):
+        yield source, [(index, estimate_seconds(source, settings[index])) for index in indices]
+
+
+def _cut(estimated: _Estimated, seconds_a_shard: float) -> Iterator[tuple[Any, ...]]:
+    """The rows of a plan: a dream goes into the shard where the middle of its time lies."""
+    number, place, spent = -1, -1, 0.0
+    for source, entries in estimated:
+        shares: dict[int, list[int]] = {}
+        for index, seconds in entries:
+            middle = int((spent + seconds / 2) / seconds_a_shard)
+            number += middle != place  # a dream of many shards' time leaves no empty ones behind it
+            place, spent = middle, spent + seconds
+            shares.setdefault(number, []).append(index)
+        for shard, indices in shares.items():
+            yield shard, source.uri, source.name, source.etag, source.size, indices
 
 
 def result_name(source: Source, planned: PlannedSettings, result_id: str) -> str:
@@ -140,46 +235,18 @@ def result_name(source: Source, planned: PlannedSettings, result_id: str) -> str
 
 def safe_name(name: str) -> str:
     """`name` as a key that every store keeps apart: what reads as a path step or a control code is spelt out."""
-    spelt = "".join(quote(c) if c == "%" or not c.isprintable() else c for c in name)
+    # Some stores take a backslash for a slash.
+    spelt = "".join(quote(c) if c in "%\\" or not c.isprintable() else c for c in name)
+    # A key has 1,024 bytes, of which the destination needs some, and in some stores 255 from slash to slash.
+    return _cut_short("/".join(_cut_short(_safe_part(part), 200) for part in spelt.split("/")), 800)
+
+
+def _safe_part(part: str) -> str:
     # Neither %20 nor %2D can come from a name: a space and a hyphen stay as they are.
-    parts = ["%2E" * len(part) if part in (".", "..") else part or "%20" for part in spelt.split("/")]
-    name = "/".join(parts)
-    if len(name.encode()) <= 800:
-        return name
-    # A key has 1,024 bytes; the rest of a long one is told apart by its digest.
-    return name.encode()[:700].decode(errors="ignore") + "%2D" + digest(name)
+    return "%2E" * len(part) if part in (".", "..") else part or "%20"
 
 
-_PLAN = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("source_uri", pa.string()),
-        ("source_name", pa.string()),
-        ("source_etag", pa.string()),
-        ("source_bytes", pa.int64()),
-        ("settings", pa.list_(pa.int32())),
-    ]
-)
-
-
-def to_parquet(shards: Sequence[Shard]) -> bytes:
-    """The plan as it is frozen: a row for each photograph in a shard."""
-    rows = [
-        (shard.number, work.source.uri, work.source.name, work.source.etag, work.source.size, work.settings)
-        for shard in shards
-        for work in shard.works
-    ]
-    columns = list(zip(*rows, strict=True)) or [()] * len(_PLAN)
-    table = pa.table([pa.array(c, field.type) for c, field in zip(columns, _PLAN, strict=True)], schema=_PLAN)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def from_parquet(data: bytes) -> list[Shard]:
-    """The inverse of `to_parquet`."""
-    works: dict[int, list[Work]] = {}
-    for row in pq.read_table(io.BytesIO(data)).to_pylist():
-        source = Source(row["source_uri"], row["source_name"], row["source_etag"], row["source_bytes"])
-        works.setdefault(row["shard"], []).append(Work(source, tuple(row["settings"])))
-    return [Shard(number, tuple(entries)) for number, entries in works.items()]
+def _cut_short(name: str, most: int) -> str:
+    """At most so many bytes; what a long name says beyond them is told apart by its digest."""
+    data = name.encode()
+    return name if len(data) <= most else data[: most - 100].decode(errors="ignore") + "%2D" + digest(name)

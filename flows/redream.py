@@ -30,6 +30,7 @@ from flows.assets import settle
 from flows.job import explain, split_uri
 from flows.single import check_folder, dream_settled, read_file, to_photograph, without_folders, write_file
 from flows.storage import HASTY, Found, Storage
+from flows.terminal import one_line
 
 REMEDY = "give the photograph with --source FILE"
 
@@ -140,7 +141,7 @@ def redream(
     try:
         settings = settle(wanted, local=True)
     except (InvalidInput, Unavailable) as error:
-        raise type(error)(_one_line(str(error))) from error
+        raise type(error)(one_line(str(error))) from error
     read = (dream, source or dream, *files.values())
     if any(result.exists() and Path(other).exists() and result.samefile(other) for other in read):
         raise InvalidInput(f"{result} would be written over what it is made from: name another file")
@@ -179,7 +180,7 @@ def read_description(data: bytes, name: str) -> Description:
     try:
         return Description.model_validate(inside)
     except ValidationError as error:
-        raise InvalidInput(f"{name}: the description inside is malformed: {_one_line(explain(error))}") from error
+        raise InvalidInput(f"{name}: the description inside is malformed: {one_line(explain(error))}") from error
 
 
 def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
@@ -228,14 +229,14 @@ def _read_photograph(then: Description, source: Path | None, dream: str) -> Phot
         return to_photograph(read_file(source), source, limit)
     if then.source_uri is None or then.source_etag is None:
         raise InvalidInput(f"{dream} names no source in S3, as the dreams of `dreamgrid image` do not: {REMEDY}")
-    uri = _one_line(then.source_uri)
+    uri = one_line(then.source_uri)
     try:
         data = Storage(HASTY).read_version(Found(then.source_uri, then.source_etag, 0))
     except ImageError as error:
         happened = "is gone" if error.kind == "source_missing" else "is no longer the one that was dreamt"
         raise InvalidInput(f"{uri} {happened}: {REMEDY}") from error
     except (InvalidInput, Unavailable) as error:
-        raise type(error)(f"{_one_line(str(error))}; or {REMEDY}") from error
+        raise type(error)(f"{one_line(str(error))}; or {REMEDY}") from error
     return to_photograph(data, uri, limit)
 
 
@@ -275,8 +276,3 @@ def _description(dreamt: Dreamt, then: Description | None) -> dict[str, Any]:
     description = dreamt.description() | {"settings": without_folders(dreamt.settings).model_dump(mode="json")}
     description["created_at"] = datetime.now(UTC).isoformat()
     return description | (then.model_dump(include={"source_uri", "source_etag"}) if then else {})
-
-
-def _one_line(text: str) -> str:
-    """What strangers wrote, harmless on a terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)[:500]

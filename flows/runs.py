@@ -9,15 +9,16 @@ DEST/_runs/<run_id>/success.json   comes last, with the counts
 import json
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
 from dreamcore.errors import InvalidInput
 from dreamcore.objectives import Frozen
-from flows import manifest, plan
+from dreamcore.settings import result_id
+from flows import manifest
 from flows.job import DreamJob
-from flows.plan import PlannedSettings, Shard
+from flows.plan import Plan, PlannedSettings, Shard, Source, result_name
 from flows.storage import Storage
 
 
@@ -37,6 +38,10 @@ class Run(Frozen):
     def folder(self) -> str:
         """Folder of this run's record."""
         return f"{self.destination}_runs/{self.run_id}/"
+
+    def result_uri(self, source: Source, planned: PlannedSettings) -> str:
+        """Address of the dream of a photograph under a point of the grid."""
+        return self.destination + result_name(source, planned, result_id(source.etag, planned.settings_id))
 
 
 class Report(Frozen):
@@ -85,6 +90,27 @@ def holder(job: DreamJob, storage: Storage) -> str | None:
     return str(held["run_id"])
 
 
+def unfinished(destination: str, storage: Storage) -> Run | None:
+    """The run that holds a destination, as it was begun; None where there is none, or it has no plan yet."""
+    mark = storage.read(active_uri(destination))
+    return _begun(destination, json.loads(mark)["run_id"], storage) if mark else None
+
+
+def finished(destination: str, storage: Storage) -> Iterator[tuple[Run, Plan]]:
+    """Every run that came to its end, with its plan."""
+    for found in storage.list(f"{destination}_runs/"):
+        folder, _, name = found.uri.rpartition("/")
+        run = _begun(destination, folder.rpartition("/")[2], storage) if name == "success.json" else None
+        plan = frozen_plan(run, storage) if run else None
+        if run and plan:
+            yield run, plan
+
+
+def _begun(destination: str, run_id: str, storage: Storage) -> Run | None:
+    data = storage.read(f"{destination}_runs/{run_id}/job.json")
+    return Run.model_validate_json(data) if data else None
+
+
 def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) -> Run:
     """Take the destination for a run of this job, or go on with the job's unfinished run.
 
@@ -102,8 +128,7 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
 
 def check_unchanged(run: Run, storage: Storage) -> None:
     """Raise `InvalidInput` where the settings of a run that was begun are no longer what they were."""
-    data = storage.read(f"{run.folder}job.json")
-    begun = Run.model_validate_json(data) if data else run
+    begun = _begun(run.destination, run.run_id, storage) or run
     if [each.settings_id for each in begun.settings] != [each.settings_id for each in run.settings]:
         raise InvalidInput(
             f"the unfinished run {run.run_id} was begun with other files or another version of Dreamgrid: put them "
@@ -111,37 +136,38 @@ def check_unchanged(run: Run, storage: Storage) -> None:
         )
 
 
-def freeze(run: Run, shards: Sequence[Shard], storage: Storage) -> list[Shard]:
+def freeze(run: Run, shards: Plan, storage: Storage) -> Plan:
     """Fix the plan of a run; the first plan wins, also over one of another attempt at the same time."""
     storage.write(f"{run.folder}job.json", run.model_dump_json(indent=1).encode(), "application/json")
-    data = plan.to_parquet(shards)
-    storage.write_new(f"{run.folder}plan.parquet", data, "application/vnd.apache.parquet")
-    return frozen_plan(run, storage) or []
+    storage.write_new(f"{run.folder}plan.parquet", shards.parquet, "application/vnd.apache.parquet")
+    return frozen_plan(run, storage) or shards
 
 
-def frozen_plan(run: Run, storage: Storage) -> list[Shard] | None:
+def frozen_plan(run: Run, storage: Storage) -> Plan | None:
     """The plan of a run that was begun before; None for a new one."""
     data = storage.read(f"{run.folder}plan.parquet")
-    return plan.from_parquet(data) if data is not None else None
+    return Plan(data) if data is not None else None
 
 
-def remaining(run: Run, shards: Sequence[Shard], storage: Storage) -> list[Shard]:
+def remaining(run: Run, shards: Plan, storage: Storage) -> list[Shard]:
     """The shards whose part is not there yet."""
     there = set(manifest.parts(storage, run.destination, run.run_id))
     return [shard for shard in shards if manifest.part_uri(run.destination, run.run_id, shard.number) not in there]
 
 
-def finish(run: Run, shards: Sequence[Shard], seconds: float, storage: Storage) -> Report:
+def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
     """Count what the manifest says of this run and write `success.json`."""
-    statuses = Counter(manifest.read(storage, run.destination, ["status"], run.run_id)["status"].to_pylist())
+    statuses: Counter[str] = Counter()
+    for table in manifest.tables(storage, run.destination, ["status"], run.run_id):
+        statuses.update(table["status"].to_pylist())
     report = Report(
         run_id=run.run_id,
         state="completed",
-        planned=sum(shard.dreams for shard in shards),
+        planned=shards.dreams,
         done=statuses["done"],
         failed=statuses["failed"],
         skipped=statuses["skipped"],
-        photographs=len({work.source.uri for shard in shards for work in shard.works}),
+        photographs=sum(1 for _ in shards.sources()),
         seconds=round(seconds, 3),
         destination=run.destination,
         manifest=f"{run.destination}manifest/",

@@ -1,10 +1,11 @@
 """What there is to do: checks a job against the world, finds its photographs, takes away what is done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from dreamcore.catalogue import card, weights_of
@@ -15,7 +16,7 @@ from flows import manifest
 from flows.assets import settle
 from flows.job import DreamJob, explain, split_uri
 from flows.machine import workers
-from flows.plan import PlannedSettings, Source, dream_key, estimate_seconds, make_plan
+from flows.plan import PlannedSettings, Source, Sources, dream_key, estimate_seconds, make_plan
 from flows.storage import HASTY, Found, Storage, storage
 
 
@@ -23,7 +24,7 @@ from flows.storage import HASTY, Found, Storage, storage
 class Scan:
     """The photographs of a job."""
 
-    sources: list[Source]
+    sources: Sources
     ignored: int
     """Objects below the source that are no photographs by their name."""
 
@@ -80,17 +81,22 @@ def warn_of_store(destination: str) -> str | None:
 
 def scan(job: DreamJob, store: Storage) -> Scan:
     """Find every photograph of the source; the destination's own dreams never count, wherever it lies."""
-    sources, ignored = [], 0
+    ignored = 0
     folder = job.source.rstrip("/") + "/"
     _, key = split_uri(job.source)
     alone = store.find(job.source) if key and not key.endswith("/") else None
-    for found in [alone] if alone else store.list(folder):
-        if found.uri.startswith(job.destination) or found.uri.endswith("/"):
-            continue
-        if looks_like_image(found.uri):
-            sources.append(_source(found, folder))
-        else:
-            ignored += 1
+
+    def photographs() -> Iterator[Source]:
+        nonlocal ignored
+        for found in [alone] if alone else store.list(folder):
+            if found.uri.startswith(job.destination) or found.uri.endswith("/"):
+                continue
+            if looks_like_image(found.uri):
+                yield _source(found, folder)
+            else:
+                ignored += 1
+
+    sources = Sources(photographs())
     return Scan(sources, ignored)
 
 
@@ -104,9 +110,23 @@ def done_before(job: DreamJob, store: Storage) -> Callable[[str], bool]:
 
     A photograph that failed is not tried again until it changes: it would fail again.
     """
-    table = manifest.read(store, job.destination, ["source_uri", "source_etag", "settings_id"])
-    columns = (table[name].to_pylist() for name in table.column_names)
-    return {dream_key(*row) for row in zip(*columns, strict=True)}.__contains__
+    keys = np.sort(np.fromiter(map(_number, _keys(job.destination, store)), np.uint64))
+
+    def is_done(key: str) -> bool:
+        place = np.searchsorted(keys, _number(key))
+        return bool(place < len(keys) and keys[place] == _number(key))
+
+    return is_done
+
+
+def _keys(destination: str, store: Storage) -> Iterator[str]:
+    for table in manifest.tables(store, destination, ["source_uri", "source_etag", "settings_id"]):
+        yield from map(dream_key, *(column.to_pylist() for column in table.columns))
+
+
+def _number(key: str) -> np.uint64:
+    """A `dream_key` in 8 bytes: a manifest may have millions."""
+    return np.uint64(int(key, 16))
 
 
 def outlook(job: DreamJob) -> dict[str, Any]:
@@ -119,16 +139,16 @@ def outlook(job: DreamJob) -> dict[str, Any]:
     check_access(job)
     found = scan(job, storage())
     shards = make_plan(found.sources, settings, done_before(job, storage()))
-    todo = [(work.source, settings[index]) for shard in shards for work in shard.works for index in work.settings]
-    seconds = sum(estimate_seconds(source, planned) for source, planned in todo)
+    works = (work for shard in shards for work in shard.works)
+    seconds = sum(estimate_seconds(work.source, settings[index]) for work in works for index in work.settings)
     return {
         "source": job.source,
         "destination": job.destination,
         "photographs": len(found.sources),
         "ignored": found.ignored,
         "settings": len(settings),
-        "planned": len(todo),
-        "done": len(found.sources) * len(settings) - len(todo),
+        "planned": shards.dreams,
+        "done": len(found.sources) * len(settings) - shards.dreams,
         "shards": len(shards),
         "processes": workers(),
         "estimated_seconds_of_one_core": round(seconds, 1),

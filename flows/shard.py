@@ -1,26 +1,27 @@
 """Dreams one shard: load | dream | deliver, overlapped, and one part of the manifest at the end."""
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, content_type, describe, encode
 from dreamcore.network import Network
 from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.scores import Sight
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, result_id
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key
 from flows import manifest
+from flows.ahead import ahead
 from flows.assets import network_of, pictures
 from flows.batches import in_batches
 from flows.decoder import decode
-from flows.machine import ahead, at_once, choose_device, keep_memory, max_memory
+from flows.machine import at_once, choose_device, keep_memory, lookahead, max_memory
 from flows.manifest import Row
-from flows.plan import PlannedSettings, Shard, Source, Work, result_name
+from flows.plan import PlannedSettings, Shard, Source, Work
 from flows.runs import Run
 from flows.storage import Found, Storage
 
@@ -44,23 +45,6 @@ def dream_shard(run: Run, shard: Shard, storage: Storage) -> dict[str, int]:
     part = manifest.part_uri(run.destination, run.run_id, shard.number)
     storage.write_new(part, manifest.to_parquet(rows), "application/vnd.apache.parquet")
     return dict(Counter(row.status for row in rows))
-
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], most: int
-) -> Iterator[_Out]:
-    """`map` in a pool, in order, never more than `most` results ahead of the reader."""
-    running: deque[Future[_Out]] = deque()
-    for item in items:
-        running.append(pool.submit(function, item))
-        if len(running) > most:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,17 +90,17 @@ class _Dreamer:
         memory = max_memory(self.device)
         keep_memory(memory)
         self.limits = Limits(memory, run.job.stage_scores)
-        self.ahead = ahead(self.device)
+        self.ahead = lookahead(self.device)
 
     def rows(self) -> list[Row]:
         """One row for each photograph and settings of the shard; the dreams are in the store."""
         with ThreadPoolExecutor(self.ahead) as readers, ThreadPoolExecutor(self.ahead) as writers:
-            loaded = _ahead(readers, self.load, self.shard.works, self.ahead)
-            return list(_ahead(writers, self.deliver, self.dream(loaded), self.ahead))
+            loaded = ahead(readers, self.load, self.shard.works, self.ahead)
+            return list(ahead(writers, self.deliver, self.dream(loaded), self.ahead))
 
     def load(self, work: Work) -> _Loaded:
         """Read and decode a photograph, unless all its dreams are there already."""
-        results = {self._result_uri(work.source, self.run.settings[index]) for index in work.settings}
+        results = {self.run.result_uri(work.source, self.run.settings[index]) for index in work.settings}
         folder = min(results).rpartition("/")[0] + "/"
         there = {found.uri for found in self.storage.list(folder)} & results
         if there == results:
@@ -205,10 +189,6 @@ class _Dreamer:
         measured["created_at"] = datetime.fromisoformat(measured["created_at"])
         return _with_result(replace(row, **measured), data)
 
-    def _result_uri(self, source: Source, planned: PlannedSettings) -> str:
-        identity = result_id(source.etag, planned.settings_id)
-        return self.run.destination + result_name(source, planned, identity)
-
     def _row(self, source: Source, planned: PlannedSettings) -> Row:
         """The row of one dream before anything is measured."""
         settings = planned.settings
@@ -231,7 +211,7 @@ class _Dreamer:
             jitter=settings.jitter,
             seed=settings.seed,
             settings=settings.canonical_json(),
-            result_uri=self._result_uri(source, planned),
+            result_uri=self.run.result_uri(source, planned),
             algorithm_version=ALGORITHM_VERSION,
             created_at=datetime.now(UTC),
         )

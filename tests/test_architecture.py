@@ -22,9 +22,9 @@ CORE, FLOWS = (
 
 # Each module of flows imports from its own line or from those below it.
 STOREYS = (
-    {"cli", "dream_collection", "demo", "single", "redream", "preview"},
-    {"shard", "plan", "scan", "sheets", "runs", "stack", "options"},
-    {"assets", "batches", "decoder", "manifest", "storage", "job", "machine"},
+    {"cli", "cli_manifest", "cli_stack", "dream_collection", "demo", "single", "redream", "preview"},
+    {"shard", "plan", "scan", "sheets", "runs", "verify", "stack", "options", "terminal"},
+    {"ahead", "assets", "batches", "decoder", "manifest", "storage", "job", "machine"},
 )
 
 

@@ -1,0 +1,96 @@
+"""`dreamgrid manifest`: what a destination holds, and whether that is so."""
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from dreamcore.errors import InvalidInput
+from flows.job import folder_uri
+from flows.options import as_json
+from flows.terminal import console, one_line, progress, show_json
+
+LINES = 100
+"""Of the table of what is wrong; `--json` has more."""
+
+
+class _SummaryUnlessTold(click.Group):
+    """`manifest DEST` is `manifest summary DEST`: no destination is called like a command."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *context.help_option_names):
+            args = ["summary", *args]
+        return super().parse_args(context, args)
+
+
+@click.group(cls=_SummaryUnlessTold)
+def manifest() -> None:
+    """Summarise the manifest of a destination, or hold it against the objects.
+
+    \b
+    dreamgrid manifest s3://dreams/demo/
+    dreamgrid manifest verify s3://dreams/demo/
+    """
+
+
+@manifest.command()
+@click.argument("destination", metavar="DEST")
+@as_json
+def summary(destination: str, as_json: bool) -> None:
+    """Count the rows of a destination, its failures by kind, and mean scores of each point of the grid."""
+    from flows import manifest
+    from flows.storage import storage
+
+    folder = _folder(destination)
+    found = manifest.summary(storage(), folder)
+    if as_json:
+        show_json(found)
+        return
+    if not found["rows"]:
+        console.print(f"There is no manifest in {folder} yet.", highlight=False)
+        return
+    counts = ", ".join(f"{count} {status}" for status, count in found["statuses"].items())
+    console.print(f"{found['rows']} rows of {found['photographs']} photographs in {found['runs']} runs: {counts}")
+    for kind, count in found["errors"].items():
+        console.print(f"  {count} {kind}")
+    table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
+    for entry in found["settings"]:
+        scores = (f"{entry['score_before']:.2f}", f"{entry['score_after']:.2f}")
+        table.add_row(entry["layers"], str(entry["octaves"]), str(entry["steps"]), str(entry["dreams"]), *scores)
+    console.print(table)
+
+
+@manifest.command()
+@click.argument("destination", metavar="DEST")
+@as_json
+def verify(destination: str, as_json: bool) -> int:
+    """Hold every row of a destination against its object, and every object against the manifest.
+
+    Each dream is read and decoded: its size, SHA-256 and the settings inside it must be those of the row. Rows that
+    are there twice, planned dreams without a row and objects without one are found, too. Nothing is changed. Exits
+    with 1 when something is wrong.
+    """
+    from flows.storage import storage
+    from flows.verify import verify
+
+    with progress("verifying") as watch:
+        found = verify(storage(), _folder(destination), watch)
+    if as_json:
+        show_json(found.model_dump(mode="json"))
+        return 1 if found.counts else 0
+    if found.counts:
+        table = Table("what", "where", "why", box=None)
+        for trouble in found.troubles[:LINES]:
+            table.add_row(trouble.kind, Text(one_line(trouble.uri)), Text(one_line(trouble.what)))
+        console.print(table)
+    counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items()) or "all is well"
+    console.print(f"{found.rows} rows, {found.objects} objects: {counts}.", highlight=False)
+    if found.unfinished:
+        console.print(f"The run {found.unfinished} is not finished: its pictures may have no row yet.", highlight=False)
+    return 1 if found.counts else 0
+
+
+def _folder(destination: str) -> str:
+    try:
+        return folder_uri(destination)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error

@@ -1,0 +1,236 @@
+"""Holds every row of a manifest against its object, and every object below images/ against the manifest.
+
+A destination may have millions: what stays in memory are 8 bytes for each object and 16 for each row.
+"""
+
+import hashlib
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from dreamcore.errors import ImageError
+from dreamcore.images import describe
+from dreamcore.objectives import Frozen
+from dreamcore.settings import DreamSettings
+from flows import manifest, runs
+from flows.ahead import ahead
+from flows.decoder import decode
+from flows.plan import dream_key
+from flows.runs import Run
+from flows.storage import Storage
+
+Kind = Literal[
+    "missing",  # a row says done, and its object is not there
+    "changed",  # the object's bytes are not those of the row
+    "damaged",  # it does not decode, or a part of the manifest cannot be read
+    "other_dream",  # what the picture tells of itself is not what the row says
+    "duplicate",  # an earlier row has the same photograph, version and settings
+    "lost",  # a finished run planned it, and no row says what became of it
+    "orphan",  # an object that no row names, nor the plan of the unfinished run
+]
+
+SHOWN = 1000
+"""So many troubles are kept to be shown; all are counted."""
+
+_AT_ONCE = 2 * (os.cpu_count() or 1)
+_IDENTITY = ["source_uri", "source_etag", "settings_id"]
+_COLUMNS = [*_IDENTITY, "status", "settings", "result_uri", "result_bytes", "result_sha256", "width", "height"]
+_TOLD = ["source_etag", "settings_id", "settings", "width", "height"]
+"""By a picture as by its row. Equal photographs of two sources have one dream, which tells of one of them."""
+_Numbers = NDArray[np.uint64]
+
+
+class Trouble(Frozen):
+    """One thing that is not as it should be."""
+
+    kind: Kind
+    uri: str
+    """Of the dream, the part, or the photograph."""
+    what: str
+
+
+class Verdict(Frozen):
+    """What became of looking at a destination."""
+
+    rows: int
+    objects: int
+    """Below images/."""
+    unfinished: str | None
+    """The run that holds the destination: pictures of its plan need no row yet."""
+    counts: dict[Kind, int]
+    """Troubles of each kind; empty when all is well."""
+    troubles: list[Trouble]
+    """The first of them."""
+
+
+def verify(storage: Storage, destination: str, watch: Callable[[int, int], None]) -> Verdict:
+    """Look at everything in a destination, also while a run works there.
+
+    The objects are listed first, then the unfinished run is looked up, then come the parts: so each object that was
+    listed has its row by now, or is in the plan of that run, or is nobody's.
+
+    Args:
+        storage: where it is.
+        destination: its folder.
+        watch: called with the rows that were looked at, and about how many there are.
+
+    Raises:
+        InvalidInput: access is refused, or there is no such bucket.
+        Unavailable: the store is in trouble.
+    """
+    listed = _sorted(map(_number, _objects(storage, destination)))
+    unfinished = runs.unfinished(destination, storage)
+    look = _Look(storage, destination)
+    counts: Counter[Kind] = Counter()
+    shown: list[Trouble] = []
+    for trouble in look.troubles(listed, unfinished, watch):
+        counts[trouble.kind] += 1
+        if len(shown) < SHOWN:
+            shown.append(trouble)
+    return Verdict(
+        rows=len(look.dreams),
+        objects=len(listed),
+        unfinished=unfinished.run_id if unfinished else None,
+        counts=dict(counts),
+        troubles=shown,
+    )
+
+
+class _Look:
+    """One look through a destination, and the numbers that it keeps of the rows that it saw."""
+
+    def __init__(self, storage: Storage, destination: str) -> None:
+        self.storage, self.destination = storage, destination
+        self.dreams, self.named = array("Q"), array("Q")  # by `_key` of a row, and by `_number` of its object
+
+    def troubles(
+        self, listed: _Numbers, unfinished: Run | None, watch: Callable[[int, int], None]
+    ) -> Iterator[Trouble]:
+        """All that is wrong, in several passes; the later ones read only where there is something to be named."""
+        with ThreadPoolExecutor(_AT_ONCE) as readers:
+            for trouble in ahead(readers, self.look_at, self.rows(), _AT_ONCE):
+                watch(len(self.dreams), max(len(self.dreams), len(listed)))
+                if trouble:
+                    yield trouble
+        dreams = np.sort(np.array(self.dreams, np.uint64))
+        yield from self.duplicates({int(number) for number in dreams[1:][dreams[1:] == dreams[:-1]]})
+        yield from self.lost(dreams)
+        planned = _sorted(_number(uri) for uri in self.planned(unfinished))
+        owned = np.concatenate([np.array(self.named, np.uint64), planned])
+        yield from self.orphans({int(number) for number in np.setdiff1d(listed, owned)})
+
+    def rows(self) -> Iterator[dict[str, Any] | Trouble]:
+        """Every row, part by part, its numbers noted; a part that cannot be read is a trouble in its place."""
+        for _, part in self.parts(_COLUMNS):
+            if isinstance(part, Trouble):
+                yield part
+                continue
+            for row in part.to_pylist():
+                self.dreams.append(_key(*(row[name] for name in _IDENTITY)))
+                if row["result_uri"]:
+                    self.named.append(_number(row["result_uri"]))
+                yield row
+
+    def parts(self, columns: list[str]) -> Iterator[tuple[str, pa.Table | Trouble]]:
+        """Every part with its address."""
+        for uri in manifest.parts(self.storage, self.destination):
+            try:
+                yield uri, manifest.from_parquet(self.storage.read(uri) or b"", columns)
+            except (pa.ArrowException, OSError) as error:
+                yield uri, Trouble(kind="damaged", uri=uri, what=f"this part cannot be read: {error}")
+
+    def look_at(self, row: dict[str, Any] | Trouble) -> Trouble | None:
+        """Hold one row against its object."""
+        if isinstance(row, Trouble):
+            return row
+        if row["status"] != "done":
+            return None
+        uri = str(row["result_uri"])
+        data = self.storage.read(uri) if row["result_uri"] else None
+        if data is None:
+            return Trouble(kind="missing", uri=uri, what=f"the row of {row['source_uri']} says done; it is not there")
+        if len(data) != row["result_bytes"]:
+            return Trouble(kind="changed", uri=uri, what=f"{len(data)} bytes; the row says {row['result_bytes']}")
+        if (sha256 := hashlib.sha256(data).hexdigest()) != row["result_sha256"]:
+            return Trouble(kind="changed", uri=uri, what=f"SHA-256 {sha256}; the row says {row['result_sha256']}")
+        try:
+            height, width, _ = decode(data).pixels.shape
+            inside = describe(data) or {}
+        except ImageError as error:
+            return Trouble(kind="damaged", uri=uri, what=str(error))
+        told = {**inside, "width": width, "height": height, "settings": _known(inside.get("settings"))}
+        said = {**row, "settings": _known(json.loads(row["settings"]))}
+        differing = [name for name in _TOLD if told.get(name) != said[name]]
+        what = f"the picture and its row tell of another {', '.join(differing)}"
+        return Trouble(kind="other_dream", uri=uri, what=what) if differing else None
+
+    def duplicates(self, numbers: set[int]) -> Iterator[Trouble]:
+        """Rows that have their identity in common with an earlier one, as `numbers` says that some do."""
+        first: dict[tuple[str, ...], str] = {}
+        for uri, part in self.parts(_IDENTITY) if numbers else ():
+            for identity in () if isinstance(part, Trouble) else zip(*part.to_pydict().values(), strict=True):
+                if _key(*identity) not in numbers:
+                    continue
+                if identity in first:
+                    what = f"{uri} has a row of it under settings {identity[2]}, as has {first[identity]}"
+                    yield Trouble(kind="duplicate", uri=identity[0], what=what)
+                first.setdefault(identity, uri)
+
+    def lost(self, dreams: _Numbers) -> Iterator[Trouble]:
+        """What finished runs planned, if no row tells of it."""
+        for run, plan in runs.finished(self.destination, self.storage):
+            for work in (work for shard in plan for work in shard.works):
+                identities = [run.settings[index].settings_id for index in work.settings]
+                numbers = np.array([_key(work.source.uri, work.source.etag, each) for each in identities], np.uint64)
+                for place in np.flatnonzero(~np.isin(numbers, dreams, assume_unique=True)):
+                    what = f"run {run.run_id} planned it under settings {identities[place]}, and no row tells of it"
+                    yield Trouble(kind="lost", uri=work.source.uri, what=what)
+
+    def planned(self, unfinished: Run | None) -> Iterator[str]:
+        """Addresses of all the dreams of the unfinished run."""
+        plan = runs.frozen_plan(unfinished, self.storage) if unfinished else None
+        if unfinished and plan:
+            for work in (work for shard in plan for work in shard.works):
+                yield from (unfinished.result_uri(work.source, unfinished.settings[index]) for index in work.settings)
+
+    def orphans(self, numbers: set[int]) -> Iterator[Trouble]:
+        """The objects of these numbers."""
+        for uri in _objects(self.storage, self.destination) if numbers else ():
+            if _number(uri) in numbers:
+                yield Trouble(kind="orphan", uri=uri, what="no row and no plan of an unfinished run names it")
+
+
+def _objects(storage: Storage, destination: str) -> Iterator[str]:
+    return (found.uri for found in storage.list(f"{destination}images/") if not found.uri.endswith("/"))
+
+
+def _number(uri: str) -> int:
+    """An address in 8 bytes."""
+    return int.from_bytes(hashlib.sha256(uri.encode()).digest()[:8])
+
+
+def _key(source_uri: str, source_etag: str, settings_id: str) -> int:
+    """The identity of a dream in 8 bytes."""
+    return int(dream_key(source_uri, source_etag, settings_id), 16)
+
+
+def _sorted(numbers: Iterable[int]) -> _Numbers:
+    return np.unique(np.fromiter(numbers, np.uint64))
+
+
+def _known(settings: object) -> dict[str, Any] | None:
+    """Settings as this version writes them; of files what they hold, wherever they lie."""
+    try:
+        known = DreamSettings.model_validate(settings).model_dump(mode="json")
+    except ValidationError:
+        return None
+    return known | {name: known[name]["sha256"] for name in ("guide", "mask", "weights") if known[name]}
