@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
@@ -43,6 +44,16 @@ def dream_shard(run: Run, shard: Shard, storage: Storage) -> dict[str, int]:
     part = manifest.part_uri(run.destination, run.run_id, shard.number)
     storage.write_new(part, manifest.to_parquet(rows), "application/vnd.apache.parquet")
     return dict(Counter(row.status for row in rows))
+
+
+@contextmanager
+def _threads(many: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that begins nothing more once something went wrong: where one request fails for good, others would."""
+    pool = ThreadPoolExecutor(many)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _In = TypeVar("_In")
@@ -109,7 +120,7 @@ class _Dreamer:
 
     def rows(self) -> list[Row]:
         """One row for each photograph and settings of the shard; the dreams are in the store."""
-        with ThreadPoolExecutor(self.ahead) as readers, ThreadPoolExecutor(self.ahead) as writers:
+        with _threads(self.ahead) as readers, _threads(self.ahead) as writers:
             loaded = _ahead(readers, self.load, self.shard.works, self.ahead)
             return list(_ahead(writers, self.deliver, self.dream(loaded), self.ahead))
 
