@@ -70,7 +70,7 @@ def explain(error: Exception, uri: str, endpoint: str) -> InvalidInput | Unavail
         return InvalidInput(f"{uri} is no address of an object: {' '.join(str(error).split())}")
     if not isinstance(error, boto.ClientError):
         return Unavailable(f"{uri}: the store at {endpoint} does not answer ({error}); see AWS_ENDPOINT_URL")
-    code, message = _code(error), error.response["Error"].get("Message", "")
+    code, message = _code(error), error.response["Error"].get("Message") or ""
     if code == "NoSuchBucket":
         bucket, _ = split_uri(uri)
         return InvalidInput(f"there is no bucket {bucket!r} at {endpoint}: create it, or correct {uri}")

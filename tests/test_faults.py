@@ -1,16 +1,24 @@
 """S3 misbehaves, and the world changes: a real store behind a proxy that harms what it is told to harm."""
 
+import hashlib
+import json
 import os
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
+from dreamcore.images import decode
+from flows import manifest
+from flows.shard import dream_shard
 from flows.stack import Stack
 from flows.storage import Patience, Storage
-from tests.faults import Call, Fault, Proxy, first, some
+from tests.conftest import Command
+from tests.faults import Call, Choice, Fault, Proxy, after, first, some
+from tests.test_shard import plan_run, put_photograph, rows_of
 
 DATA = os.urandom(50_000)
 OUTLIVED = [fault for fault in Fault if fault not in (Fault.ROTTEN, Fault.SILENT)]
@@ -155,3 +163,87 @@ def test_renewed_credentials_are_heard(
         renewed.read(source + "x")
     file.write_text(text.format(stack.access_key))
     assert renewed.read(source + "x") == DATA
+
+
+def pictures_of(storage: Storage, rows: list[dict[str, object]]) -> dict[object, bytes]:
+    """The pixels of each dream, by the photograph it was made of."""
+    return {row["source_uri"]: decode(storage.read(str(row["result_uri"])) or b"").pixels.tobytes() for row in rows}
+
+
+def test_what_was_harmed_on_its_way_is_never_dreamt(
+    storage: Storage, harmed: Storage, proxy: Proxy, source: str, destination: str
+) -> None:
+    for number in range(4):
+        put_photograph(storage, f"{source}{number}.png", number)
+    run, shard = plan_run(storage, source, destination + "clean/", ["blocks.0"])
+    dream_shard(run, shard, storage)
+    clean = pictures_of(storage, rows_of(storage, run))
+
+    run, shard = plan_run(storage, source, destination + "harmed/", ["blocks.0"])
+    proxy.choose = some(seed=3, flipped=0.25, truncated=0.25, spoilt=0.25)
+    assert dream_shard(run, shard, harmed) == {"done": 4}
+    assert proxy.count(Fault.FLIPPED, Fault.TRUNCATED, Fault.SPOILT) > 8
+    assert pictures_of(storage, rows_of(storage, run)) == clean
+
+
+def test_a_photograph_that_rotted_is_a_failed_row(
+    storage: Storage, harmed: Storage, proxy: Proxy, source: str, destination: str
+) -> None:
+    put_photograph(storage, source + "good.png")
+    put_photograph(storage, source + "rotten.png", 1)
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    proxy.choose = lambda call: Fault.ROTTEN if call.uri == source + "rotten.png" else None
+    assert dream_shard(run, shard, harmed) == {"done": 1, "failed": 1}
+    assert {row["error_kind"] for row in rows_of(storage, run)} == {None, "damaged"}
+
+
+@pytest.fixture
+def begin(
+    storage: Storage, stack: Stack, proxy: Proxy, source: str, destination: str, dreamgrid: Command
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Begin, or go on with, a run over some photographs, while the proxy harms its calls."""
+
+    def run(choose: Choice, photographs: int, **variables: str) -> subprocess.CompletedProcess[str]:
+        if not proxy.calls:
+            for number in range(photographs):
+                put_photograph(storage, f"{source}{number:03}.png", number)
+        job = ["--source", source, "--destination", destination]
+        grid = ["--layers", "blocks.0", "--octaves", "1", "--steps", "1"]
+        proxy.choose = choose
+        return dreamgrid("run", *job, *grid, "--json", **proxy.environment(stack.environment()), **variables)
+
+    return run
+
+
+def check_rows(storage: Storage, destination: str, photographs: int) -> None:
+    """Every photograph is one row, done, whose picture is the one it names."""
+    rows = manifest.read(storage, destination).to_pylist()
+    assert len({row["source_uri"] for row in rows}) == len(rows) == photographs
+    for row in rows:
+        assert row["status"] == "done"
+        assert row["result_sha256"] == hashlib.sha256(storage.read(row["result_uri"]) or b"").hexdigest()
+
+
+def test_a_run_that_loses_the_store_and_its_credentials_is_resumed_and_completes(
+    begin: Callable[..., subprocess.CompletedProcess[str]], storage: Storage, proxy: Proxy, destination: str
+) -> None:
+    started = time.monotonic()
+    outage = begin(after(Fault.RESET, 2, "PUT", f"{destination}images/"), 6, DREAMGRID_PATIENCE="1")
+    assert outage.returncode == 3, outage.stderr
+    assert "does not answer" in outage.stderr
+    assert time.monotonic() - started < 60
+    assert len(list(storage.list(f"{destination}images/"))) == 2
+
+    expired = begin(after(Fault.EXPIRED, 1, "PUT", f"{destination}images/"), 6)
+    assert expired.returncode == 3, expired.stderr
+    assert "refuses access (ExpiredToken" in expired.stderr
+    assert len(list(storage.list(f"{destination}images/"))) == 3
+
+    before = proxy.count(), proxy.count(Fault.SLOW_DOWN)
+    slow = begin(some(seed=2, slow_down=0.2), 6)
+    assert slow.returncode == 0, slow.stderr
+    assert json.loads(slow.stdout)["done"] == 6
+    received, refused = proxy.count() - before[0], proxy.count(Fault.SLOW_DOWN) - before[1]
+    assert refused > 5
+    assert received <= 3 * (received - refused), "what was let through is what a run needs"
+    check_rows(storage, destination, 6)

@@ -1,10 +1,30 @@
-"""The conditional reads and writes that the protocol rests on, against a real S3 server."""
+"""The conditional reads and writes that the protocol rests on, against real S3 servers of several makes."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
-from flows.stack import Stack
-from flows.storage import HASTY, Found, Storage
+from flows import scan
+from flows.storage import HASTY, Found, Patience, Storage
+from tests import stores
+from tests.stores import Store
+
+
+@pytest.fixture(scope="module", params=["seaweedfs", "moto", "rclone", "ceph"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Each of the servers in turn."""
+    if request.param == "seaweedfs":
+        yield stores.seaweedfs(request.getfixturevalue("stack"))
+    else:
+        with getattr(stores, request.param)(tmp_path_factory.mktemp(request.param)) as running:
+            yield running
+
+
+@pytest.fixture
+def storage(store: Store) -> Storage:
+    return Storage(environment=store.environment)
 
 
 def test_what_is_written_is_found_listed_and_read(storage: Storage, source: str) -> None:
@@ -38,16 +58,36 @@ def test_a_version_is_read_or_told_to_be_gone(storage: Storage, source: str) -> 
     assert missing.value.kind == "source_missing"
 
 
-def test_the_first_writer_wins(storage: Storage, source: str) -> None:
+def test_the_first_writer_wins(store: Store, storage: Storage, source: str) -> None:
+    if not store.conditional_writes:
+        pytest.skip("this store ignores conditional writes")
     assert storage.write_new(source + "x", b"first", "text/plain")
     assert storage.write_new(source + "x", b"first", "text/plain"), "one's own first attempt is no loss"
     assert not storage.write_new(source + "x", b"second", "text/plain")
     assert storage.read(source + "x") == b"first"
 
 
-def test_the_probe_of_conditions_leaves_nothing(storage: Storage, source: str) -> None:
-    assert storage.honours_conditions(source)
+def test_the_probe_of_conditions_is_right_and_leaves_nothing(store: Store, storage: Storage, source: str) -> None:
+    assert storage.honours_conditions(source) == store.conditional_writes
     assert list(storage.list(source)) == []
+
+
+def test_a_store_that_ignores_conditional_writes_is_told_aloud(
+    store: Store, storage: Storage, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "storage", lambda: storage)
+    warning = scan.warn_of_store(source)
+    if store.conditional_writes:
+        assert warning is None
+    else:
+        assert f"{storage.endpoint} ignores conditional writes: let no other run write to {source}" in str(warning)
+
+
+def test_more_objects_than_a_page_holds_are_each_listed_once(storage: Storage, source: str) -> None:
+    uris = [f"{source}{number:04}" for number in range(1005)]
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(lambda uri: storage.write(uri, b"x", "text/plain"), uris))
+    assert sorted(found.uri for found in storage.list(source)) == uris
 
 
 def test_a_missing_bucket_is_named(storage: Storage) -> None:
@@ -62,23 +102,28 @@ def test_a_missing_bucket_is_named(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_refused_credentials_are_told(stack: Stack, source: str, variable: str) -> None:
-    stranger = Storage(HASTY, stack.environment() | {variable: "wrong"})
+def test_refused_credentials_are_told(store: Store, source: str, variable: str) -> None:
+    if not store.asks_for_credentials:
+        pytest.skip("this store lets everybody in")
+    stranger = Storage(HASTY, store.environment | {variable: "wrong"})
     with pytest.raises(InvalidInput, match="refuses access") as refused:
         list(stranger.list(source))
-    assert stack.secret_key not in str(refused.value)
+    assert store.environment["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
     with pytest.raises(InvalidInput, match="refuses access"):
         stranger.find(source + "x")
     with pytest.raises(InvalidInput, match="refuses access"):
         stranger.read_version(Found(source + "x", "etag", 1))
 
 
-def test_an_endpoint_that_does_not_answer_is_the_worlds_trouble(stack: Stack) -> None:
-    nobody = Storage(HASTY, stack.environment() | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+NOBODY = dict.fromkeys(("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "nobody")
+
+
+def test_an_endpoint_that_does_not_answer_is_the_worlds_trouble() -> None:
+    nobody = Storage(Patience(1, 1), NOBODY | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9 does not answer"):
         nobody.read("s3://photos/x")
 
 
-def test_an_endpoint_that_is_no_address_is_told(stack: Stack) -> None:
+def test_an_endpoint_that_is_no_address_is_told() -> None:
     with pytest.raises(InvalidInput, match="nonsense"):
-        Storage(environment=stack.environment() | {"AWS_ENDPOINT_URL": "nonsense"})
+        Storage(environment=NOBODY | {"AWS_ENDPOINT_URL": "nonsense"})
