@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from tests.test_shard import plan_run, put_photograph, rows_of
 DATA = os.urandom(50_000)
 OUTLIVED = [fault for fault in Fault if fault not in (Fault.ROTTEN, Fault.SILENT)]
 """Faults after which the same request does better."""
+
+Begin = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -148,6 +151,17 @@ def test_half_of_all_answers_being_slow_down_loses_nothing(harmed: Storage, prox
     assert proxy.count() < 3 * 13
 
 
+def test_each_object_is_listed_once_however_its_page_came(
+    storage: Storage, harmed: Storage, proxy: Proxy, source: str
+) -> None:
+    uris = [f"{source}{number:04}" for number in range(1005)]  # a page holds 1,000
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(lambda uri: storage.write(uri, b"x", "text/plain"), uris))
+    proxy.choose = some(seed=4, slow_down=0.4, truncated=0.4)
+    assert sorted(found.uri for found in harmed.list(source)) == uris
+    assert proxy.count(Fault.SLOW_DOWN, Fault.TRUNCATED) > 1
+
+
 def test_renewed_credentials_are_heard(
     stack: Stack, storage: Storage, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,9 +212,7 @@ def test_a_photograph_that_rotted_is_a_failed_row(
 
 
 @pytest.fixture
-def begin(
-    storage: Storage, stack: Stack, proxy: Proxy, source: str, destination: str, dreamgrid: Command
-) -> Callable[..., subprocess.CompletedProcess[str]]:
+def begin(storage: Storage, stack: Stack, proxy: Proxy, source: str, destination: str, dreamgrid: Command) -> Begin:
     """Begin, or go on with, a run over some photographs, while the proxy harms its calls."""
 
     def run(choose: Choice, photographs: int, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -210,7 +222,8 @@ def begin(
         job = ["--source", source, "--destination", destination]
         grid = ["--layers", "blocks.0", "--octaves", "1", "--steps", "1"]
         proxy.choose = choose
-        return dreamgrid("run", *job, *grid, "--json", **proxy.environment(stack.environment()), **variables)
+        variables |= {"DREAMGRID_WORKERS": "1"} | proxy.environment(stack.environment())
+        return dreamgrid("run", *job, *grid, "--json", timeout=900, **variables)
 
     return run
 
@@ -225,7 +238,7 @@ def check_rows(storage: Storage, destination: str, photographs: int) -> None:
 
 
 def test_a_run_that_loses_the_store_and_its_credentials_is_resumed_and_completes(
-    begin: Callable[..., subprocess.CompletedProcess[str]], storage: Storage, proxy: Proxy, destination: str
+    begin: Begin, storage: Storage, proxy: Proxy, destination: str
 ) -> None:
     started = time.monotonic()
     outage = begin(after(Fault.RESET, 2, "PUT", f"{destination}images/"), 6, DREAMGRID_PATIENCE="1")
@@ -247,3 +260,26 @@ def test_a_run_that_loses_the_store_and_its_credentials_is_resumed_and_completes
     assert refused > 5
     assert received <= 3 * (received - refused), "what was let through is what a run needs"
     check_rows(storage, destination, 6)
+
+
+@pytest.mark.soak
+def test_a_minute_of_every_other_answer_being_slow_down_is_outlived(
+    begin: Begin, proxy: Proxy, storage: Storage, destination: str
+) -> None:
+    started = time.monotonic()
+    half = some(seed=5, slow_down=0.5)
+    ran = begin(lambda call: half(call) if time.monotonic() - started < 60 else None, 150)
+    assert ran.returncode == 0, ran.stderr
+    assert time.monotonic() - started > 60, "it ran through the whole minute"
+    assert proxy.count(Fault.SLOW_DOWN) > 200
+    check_rows(storage, destination, 150)
+
+
+@pytest.mark.soak
+def test_a_store_that_falls_silent_ends_a_run_in_bounded_time(begin: Begin, storage: Storage, destination: str) -> None:
+    started = time.monotonic()
+    silent = begin(after(Fault.SILENT, 2, "PUT", f"{destination}images/"), 20, DREAMGRID_PATIENCE="10")
+    assert silent.returncode == 3, silent.stderr
+    assert time.monotonic() - started < 30 + 3 * 2 * (10 + 10)
+    assert begin(lambda _call: None, 20).returncode == 0
+    check_rows(storage, destination, 20)

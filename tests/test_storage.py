@@ -1,15 +1,18 @@
 """The conditional reads and writes that the protocol rests on, against real S3 servers of several makes."""
 
+import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from flows import scan
+from flows.stack import Stack
 from flows.storage import HASTY, Found, Patience, Storage
 from tests import stores
+from tests.conftest import Command
 from tests.stores import Store
+from tests.test_shard import put_photograph
 
 
 @pytest.fixture(scope="module", params=["seaweedfs", "moto", "rclone", "ceph"])
@@ -83,13 +86,6 @@ def test_a_store_that_ignores_conditional_writes_is_told_aloud(
         assert f"{storage.endpoint} ignores conditional writes: let no other run write to {source}" in str(warning)
 
 
-def test_more_objects_than_a_page_holds_are_each_listed_once(storage: Storage, source: str) -> None:
-    uris = [f"{source}{number:04}" for number in range(1005)]
-    with ThreadPoolExecutor(8) as writers:
-        list(writers.map(lambda uri: storage.write(uri, b"x", "text/plain"), uris))
-    assert sorted(found.uri for found in storage.list(source)) == uris
-
-
 def test_a_missing_bucket_is_named(storage: Storage) -> None:
     for attempt in (
         lambda: list(storage.list("s3://nowhere/x/")),
@@ -127,3 +123,23 @@ def test_an_endpoint_that_does_not_answer_is_the_worlds_trouble() -> None:
 def test_an_endpoint_that_is_no_address_is_told() -> None:
     with pytest.raises(InvalidInput, match="nonsense"):
         Storage(environment=NOBODY | {"AWS_ENDPOINT_URL": "nonsense"})
+
+
+@pytest.mark.soak
+def test_a_run_completes_on_every_store_and_finds_nothing_to_do_then(
+    store: Store, stack: Stack, storage: Storage, source: str, destination: str, dreamgrid: Command
+) -> None:
+    for number in range(4):
+        put_photograph(storage, f"{source}{number}.png", number)
+    grid = ["--layers", "blocks.0", "--octaves", "1", "--steps", "1"]
+    variables = {
+        **stack.environment(),
+        **store.environment,
+        "AWS_ENDPOINT_URL_S3": store.environment["AWS_ENDPOINT_URL"],
+    }
+    for state, done in (("completed", 4), ("nothing to do", 0)):
+        ran = dreamgrid("run", "--source", source, "--destination", destination, *grid, "--json", **variables)
+        assert ran.returncode == 0, ran.stderr
+        report = json.loads(ran.stdout)
+        assert (report["state"], report["done"], report["failed"]) == (state, done, 0)
+        assert ("ignores conditional writes" in ran.stderr) != store.conditional_writes
