@@ -97,7 +97,7 @@ class Storage:
         bucket, key = split_uri(prefix)
         rest: dict[str, Any] = {}
         while True:
-            page = self._ask(prefix, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, **rest))  # noqa: B023
+            page = self._ask(prefix, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, **rest))  # noqa: B023 - asked at once
             for entry in page.get("Contents", ()):
                 yield Found(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
             if not page.get("IsTruncated"):
