@@ -1,7 +1,8 @@
 """The errors of Dreamgrid, all in one small tree.
 
 DreamgridError
-├── InvalidInput    a job, a setting, a file or an access that is wrong: nothing is started (exit code 2)
+├── InvalidInput    a job, a setting, a file or an access that is wrong: nothing is started (exit code 2);
+│                   found after a run has begun, it stops the run as `Unavailable` does
 ├── ImageError      trouble with one photograph: a row in the manifest with a kind, never a failed run
 └── Unavailable     trouble of the world (storage away, credentials expired): retried, then the run
                     stops so that it can be resumed (exit code 3)

@@ -3,8 +3,9 @@
 import base64
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice
 from typing import Any
@@ -20,7 +21,7 @@ from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from dreamcore.errors import Unavailable
+from dreamcore.errors import InvalidInput, Unavailable
 from flows import runs, sheets
 from flows.job import DreamJob
 from flows.machine import start_worker, stop_workers, workers
@@ -45,8 +46,8 @@ def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
 
 
 patiently: dict[str, Any] = {
-    "retries": 4,
-    "retry_delay_seconds": exponential_backoff(backoff_factor=2),
+    "retries": 2,  # each request has been tried for a minute by then
+    "retry_delay_seconds": exponential_backoff(backoff_factor=1),
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": _may_pass,
 }
@@ -65,18 +66,28 @@ def dream_collection(job: DreamJob) -> Report:
     settings = check(job)
     run = runs.claim(job, settings, storage())
     runs.check_unchanged(run, storage())
-    shards = runs.frozen_plan(run, storage())
-    if shards is None:
-        found = find_photographs(job)
-        shards = make_plan(found.sources, settings, done_before(job, storage()))
-        if not shards:
-            return nothing_to_do(job, found)
-        shards = runs.freeze(run, shards, storage())
-    dream(run, shards)
-    report = runs.finish(run, shards, time.perf_counter() - started, storage())
-    show(run, list(islice(shards.sources(), job.sheets)), report)
-    runs.release(job.destination, storage())
+    with begun():
+        shards = runs.frozen_plan(run, storage())
+        if shards is None:
+            found = find_photographs(job)
+            shards = make_plan(found.sources, settings, done_before(job, storage()))
+            if not shards:
+                return nothing_to_do(job, found)
+            shards = runs.freeze(run, shards, storage())
+        dream(run, shards)
+        report = runs.finish(run, shards, time.perf_counter() - started, storage())
+        show(run, list(islice(shards.sources(), job.sheets)), report)
+        runs.release(job.destination, storage())
     return report
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """What turns out wrong after a run has begun, such as credentials that expired, stops it to be resumed."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise Unavailable(str(error)) from error
 
 
 @task

@@ -3,7 +3,6 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.scores import Sight
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key
 from flows import manifest
-from flows.ahead import ahead
+from flows.ahead import ahead, threads
 from flows.assets import network_of, pictures
 from flows.batches import in_batches
 from flows.decoder import decode
@@ -94,7 +93,7 @@ class _Dreamer:
 
     def rows(self) -> list[Row]:
         """One row for each photograph and settings of the shard; the dreams are in the store."""
-        with ThreadPoolExecutor(self.ahead) as readers, ThreadPoolExecutor(self.ahead) as writers:
+        with threads(self.ahead) as readers, threads(self.ahead) as writers:
             loaded = ahead(readers, self.load, self.shard.works, self.ahead)
             return list(ahead(writers, self.deliver, self.dream(loaded), self.ahead))
 

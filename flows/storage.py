@@ -2,48 +2,48 @@
 
 Objects go by their address, `s3://bucket/key`. Credentials, region and endpoint come from the usual AWS chain, so
 `AWS_ENDPOINT_URL` points the same code at any store that speaks S3.
+
+A request whose trouble may pass is tried again until patience ends, and all trying again is here: botocore's own stops
+when its quota is spent, which half of the answers being "slow down" does within seconds, and knows no clock.
 """
 
+import hashlib
 import os
+import re
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import BotoCoreError, FlexibleChecksumError
+from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from flows.job import split_uri
+from flows.trouble import TROUBLE, Conflict, Missing, Rotten, expired, explain, may_pass
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# botocore's own 3 attempts lose requests as soon as a store asks to slow down.
-PATIENT = Config(retries={"mode": "standard", "total_max_attempts": 10}, connect_timeout=10, read_timeout=60)
-# To find out quickly whether a job can run at all.
-HASTY = Config(retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=3, read_timeout=5)
 
-_MISSING = {"404", "NoSuchKey", "NotFound"}
-_CHANGED = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
-_REFUSED = {
-    "401",
-    "403",
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "AllAccessDisabled",
-    "Forbidden",
-}
+class Patience(NamedTuple):
+    """How long a request is tried."""
+
+    seconds: float
+    """No attempt begins later than this after the first."""
+    timeout: float
+    """Seconds that one attempt waits for the store to say anything."""
+
+
+PATIENT = Patience(60, 30)
+HASTY = Patience(4, 5)
+"""To find out quickly whether a job can run at all."""
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,30 @@ class Storage:
     """S3 with the conditional reads and writes that the protocol rests on.
 
     Every method raises `InvalidInput` when access is refused or the bucket is not there, and `Unavailable` when the
-    store does not answer as it should after retries.
+    store does not answer as it should before patience ends.
 
     Args:
-        config: how patiently to retry.
+        patience: how long to try.
         environment: where to find endpoint, region and credentials, instead of the usual chain.
     """
 
-    def __init__(self, config: Config = PATIENT, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, patience: Patience = PATIENT, environment: Mapping[str, str] | None = None) -> None:
+        self._patience, self._environment = patience, environment
+        self._client = self._connect()
+
+    def _connect(self) -> "S3Client":
+        """A client with the credentials that the chain gives now."""
+        environment, timeout = self._environment, self._patience.timeout
         chain = {
             "endpoint_url": environment["AWS_ENDPOINT_URL"],
             "region_name": environment["AWS_DEFAULT_REGION"],
             "aws_access_key_id": environment["AWS_ACCESS_KEY_ID"],
             "aws_secret_access_key": environment["AWS_SECRET_ACCESS_KEY"],
         } if environment else {}  # fmt: skip
+        once = {"mode": "standard", "total_max_attempts": 1}
+        config = Config(retries=once, connect_timeout=timeout, read_timeout=timeout)  # type: ignore[arg-type]
         try:
-            self._client: S3Client = boto3.client("s3", config=config, **chain)  # type: ignore[call-overload]
+            return boto3.Session().client("s3", config=config, **chain)  # type: ignore[call-overload, no-any-return]
         except (BotoCoreError, ValueError) as error:
             raise InvalidInput(f"S3 cannot be used: {error}; see AWS_ENDPOINT_URL and AWS_PROFILE") from error
 
@@ -87,52 +95,48 @@ class Storage:
     def list(self, prefix: str) -> Iterator[Found]:
         """Every object whose address begins with `prefix`, in the store's own order, which differs between stores."""
         bucket, key = split_uri(prefix)
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-        with self._explained(prefix):
-            for page in pages:
-                for entry in page.get("Contents", ()):
-                    yield Found(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
+        rest: dict[str, Any] = {}
+        while True:
+            page = self._ask(prefix, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, **rest))  # noqa: B023 - asked at once
+            for entry in page.get("Contents", ()):
+                yield Found(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
+            if not page.get("IsTruncated"):
+                return
+            rest = {"ContinuationToken": page["NextContinuationToken"]}
 
     def find(self, uri: str) -> Found | None:
         """The object at `uri`, or None."""
         bucket, key = split_uri(uri)
-        with self._explained(uri, quiet=_MISSING):
-            head = self._client.head_object(Bucket=bucket, Key=key)
+        with suppress(Missing):
+            head = self._ask(uri, lambda s3: s3.head_object(Bucket=bucket, Key=key))
             return Found(uri, head["ETag"].strip('"'), head["ContentLength"])
         return None
 
     def read(self, uri: str) -> bytes | None:
         """The bytes at `uri`, or None."""
-        bucket, key = split_uri(uri)
-        with self._explained(uri, quiet=_MISSING):
-            return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        with suppress(Missing):
+            return self._ask(uri, _reading(uri))
         return None
 
     def read_version(self, source: Found) -> bytes:
         """The bytes of one version of a photograph, never of another.
 
         Raises:
-            ImageError: `source_missing` or `source_changed` since it was found.
+            ImageError: `source_missing` or `source_changed` since it was found; `damaged` in the store.
         """
-        bucket, key = split_uri(source.uri)
         try:
-            answer = self._client.get_object(Bucket=bucket, Key=key, IfMatch=f'"{source.etag}"')
-            return answer["Body"].read()
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code in _MISSING:
-                raise ImageError("source_missing", f"{source.uri} was deleted after the scan") from error
-            if code in _CHANGED:
-                raise ImageError("source_changed", f"{source.uri} was replaced after the scan") from error
-            raise self._explain(error, source.uri) from error
-        except BotoCoreError as error:
-            raise self._explain(error, source.uri) from error
+            return self._ask(source.uri, _reading(source.uri, source.etag))
+        except Missing as error:
+            raise ImageError("source_missing", f"{source.uri} was deleted after the scan") from error
+        except Conflict as error:
+            raise ImageError("source_changed", f"{source.uri} was replaced after the scan") from error
+        except Rotten as error:
+            raise ImageError("damaged", str(error)) from error
 
     def write(self, uri: str, data: bytes, content_type: str) -> None:
         """Put `data` at `uri`, over what may be there."""
         bucket, key = split_uri(uri)
-        with self._explained(uri):
-            self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
+        self._ask(uri, lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type))
 
     def write_new(self, uri: str, data: bytes, content_type: str) -> bool:
         """Put `data` at `uri` only if nothing is there; says whether what is there now is `data`.
@@ -140,28 +144,27 @@ class Storage:
         A retried put may find its own first attempt, whose answer was lost: so what is there is read and compared.
         """
         bucket, key = split_uri(uri)
-        with self._explained(uri, quiet=_CHANGED):
-            self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*")
+        what = {"Bucket": bucket, "Key": key, "ContentType": content_type, "IfNoneMatch": "*"}
+        with suppress(Conflict):
+            self._ask(uri, lambda s3: s3.put_object(Body=data, **what))  # type: ignore[arg-type]
             return True
         return self.read(uri) == data
 
     def delete(self, uri: str) -> None:
         """Remove the object at `uri`, if there is one."""
         bucket, key = split_uri(uri)
-        with self._explained(uri):
-            self._client.delete_object(Bucket=bucket, Key=key)
+        self._ask(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 
     def check_bucket(self, uri: str) -> None:
         """Raise `InvalidInput` unless the bucket of `uri` can be listed."""
         bucket, key = split_uri(uri)
-        with self._explained(uri):
-            self._client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+        self._ask(uri, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1))
 
     def create_bucket(self, uri: str) -> None:
         """Create the bucket of `uri` unless it is there."""
         bucket, _ = split_uri(uri)
-        with self._explained(uri, quiet={"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}):
-            self._client.create_bucket(Bucket=bucket)
+        with suppress(Conflict):
+            self._ask(uri, lambda s3: s3.create_bucket(Bucket=bucket))
 
     def honours_conditions(self, folder: str) -> bool:
         """Whether the store refuses a conditional write over an object that is there; some ignore the condition."""
@@ -172,43 +175,77 @@ class Storage:
             with suppress(InvalidInput, Unavailable):
                 self.delete(uri)
 
-    @contextmanager
-    def _explained(self, uri: str, quiet: frozenset[str] | set[str] = frozenset()) -> Iterator[None]:
-        """Turn the client's errors into ours; those with a code in `quiet` just end the block."""
+    def _ask(self, uri: str, request: "Callable[[S3Client], _Answer]") -> _Answer:
+        """What the store answers, at last; or its trouble in our words."""
         try:
-            yield
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in quiet:
-                raise self._explain(error, uri) from error
-        except BotoCoreError as error:
-            raise self._explain(error, uri) from error
+            try:
+                return self._retried(request)
+            except TROUBLE as error:
+                if not expired(error):
+                    raise
+                self._client = self._connect()
+                return self._retried(request)
+        except TROUBLE as error:
+            raise explain(error, uri, self.endpoint) from error
 
-    def _explain(self, error: ClientError | BotoCoreError, uri: str) -> InvalidInput | Unavailable:
-        bucket, _ = split_uri(uri)
-        if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-            return InvalidInput(
-                f"no credentials for {uri}: set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                '(for the embedded stack: eval "$(dreamgrid env)")'
-            )
-        if isinstance(error, ParamValidationError):
-            return InvalidInput(f"{uri} is no address of an object: {' '.join(str(error).split())}")
-        if not isinstance(error, ClientError):
-            return Unavailable(f"{uri}: the store at {self.endpoint} does not answer ({error}); see AWS_ENDPOINT_URL")
-        code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
-        if code == "NoSuchBucket":
-            return InvalidInput(f"there is no bucket {bucket!r} at {self.endpoint}: create it, or correct {uri}")
-        if code in _REFUSED:
-            return InvalidInput(
-                f"{uri}: {self.endpoint} refuses access ({code} {message}): see the credentials "
-                "(AWS_PROFILE, AWS_ACCESS_KEY_ID) and the bucket's policy"
-            )
-        return Unavailable(f"{uri}: the store at {self.endpoint} answers {code} {message}")
+    def _retried(self, request: "Callable[[S3Client], _Answer]") -> _Answer:
+        seconds = self._patience.seconds
+        retrying = Retrying(
+            retry=retry_if_exception(may_pass),
+            wait=wait_random_exponential(multiplier=0.1, max=seconds / 10),
+            stop=stop_before_delay(seconds),
+            reraise=True,
+        )
+        return retrying(lambda: request(self._client))
+
+
+def _reading(uri: str, etag: str | None = None) -> "Callable[[S3Client], bytes]":
+    """The request for the bytes at `uri`, if they have this ETag; what comes harmed is `FlexibleChecksumError`.
+
+    botocore holds an answer's length, and its checksum where the store keeps one, against what came.
+    """
+    bucket, key = split_uri(uri)
+    condition = {"IfMatch": f'"{etag}"'} if etag else {}
+    harmed: set[str] = set()
+
+    def read(s3: "S3Client") -> bytes:
+        try:
+            answer = s3.get_object(Bucket=bucket, Key=key, **condition)  # type: ignore[arg-type]
+            if etag not in (None, answer["ETag"].strip('"')):  # some stores ignore the condition
+                raise Conflict(f"{uri} is another version than {etag}")
+            data = answer["Body"].read()
+            _check_md5(answer, data, bucket)
+        except FlexibleChecksumError as error:
+            if str(error) in harmed:
+                raise Rotten(f"{uri} is damaged in the store: {error}") from error
+            harmed.add(str(error))
+            raise
+        return data
+
+    return read
+
+
+def _check_md5(answer: Mapping[str, Any], data: bytes, bucket: str) -> None:
+    """Hold bytes against their ETag where that is their MD5: it is not for what was put in several parts, is encrypted
+    with a key of the owner's, or lies in a directory bucket of AWS.
+    """
+    etag, found = answer["ETag"].strip('"'), hashlib.md5(data, usedforsecurity=False).hexdigest()
+    encrypted = "SSECustomerAlgorithm" in answer or answer.get("ServerSideEncryption", "").startswith("aws:kms")
+    if re.fullmatch("[0-9a-f]{32}", etag) and etag != found and not (encrypted or bucket.endswith("--x-s3")):
+        raise FlexibleChecksumError(error_msg=f"its ETag is {etag}, and the MD5 of what was read {found}")
 
 
 @lru_cache(maxsize=1)
 def storage() -> Storage:
-    """This process's patient storage."""
-    return Storage()
+    """This process's patient storage; `DREAMGRID_PATIENCE` says how many seconds.
+
+    Raises:
+        InvalidInput: `DREAMGRID_PATIENCE` is no number of seconds.
+    """
+    asked = os.environ.get("DREAMGRID_PATIENCE") or f"{PATIENT.seconds:.0f}"
+    if not asked.isdecimal() or int(asked) < 1:
+        raise InvalidInput(f"DREAMGRID_PATIENCE is {asked!r}: give a number of seconds, 1 or more")
+    return Storage(Patience(int(asked), min(int(asked), PATIENT.timeout)))
 
 
 def probe(environment: Mapping[str, str]) -> None:

@@ -24,7 +24,7 @@ CORE, FLOWS = (
 STOREYS = (
     {"cli", "cli_manifest", "cli_stack", "dream_collection", "demo", "single", "redream", "preview"},
     {"shard", "plan", "scan", "sheets", "runs", "verify", "stack", "options", "terminal"},
-    {"ahead", "assets", "batches", "decoder", "manifest", "storage", "job", "machine"},
+    {"ahead", "assets", "batches", "decoder", "manifest", "storage", "trouble", "job", "machine"},
 )
 
 
@@ -57,7 +57,8 @@ def test_the_core_knows_no_s3_no_prefect_and_no_flows(module: str) -> None:
 
 @pytest.mark.parametrize("module", FLOWS)
 def test_only_storage_knows_boto(module: str) -> None:
-    assert bool(packages(FLOWS[module]) & {"boto3", "botocore"}) == (module == "flows.storage")
+    assert bool(packages(FLOWS[module]) & {"boto3"}) == (module == "flows.storage")
+    assert bool(packages(FLOWS[module]) & {"botocore"}) == (module in ("flows.storage", "flows.trouble"))
 
 
 @pytest.mark.parametrize("module", FLOWS.keys() - {"flows.decoder"})

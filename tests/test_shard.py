@@ -159,6 +159,13 @@ def test_a_destination_below_the_source_never_dreams_its_own_dreams(storage: Sto
     assert sorted(names) == ["cat.png", "dreams2/dog.png"]
 
 
+def test_a_source_is_a_folder_and_not_all_that_begins_alike(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "in/cat.png")
+    put_photograph(storage, source + "in2/dog.png", seed=1)
+    job = DreamJob.model_validate({"source": source + "in", "destination": destination})
+    assert [found.uri for found in scan(job, storage).sources] == [source + "in/cat.png"]
+
+
 def test_a_single_photograph_is_a_source(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     put_photograph(storage, source + "cat.png.png", seed=1)

@@ -1,10 +1,33 @@
-"""The conditional reads and writes that the protocol rests on, against a real S3 server."""
+"""The conditional reads and writes that the protocol rests on, against real S3 servers of several makes."""
+
+import json
+from collections.abc import Iterator
 
 import pytest
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
+from flows import scan
 from flows.stack import Stack
-from flows.storage import HASTY, Found, Storage
+from flows.storage import HASTY, Found, Patience, Storage
+from tests import stores
+from tests.conftest import Command
+from tests.stores import Store
+from tests.test_shard import put_photograph
+
+
+@pytest.fixture(scope="module", params=["seaweedfs", "moto", "rclone", "ceph"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Each of the servers in turn."""
+    if request.param == "seaweedfs":
+        yield stores.seaweedfs(request.getfixturevalue("stack"))
+    else:
+        with getattr(stores, request.param)(tmp_path_factory.mktemp(request.param)) as running:
+            yield running
+
+
+@pytest.fixture
+def storage(store: Store) -> Storage:
+    return Storage(environment=store.environment)
 
 
 def test_what_is_written_is_found_listed_and_read(storage: Storage, source: str) -> None:
@@ -38,16 +61,29 @@ def test_a_version_is_read_or_told_to_be_gone(storage: Storage, source: str) -> 
     assert missing.value.kind == "source_missing"
 
 
-def test_the_first_writer_wins(storage: Storage, source: str) -> None:
+def test_the_first_writer_wins(store: Store, storage: Storage, source: str) -> None:
+    if not store.conditional_writes:
+        pytest.skip("this store ignores conditional writes")
     assert storage.write_new(source + "x", b"first", "text/plain")
     assert storage.write_new(source + "x", b"first", "text/plain"), "one's own first attempt is no loss"
     assert not storage.write_new(source + "x", b"second", "text/plain")
     assert storage.read(source + "x") == b"first"
 
 
-def test_the_probe_of_conditions_leaves_nothing(storage: Storage, source: str) -> None:
-    assert storage.honours_conditions(source)
+def test_the_probe_of_conditions_is_right_and_leaves_nothing(store: Store, storage: Storage, source: str) -> None:
+    assert storage.honours_conditions(source) == store.conditional_writes
     assert list(storage.list(source)) == []
+
+
+def test_a_store_that_ignores_conditional_writes_is_told_aloud(
+    store: Store, storage: Storage, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "storage", lambda: storage)
+    warning = scan.warn_of_store(source)
+    if store.conditional_writes:
+        assert warning is None
+    else:
+        assert f"{storage.endpoint} ignores conditional writes: let no other run write to {source}" in str(warning)
 
 
 def test_a_missing_bucket_is_named(storage: Storage) -> None:
@@ -62,23 +98,48 @@ def test_a_missing_bucket_is_named(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_refused_credentials_are_told(stack: Stack, source: str, variable: str) -> None:
-    stranger = Storage(HASTY, stack.environment() | {variable: "wrong"})
+def test_refused_credentials_are_told(store: Store, source: str, variable: str) -> None:
+    if not store.asks_for_credentials:
+        pytest.skip("this store lets everybody in")
+    stranger = Storage(HASTY, store.environment | {variable: "wrong"})
     with pytest.raises(InvalidInput, match="refuses access") as refused:
         list(stranger.list(source))
-    assert stack.secret_key not in str(refused.value)
+    assert store.environment["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
     with pytest.raises(InvalidInput, match="refuses access"):
         stranger.find(source + "x")
     with pytest.raises(InvalidInput, match="refuses access"):
         stranger.read_version(Found(source + "x", "etag", 1))
 
 
-def test_an_endpoint_that_does_not_answer_is_the_worlds_trouble(stack: Stack) -> None:
-    nobody = Storage(HASTY, stack.environment() | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+NOBODY = dict.fromkeys(("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "nobody")
+
+
+def test_an_endpoint_that_does_not_answer_is_the_worlds_trouble() -> None:
+    nobody = Storage(Patience(1, 1), NOBODY | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9 does not answer"):
         nobody.read("s3://photos/x")
 
 
-def test_an_endpoint_that_is_no_address_is_told(stack: Stack) -> None:
+def test_an_endpoint_that_is_no_address_is_told() -> None:
     with pytest.raises(InvalidInput, match="nonsense"):
-        Storage(environment=stack.environment() | {"AWS_ENDPOINT_URL": "nonsense"})
+        Storage(environment=NOBODY | {"AWS_ENDPOINT_URL": "nonsense"})
+
+
+@pytest.mark.soak
+def test_a_run_completes_on_every_store_and_finds_nothing_to_do_then(
+    store: Store, stack: Stack, storage: Storage, source: str, destination: str, dreamgrid: Command
+) -> None:
+    for number in range(4):
+        put_photograph(storage, f"{source}{number}.png", number)
+    grid = ["--layers", "blocks.0", "--octaves", "1", "--steps", "1"]
+    variables = {
+        **stack.environment(),
+        **store.environment,
+        "AWS_ENDPOINT_URL_S3": store.environment["AWS_ENDPOINT_URL"],
+    }
+    for state, done in (("completed", 4), ("nothing to do", 0)):
+        ran = dreamgrid("run", "--source", source, "--destination", destination, *grid, "--json", **variables)
+        assert ran.returncode == 0, ran.stderr
+        report = json.loads(ran.stdout)
+        assert (report["state"], report["done"], report["failed"]) == (state, done, 0)
+        assert ("ignores conditional writes" in ran.stderr) != store.conditional_writes
