@@ -372,6 +372,7 @@ def test_a_batch_dreams_what_each_would_be_alone(
 ) -> None:
     put_photograph(storage, source + "cat.png")
     axes = {"seed": [0, 1], "step_size": [0.01, 0.03], "layers": ["blocks.0", "blocks.0=0.5+blocks.1"]}
+    monkeypatch.setenv("DREAMGRID_BATCH", "1")
     alone = dreamt(storage, source, f"{destination}alone/", **axes)
     monkeypatch.setenv("DREAMGRID_BATCH", "4")
     together = dreamt(storage, source, f"{destination}together/", **axes)
@@ -396,6 +397,7 @@ def test_dreams_that_have_no_guide_or_mask_go_with_those_that_have(
     for name, data in (("guide", png(pixels(30, 20, seed=3))), ("mask", gray([0] * 28 + [255] * 28, 40))):
         put(storage, f"{destination}assets/{name}", data)
     axes = {"guide": [None, f"{destination}assets/guide"], "mask": [None, f"{destination}assets/mask"]}
+    monkeypatch.setenv("DREAMGRID_BATCH", "1")
     alone = dreamt(storage, source, f"{destination}alone/", **axes)
     monkeypatch.setenv("DREAMGRID_BATCH", "3")
     together = dreamt(storage, source, f"{destination}together/", **axes)

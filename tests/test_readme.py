@@ -54,4 +54,9 @@ def test_every_module_is_in_the_tree() -> None:
 
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+        file, _, heading = target.partition("#")
+        assert (ROOT / file).exists(), target
+        headings = re.findall(r"^#+ (.+)$", (ROOT / file).read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in {
+            re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings
+        }
