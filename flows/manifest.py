@@ -161,10 +161,15 @@ def parts(storage: Storage, destination: str, run_id: str | None = None) -> list
 
 def summary(storage: Storage, destination: str) -> dict[str, Any]:
     """Counts and mean scores of a destination, for people to look at."""
-    columns = ["run_id", "status", "error_kind", "source_uri", "settings_id", "settings", "score_before", "score_after"]
-    table = read(storage, destination, columns)
+    columns = ["run_id", "status", "error_kind", "source_uri", "settings_id", "score_before", "score_after"]
+    settings: dict[str, str] = {}  # a long text, the same for many rows
+    found = [_schema(columns).empty_table()]
+    for part in tables(storage, destination, [*columns, "settings"]):
+        settings.update(zip(part["settings_id"].to_pylist(), part["settings"].to_pylist(), strict=True))
+        found.append(part.select(columns))
+    table = pa.concat_tables(found)
     done = table.filter(pc.field("status") == "done")
-    means = done.group_by(["settings_id", "settings"], use_threads=False).aggregate(
+    means = done.group_by("settings_id", use_threads=False).aggregate(
         [("score_before", "mean"), ("score_after", "mean"), ("score_after", "count")]
     )
     return {
@@ -173,7 +178,7 @@ def summary(storage: Storage, destination: str) -> dict[str, Any]:
         "runs": pc.count_distinct(table["run_id"]).as_py(),
         "statuses": _counts(table["status"]),
         "errors": _counts(table["error_kind"].drop_null()),
-        "settings": [_mean_scores(row) for row in means.to_pylist()],
+        "settings": [_mean_scores(row, settings[row["settings_id"]]) for row in means.to_pylist()],
     }
 
 
@@ -181,8 +186,8 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
 
 
-def _mean_scores(row: dict[str, Any]) -> dict[str, Any]:
-    settings = DreamSettings.model_validate_json(row["settings"])
+def _mean_scores(row: dict[str, Any], text: str) -> dict[str, Any]:
+    settings = DreamSettings.model_validate_json(text)
     return {
         "settings_id": row["settings_id"],
         "model": settings.model,

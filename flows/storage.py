@@ -8,6 +8,7 @@ when its quota is spent, which half of the answers being "slow down" does within
 """
 
 import hashlib
+import logging
 import os
 import re
 import uuid
@@ -28,6 +29,10 @@ from flows.trouble import TROUBLE, Conflict, Missing, Rotten, expired, explain, 
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+# At DEBUG botocore logs requests with their session token, and answers that bring credentials; whoever logs everything
+# would keep them, Prefect in its database.
+logging.getLogger("botocore").setLevel(logging.INFO)
 
 
 class Patience(NamedTuple):

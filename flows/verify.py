@@ -10,6 +10,8 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from queue import LifoQueue
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +25,7 @@ from dreamcore.objectives import Frozen
 from dreamcore.settings import DreamSettings
 from flows import manifest, runs
 from flows.ahead import ahead
-from flows.decoder import decode
+from flows.decoder import Decoder
 from flows.plan import dream_key
 from flows.runs import Run
 from flows.storage import Storage
@@ -41,7 +43,8 @@ Kind = Literal[
 SHOWN = 1000
 """So many troubles are kept to be shown; all are counted."""
 
-_AT_ONCE = 2 * (os.cpu_count() or 1)
+_CORES = os.cpu_count() or 1
+_AT_ONCE = 2 * _CORES
 _IDENTITY = ["source_uri", "source_etag", "settings_id"]
 _COLUMNS = [*_IDENTITY, "status", "settings", "result_uri", "result_bytes", "result_sha256", "width", "height"]
 _TOLD = ["source_etag", "settings_id", "settings", "width", "height"]
@@ -92,10 +95,11 @@ def verify(storage: Storage, destination: str, watch: Callable[[int, int], None]
     look = _Look(storage, destination)
     counts: Counter[Kind] = Counter()
     shown: list[Trouble] = []
-    for trouble in look.troubles(listed, unfinished, watch):
-        counts[trouble.kind] += 1
-        if len(shown) < SHOWN:
-            shown.append(trouble)
+    with closing(look):
+        for trouble in look.troubles(listed, unfinished, watch):
+            counts[trouble.kind] += 1
+            if len(shown) < SHOWN:
+                shown.append(trouble)
     return Verdict(
         rows=len(look.dreams),
         objects=len(listed),
@@ -111,6 +115,9 @@ class _Look:
     def __init__(self, storage: Storage, destination: str) -> None:
         self.storage, self.destination = storage, destination
         self.dreams, self.named = array("Q"), array("Q")  # by `_key` of a row, and by `_number` of its object
+        self.decoders: LifoQueue[Decoder] = LifoQueue()  # those that are free, the one that was used last first
+        for _ in range(_CORES):
+            self.decoders.put(Decoder())
 
     def troubles(
         self, listed: _Numbers, unfinished: Run | None, watch: Callable[[int, int], None]
@@ -163,7 +170,7 @@ class _Look:
         if (sha256 := hashlib.sha256(data).hexdigest()) != row["result_sha256"]:
             return Trouble(kind="changed", uri=uri, what=f"SHA-256 {sha256}; the row says {row['result_sha256']}")
         try:
-            height, width, _ = decode(data).pixels.shape
+            height, width, _ = self.decode(data).shape
             inside = describe(data) or {}
         except ImageError as error:
             return Trouble(kind="damaged", uri=uri, what=str(error))
@@ -172,6 +179,17 @@ class _Look:
         differing = [name for name in _TOLD if told.get(name) != said[name]]
         what = f"the picture and its row tell of another {', '.join(differing)}"
         return Trouble(kind="other_dream", uri=uri, what=what) if differing else None
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        decoder = self.decoders.get()
+        try:
+            return decoder.decode(data).pixels
+        finally:
+            self.decoders.put(decoder)
+
+    def close(self) -> None:
+        while not self.decoders.empty():
+            self.decoders.get().close()
 
     def duplicates(self, numbers: set[int]) -> Iterator[Trouble]:
         """Rows that have their identity in common with an earlier one, as `numbers` says that some do."""
