@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any, Literal
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from dreamcore.errors import ErrorKind
 from dreamcore.objectives import objective_label
 from dreamcore.settings import DreamSettings
-from flows.ahead import ahead
+from flows.ahead import ahead, threads
 from flows.storage import Storage
 
 SCHEMA_VERSION = "2"
@@ -136,7 +135,7 @@ def tables(storage: Storage, destination: str, columns: Sequence[str], run_id: s
         data = storage.read(uri)  # a part may have been deleted meanwhile
         return from_parquet(data, columns) if data else _schema(columns).empty_table()
 
-    with ThreadPoolExecutor(_READERS) as readers:
+    with threads(_READERS) as readers:
         yield from ahead(readers, read_part, parts(storage, destination, run_id), _READERS)
 
 

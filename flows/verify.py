@@ -9,7 +9,6 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from queue import LifoQueue
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from dreamcore.images import describe
 from dreamcore.objectives import Frozen
 from dreamcore.settings import DreamSettings
 from flows import manifest, runs
-from flows.ahead import ahead
+from flows.ahead import ahead, threads
 from flows.decoder import Decoder
 from flows.plan import dream_key
 from flows.runs import Run
@@ -123,7 +122,7 @@ class _Look:
         self, listed: _Numbers, unfinished: Run | None, watch: Callable[[int, int], None]
     ) -> Iterator[Trouble]:
         """All that is wrong, in several passes; the later ones read only where there is something to be named."""
-        with ThreadPoolExecutor(_AT_ONCE) as readers:
+        with threads(_AT_ONCE) as readers:
             for trouble in ahead(readers, self.look_at, self.rows(), _AT_ONCE):
                 watch(len(self.dreams), max(len(self.dreams), len(listed)))
                 if trouble:
