@@ -5,6 +5,7 @@ Exit codes: 0 it worked; 1 the run or the picture failed; 2 bad job, settings or
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,12 +20,13 @@ from dreamcore.settings import DreamSettings, format_of
 from flows.cli_manifest import manifest
 from flows.cli_stack import STACK, down, env, start_stack, status, up
 from flows.job import DreamJob, explain
-from flows.options import as_json, job_of, job_options, memory_option, options_of
+from flows.options import as_json, folder_of, job_of, job_options, memory_option, options_of
 from flows.terminal import console, progress, screen, show_json
 
 
 def main() -> NoReturn:
     """Run the command line; every expected error is one message and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops a machine or a unit means Ctrl-C
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
@@ -82,10 +84,19 @@ def demo() -> None:
 @job_options
 @click.option("--workers", type=click.IntRange(1), help="Processes that dream; one a GPU or one a core by itself.")
 @memory_option
-@click.option("--abandon", is_flag=True, help="Give up another job's unfinished run in this destination.")
+@click.option("--resume", metavar="DEST", help="Instead of a job: go on with the unfinished run of a destination.")
+@click.option("--abandon", is_flag=True, help="First give up the unfinished run of this destination.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when a photograph failed.")
 @as_json
-def run(job: Path | None, workers: int | None, abandon: bool, strict: bool, as_json: bool, **flags: Any) -> int:
+def run(
+    job: Path | None,
+    workers: int | None,
+    resume: str | None,
+    abandon: bool,
+    strict: bool,
+    as_json: bool,
+    **flags: Any,
+) -> int:
     """Run a job here and now; any field of the job file can be given or overridden by a flag.
 
     The settings' flags may be given several times: each photograph is dreamt under every combination.
@@ -94,8 +105,11 @@ def run(job: Path | None, workers: int | None, abandon: bool, strict: bool, as_j
     dreamgrid run job.yaml
     dreamgrid run job.yaml --layers blocks.3 --layers blocks.3=0.3+blocks.4 --octaves 6
     dreamgrid run --source s3://photos/cat.jpg --destination s3://dreams/cat/ --steps 5 --steps 10 --steps 20
+    dreamgrid run --resume s3://dreams/nightly/
     """
-    the_job = job_of(job, flags)
+    if resume and (job or abandon):
+        raise click.UsageError("--resume goes on with the job that was begun: give neither a job file nor --abandon")
+    the_job = job_of(job, flags, _begun_job(resume) if resume else None)
     if workers:
         os.environ["DREAMGRID_WORKERS"] = str(workers)
     report = _run(the_job, abandon=abandon)
@@ -104,6 +118,12 @@ def run(job: Path | None, workers: int | None, abandon: bool, strict: bool, as_j
     else:
         _tell(report)
     return 1 if strict and report.failed else 0
+
+
+def _begun_job(destination: str) -> dict[str, Any]:
+    from flows import runs, storage
+
+    return runs.begun_job(folder_of(destination), storage.storage())
 
 
 def _run(job: DreamJob, *, abandon: bool = False) -> Any:
@@ -116,17 +136,21 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
     if warning := scan.warn_of_store(job.destination):
         screen.print(f"dreamgrid: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if abandon:
-        runs.release(job.destination, storage.storage())
+        runs.abandon(job.destination, storage.storage())
     runs.holder(job, storage.storage())
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the bar and `main` say it
     # Workers killed at Ctrl-C leave semaphores, which are cleaned up: nothing to warn anybody of.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+    import httpx  # which Prefect speaks to its server with
+
     from flows.dream_collection import dream_collection, on_progress
 
     with progress("dreaming") as watch:
         token = on_progress.set(watch)
         try:
             return dream_collection(job)
+        except httpx.TransportError as error:
+            raise Unavailable(f"Prefect's server does not answer ({error}); see PREFECT_API_URL") from error
         finally:
             on_progress.reset(token)
 

@@ -4,9 +4,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from dreamcore.errors import InvalidInput
-from flows.job import folder_uri
-from flows.options import as_json
+from flows.options import as_json, folder_of
 from flows.terminal import console, one_line, progress, show_json
 
 LINES = 100
@@ -40,7 +38,7 @@ def summary(destination: str, as_json: bool) -> None:
     from flows import manifest
     from flows.storage import storage
 
-    folder = _folder(destination)
+    folder = folder_of(destination)
     found = manifest.summary(storage(), folder)
     if as_json:
         show_json(found)
@@ -73,7 +71,7 @@ def verify(destination: str, as_json: bool) -> int:
     from flows.verify import verify
 
     with progress("verifying") as watch:
-        found = verify(storage(), _folder(destination), watch)
+        found = verify(storage(), folder_of(destination), watch)
     if as_json:
         show_json(found.model_dump(mode="json"))
         return 1 if found.counts else 0
@@ -87,10 +85,3 @@ def verify(destination: str, as_json: bool) -> int:
     if found.unfinished:
         console.print(f"The run {found.unfinished} is not finished: its pictures may have no row yet.", highlight=False)
     return 1 if found.counts else 0
-
-
-def _folder(destination: str) -> str:
-    try:
-        return folder_uri(destination)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from error

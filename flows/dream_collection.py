@@ -65,19 +65,17 @@ def dream_collection(job: DreamJob) -> Report:
     started = time.perf_counter()
     settings = check(job)
     run = runs.claim(job, settings, storage())
-    runs.check_unchanged(run, storage())
     with begun():
         shards = runs.frozen_plan(run, storage())
-        if shards is None:
+        if not shards:
             found = find_photographs(job)
-            shards = make_plan(found.sources, settings, done_before(job, storage()))
+            shards = runs.freeze(run, make_plan(found.sources, settings, done_before(job, storage())), storage())
             if not shards:
-                return nothing_to_do(job, found)
-            shards = runs.freeze(run, shards, storage())
+                return nothing_to_do(run, found)
         dream(run, shards)
         report = runs.finish(run, shards, time.perf_counter() - started, storage())
         show(run, list(islice(shards.sources(), job.sheets)), report)
-        runs.release(job.destination, storage())
+        runs.release(run.destination, run.run_id, storage())
     return report
 
 
@@ -108,15 +106,15 @@ def find_photographs(job: DreamJob) -> Scan:
     return found
 
 
-def nothing_to_do(job: DreamJob, found: Scan) -> Report:
-    """Say so, and leave no trace of the run."""
-    runs.release(job.destination, storage())
+def nothing_to_do(run: Run, found: Scan) -> Report:
+    """Say so, and give the destination free."""
+    runs.release(run.destination, run.run_id, storage())
     report = Report(
         run_id=None,
         state="nothing to do",
         photographs=len(found.sources),
-        destination=job.destination,
-        manifest=f"{job.destination}manifest/",
+        destination=run.destination,
+        manifest=f"{run.destination}manifest/",
     )
     get_run_logger().info("nothing to do: %s", report.why_nothing)
     return report
@@ -127,13 +125,15 @@ def dream(run: Run, shards: Plan) -> None:
     todo = runs.remaining(run, shards, storage())
     planned = shards.dreams
     finished = planned - sum(shard.dreams for shard in todo)
+    counts = runs.tally(run, storage())
     artifact: Any = create_progress_artifact(100 * finished / planned, key="dreams", description=f"{planned} dreams")
     watch = on_progress.get() or (lambda _finished, _planned: None)
     watch(finished, planned)
     futures = {dream_shard.submit(run, shard): shard for shard in todo}
     try:
         for future in as_completed(list(futures)):
-            future.result()
+            counts.update(future.result())
+            runs.check_failures(run, counts, storage())
             finished += futures[future].dreams
             watch(finished, planned)
             update_progress_artifact(artifact, 100 * finished / planned)

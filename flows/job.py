@@ -59,6 +59,9 @@ class DreamJob(Frozen):
     max_pixels: MaxPixels = DreamSettings().max_pixels
     output: Output = Field(default=Output(), description="The files that the dreams become.")
     stage_scores: bool = Field(default=False, description="Score every stage of the network, too, before and after.")
+    max_failures: float = Field(
+        default=0.5, ge=0, le=1, description="Share of dreams that may fail; after 100, a run with more stops."
+    )
     sheets: int = Field(default=24, ge=0, le=1000, description="Contact sheets to draw after a run, a photograph each.")
 
     @field_validator("grid", mode="before")
@@ -84,7 +87,7 @@ class DreamJob(Frozen):
     @property
     def job_id(self) -> str:
         """Identity of the work: 16 hex digits, the same however the job was written."""
-        return digest(self.model_dump(mode="json", exclude={"sheets", "stage_scores"}))
+        return digest(self.model_dump(mode="json", exclude={"sheets", "stage_scores", "max_failures"}))
 
     def settings(self) -> tuple[DreamSettings, ...]:
         """Every point of the grid."""

@@ -11,7 +11,7 @@ from dreamcore.errors import InvalidInput
 from dreamcore.grid import Grid
 from dreamcore.objectives import Frozen, objective_label
 from dreamcore.settings import DreamSettings, Output
-from flows.job import DreamJob, read_job
+from flows.job import DreamJob, folder_uri, read_job
 from flows.machine import parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -64,11 +64,20 @@ def job_options(command: Command) -> Command:
     return command
 
 
-def job_of(job: Path | None, flags: Mapping[str, Any]) -> DreamJob:
-    """The job that a file and flags describe."""
+def job_of(job: Path | None, flags: Mapping[str, Any], begun: Mapping[str, Any] | None = None) -> DreamJob:
+    """The job that a file and flags describe, or the one that was begun, with flags over it."""
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     grid = {name: given.pop(name) for name in list(given) if name in Grid.model_fields}
     output = {name: given.pop(name) for name in list(given) if name in Output.model_fields}
-    if job is None and not given:
+    if job is None and not given and not begun:
         raise InvalidInput("there is no job: name a job file, or give --source and --destination")
-    return read_job(job, {**given, **({"grid": grid} if grid else {}), **({"output": output} if output else {})})
+    nested = {name: fields for name, fields in (("grid", grid), ("output", output)) if fields}
+    return read_job(job, {**(begun or {}), **given, **nested})
+
+
+def folder_of(destination: str) -> str:
+    """The folder that a destination on the command line names; raises `InvalidInput` where it is no S3 address."""
+    try:
+        return folder_uri(destination)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error

@@ -1,25 +1,41 @@
 """The record of a run in its destination: claimed, frozen, resumed, finished. S3 is the truth; no clock decides.
 
+DEST/_runs/<run_id>/job.json       the job, with every point of its grid; comes first
 DEST/_runs/active.json             the one unfinished run of this destination
-DEST/_runs/<run_id>/job.json       the job, with every point of its grid
-DEST/_runs/<run_id>/plan.parquet   the frozen plan
+DEST/_runs/<run_id>/plan.parquet   the frozen plan; without rows where there was nothing to do
 DEST/_runs/<run_id>/success.json   comes last, with the counts
+
+A process may sleep through anything: its run may be finished, given up and followed by others when it wakes. So each of
+these files but `active.json` is written once, by whoever is first, and `active.json` is removed only by its own run.
 """
 
 import json
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
-from dreamcore.errors import InvalidInput
+from pydantic import ValidationError
+
+from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from dreamcore.objectives import Frozen
 from dreamcore.settings import result_id
 from flows import manifest
 from flows.job import DreamJob
-from flows.plan import Plan, PlannedSettings, Shard, Source, result_name
+from flows.plan import Plan, PlannedSettings, Shard, Source, Sources, make_plan, result_name
 from flows.storage import Storage
+
+ENOUGH_ROWS = 100
+"""So many rows must be there before a run is stopped because too many of them failed."""
+
+_JSON, _PARQUET = "application/json", "application/vnd.apache.parquet"
+_WRITERS = 8
+_OTHERWISE = (
+    "other files or another version of Dreamgrid: put them back and run it again to finish it, or add --abandon to "
+    "give it up"
+)
 
 
 class Run(Frozen):
@@ -37,7 +53,7 @@ class Run(Frozen):
     @property
     def folder(self) -> str:
         """Folder of this run's record."""
-        return f"{self.destination}_runs/{self.run_id}/"
+        return folder_of(self.destination, self.run_id)
 
     def result_uri(self, source: Source, planned: PlannedSettings) -> str:
         """Address of the dream of a photograph under a point of the grid."""
@@ -67,9 +83,19 @@ class Report(Frozen):
         return "every photograph has its dreams" if self.photographs else "there is no photograph below the source"
 
 
+def folder_of(destination: str, run_id: str) -> str:
+    """Folder of a run's record."""
+    return f"{destination}_runs/{run_id}/"
+
+
 def active_uri(destination: str) -> str:
     """Address of the mark of a destination's unfinished run."""
     return f"{destination}_runs/active.json"
+
+
+def _mark(destination: str, storage: Storage) -> dict[str, str] | None:
+    mark = storage.read(active_uri(destination))
+    return dict(json.loads(mark)) if mark is not None else None
 
 
 def holder(job: DreamJob, storage: Storage) -> str | None:
@@ -78,22 +104,33 @@ def holder(job: DreamJob, storage: Storage) -> str | None:
     Raises:
         InvalidInput: another job's run is unfinished there.
     """
-    mark = storage.read(active_uri(job.destination))
-    if mark is None:
+    held = _mark(job.destination, storage)
+    if held is None:
         return None
-    held = json.loads(mark)
     if held["job_id"] != job.job_id:
         raise InvalidInput(
-            f"{job.destination} is held by the unfinished run {held['run_id']} of another job: run that job again to "
-            f"finish it (see {job.destination}_runs/{held['run_id']}/job.json), or add --abandon to give it up"
+            f"{job.destination} is held by the unfinished run {held['run_id']} of another job: finish that with "
+            f"`dreamgrid run --resume {job.destination}`, or add --abandon to give it up"
         )
-    return str(held["run_id"])
+    return held["run_id"]
 
 
 def unfinished(destination: str, storage: Storage) -> Run | None:
-    """The run that holds a destination, as it was begun; None where there is none, or it has no plan yet."""
-    mark = storage.read(active_uri(destination))
-    return _begun(destination, json.loads(mark)["run_id"], storage) if mark else None
+    """The run that holds a destination, as it was begun; None where there is none."""
+    held = _mark(destination, storage)
+    return _begun(destination, held["run_id"], storage) if held else None
+
+
+def begun_job(destination: str, storage: Storage) -> dict[str, Any]:
+    """The fields of the job whose unfinished run holds a destination.
+
+    Raises:
+        InvalidInput: no run is unfinished there.
+    """
+    run = unfinished(destination, storage)
+    if run is None:
+        raise InvalidInput(f"{destination} has no unfinished run to go on with")
+    return run.job.model_dump(mode="json")
 
 
 def finished(destination: str, storage: Storage) -> Iterator[tuple[Run, Plan]]:
@@ -107,75 +144,147 @@ def finished(destination: str, storage: Storage) -> Iterator[tuple[Run, Plan]]:
 
 
 def _begun(destination: str, run_id: str, storage: Storage) -> Run | None:
-    data = storage.read(f"{destination}_runs/{run_id}/job.json")
-    return Run.model_validate_json(data) if data else None
+    data = storage.read(f"{folder_of(destination, run_id)}job.json")
+    try:
+        return Run.model_validate_json(data) if data else None
+    except ValidationError as error:
+        raise InvalidInput(f"the run {run_id} in {destination} was begun with {_OTHERWISE}") from error
 
 
 def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) -> Run:
     """Take the destination for a run of this job, or go on with the job's unfinished run.
 
     Raises:
-        InvalidInput: another job's run is unfinished there.
+        InvalidInput: another job's run is unfinished there, or this job's was begun with other settings.
     """
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    mark = json.dumps({"run_id": run_id, "job_id": job.job_id}).encode()
-    while not storage.write_new(active_uri(job.destination), mark, "application/json"):
-        if held := holder(job, storage):  # else it was given free in between
-            run_id = held
-            break
-    return Run(run_id=run_id, job=job, settings=tuple(settings))
+    run = Run(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", job=job, settings=tuple(settings))
+    mark = json.dumps({"run_id": run.run_id, "job_id": job.job_id}).encode()
+    while True:
+        held = holder(job, storage)
+        if held is None:
+            storage.write_new(f"{run.folder}job.json", run.model_dump_json(indent=1).encode(), _JSON)
+            if storage.write_new(active_uri(job.destination), mark, _JSON):
+                return run
+        elif (planned := _plan(job.destination, held, storage)) is not None and not planned:
+            release(job.destination, held, storage)  # whoever ended it was stopped before that
+        else:
+            run = run.model_copy(update={"run_id": held})
+            _check_unchanged(run, storage)
+            return run
 
 
-def check_unchanged(run: Run, storage: Storage) -> None:
+def _check_unchanged(run: Run, storage: Storage) -> None:
     """Raise `InvalidInput` where the settings of a run that was begun are no longer what they were."""
     begun = _begun(run.destination, run.run_id, storage) or run
     if [each.settings_id for each in begun.settings] != [each.settings_id for each in run.settings]:
-        raise InvalidInput(
-            f"the unfinished run {run.run_id} was begun with other files or another version of Dreamgrid: put them "
-            "back and run it again to finish it, or add --abandon to give it up"
-        )
+        raise InvalidInput(f"the unfinished run {run.run_id} was begun with {_OTHERWISE}")
 
 
 def freeze(run: Run, shards: Plan, storage: Storage) -> Plan:
-    """Fix the plan of a run; the first plan wins, also over one of another attempt at the same time."""
-    storage.write(f"{run.folder}job.json", run.model_dump_json(indent=1).encode(), "application/json")
-    storage.write_new(f"{run.folder}plan.parquet", shards.parquet, "application/vnd.apache.parquet")
-    return frozen_plan(run, storage) or shards
+    """Fix the plan of a run, also an empty one; the first plan wins, also over one of another attempt at the same time.
+
+    Raises:
+        Unavailable: the run was ended by another attempt, which saw nothing to do, or was given up.
+    """
+    storage.write_new(f"{run.folder}plan.parquet", shards.parquet, _PARQUET)
+    frozen = frozen_plan(run, storage)
+    if frozen is None or (shards and not frozen):
+        raise Unavailable(f"the run {run.run_id} was ended by another process before anything was dreamt")
+    return frozen
 
 
 def frozen_plan(run: Run, storage: Storage) -> Plan | None:
     """The plan of a run that was begun before; None for a new one."""
-    data = storage.read(f"{run.folder}plan.parquet")
+    return _plan(run.destination, run.run_id, storage)
+
+
+def _plan(destination: str, run_id: str, storage: Storage) -> Plan | None:
+    data = storage.read(f"{folder_of(destination, run_id)}plan.parquet")
     return Plan(data) if data is not None else None
 
 
 def remaining(run: Run, shards: Plan, storage: Storage) -> list[Shard]:
     """The shards whose part is not there yet."""
-    there = set(manifest.parts(storage, run.destination, run.run_id))
-    return [shard for shard in shards if manifest.part_uri(run.destination, run.run_id, shard.number) not in there]
+    return _without_part(run.destination, run.run_id, shards, storage)
+
+
+def _without_part(destination: str, run_id: str, shards: Plan, storage: Storage) -> list[Shard]:
+    there = set(manifest.parts(storage, destination, run_id))
+    return [shard for shard in shards if manifest.part_uri(destination, run_id, shard.number) not in there]
+
+
+def tally(run: Run, storage: Storage) -> Counter[str]:
+    """How many rows of each status the manifest has of this run."""
+    counts = Counter[str]()
+    for table in manifest.tables(storage, run.destination, ["status"], run.run_id):
+        counts.update(table["status"].to_pylist())
+    return counts
+
+
+def check_failures(run: Run, counts: Mapping[str, int], storage: Storage) -> None:
+    """Raise `DreamgridError` where more of the dreams failed than the job allows; `counts` is by status."""
+    rows, failed = sum(counts.values()), counts.get("failed", 0)
+    if rows < ENOUGH_ROWS or failed <= rows * run.job.max_failures:
+        return
+    table = manifest.read(storage, run.destination, ["status", "error_kind"], run.run_id)
+    kinds = Counter(row["error_kind"] for row in table.to_pylist() if row["status"] == "failed")
+    raise DreamgridError(
+        f"the run {run.run_id} was stopped: {failed} of the first {rows} dreams failed "
+        f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}). What is there stays. To go on all "
+        "the same, run it again with --max-failures 1; or add --abandon to give it up"
+    )
 
 
 def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
-    """Count what the manifest says of this run and write `success.json`."""
-    statuses: Counter[str] = Counter()
-    for table in manifest.tables(storage, run.destination, ["status"], run.run_id):
-        statuses.update(table["status"].to_pylist())
+    """Count what the manifest says of this run and write `success.json`.
+
+    Raises:
+        DreamgridError: there is not exactly one row for each dream that was planned.
+    """
+    counts, planned = tally(run, storage), shards.dreams
+    if counts.total() != planned:
+        raise DreamgridError(
+            f"the run {run.run_id} has {counts.total()} rows of {planned} planned: it was given up by another process, "
+            "or parts of it were removed. What is there stays; add --abandon to begin a new run with what is missing"
+        )
     report = Report(
         run_id=run.run_id,
         state="completed",
-        planned=shards.dreams,
-        done=statuses["done"],
-        failed=statuses["failed"],
-        skipped=statuses["skipped"],
+        planned=planned,
+        done=counts["done"],
+        failed=counts["failed"],
+        skipped=counts["skipped"],
         photographs=sum(1 for _ in shards.sources()),
         seconds=round(seconds, 3),
         destination=run.destination,
         manifest=f"{run.destination}manifest/",
     )
-    storage.write(f"{run.folder}success.json", report.model_dump_json(indent=1).encode(), "application/json")
+    storage.write_new(f"{run.folder}success.json", report.model_dump_json(indent=1).encode(), _JSON)
     return report
 
 
-def release(destination: str, storage: Storage) -> None:
-    """Give a destination free; the parts of a run that is given up stay valid rows."""
-    storage.delete(active_uri(destination))
+def release(destination: str, run_id: str, storage: Storage) -> None:
+    """Give a destination free, if this run still holds it."""
+    uri = active_uri(destination)
+    mark = storage.read(uri)
+    if mark is not None and json.loads(mark)["run_id"] == run_id:
+        storage.delete_same(uri, mark)
+
+
+def abandon(destination: str, storage: Storage) -> None:
+    """Give up the unfinished run of a destination, if there is one. Its parts stay valid rows.
+
+    A process of it that still works, or sleeps, can add none from now on: what it would write is there already, an
+    empty plan or an empty part for each shard that has none. So another run may dream what is missing at once.
+    """
+    if (held := _mark(destination, storage)) is None:
+        return
+    run_id, empty, nothing = held["run_id"], manifest.to_parquet([]), make_plan(Sources(()), (), lambda _key: True)
+    if _plan(destination, run_id, storage) is None:
+        storage.write_new(f"{folder_of(destination, run_id)}plan.parquet", nothing.parquet, _PARQUET)
+    shards = _plan(destination, run_id, storage) or nothing
+    left = _without_part(destination, run_id, shards, storage)
+    parts = [manifest.part_uri(destination, run_id, shard.number) for shard in left]
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        list(writers.map(lambda part: storage.write_new(part, empty, _PARQUET), parts))
+    release(destination, run_id, storage)

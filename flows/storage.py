@@ -160,6 +160,14 @@ class Storage:
         bucket, key = split_uri(uri)
         self._ask(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 
+    def delete_same(self, uri: str, data: bytes) -> None:
+        """Remove the object at `uri` only if it holds `data`, and never what another puts there meanwhile."""
+        bucket, key = split_uri(uri)
+        found = self.find(uri)
+        if found is not None and self.read(uri) == data:
+            with suppress(Missing, Conflict):
+                self._ask(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key, IfMatch=f'"{found.etag}"'))
+
     def check_bucket(self, uri: str) -> None:
         """Raise `InvalidInput` unless the bucket of `uri` can be listed."""
         bucket, key = split_uri(uri)

@@ -149,4 +149,5 @@ def test_no_photograph_is_nothing_to_do(dreamgrid: Command, source: str, destina
 def test_a_usage_error_is_exit_2(dreamgrid: Command) -> None:
     assert dreamgrid("run", "--nonsense").returncode == 2
     assert dreamgrid("run").returncode == 2
+    assert dreamgrid("run", "job.yaml", "--resume", "s3://dreams/x/").returncode == 2
     assert dreamgrid("manifest", "no-address").returncode == 2

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,13 +23,15 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId,
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Scheduled
+from prefect.states import Cancelling, Scheduled
 
 from dreamcore.settings import DreamSettings
 from flows import manifest
 from flows.job import DreamJob
 from flows.stack import Stack
 from flows.storage import Storage
+from tests.conftest import Command
+from tests.kills import Observer, put_photographs
 
 ROOT = Path(__file__).parents[1]
 DEPLOYMENTS = ROOT / "deployments"
@@ -288,3 +290,39 @@ def test_a_worker_somewhere_else_dreams(
     with Image.open(io.BytesIO(dream)) as picture, Image.open(io.BytesIO(source)) as photo:
         assert picture.size == photo.size == (64, 48)
         assert picture.convert("RGB").tobytes() != photo.tobytes()
+
+
+@pytest.mark.soak
+def test_a_run_that_is_cancelled_stops_and_another_goes_on(
+    client: SyncPrefectClient,
+    deployed: dict[str, DeploymentResponse],
+    worker: Path,
+    storage: Storage,
+    source: str,
+    destination: str,
+    dreamgrid: Command,
+) -> None:
+    put_photographs(storage, source, 40)
+    grid = {"layers": ["blocks.1"], "octaves": [2], "steps": [100]}
+    job = {"source": source, "destination": destination, "grid": grid}
+    run = client.create_flow_run_from_deployment(deployed["grid"].id, parameters={"job": job})
+    observer = Observer(storage, destination)
+
+    def await_or_fail(seconds: float, happened: Callable[[], object]) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline, f"The worker's log:\n{worker.read_text()}"
+            time.sleep(0.5)
+            observer.look()
+
+    await_or_fail(120, lambda: observer.dreams)
+    client.set_flow_run_state(run.id, Cancelling())
+    await_or_fail(60, lambda: client.read_flow_run(run.id).state_type is StateType.CANCELLED)
+    there = len(observer.dreams)
+    time.sleep(5)
+    observer.look()
+    assert len(observer.dreams) == there < 40, "nothing of it works on"
+
+    resumed = dreamgrid("run", "--resume", destination)
+    assert resumed.returncode == 0, resumed.stderr
+    observer.check_finished(DreamJob.model_validate(job))

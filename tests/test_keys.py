@@ -53,7 +53,7 @@ def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, desti
         dream_shard(run, shard, storage)
     sheets = list(draw_sheets(run, storage, list(plan.sources())))
     runs.finish(run, plan, 1.0, storage)
-    runs.release(destination, storage)
+    runs.release(destination, run.run_id, storage)
 
     rows = manifest.read(storage, destination).to_pylist()
     assert {row["source_uri"] for row in rows} == there

@@ -180,10 +180,19 @@ def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: st
     other, _ = plan_run(storage, source, destination, ["blocks.1"])
     first = runs.claim(run.job, run.settings, storage)
     assert runs.claim(run.job, run.settings, storage).run_id == first.run_id, "the same job goes on with its run"
-    with pytest.raises(InvalidInput, match=f"held by the unfinished run {first.run_id}"):
+    ways_out = f"`dreamgrid run --resume {destination}`, or add --abandon"
+    with pytest.raises(InvalidInput, match=f"held by the unfinished run {first.run_id} of another job.*{ways_out}"):
         runs.claim(other.job, other.settings, storage)
-    runs.release(destination, storage)
-    assert runs.claim(other.job, other.settings, storage).run_id != first.run_id
+    assert DreamJob.model_validate(runs.begun_job(destination, storage)) == run.job
+    runs.release(destination, first.run_id, storage)
+    with pytest.raises(InvalidInput, match="has no unfinished run to go on with"):
+        runs.begun_job(destination, storage)
+    second = runs.claim(other.job, other.settings, storage)
+    assert second.run_id != first.run_id
+    runs.release(destination, first.run_id, storage)
+    assert runs.holder(other.job, storage) == second.run_id, "a run removes no mark but its own"
+    runs.abandon(destination, storage)
+    assert runs.holder(other.job, storage) is None
 
 
 def test_a_dream_that_its_format_cannot_hold_is_a_failed_row(storage: Storage, source: str, destination: str) -> None:

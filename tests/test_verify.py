@@ -33,7 +33,7 @@ def dreamt(storage: Storage, source: str, destination: str, *, finished: bool = 
         dream_shard(run, shard, storage)
     if finished:
         runs.finish(run, plan, 1.0, storage)
-        runs.release(destination, storage)
+        runs.release(destination, run.run_id, storage)
     return run, plan
 
 
@@ -157,7 +157,7 @@ def test_orphans_are_told_from_the_pictures_of_an_unfinished_run(
     found = look(storage, destination)
     assert (found.unfinished, [(each.kind, each.uri) for each in found.troubles]) == (run.run_id, [("orphan", orphan)])
 
-    runs.release(destination, storage)  # given up: nobody will name them any more
+    runs.abandon(destination, storage)  # given up: nobody will name them any more
     found = look(storage, destination)
     assert (found.unfinished, found.counts) == (None, {"orphan": 1 + last.dreams})
 

@@ -1,0 +1,223 @@
+"""Runs that are killed or put to sleep: each attempt at a job is a process of its own, forked from one that is warm.
+
+An attempt goes through the protocol as the flow does, without Prefect. It may be told to send itself a signal at any
+one of its calls to S3, just before the request or just after the answer; or whoever started it sends one. An observer
+reads whatever can be seen of a destination at any instant.
+"""
+
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from dreamcore.errors import DreamgridError
+from dreamcore.images import Photograph, decode, describe
+from dreamcore.picture import Limits, Order, dream_photographs
+from dreamcore.settings import DreamSettings
+from flows import runs, shard
+from flows.assets import network_of
+from flows.job import DreamJob
+from flows.machine import max_memory
+from flows.plan import make_plan
+from flows.scan import done_before, plan_settings, scan
+from flows.storage import Found, Storage
+from tests.tiny import pixels
+
+BATCH = 2
+"""Dreams that an attempt makes at once: few, since its runs are small."""
+REFUSED = 3
+"""Exit code of an attempt that ended with one of our own errors."""
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload([__name__])
+
+
+def _warm_up() -> None:
+    """What a fork need not do any more: load the network, and dream the first time, which takes longest."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # others would not be there after a fork
+    for layers in ("blocks.0", "blocks.1"):
+        settings = DreamSettings.model_validate({"layers": layers, "octaves": 1, "steps": 1})
+        order = Order(Photograph(pixels(32, 40), 40, 32), settings)
+        dream_photographs(network_of(settings, "cpu"), [order], Limits(max_memory("cpu")))
+    torch.set_num_threads(threads)
+
+
+_warm_up()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process that goes through a job once."""
+
+    environment: Mapping[str, str]
+    """Where S3 is."""
+    job: DreamJob
+    made: Path
+    """A file that grows by a byte for each dream that is made."""
+    event: int | None = None
+    """When the process sends itself a signal: each call to S3 is two events, numbered from 1."""
+    signal: int = signal.SIGKILL
+
+    def start(self) -> ForkServerProcess:
+        """The process, under way."""
+        process = _forks.Process(target=_go, args=(self,))
+        process.start()
+        return process
+
+    def run(self) -> int | None:
+        """The exit code: 0 when it got through."""
+        return wait(self.start())
+
+
+def wait(process: ForkServerProcess) -> int | None:
+    """The exit code of an attempt under way."""
+    process.join(120)
+    return process.exitcode
+
+
+@contextmanager
+def sleeping(attempt: Attempt) -> Iterator[Callable[[], int | None] | None]:
+    """An attempt that sleeps (SIGSTOP), as what wakes it up and gives its exit code; None where it got through."""
+    process = attempt.start()
+
+    def wake() -> int | None:
+        os.kill(process.pid or 0, signal.SIGCONT)
+        return wait(process)
+
+    def sleeps() -> bool:
+        with suppress(FileNotFoundError):
+            return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return False
+
+    try:
+        while process.is_alive() and not sleeps():
+            time.sleep(0.005)
+        yield wake if sleeps() else None
+    finally:
+        process.kill()
+        process.join()
+
+
+def _go(attempt: Attempt) -> None:
+    """In the fork."""
+    os.environ["DREAMGRID_BATCH"] = str(BATCH)
+    torch.set_num_threads(1)
+    _count_dreams(attempt.made)
+    storage = Storage(environment=attempt.environment)
+    _watch_calls(storage, attempt)
+    try:
+        _follow_protocol(attempt.job, storage)
+    except DreamgridError:
+        sys.exit(REFUSED)
+
+
+def _follow_protocol(job: DreamJob, storage: Storage) -> None:
+    """What `flows.dream_collection` does, in one process."""
+    settings = plan_settings(job)
+    run = runs.claim(job, settings, storage)
+    shards = runs.frozen_plan(run, storage)
+    if not shards:
+        shards = runs.freeze(run, make_plan(scan(job, storage).sources, settings, done_before(job, storage)), storage)
+    if shards:
+        for each in runs.remaining(run, shards, storage):
+            shard.dream_shard(run, each, storage)
+        runs.finish(run, shards, 0.0, storage)
+    runs.release(run.destination, run.run_id, storage)
+
+
+def _count_dreams(made: Path) -> None:
+    def counting(network: Any, orders: Any, *limits: Any) -> Any:
+        with made.open("ab", buffering=0) as file:
+            file.write(b"." * len(orders))
+        return dream_photographs(network, orders, *limits)
+
+    patch.object(shard, "dream_photographs", counting).start()
+
+
+def _watch_calls(storage: Storage, attempt: Attempt) -> None:
+    events = itertools.count(1)
+
+    def event(**_: object) -> None:
+        if next(events) == attempt.event:
+            os.kill(os.getpid(), attempt.signal)
+
+    for name in ("before-send.s3", "response-received.s3"):
+        storage._client.meta.events.register(name, event)
+
+
+def put_photographs(storage: Storage, source: str, count: int) -> None:
+    """Small photographs, all different."""
+    for number in range(count):
+        sink = io.BytesIO()
+        Image.fromarray(pixels(32, 40, number)).save(sink, "PNG")
+        storage.write(f"{source}{number:03d}.png", sink.getvalue(), "image/png")
+
+
+Identity = tuple[str, str, str]
+"""Photograph, its version, settings: what has one row."""
+
+
+def wanted(job: DreamJob, storage: Storage) -> set[Identity]:
+    """The rows that a destination must have when the job is done."""
+    sources, settings = scan(job, storage).sources, plan_settings(job)
+    return {(source.uri, source.etag, each.settings_id) for source in sources for each in settings}
+
+
+class Observer:
+    """Looks at a destination while it grows: all that can be seen is whole at the first sight and never changes."""
+
+    def __init__(self, storage: Storage, destination: str) -> None:
+        self.storage, self.destination = storage, destination
+        self.rows: dict[Identity, dict[str, Any]] = {}
+        self.dreams: dict[str, tuple[int, str]] = {}
+        """Bytes and SHA-256 by address."""
+        self._etags: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Read what has come since the last look. What a part names is there before the part."""
+        parts = list(self.storage.list(f"{self.destination}manifest/"))
+        for found in self._new(list(self.storage.list(f"{self.destination}images/"))):
+            data = self.storage.read(found.uri) or b""
+            assert decode(data)
+            assert describe(data), f"{found.uri} is no whole dream"
+            self.dreams[found.uri] = len(data), hashlib.sha256(data).hexdigest()
+        for found in self._new(parts):
+            for row in pq.read_table(io.BytesIO(self.storage.read(found.uri) or b"")).to_pylist():
+                self._look_at(row)
+
+    def _new(self, listed: Iterable[Found]) -> Iterable[Found]:
+        for found in listed:
+            if found.uri not in self._etags:
+                self._etags[found.uri] = found.etag
+                yield found
+            assert self._etags[found.uri] == found.etag, f"{found.uri} was written again"
+
+    def _look_at(self, row: dict[str, Any]) -> None:
+        identity = row["source_uri"], row["source_etag"], row["settings_id"]
+        assert identity not in self.rows, f"{identity} has two rows"
+        self.rows[identity] = row
+        if row["status"] == "done":
+            assert self.dreams[row["result_uri"]] == (row["result_bytes"], row["result_sha256"])
+
+    def check_finished(self, *jobs: DreamJob) -> None:
+        """Nothing is lost, nothing is twice, no dream is without its row, and the destination is free."""
+        self.look()
+        assert set(self.rows) == {identity for job in jobs for identity in wanted(job, self.storage)}
+        assert set(self.dreams) == {row["result_uri"] for row in self.rows.values() if row["status"] == "done"}
+        assert self.storage.find(runs.active_uri(self.destination)) is None

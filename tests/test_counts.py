@@ -1,0 +1,138 @@
+"""Every planned dream ends as exactly one row, whatever its photograph is; too many failures stop the run."""
+
+import json
+from collections import Counter
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dreamcore.errors import DreamgridError, Unavailable
+from flows import manifest, runs
+from flows.job import DreamJob
+from flows.plan import Sources, make_plan
+from flows.runs import Run
+from flows.scan import done_before, plan_settings, scan
+from flows.shard import dream_shard
+from flows.storage import Storage
+from tests.conftest import Command
+from tests.test_shard import put_photograph
+
+BYTES = {
+    "empty": b"",
+    "page": b"<html>no photograph</html>",
+    "cut off": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "other": b"\xff\x0a of another format",
+}
+BECOMES = {
+    "good": ("done", None),
+    "empty": ("failed", "not_an_image"),
+    "page": ("failed", "not_an_image"),
+    "cut off": ("failed", "damaged"),
+    "other": ("failed", "unsupported"),
+    "deleted": ("skipped", "source_missing"),
+    "replaced": ("skipped", "source_changed"),
+}
+"""Status and kind of the rows of each sort of photograph."""
+
+_numbers = count()
+
+
+def put(storage: Storage, uri: str, sort: str) -> None:
+    if sort in BYTES:
+        storage.write(uri, BYTES[sort], "image/png")
+    else:
+        put_photograph(storage, uri)
+
+
+def begin(storage: Storage, source: str, destination: str, **fields: object) -> Run:
+    grid = {"layers": ["blocks.0", "blocks.1"], "octaves": [1], "steps": [1]}
+    job = DreamJob.model_validate({"source": source, "destination": destination, "grid": grid, **fields})
+    return runs.claim(job, plan_settings(job), storage)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sorts=st.lists(st.sampled_from(sorted(BECOMES)), min_size=1, max_size=5))
+def test_done_failed_and_skipped_are_all_that_was_planned(
+    sorts: list[str], storage: Storage, source: str, destination: str
+) -> None:
+    here, there = (f"{folder}{next(_numbers)}/" for folder in (source, destination))
+    for number, sort in enumerate(sorts):
+        put(storage, f"{here}{number}.png", sort)
+    run = begin(storage, here, there)
+    plan = make_plan(scan(run.job, storage).sources, run.settings, done_before(run.job, storage))
+    shards = runs.freeze(run, plan, storage)
+    for number, sort in enumerate(sorts):
+        if sort == "deleted":
+            storage.delete(f"{here}{number}.png")
+        elif sort == "replaced":
+            put_photograph(storage, f"{here}{number}.png", seed=1)
+
+    counts = Counter[str]()
+    for shard in shards:
+        counts.update(dream_shard(run, shard, storage))
+    report = runs.finish(run, shards, 0.0, storage)
+
+    assert report.done + report.failed + report.skipped == report.planned == 2 * len(sorts)
+    assert (report.done, report.failed, report.skipped) == (counts["done"], counts["failed"], counts["skipped"])
+    rows = manifest.read(storage, there).to_pylist()
+    found = Counter((row["source_uri"], row["status"], row["error_kind"]) for row in rows)
+    assert found == {(f"{here}{number}.png", *BECOMES[sort]): 2 for number, sort in enumerate(sorts)}
+
+
+def test_a_run_with_too_few_rows_is_not_finished(storage: Storage, source: str, destination: str) -> None:
+    put(storage, source + "page.png", "page")
+    run = begin(storage, source, destination)
+    plan = make_plan(scan(run.job, storage).sources, run.settings, done_before(run.job, storage))
+    first, *_ = shards = runs.freeze(run, plan, storage)
+    dream_shard(run, first, storage)
+    with pytest.raises(DreamgridError, match="1 rows of 2 planned: it was given up"):
+        runs.finish(run, shards, 0.0, storage)
+    assert storage.find(f"{run.folder}success.json") is None
+
+
+def test_a_run_that_another_process_ended_cannot_be_planned(storage: Storage, source: str, destination: str) -> None:
+    put(storage, source + "page.png", "page")
+    run = begin(storage, source, destination)
+    same = begin(storage, source, destination)
+    assert same.run_id == run.run_id
+    assert not runs.freeze(same, make_plan(Sources(()), (), lambda _key: True), storage)
+    with pytest.raises(Unavailable, match="was ended by another process"):
+        runs.freeze(run, make_plan(scan(run.job, storage).sources, run.settings, lambda _: False), storage)
+    assert begin(storage, source, destination).run_id != run.run_id, "the next one begins anew"
+
+
+@pytest.mark.parametrize(
+    ("done", "failed", "max_failures", "stops"),
+    [(50, 50, 0.5, False), (49, 51, 0.5, True), (0, 99, 0.5, False), (99, 1, 0.0, True), (0, 100, 1.0, False)],
+)
+def test_more_failures_than_the_job_allows_stop_it(
+    done: int, failed: int, max_failures: float, stops: bool, storage: Storage, source: str, destination: str
+) -> None:
+    run = begin(storage, source, destination, max_failures=max_failures)
+    counts = {"done": done, "failed": failed}
+    if stops:
+        with pytest.raises(DreamgridError, match=rf"{failed} of the first 100 dreams failed.*--max-failures 1"):
+            runs.check_failures(run, counts, storage)
+    else:
+        runs.check_failures(run, counts, storage)
+
+
+def test_a_collection_of_web_pages_stops_and_goes_on_when_told_to(
+    storage: Storage, source: str, destination: str, dreamgrid: Command, tmp_path: Path
+) -> None:
+    for number in range(40):
+        storage.write(f"{source}{number}.jpg", BYTES["page"], "image/jpeg")
+    job = ("--source", source, "--destination", destination, *("--steps", "1", "--steps", "2", "--steps", "3"))
+    stopped = dreamgrid("run", *job)
+    assert stopped.returncode == 1, stopped.stderr
+    assert "not_an_image). What is there stays." in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert len(manifest.read(storage, destination)) > 100
+
+    resumed = dreamgrid("run", "--resume", destination, "--max-failures", "1", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["failed"] == 120
+    assert len(manifest.read(storage, destination)) == 120
