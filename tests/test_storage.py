@@ -70,6 +70,15 @@ def test_the_first_writer_wins(store: Store, storage: Storage, source: str) -> N
     assert storage.read(source + "x") == b"first"
 
 
+def test_an_object_is_removed_only_as_it_was_read(storage: Storage, source: str) -> None:
+    storage.write(source + "x", b"first", "text/plain")
+    storage.delete_same(source + "x", b"second")
+    assert storage.read(source + "x") == b"first"
+    for _ in range(2):  # the second time there is nothing to remove
+        storage.delete_same(source + "x", b"first")
+        assert storage.read(source + "x") is None
+
+
 def test_the_probe_of_conditions_is_right_and_leaves_nothing(store: Store, storage: Storage, source: str) -> None:
     assert storage.honours_conditions(source) == store.conditional_writes
     assert list(storage.list(source)) == []
