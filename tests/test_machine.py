@@ -112,7 +112,7 @@ from dreamcore.models import load_network
 torch.set_num_threads(1)
 network, faults = load_network("efficientnet_lite0"), []
 for _ in range(6):
-    picture = torch.rand(1, 3, 256, 384, requires_grad=True)
+    picture = torch.rand(1, 3, 640, 960, requires_grad=True)
     network.activations(picture, ["blocks.1"])["blocks.1"].square().mean().backward()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(faults[-1] - faults[-2])
