@@ -111,7 +111,7 @@ import torch
 from dreamcore.models import load_network
 torch.set_num_threads(1)
 network, faults = load_network("efficientnet_lite0"), []
-for _ in range(9):
+for _ in range(12):
     picture = torch.rand(1, 3, 640, 960, requires_grad=True)
     network.activations(picture, ["blocks.1"])["blocks.1"].square().mean().backward()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
@@ -126,4 +126,4 @@ def test_a_step_takes_the_memory_of_the_one_before_it() -> None:
         run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True)
         return int(run.stdout)
 
-    assert pages_taken_anew("kept") < 200 < 20_000 < pages_taken_anew("given back")
+    assert 10 * pages_taken_anew("kept") < pages_taken_anew("given back") > 20_000
