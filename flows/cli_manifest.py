@@ -1,7 +1,7 @@
 """`dreamgrid manifest`: what a destination holds, and whether that is so."""
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flows.options import as_json, folder_of
@@ -76,7 +76,7 @@ def verify(destination: str, as_json: bool) -> int:
         show_json(found.model_dump(mode="json"))
         return 1 if found.counts else 0
     if found.counts:
-        table = Table("what", "where", "why", box=None)
+        table = Table("what", Column("where", overflow="fold"), "why", box=None)  # addresses are there to be copied
         for trouble in found.troubles[:LINES]:
             table.add_row(trouble.kind, Text(one_line(trouble.uri)), Text(one_line(trouble.what)))
         console.print(table)
