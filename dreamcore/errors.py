@@ -15,7 +15,7 @@ ErrorKind = Literal[
     "unsupported",  # a picture, but of a format or kind that is not dreamt
     "damaged",  # truncated or corrupt
     "undecodable",  # took longer than the limit for decoding, or broke the decoder
-    "too_large",  # more pixels than the limit for decoding
+    "too_large",  # more pixels or bytes than the limit for decoding
     "too_small",  # smaller than the network can see
     "source_missing",  # deleted between the scan and the read
     "source_changed",  # replaced between the scan and the read

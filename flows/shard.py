@@ -13,11 +13,10 @@ from dreamcore.network import Network
 from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.scores import Sight
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key
-from flows import manifest
+from flows import decoder, manifest
 from flows.ahead import ahead, threads
 from flows.assets import network_of, pictures
 from flows.batches import in_batches
-from flows.decoder import decode
 from flows.machine import at_once, choose_device, keep_memory, lookahead, max_memory
 from flows.manifest import Row
 from flows.plan import PlannedSettings, Shard, Source, Work
@@ -105,9 +104,12 @@ class _Dreamer:
         if there == results:
             return _Loaded(work, there, {})
         limits = {self.run.settings[index].settings.max_pixels for index in work.settings}
+        if work.source.size > decoder.MEMORY:  # read, it would take the memory of the worker
+            large = ImageError("too_large", f"a file of {work.source.size} bytes: at most {decoder.MEMORY} are read")
+            return _Loaded(work, there, {}, large)
         try:
             data = self.storage.read_version(Found(work.source.uri, work.source.etag, work.source.size))
-            return _Loaded(work, there, {limit: decode(data, max_pixels=limit) for limit in limits})
+            return _Loaded(work, there, {limit: decoder.decode(data, max_pixels=limit) for limit in limits})
         except ImageError as error:
             return _Loaded(work, there, {}, error)
 

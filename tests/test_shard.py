@@ -150,6 +150,20 @@ def test_something_else_in_the_place_of_a_dream_is_told(storage: Storage, source
         dream_shard(run, shard, storage)
 
 
+def test_a_file_that_is_larger_than_a_decoder_may_be_is_not_even_read(
+    storage: Storage, source: str, destination: str
+) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    (work,) = shard.works
+    storage.delete(source + "cat.png")
+    assert dream_shard(run, Shard(0, (replace(work, source=replace(work.source, size=2**31)),)), storage) == {
+        "failed": 1
+    }
+    (row,) = rows_of(storage, run)
+    assert (row["error_kind"], row["error"]) == ("too_large", f"a file of {2**31} bytes: at most {2**30} are read")
+
+
 def test_a_destination_below_the_source_never_dreams_its_own_dreams(storage: Storage, source: str) -> None:
     put_photograph(storage, source + "cat.png")
     put_photograph(storage, source + "dreams2/dog.png", seed=1)
