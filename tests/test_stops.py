@@ -52,7 +52,8 @@ def workers_of(command: subprocess.Popen[str]) -> list[int]:
 
 
 def await_more(observer: Observer, command: subprocess.Popen[str]) -> None:
-    """Returns when there are more dreams than the last time."""
+    """Returns when there are more dreams than now, when the command has just been started."""
+    observer.look()  # the one before it may have delivered some that nobody has seen yet
     before = len(observer.dreams)
     while len(observer.dreams) == before:
         assert command.poll() is None, command.communicate()
