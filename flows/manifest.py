@@ -19,6 +19,9 @@ from flows.storage import Storage
 SCHEMA_VERSION = "2"
 """Columns are only ever added, and nullable; then this is raised."""
 
+CONTENT_TYPE = "application/vnd.apache.parquet"
+"""Of parts, and of plans."""
+
 _READERS = 8
 
 

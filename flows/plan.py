@@ -121,6 +121,9 @@ class Plan:
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __bool__(self) -> bool:
+        return bool(pq.read_metadata(io.BytesIO(self.parquet)).num_rows)  # to count the shards, all of them are made
+
     def __iter__(self) -> Iterator[Shard]:
         batches = pq.ParquetFile(io.BytesIO(self.parquet)).iter_batches(_ROWS_AT_ONCE)
         for number, rows in groupby(_rows(batches), key=lambda row: row[0]):

@@ -30,7 +30,7 @@ from flows.storage import Storage
 ENOUGH_ROWS = 100
 """So many rows must be there before a run is stopped because too many of them failed."""
 
-_JSON, _PARQUET = "application/json", "application/vnd.apache.parquet"
+_JSON = "application/json"
 _WRITERS = 8
 _OTHERWISE = (
     "other files or another version of Dreamgrid: put them back and run it again to finish it, or add --abandon to "
@@ -186,7 +186,7 @@ def freeze(run: Run, shards: Plan, storage: Storage) -> Plan:
     Raises:
         Unavailable: the run was ended by another attempt, which saw nothing to do, or was given up.
     """
-    storage.write_new(f"{run.folder}plan.parquet", shards.parquet, _PARQUET)
+    storage.write_new(f"{run.folder}plan.parquet", shards.parquet, manifest.CONTENT_TYPE)
     frozen = frozen_plan(run, storage)
     if frozen is None or (shards and not frozen):
         raise Unavailable(f"the run {run.run_id} was ended by another process before anything was dreamt")
@@ -281,10 +281,10 @@ def abandon(destination: str, storage: Storage) -> None:
         return
     run_id, empty, nothing = held["run_id"], manifest.to_parquet([]), make_plan(Sources(()), (), lambda _key: True)
     if _plan(destination, run_id, storage) is None:
-        storage.write_new(f"{folder_of(destination, run_id)}plan.parquet", nothing.parquet, _PARQUET)
+        storage.write_new(f"{folder_of(destination, run_id)}plan.parquet", nothing.parquet, manifest.CONTENT_TYPE)
     shards = _plan(destination, run_id, storage) or nothing
     left = _without_part(destination, run_id, shards, storage)
     parts = [manifest.part_uri(destination, run_id, shard.number) for shard in left]
     with ThreadPoolExecutor(_WRITERS) as writers:
-        list(writers.map(lambda part: storage.write_new(part, empty, _PARQUET), parts))
+        list(writers.map(lambda part: storage.write_new(part, empty, manifest.CONTENT_TYPE), parts))
     release(destination, run_id, storage)

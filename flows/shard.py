@@ -41,7 +41,7 @@ def dream_shard(run: Run, shard: Shard, storage: Storage) -> dict[str, int]:
     """
     rows = _Dreamer(run, shard, storage).rows()
     part = manifest.part_uri(run.destination, run.run_id, shard.number)
-    storage.write_new(part, manifest.to_parquet(rows), "application/vnd.apache.parquet")
+    storage.write_new(part, manifest.to_parquet(rows), manifest.CONTENT_TYPE)
     return dict(Counter(row.status for row in rows))
 
 
