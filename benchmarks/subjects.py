@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from benchmarks.published import Clean, Published, score
 from dreamcore.catalogue import card
-from dreamcore.models import build, load_network
+from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.settings import BUNDLED, DreamSettings
+from dreamcore.zoo import build
 
 LEAST_DB = 60.0
 """Contenders whose pictures after one step differ by more than this do not do the same."""

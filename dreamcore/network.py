@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamcore.catalogue import Card
+from dreamcore.cards import Card
 from dreamcore.engine import quicken
 from dreamcore.errors import InvalidInput
 from dreamcore.objectives import LOGITS

@@ -4,16 +4,15 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dreamcore.catalogue import Card, Layer, card
+from dreamcore.cards import Card, Layer
 from dreamcore.errors import InvalidInput
-from dreamcore.models import PACKAGED, build, packaged_file, sha256_of
 from dreamcore.network import Network
 from dreamcore.objectives import LOGITS
 from dreamcore.receptive import ReceptiveFields
+from dreamcore.zoo import build, preprocessing, weights_identity
 
 PROBE_SIDE = 224
 """Side of the picture, in pixels, with which a network is surveyed."""
@@ -29,27 +28,26 @@ def survey(model: str) -> Card:
             weights is not installed; or it cannot dream.
     """
     module = _without_weights(model)
-    weights = _weights_identity(model, module)
+    weights = weights_identity(model, module)
     one, other = _answers(module, PROBE_SIDE), _answers(module, PROBE_SIDE + COARSEST_MULTIPLE)
     if not one or not other:
         raise InvalidInput(f"{model} takes pictures of one size only: choose a convolutional network")
     # Some layers of transformers hold their channels last: what is in the channels' place grows with the picture.
     layers = tuple(layer for name, layer in one.items() if name in other and other[name].channels == layer.channels)
     multiple = _multiple(module)
-    mean, std, size = _preprocessing(model, module)
+    mean, std, size = preprocessing(model, module)
     return Card(model, weights, mean, std, size, _min_size(module, multiple), layers, multiple)
 
 
-def answer_sizes(model: str, height: int, width: int) -> dict[str, tuple[int, int]]:
-    """Height and width of what each layer of `model` answers to a picture of `height` x `width`; computes nothing.
+def answer_sizes(known: Card, height: int, width: int) -> dict[str, tuple[int, int]]:
+    """Height and width of what each layer on a card answers to a picture of `height` x `width`; computes nothing.
 
     Raises:
-        InvalidInput: no such network, or the picture is smaller than it takes.
+        InvalidInput: the picture is smaller than the network takes.
     """
-    known = card(model)
     if min(height, width) < known.min_size:
-        raise InvalidInput(f"{width}x{height} pixels: {model} needs {known.min_size} on each side")
-    network = Network(_without_weights(model), known, device="meta", plain=True)
+        raise InvalidInput(f"{width}x{height} pixels: {known.model} needs {known.min_size} on each side")
+    network = Network(_without_weights(known.model), known, device="meta", plain=True)
     with torch.no_grad():
         picture = torch.zeros(1, 3, height, width, device="meta")
         answers = network.activations(picture, {layer.name for layer in known.layers})
@@ -68,28 +66,6 @@ def _without_weights(model: str) -> nn.Module:
     """The structure of `model`, to be shown tensors on the meta device."""
     with _NoWeights():
         return build(model, pretrained=False).eval().to("meta")
-
-
-def _weights_identity(model: str, module: nn.Module) -> str:
-    """The SHA-256 of the weights that come as a package, or the library's versioned name for its own."""
-    if model in PACKAGED:
-        return sha256_of(packaged_file(model, PACKAGED[model]))
-    if model.startswith("timm/"):
-        cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
-        return f"timm:{cfg['architecture']}.{cfg['tag']}"
-    return f"torchvision:{torchvision.models.get_model_weights(model).DEFAULT}"
-
-
-_Triple = tuple[float, float, float]
-
-
-def _preprocessing(model: str, module: nn.Module) -> tuple[_Triple, _Triple, int]:
-    """Mean and standard deviation of the pictures that the network learnt from, in [0, 1], and their side in pixels."""
-    if model in PACKAGED or model.startswith("timm/"):
-        cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
-        return tuple(cfg["mean"]), tuple(cfg["std"]), cfg["input_size"][-1]
-    preset = torchvision.models.get_model_weights(model).DEFAULT.transforms()
-    return tuple(preset.mean), tuple(preset.std), preset.crop_size[0]
 
 
 def _answers(module: nn.Module, side: int) -> dict[str, Layer]:

@@ -272,7 +272,7 @@ def models(part: str, as_json: bool) -> None:
     dreamgrid models
     dreamgrid models resnet
     """
-    from dreamcore.models import model_names
+    from dreamcore.zoo import model_names
 
     names = [name for name in model_names() if part in name]
     if as_json:
@@ -317,7 +317,7 @@ def layers(model: str, size: str | None, preview: tuple[Path, Path] | None, as_j
 
     known = card(model)
     width, height = _read_size(size) if size else (known.size, known.size)
-    sizes = answer_sizes(model, height, width)
+    sizes = answer_sizes(known, height, width)
     if as_json:
         rows = [
             {**asdict(layer), "width": sizes[layer.name][1], "height": sizes[layer.name][0]} for layer in known.layers

@@ -20,8 +20,9 @@ from PIL import Image
 from dreamcore.catalogue import card
 from dreamcore.errors import InvalidInput
 from dreamcore.images import decode
-from dreamcore.models import build, load_network
+from dreamcore.models import load_network
 from dreamcore.settings import BUNDLED
+from dreamcore.zoo import build
 from flows import assets
 from flows.job import DreamJob, read_job
 from flows.scan import plan_settings

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dreamcore.catalogue import BUNDLED_CARD, Card, Layer, card
+from dreamcore.cards import Card, Layer
+from dreamcore.catalogue import BUNDLED_CARD, card
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import BUNDLED
 from dreamcore.survey import survey

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dreamcore.catalogue import card
 from dreamcore.dream import Sample, dream
 from dreamcore.engine import CEILINGS, Convolution, First, quicken
-from dreamcore.models import build, load_network
+from dreamcore.models import load_network
 from dreamcore.network import Network
+from dreamcore.zoo import build
 from tests.test_networks import MIDDLES
 from tests.tiny import changed, picture
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from dreamcore.catalogue import card, complete
 from dreamcore.images import decode, describe
-from dreamcore.models import build
 from dreamcore.presets import PRESETS, PresetName
 from dreamcore.settings import BUNDLED, DreamSettings
+from dreamcore.zoo import build
 from tests.conftest import Command
 from tests.tiny import pixels
 

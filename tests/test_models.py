@@ -17,12 +17,13 @@ from torch import nn
 from dreamcore.catalogue import card
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import decode
-from dreamcore.models import FORCE, PACKAGED, build, load_network, model_names, sha256_of
+from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.picture import Order, dream_photograph, to_tensor
 from dreamcore.scores import look
 from dreamcore.settings import BUNDLED, DreamSettings
 from dreamcore.survey import survey
+from dreamcore.zoo import FORCE, PACKAGED, build, model_names, sha256_of
 from tests.test_weights import Mischief
 from tests.tiny import changed, dreams, picture, tiny_network
 

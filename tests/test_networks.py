@@ -9,10 +9,10 @@ import torchvision
 from torch import Tensor, nn
 
 from dreamcore.errors import ImageError, InvalidInput
-from dreamcore.models import build
 from dreamcore.network import Network
 from dreamcore.scores import look
 from dreamcore.survey import answer_sizes, survey
+from dreamcore.zoo import build
 from tests.tiny import changed, dreams, picture
 
 MIDDLES = {
@@ -108,9 +108,9 @@ def test_other_networks_are_shown_the_picture_as_it_is() -> None:
 def test_the_size_of_an_answer_is_told_without_computing_it() -> None:
     for model in ("vgg16", "timm/hrnet_w18"):
         answer = network(model).activations(picture(70, 90), {MIDDLES[model]})[MIDDLES[model]]
-        assert answer_sizes(model, 70, 90)[MIDDLES[model]] == answer.shape[-2:]
+        assert answer_sizes(network(model).card, 70, 90)[MIDDLES[model]] == answer.shape[-2:]
     with pytest.raises(InvalidInput, match="90x20 pixels: vgg16 needs 32 on each side"):
-        answer_sizes("vgg16", 20, 90)
+        answer_sizes(network("vgg16").card, 20, 90)
 
 
 # --- networks whose weights come from TensorFlow

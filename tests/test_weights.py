@@ -16,12 +16,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from dreamcore.catalogue import Card, card
+from dreamcore.cards import Card
+from dreamcore.catalogue import card
 from dreamcore.errors import InvalidInput
-from dreamcore.models import build, network_with
+from dreamcore.models import network_with
 from dreamcore.network import Network
 from dreamcore.objectives import LOGITS
 from dreamcore.weights import read_tensors
+from dreamcore.zoo import build
 from tests.tiny import picture
 
 LAYERS = ("conv1", "layer2.1", LOGITS)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dreamcore.catalogue import Card, Layer
+from dreamcore.cards import Card, Layer
 from dreamcore.dream import Sample, dream
 from dreamcore.network import Network
 from dreamcore.objectives import LOGITS
