@@ -22,6 +22,9 @@ SCHEMA_VERSION = "2"
 CONTENT_TYPE = "application/vnd.apache.parquet"
 """Of parts, and of plans."""
 
+IDENTITY = ("source_uri", "source_etag", "settings_id")
+"""The columns that tell a dream from all others: no two rows of a destination agree in them."""
+
 _READERS = 8
 
 

@@ -105,28 +105,23 @@ def _source(found: Found, folder: str) -> Source:
     return Source(found.uri, below, found.etag, found.size)
 
 
-def done_before(job: DreamJob, store: Storage) -> Callable[[str], bool]:
+def done_before(job: DreamJob, store: Storage) -> Callable[[int], bool]:
     """Whether the manifest of the job's destination has a row for a `dream_key`, whatever became of it.
 
     A photograph that failed is not tried again until it changes: it would fail again.
     """
-    keys = np.sort(np.fromiter(map(_number, _keys(job.destination, store)), np.uint64))
+    keys = np.sort(np.fromiter(_keys(job.destination, store), np.uint64))
 
-    def is_done(key: str) -> bool:
-        place = np.searchsorted(keys, _number(key))
-        return bool(place < len(keys) and keys[place] == _number(key))
+    def is_done(key: int) -> bool:
+        place = np.searchsorted(keys, np.uint64(key))
+        return bool(place < len(keys) and keys[place] == key)
 
     return is_done
 
 
-def _keys(destination: str, store: Storage) -> Iterator[str]:
-    for table in manifest.tables(store, destination, ["source_uri", "source_etag", "settings_id"]):
+def _keys(destination: str, store: Storage) -> Iterator[int]:
+    for table in manifest.tables(store, destination, manifest.IDENTITY):
         yield from map(dream_key, *(column.to_pylist() for column in table.columns))
-
-
-def _number(key: str) -> np.uint64:
-    """A `dream_key` in 8 bytes: a manifest may have millions."""
-    return np.uint64(int(key, 16))
 
 
 def outlook(job: DreamJob) -> dict[str, Any]:
@@ -139,16 +134,16 @@ def outlook(job: DreamJob) -> dict[str, Any]:
     check_access(job)
     found = scan(job, storage())
     shards = make_plan(found.sources, settings, done_before(job, storage()))
-    works = (work for shard in shards for work in shard.works)
-    seconds = sum(estimate_seconds(work.source, settings[index]) for work in works for index in work.settings)
+    planned = shards.dreams
+    seconds = sum(estimate_seconds(work.source, settings[index]) for work in shards.works() for index in work.settings)
     return {
         "source": job.source,
         "destination": job.destination,
         "photographs": len(found.sources),
         "ignored": found.ignored,
         "settings": len(settings),
-        "planned": shards.dreams,
-        "done": len(found.sources) * len(settings) - shards.dreams,
+        "planned": planned,
+        "done": len(found.sources) * len(settings) - planned,
         "shards": len(shards),
         "processes": workers(),
         "estimated_seconds_of_one_core": round(seconds, 1),

@@ -8,7 +8,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from queue import LifoQueue
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from dreamcore.settings import DreamSettings
 from flows import manifest, runs
 from flows.ahead import ahead, threads
 from flows.decoder import Decoder
+from flows.manifest import IDENTITY
 from flows.plan import dream_key
 from flows.runs import Run
 from flows.storage import Storage
@@ -44,8 +45,7 @@ SHOWN = 1000
 
 _CORES = os.cpu_count() or 1
 _AT_ONCE = 2 * _CORES
-_IDENTITY = ["source_uri", "source_etag", "settings_id"]
-_COLUMNS = [*_IDENTITY, "status", "settings", "result_uri", "result_bytes", "result_sha256", "width", "height"]
+_COLUMNS = [*IDENTITY, "status", "settings", "result_uri", "result_bytes", "result_sha256", "width", "height"]
 _TOLD = ["source_etag", "settings_id", "settings", "width", "height"]
 """By a picture as by its row. Equal photographs of two sources have one dream, which tells of one of them."""
 _Numbers = NDArray[np.uint64]
@@ -113,7 +113,7 @@ class _Look:
 
     def __init__(self, storage: Storage, destination: str) -> None:
         self.storage, self.destination = storage, destination
-        self.dreams, self.named = array("Q"), array("Q")  # by `_key` of a row, and by `_number` of its object
+        self.dreams, self.named = array("Q"), array("Q")  # by `dream_key` of a row, and by `_number` of its object
         self.decoders: LifoQueue[Decoder] = LifoQueue()  # those that are free, the one that was used last first
         for _ in range(_CORES):
             self.decoders.put(Decoder())
@@ -141,12 +141,12 @@ class _Look:
                 yield part
                 continue
             for row in part.to_pylist():
-                self.dreams.append(_key(*(row[name] for name in _IDENTITY)))
+                self.dreams.append(dream_key(*(row[name] for name in IDENTITY)))
                 if row["result_uri"]:
                     self.named.append(_number(row["result_uri"]))
                 yield row
 
-    def parts(self, columns: list[str]) -> Iterator[tuple[str, pa.Table | Trouble]]:
+    def parts(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table | Trouble]]:
         """Every part with its address."""
         for uri in manifest.parts(self.storage, self.destination):
             try:
@@ -193,9 +193,9 @@ class _Look:
     def duplicates(self, numbers: set[int]) -> Iterator[Trouble]:
         """Rows that have their identity in common with an earlier one, as `numbers` says that some do."""
         first: dict[tuple[str, ...], str] = {}
-        for uri, part in self.parts(_IDENTITY) if numbers else ():
+        for uri, part in self.parts(IDENTITY) if numbers else ():
             for identity in () if isinstance(part, Trouble) else zip(*part.to_pydict().values(), strict=True):
-                if _key(*identity) not in numbers:
+                if dream_key(*identity) not in numbers:
                     continue
                 if identity in first:
                     what = f"{uri} has a row of it under settings {identity[2]}, as has {first[identity]}"
@@ -205,10 +205,10 @@ class _Look:
     def lost(self, dreams: _Numbers) -> Iterator[Trouble]:
         """What finished runs planned, if no row tells of it."""
         for run, plan in runs.finished(self.destination, self.storage):
-            for work in (work for shard in plan for work in shard.works):
+            for work in plan.works():
                 identities = [run.settings[index].settings_id for index in work.settings]
-                numbers = np.array([_key(work.source.uri, work.source.etag, each) for each in identities], np.uint64)
-                for place in np.flatnonzero(~np.isin(numbers, dreams, assume_unique=True)):
+                keys = [dream_key(work.source.uri, work.source.etag, each) for each in identities]
+                for place in np.flatnonzero(~np.isin(np.array(keys, np.uint64), dreams, assume_unique=True)):
                     what = f"run {run.run_id} planned it under settings {identities[place]}, and no row tells of it"
                     yield Trouble(kind="lost", uri=work.source.uri, what=what)
 
@@ -216,7 +216,7 @@ class _Look:
         """Addresses of all the dreams of the unfinished run."""
         plan = runs.frozen_plan(unfinished, self.storage) if unfinished else None
         if unfinished and plan:
-            for work in (work for shard in plan for work in shard.works):
+            for work in plan.works():
                 yield from (unfinished.result_uri(work.source, unfinished.settings[index]) for index in work.settings)
 
     def orphans(self, numbers: set[int]) -> Iterator[Trouble]:
@@ -233,11 +233,6 @@ def _objects(storage: Storage, destination: str) -> Iterator[str]:
 def _number(uri: str) -> int:
     """An address in 8 bytes."""
     return int.from_bytes(hashlib.sha256(uri.encode()).digest()[:8])
-
-
-def _key(source_uri: str, source_etag: str, settings_id: str) -> int:
-    """The identity of a dream in 8 bytes."""
-    return int(dream_key(source_uri, source_etag, settings_id), 16)
 
 
 def _sorted(numbers: Iterable[int]) -> _Numbers:
