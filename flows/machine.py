@@ -23,16 +23,26 @@ _LARGE = 64
 """A block of more than one part in so many of the memory is large."""
 
 
+def asked_for(name: str, what: str) -> int | None:
+    """The number of `what` that a variable of the environment asks for; None where it is not set.
+
+    Raises:
+        InvalidInput: it is no positive number.
+    """
+    asked = os.environ.get(name)
+    if asked and not (asked.isdecimal() and int(asked)):
+        raise InvalidInput(f"{name} is {asked!r}: give a number of {what}, 1 or more")
+    return int(asked) if asked else None
+
+
 def workers() -> int:
     """How many processes dream at once: `DREAMGRID_WORKERS`, or one a GPU, or one a core.
 
     Raises:
         InvalidInput: `DREAMGRID_WORKERS` is no positive number.
     """
-    if asked := os.environ.get("DREAMGRID_WORKERS"):
-        if not asked.isdecimal() or int(asked) < 1:
-            raise InvalidInput(f"DREAMGRID_WORKERS is {asked!r}: give a number of processes, 1 or more")
-        return int(asked)
+    if asked := asked_for("DREAMGRID_WORKERS", "processes"):
+        return asked
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         gpus = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
@@ -128,10 +138,8 @@ def at_once(device: str, pixels: int) -> int:
     Raises:
         InvalidInput: `DREAMGRID_BATCH` is no positive number.
     """
-    if asked := os.environ.get("DREAMGRID_BATCH"):
-        if not asked.isdecimal() or int(asked) < 1:
-            raise InvalidInput(f"DREAMGRID_BATCH is {asked!r}: give a number of dreams, 1 or more")
-        return int(asked)
+    if asked := asked_for("DREAMGRID_BATCH", "dreams"):
+        return asked
     return BATCH if device.startswith("cuda") else max(1, min(BATCH, SMALL // pixels))
 
 

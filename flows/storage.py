@@ -25,6 +25,7 @@ from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_rando
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from flows.job import split_uri
+from flows.machine import asked_for
 from flows.trouble import TROUBLE, Conflict, Missing, Rotten, expired, explain, may_pass
 
 if TYPE_CHECKING:
@@ -255,10 +256,8 @@ def storage() -> Storage:
     Raises:
         InvalidInput: `DREAMGRID_PATIENCE` is no number of seconds.
     """
-    asked = os.environ.get("DREAMGRID_PATIENCE") or f"{PATIENT.seconds:.0f}"
-    if not asked.isdecimal() or int(asked) < 1:
-        raise InvalidInput(f"DREAMGRID_PATIENCE is {asked!r}: give a number of seconds, 1 or more")
-    return Storage(Patience(int(asked), min(int(asked), PATIENT.timeout)))
+    seconds = asked_for("DREAMGRID_PATIENCE", "seconds") or PATIENT.seconds
+    return Storage(Patience(seconds, min(seconds, PATIENT.timeout)))
 
 
 def probe(environment: Mapping[str, str]) -> None:
