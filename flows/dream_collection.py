@@ -64,9 +64,8 @@ def dream_collection(job: DreamJob) -> Report:
     """
     started = time.perf_counter()
     settings = check(job)
-    run = runs.claim(job, settings, storage())
+    run, shards = runs.claim(job, settings, storage())
     with begun():
-        shards = runs.frozen_plan(run, storage())
         if not shards:
             found = find_photographs(job)
             shards = runs.freeze(run, make_plan(found.sources, settings, done_before(job, storage())), storage())

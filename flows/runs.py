@@ -13,7 +13,6 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from dreamcore.objectives import Frozen
 from dreamcore.settings import result_id
 from flows import manifest
+from flows.ahead import ahead, threads
 from flows.job import DreamJob
 from flows.plan import Plan, PlannedSettings, Shard, Source, Sources, make_plan, result_name
 from flows.storage import Storage
@@ -151,8 +151,11 @@ def _begun(destination: str, run_id: str, storage: Storage) -> Run | None:
         raise InvalidInput(f"the run {run_id} in {destination} was begun with {_OTHERWISE}") from error
 
 
-def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) -> Run:
+def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) -> tuple[Run, Plan | None]:
     """Take the destination for a run of this job, or go on with the job's unfinished run.
+
+    Returns:
+        The run, and its plan where that is frozen already.
 
     Raises:
         InvalidInput: another job's run is unfinished there, or this job's was begun with other settings.
@@ -164,13 +167,13 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
         if held is None:
             storage.write_new(f"{run.folder}job.json", run.model_dump_json(indent=1).encode(), _JSON)
             if storage.write_new(active_uri(job.destination), mark, _JSON):
-                return run
-        elif (planned := _plan(job.destination, held, storage)) is not None and not planned:
+                return run, None
+        elif (plan := _plan(job.destination, held, storage)) is not None and not plan:
             release(job.destination, held, storage)  # whoever ended it was stopped before that
         else:
             run = run.model_copy(update={"run_id": held})
             _check_unchanged(run, storage)
-            return run
+            return run, plan
 
 
 def _check_unchanged(run: Run, storage: Storage) -> None:
@@ -186,21 +189,30 @@ def freeze(run: Run, shards: Plan, storage: Storage) -> Plan:
     Raises:
         Unavailable: the run was ended by another attempt, which saw nothing to do, or was given up.
     """
-    storage.write_new(f"{run.folder}plan.parquet", shards.parquet, manifest.CONTENT_TYPE)
-    frozen = frozen_plan(run, storage)
+    frozen = _fixed(run.destination, run.run_id, shards, storage)
     if frozen is None or (shards and not frozen):
         raise Unavailable(f"the run {run.run_id} was ended by another process before anything was dreamt")
     return frozen
 
 
 def frozen_plan(run: Run, storage: Storage) -> Plan | None:
-    """The plan of a run that was begun before; None for a new one."""
+    """The plan of a run that was begun; None where it is not frozen yet."""
     return _plan(run.destination, run.run_id, storage)
 
 
 def _plan(destination: str, run_id: str, storage: Storage) -> Plan | None:
-    data = storage.read(f"{folder_of(destination, run_id)}plan.parquet")
+    data = storage.read(_plan_uri(destination, run_id))
     return Plan(data) if data is not None else None
+
+
+def _fixed(destination: str, run_id: str, plan: Plan, storage: Storage) -> Plan | None:
+    """The plan of a run, which is `plan` unless another was there; None where that has gone since."""
+    is_ours = storage.write_new(_plan_uri(destination, run_id), plan.parquet, manifest.CONTENT_TYPE)
+    return plan if is_ours else _plan(destination, run_id, storage)
+
+
+def _plan_uri(destination: str, run_id: str) -> str:
+    return f"{folder_of(destination, run_id)}plan.parquet"
 
 
 def remaining(run: Run, shards: Plan, storage: Storage) -> list[Shard]:
@@ -280,11 +292,11 @@ def abandon(destination: str, storage: Storage) -> None:
     if (held := _mark(destination, storage)) is None:
         return
     run_id, empty, nothing = held["run_id"], manifest.to_parquet([]), make_plan(Sources(()), (), lambda _key: True)
-    if _plan(destination, run_id, storage) is None:
-        storage.write_new(f"{folder_of(destination, run_id)}plan.parquet", nothing.parquet, manifest.CONTENT_TYPE)
-    shards = _plan(destination, run_id, storage) or nothing
+    shards = _plan(destination, run_id, storage)
+    if shards is None:
+        shards = _fixed(destination, run_id, nothing, storage) or nothing
     left = _without_part(destination, run_id, shards, storage)
     parts = [manifest.part_uri(destination, run_id, shard.number) for shard in left]
-    with ThreadPoolExecutor(_WRITERS) as writers:
-        list(writers.map(lambda part: storage.write_new(part, empty, manifest.CONTENT_TYPE), parts))
+    with threads(_WRITERS) as writers:
+        list(ahead(writers, lambda part: storage.write_new(part, empty, manifest.CONTENT_TYPE), parts, _WRITERS))
     release(destination, run_id, storage)

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from dreamcore.errors import ImageError
 from dreamcore.objectives import objective_label
 from dreamcore.settings import DreamSettings, Reference, preset_of
 from flows import manifest
+from flows.ahead import ahead, threads
 from flows.decoder import decode
 from flows.plan import Source, safe_name
 from flows.runs import Run
@@ -28,6 +28,7 @@ CELL = range(120, 361)
 """Widths that a cell may have."""
 GAP, LINE, TEXT = 12, 18, 14
 BACKGROUND, INK, FAINT = (20, 20, 24), (235, 235, 235), (160, 160, 170)
+_READERS = 4
 _COLUMNS = [
     "source_uri", "source_etag", "settings_id", "status", "result_uri", "score_before", "score_after",
     "classes_before", "classes_after",
@@ -86,8 +87,8 @@ def _draw(run: Run, name: str, source: bytes, dreams: dict[str, dict[str, Any]],
     first = small(source)
     before = next(iter(dreams.values()))["classes_before"]
     cells = [Cell(0, 0, first, ("the photograph", sees(before)))]
-    with ThreadPoolExecutor(4) as readers:
-        pictures = readers.map(lambda entry: storage.read(dreams[entry]["result_uri"]), settings)
+    with threads(_READERS) as readers:
+        pictures = ahead(readers, lambda entry: storage.read(dreams[entry]["result_uri"]), settings, _READERS)
         for settings_id, (column, line), data in zip(settings, places, pictures, strict=True):
             row = dreams[settings_id]
             score = f"score {row['score_before']:.4g} to {row['score_after']:.4g}"

@@ -130,8 +130,7 @@ def _go(attempt: Attempt) -> None:
 def _follow_protocol(job: DreamJob, storage: Storage) -> None:
     """What `flows.dream_collection` does, in one process."""
     settings = plan_settings(job)
-    run = runs.claim(job, settings, storage)
-    shards = runs.frozen_plan(run, storage)
+    run, shards = runs.claim(job, settings, storage)
     if not shards:
         shards = runs.freeze(run, make_plan(scan(job, storage).sources, settings, done_before(job, storage)), storage)
     if shards:

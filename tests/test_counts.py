@@ -50,7 +50,7 @@ def put(storage: Storage, uri: str, sort: str) -> None:
 def begin(storage: Storage, source: str, destination: str, **fields: object) -> Run:
     grid = {"layers": ["blocks.0", "blocks.1"], "octaves": [1], "steps": [1]}
     job = DreamJob.model_validate({"source": source, "destination": destination, "grid": grid, **fields})
-    return runs.claim(job, plan_settings(job), storage)
+    return runs.claim(job, plan_settings(job), storage)[0]
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

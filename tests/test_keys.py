@@ -46,7 +46,7 @@ def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, desti
     assert there == {source + key.replace("//", "/") for key in KEYS}
 
     job = plan_run(storage, source, destination, ["blocks.0"], sheets=len(KEYS))[0].job
-    run = runs.claim(job, plan_settings(job), storage)
+    run, _ = runs.claim(job, plan_settings(job), storage)
     plan = runs.freeze(run, make_plan(scan(job, storage).sources, run.settings, done_before(job, storage)), storage)
     assert {found.uri for found in plan.sources()} == there
     for shard in plan:

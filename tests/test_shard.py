@@ -192,8 +192,8 @@ def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: st
     put_photograph(storage, source + "cat.png")
     run, _ = plan_run(storage, source, destination, ["blocks.0"])
     other, _ = plan_run(storage, source, destination, ["blocks.1"])
-    first = runs.claim(run.job, run.settings, storage)
-    assert runs.claim(run.job, run.settings, storage).run_id == first.run_id, "the same job goes on with its run"
+    first, _ = runs.claim(run.job, run.settings, storage)
+    assert runs.claim(run.job, run.settings, storage)[0].run_id == first.run_id, "the same job goes on with its run"
     ways_out = f"`dreamgrid run --resume {destination}`, or add --abandon"
     with pytest.raises(InvalidInput, match=f"held by the unfinished run {first.run_id} of another job.*{ways_out}"):
         runs.claim(other.job, other.settings, storage)
@@ -201,7 +201,7 @@ def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: st
     runs.release(destination, first.run_id, storage)
     with pytest.raises(InvalidInput, match="has no unfinished run to go on with"):
         runs.begun_job(destination, storage)
-    second = runs.claim(other.job, other.settings, storage)
+    second, _ = runs.claim(other.job, other.settings, storage)
     assert second.run_id != first.run_id
     runs.release(destination, first.run_id, storage)
     assert runs.holder(other.job, storage) == second.run_id, "a run removes no mark but its own"

@@ -27,7 +27,7 @@ def dreamt(storage: Storage, source: str, destination: str, *, finished: bool = 
     put_photograph(storage, source + "dog.png", seed=1)
     storage.write(source + "web page.jpg", b"<html>", "image/jpeg")
     job = plan_run(storage, source, destination, LAYERS)[0].job
-    run = runs.claim(job, plan_settings(job), storage)
+    run, _ = runs.claim(job, plan_settings(job), storage)
     plan = runs.freeze(run, make_plan(scan(job, storage).sources, run.settings, lambda _key: False), storage)
     for shard in list(plan)[: None if finished else -3]:
         dream_shard(run, shard, storage)
