@@ -22,7 +22,7 @@ from prefect.task_runners import ProcessPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from dreamcore.errors import InvalidInput, Unavailable
-from flows import runs, sheets
+from flows import manifest, runs, sheets
 from flows.job import DreamJob
 from flows.machine import start_worker, stop_workers, workers
 from flows.plan import Plan, PlannedSettings, Shard, Source, make_plan
@@ -113,7 +113,7 @@ def nothing_to_do(run: Run, found: Scan) -> Report:
         state="nothing to do",
         photographs=len(found.sources),
         destination=run.destination,
-        manifest=f"{run.destination}manifest/",
+        manifest=manifest.folder_of(run.destination),
     )
     get_run_logger().info("nothing to do: %s", report.why_nothing)
     return report

@@ -108,9 +108,14 @@ SCHEMA = pa.schema(
 )
 
 
+def folder_of(destination: str, run_id: str | None = None) -> str:
+    """Folder of the parts of a destination, or of one run."""
+    return f"{destination}manifest/" + (f"run={run_id}/" if run_id else "")
+
+
 def part_uri(destination: str, run_id: str, shard: int) -> str:
     """Address of the part that says a shard is done."""
-    return f"{destination}manifest/run={run_id}/shard-{shard:06d}.parquet"
+    return f"{folder_of(destination, run_id)}shard-{shard:06d}.parquet"
 
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
@@ -160,8 +165,8 @@ def _schema(columns: Iterable[str]) -> pa.Schema:
 
 def parts(storage: Storage, destination: str, run_id: str | None = None) -> list[str]:
     """Addresses of the parts of a destination, or of one run."""
-    folder = f"{destination}manifest/" + (f"run={run_id}/" if run_id else "")
-    return sorted(found.uri for found in storage.list(folder) if found.uri.endswith(".parquet"))
+    there = storage.list(folder_of(destination, run_id))
+    return sorted(found.uri for found in there if found.uri.endswith(".parquet"))
 
 
 def summary(storage: Storage, destination: str) -> dict[str, Any]:

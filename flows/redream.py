@@ -28,7 +28,7 @@ from dreamcore.picture import Dreamt, Watch
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Output, format_of, settings_id
 from flows.assets import settle
 from flows.job import explain, split_uri
-from flows.single import check_folder, dream_settled, read_file, to_photograph, without_folders, write_file
+from flows.single import check_folder, description, dream_settled, read_file, to_photograph, write_file
 from flows.storage import HASTY, Found, Storage
 from flows.terminal import one_line
 
@@ -273,6 +273,5 @@ def _check_size(photograph: Photograph, picture: NDArray[np.uint8], dream: str) 
 
 def _description(dreamt: Dreamt, then: Description | None) -> dict[str, Any]:
     """What is written into the new picture; `then` where its source is known to be the same."""
-    description = dreamt.description() | {"settings": without_folders(dreamt.settings).model_dump(mode="json")}
-    description["created_at"] = datetime.now(UTC).isoformat()
-    return description | (then.model_dump(include={"source_uri", "source_etag"}) if then else {})
+    told = description(dreamt) | {"created_at": datetime.now(UTC).isoformat()}
+    return told | (then.model_dump(include={"source_uri", "source_etag"}) if then else {})

@@ -269,7 +269,7 @@ def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
         photographs=sum(1 for _ in shards.sources()),
         seconds=round(seconds, 3),
         destination=run.destination,
-        manifest=f"{run.destination}manifest/",
+        manifest=manifest.folder_of(run.destination),
     )
     storage.write_new(f"{run.folder}success.json", report.model_dump_json(indent=1).encode(), _JSON)
     return report

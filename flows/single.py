@@ -1,6 +1,7 @@
 """One picture, from file to file, without S3 or Prefect."""
 
 from pathlib import Path
+from typing import Any
 
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, encode
@@ -29,8 +30,7 @@ def dream_file(source: Path, result: Path, settings: DreamSettings, watch: Watch
     settings = settle(settings, local=True)
     photograph = to_photograph(read_file(source), source, settings.max_pixels)
     dreamt = dream_settled(photograph, settings, watch, stages=stages)
-    description = dreamt.description() | {"settings": without_folders(settings).model_dump(mode="json")}
-    write_file(result, encode(dreamt.pixels, settings.output.format, settings.output.quality, description))
+    write_file(result, encode(dreamt.pixels, settings.output.format, settings.output.quality, description(dreamt)))
     return dreamt
 
 
@@ -44,14 +44,14 @@ def dream_settled(photograph: Photograph, settings: DreamSettings, watch: Watch,
     return dream_photograph(network_of(settings, device), order, Limits(memory, stages), watch)
 
 
-def without_folders(settings: DreamSettings) -> DreamSettings:
-    """The settings as they are written into a picture: of files on this machine no more than their names."""
+def description(dreamt: Dreamt) -> dict[str, Any]:
+    """What is written into a picture: of files on this machine no more than their names."""
     named = {
         name: file.model_copy(update={"uri": Path(file.uri).name})
         for name in ("guide", "mask", "weights")
-        if (file := getattr(settings, name)) and not file.uri.startswith("s3://")
+        if (file := getattr(dreamt.settings, name)) and not file.uri.startswith("s3://")
     }
-    return settings.model_copy(update=named)
+    return dreamt.description() | {"settings": dreamt.settings.model_copy(update=named).model_dump(mode="json")}
 
 
 def check_folder(result: Path) -> None:
