@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from dreamcore.presets import PRESET
 from dreamcore.settings import DreamSettings, format_of
 from flows.cli_manifest import manifest
+from flows.cli_networks import layers, models
 from flows.cli_stack import STACK, down, env, start_stack, status, up
 from flows.job import DreamJob, explain
 from flows.options import as_json, folder_of, job_of, job_options, memory_option, options_of
-from flows.terminal import console, progress, screen, show_json
+from flows.terminal import console, progress, say, screen, show_json
 
 
 def main() -> NoReturn:
@@ -45,7 +45,7 @@ def main() -> NoReturn:
 
 def fail(message: object, code: int, remedy: str = "") -> NoReturn:
     """Say what is wrong on standard error and end."""
-    screen.print(f"dreamgrid: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    say(message, "red")
     if remedy:
         screen.print(remedy, markup=False, highlight=False)
     sys.exit(code)
@@ -134,7 +134,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
     scan.plan_settings(job)
     scan.check_access(job)
     if warning := scan.warn_of_store(job.destination):
-        screen.print(f"dreamgrid: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(warning, "yellow")
     if abandon:
         runs.abandon(job.destination, storage.storage())
     runs.holder(job, storage.storage())
@@ -252,7 +252,7 @@ def redream(dream: str, result: Path, source: Path | None, as_json: bool, **file
     with progress("dreaming") as watch:
         found = dream_anew(dream, result, source, watch, {name: path for name, path in files.items() if path})
     for difference in found.differences:
-        screen.print(f"dreamgrid: {difference}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(difference, "yellow")
     if as_json:
         show_json(found.to_json())
         return
@@ -262,100 +262,5 @@ def redream(dream: str, result: Path, source: Path | None, as_json: bool, **file
     click.echo(f"{found.result}: {close} {dream}\n{scores}\n{same}: {found.settings_id}")
 
 
-@cli.command()
-@click.argument("part", default="")
-@as_json
-def models(part: str, as_json: bool) -> None:
-    """List the networks there are to dream with, or those with PART in their name.
-
-    \b
-    dreamgrid models
-    dreamgrid models resnet
-    """
-    from dreamcore.zoo import model_names
-
-    names = [name for name in model_names() if part in name]
-    if as_json:
-        show_json(names)
-    else:
-        click.echo("\n".join(names))
-
-
-@cli.command()
-@click.argument("model", default="efficientnet_lite0")
-@click.option(
-    "--size", metavar="WxH", help="Size of the picture for the table.  [default: what the network learnt from]"
-)
-@click.option(
-    "--preview",
-    nargs=2,
-    metavar="IN OUT",
-    type=click.Path(path_type=Path),
-    help="Instead, dream the photograph IN at each stage of the network and draw one sheet of it, OUT.",
-)
-@as_json
-def layers(model: str, size: str | None, preview: tuple[Path, Path] | None, as_json: bool) -> None:
-    """List the layers of a network in the order in which a picture passes through, or see what they dream.
-
-    For each: its channels, its width and height for a picture of that size, pixels of the picture from one position to
-    the next, the side of what one position sees of the picture, in pixels, and its cost.
-
-    \b
-    dreamgrid layers
-    dreamgrid layers googlenet --size 640x480
-    dreamgrid layers --preview cat.jpg stages.jpg
-    """
-    if preview:
-        if size:
-            raise click.UsageError("--size is for the table, --preview for a sheet: give one of them")
-        _preview(model, *preview, as_json)
-        return
-    from dataclasses import asdict
-
-    from dreamcore.catalogue import card
-    from dreamcore.survey import answer_sizes
-
-    known = card(model)
-    width, height = _read_size(size) if size else (known.size, known.size)
-    sizes = answer_sizes(known, height, width)
-    if as_json:
-        rows = [
-            {**asdict(layer), "width": sizes[layer.name][1], "height": sizes[layer.name][0]} for layer in known.layers
-        ]
-        show_json({**asdict(known), "at": {"width": width, "height": height}, "layers": rows})
-        return
-    table = Table("layer", "kind", box=None)
-    for name in ("channels", f"of {width}x{height}", "stride", "field", "multiply-adds a pixel"):
-        table.add_column(name, justify="right")
-    for layer in known.layers:
-        down, across = sizes[layer.name]
-        numbers = (layer.channels, f"{across}x{down}", layer.stride, layer.receptive_field or "all", f"{layer.cost:,}")
-        table.add_row(layer.name, layer.kind, *map(str, numbers))
-    Console(width=max(console.width, 140)).print(table)  # names are there to be copied: none is cut
-
-
-def _preview(model: str, source: Path, result: Path, as_json: bool) -> None:
-    from flows.preview import preview, summary
-
-    with progress("dreaming") as watch:
-        dreams = preview(model, source, result, watch)
-    if as_json:
-        show_json(summary(dreams))
-        return
-    for stage in summary(dreams):
-        console.print(
-            f"{stage['layer']}: score {stage['score_before']:.2f} to {stage['score_after']:.2f}", highlight=False
-        )
-    console.print(f"Sheet   {result}", highlight=False)
-
-
-def _read_size(size: str) -> tuple[int, int]:
-    """Width and height from `640x480`."""
-    match size.lower().split("x"):
-        case [width, height] if width.isdecimal() and height.isdecimal() and int(width) * int(height):
-            return int(width), int(height)
-    raise InvalidInput(f"{size!r} is no size: write width and height in pixels, such as 640x480")
-
-
-for command in (up, down, status, env, manifest):
+for command in (models, layers, manifest, up, down, status, env):
     cli.add_command(command)

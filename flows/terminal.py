@@ -17,6 +17,11 @@ def show_json(value: object) -> None:
     click.echo(json.dumps(value, indent=1))
 
 
+def say(message: object, style: str) -> None:
+    """Tell people something on standard error, as it is."""
+    screen.print(f"dreamgrid: {message}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def one_line(text: str) -> str:
     """What strangers wrote, harmless on a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)[:500]
