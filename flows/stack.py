@@ -15,44 +15,18 @@ import json
 import os
 import secrets
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
+from flows.servers import GRPC_OFFSET, HOST, Server, stop
 
-HOST = "127.0.0.1"
 START_SECONDS = 120.0  # Prefect needs 5 s when the machine is idle, far more while networks load on every core
-STOP_SECONDS = 10.0  # after SIGTERM, and again after SIGKILL
-GRPC_OFFSET = 10_000  # SeaweedFS's own: its maintenance worker looks for the admin server there, whatever it is told
-PORTS = range(10_000, 20_000)  # neither these nor the gRPC ports are ephemeral: no outgoing connection takes one
 WEED_PORTS = ("s3", "master", "volume", "filer", "admin")
-
-
-@dataclass(frozen=True)
-class Server:
-    """One server of the stack: its ports by name, and its process."""
-
-    name: str
-    ports: dict[str, int]
-    pid: int = 0
-    birth: str = ""  # tells the process from a later one that got the same pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether the very process that was started is still there."""
-        return self.pid > 0 and _birth(self.pid) == self.birth
-
-    @property
-    def url(self) -> str:
-        """The address it serves: the first of its ports."""
-        return f"http://{HOST}:{next(iter(self.ports.values()))}"
 
 
 @dataclass(frozen=True)
@@ -151,10 +125,9 @@ def up(folder: Path) -> Stack:
             except BaseException as error:
                 # Bad luck: it was ending already when this call began, or somebody took its port before it did.
                 unlucky = any(
-                    not server.alive and (server.pid in running or not all(map(_free, server.ports.values())))
-                    for server in stack.servers
+                    not server.alive and (server.pid in running or not server.could_listen) for server in stack.servers
                 )
-                _stop(server for server in stack.servers if server.pid not in running)
+                stop(server for server in stack.servers if server.pid not in running)
                 if not (isinstance(error, Unavailable) and unlucky and attempts_left):
                     raise
             else:
@@ -175,7 +148,7 @@ def down(folder: Path) -> bool:
         return False
     with _locked(folder):
         stack = _read(folder)
-        return stack is not None and _stop(stack.servers)
+        return stack is not None and stop(stack.servers)
 
 
 def find(folder: Path) -> Stack | None:
@@ -185,7 +158,7 @@ def find(folder: Path) -> Stack | None:
         InvalidInput: ``stack.json`` is not to be read.
     """
     stack = _read(folder)
-    return stack if stack and all(map(_listens, stack.servers)) else None
+    return stack if stack and all(server.listens for server in stack.servers) else None
 
 
 def status(folder: Path) -> Status:
@@ -199,7 +172,7 @@ def status(folder: Path) -> Status:
     if stack:
         for server in stack.servers:
             pid = server.pid if server.alive else None
-            servers.append(ServerStatus(server.name, _listens(server), server.url, pid, str(stack.log(server))))
+            servers.append(ServerStatus(server.name, server.listens, server.url, pid, str(stack.log(server))))
     running = bool(servers) and all(server.running for server in servers)
     return Status(str(folder.resolve()), running, tuple(servers))
 
@@ -265,28 +238,15 @@ def _write_private(file: Path, text: str) -> None:
 
 def _start(stack: Stack, server: Server, weed: str) -> Stack:
     """The stack with this server's process started, and noted on disk."""
-    server = replace(server, ports=_choose_ports(server))
+    server = server.with_free_ports()
     stack = stack.having(server)
     command, extra = _seaweedfs(stack, server, weed) if server.name == "seaweedfs" else _prefect(stack, server)
     # Nobody else's Prefect, S3 or SeaweedFS settings may reach the servers.
     foreign = ("AWS_", "PREFECT_", "S3_", "WEED_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | extra
     stack.data(server).mkdir(exist_ok=True)
-    with stack.log(server).open("ab") as log:
-        # The shell starts the server and ends, so the server is nobody's child, and no zombie of a caller that lives
-        # on. In a session of its own, Ctrl-C in the terminal does not reach it.
-        shell = subprocess.run(  # noqa: S603 - the command is ours
-            ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *command],
-            cwd=stack.data(server),  # both servers read settings of the folder where they are started
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-            check=True,
-        )
-    pid = int(shell.stdout)
-    stack = stack.having(replace(server, pid=pid, birth=_birth(pid) or "ended"))
+    # Both servers read settings of the folder where they are started.
+    stack = stack.having(server.started(command, stack.data(server), environment, stack.log(server)))
     _write(stack)
     return stack
 
@@ -327,25 +287,6 @@ def _prefect(stack: Stack, server: Server) -> tuple[list[str], dict[str, str]]:
     }
 
 
-def _choose_ports(server: Server) -> dict[str, int]:
-    """The server's ports, those that are taken or were never chosen replaced."""
-    fresh = (port for port in secrets.SystemRandom().sample(PORTS, len(PORTS)) if port not in server.ports.values())
-    return {name: port if _free(port) else next(filter(_free, fresh)) for name, port in server.ports.items()}
-
-
-def _free(port: int) -> bool:
-    """Whether a server could listen on the port, and on the one for gRPC that goes with it."""
-    try:
-        for number in (port, port + GRPC_OFFSET):
-            with socket.socket() as probe:
-                # As servers do: connections that linger after their server has gone do not count.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((HOST, number))
-    except OSError:
-        return False
-    return port > 0
-
-
 def _await_ready(stack: Stack) -> None:
     """Returns when every server works; raises Unavailable when one ends, or does not work in time."""
     deadline = time.monotonic() + START_SECONDS
@@ -367,7 +308,7 @@ def _await_ready(stack: Stack) -> None:
 
 def _check(stack: Stack, server: Server) -> None:
     """Raises a DreamgridError as long as the server does not do its work."""
-    if not _listens(server):
+    if not server.listens:
         raise Unavailable(f"{server.url} is not open.")
     if server.name == "seaweedfs":
         from flows import storage  # here, so that boto3 loads while the servers start, and not for `status`
@@ -390,48 +331,3 @@ def _tail(log: Path, lines: int = 20) -> str:
     """The end of the log, and where all of it is."""
     text = log.read_text(errors="replace") if log.exists() else ""
     return "\n".join([f"The end of {log}:", *text.splitlines()[-lines:]])
-
-
-def _stop(servers: Iterable[Server]) -> bool:
-    """Ends the processes of these servers and nothing else; whether there were any."""
-    groups = []
-    for server in servers:
-        with suppress(ProcessLookupError):
-            if server.alive:
-                groups.append((server, os.getpgid(server.pid)))
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for server, group in groups:
-            with suppress(ProcessLookupError):
-                if server.alive:
-                    os.killpg(group, number)
-        deadline = time.monotonic() + STOP_SECONDS
-        while any(server.alive for server, _ in groups) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    return bool(groups)
-
-
-def _birth(pid: int) -> str | None:
-    """What no other process has, not even one that gets this pid later; None when the process has ended."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-    threads, tick = fields[16], fields[18]  # `tick` of the clock when it was started
-    # A zombie whose threads are still ending holds its ports until the last of them has gone.
-    return None if state in "ZX" and int(threads) <= 1 else f"{boot}/{tick}"
-
-
-def _listens(server: Server) -> bool:
-    """Whether this very process holds its port: a stranger's answer there is never taken for its own."""
-    mine = set()
-    with suppress(OSError):
-        for file in Path(f"/proc/{server.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed in the meantime
-                mine.add(str(file.readlink()))
-        port = f":{next(iter(server.ports.values())):04X}"
-        for line in Path(f"/proc/{server.pid}/net/tcp").read_text().splitlines():
-            _, local, _, state, *rest = line.split()
-            if local.endswith(port) and state == "0A" and f"socket:[{rest[5]}]" in mine:
-                return server.alive
-    return False

@@ -24,7 +24,7 @@ CORE, FLOWS = (
 STOREYS = (
     {"cli", "cli_manifest", "cli_networks", "cli_stack", "dream_collection", "demo", "single", "redream", "preview"},
     {"shard", "plan", "scan", "sheets", "runs", "verify", "stack", "options", "terminal"},
-    {"ahead", "assets", "batches", "decoder", "manifest", "storage", "trouble", "job", "machine"},
+    {"ahead", "assets", "batches", "decoder", "manifest", "storage", "trouble", "job", "machine", "servers"},
 )
 
 
