@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -154,7 +154,7 @@ class Network:
                 raise _EveryAnswerIsThere
             if len(going) < len(inside) and name in may_leave:
                 inside = [inside[row] for row in going]
-                return features[going]
+                return features.index_select(0, index(tuple(going), features.device))
             answers[name] = Answer(inside, features.clone())  # what runs after it may write into it
             return None
 
@@ -179,6 +179,12 @@ class Network:
                 except RuntimeError:  # three and two samples do not go together
                     self._shortcuts[layer] = True
         return self._shortcuts[layer]
+
+
+@lru_cache(maxsize=4096)
+def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers to index by, kept on their device: a GPU would have to wait for those that are made at each step."""
+    return torch.tensor(numbers, device=device)
 
 
 _SMOOTHLY: dict[str, Any] = {"mode": "bicubic", "antialias": True}

@@ -1,7 +1,7 @@
 """Photographs: dreamt, looked at before and after, and what is worth keeping of them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from dreamcore.memory import choose_batch, choose_tile
 from dreamcore.network import Network
 from dreamcore.objectives import Target
 from dreamcore.octaves import octave_sizes, resize
-from dreamcore.scores import Sight, likeliest, look, look_at_stages
+from dreamcore.scores import Sight, by_name, look, sights
 from dreamcore.settings import ALGORITHM_VERSION, LEAST_TILE, DreamSettings, settings_id
 from dreamcore.tiles import cut_evenly
 
@@ -116,35 +116,48 @@ def _side_by_side(names: Sequence[str] | dict[str, float], before: dict[str, flo
     return [{"layer": name, "before": before[name], "after": after[name]} for name in names]
 
 
-def see(
-    network: Network, order: Order, targets: Sequence[Target], limits: Limits = Limits(), tile: int | None = None
-) -> Sight:
-    """What the network sees in the photograph of `order` before it is dreamt.
+def see(network: Network, orders: Sequence[Order], targets: Sequence[Target], limits: Limits = Limits()) -> list[Sight]:
+    """What the network sees in the photographs of `orders` before they are dreamt.
 
     Args:
         network: the network.
-        order: the photograph; its settings and guide say how to measure.
-        targets: what to measure, each name once.
+        orders: photographs of one size; their settings, which measure alike, and their guides say how to measure.
+        targets: what to measure in each of them, every name once.
         limits: how much memory may be taken, and whether to look at all stages.
-        tile: the tile to look through, if it is known; 0 is the whole picture.
 
     Raises:
         ImageError: `too_small` for the network, or `out_of_memory`.
     """
-    picture = to_tensor(order.photograph.pixels, network.device)
-    size = (picture.shape[-2], picture.shape[-1])
-    octave_sizes(size, order.settings, network.card.min_size)
-    if tile is None:
-        layers = {target.layer for target in targets}
-        tile = choose_tile(network, layers, size, limits.max_memory) if limits.max_memory else 0
-    guide = to_tensor(order.guide.pixels, network.device)[0] if order.guide else None
-    frames = cut_evenly(size, tile, network.card.min_size)
+    height, width = orders[0].photograph.pixels.shape[:2]
+    octave_sizes((height, width), orders[0].settings, network.card.min_size)
+    layers = {target.layer for target in targets}
+    at_once, tile = _room(network, layers, (height, width), len(orders), limits)
+    seen: list[Sight] = []
+    for first in range(0, len(orders), at_once):
+        seen += _see_batch(network, orders[first : first + at_once], targets, tile, limits)
+    return seen
+
+
+def _see_batch(
+    network: Network, orders: Sequence[Order], targets: Sequence[Target], tile: int, limits: Limits
+) -> list[Sight]:
+    """See one batch; where memory runs out, half of it, or through tiles of half the size, until it fits."""
+    size = orders[0].photograph.pixels.shape[:2]
+    frames = cut_evenly((size[0], size[1]), tile, network.card.min_size)
     try:
-        return look(network, picture, targets, order.settings.measure, guide, frames, stages=limits.stages)
-    except (MemoryError, RuntimeError) as error:
+        pictures = torch.cat([to_tensor(order.photograph.pixels, network.device) for order in orders])
+        guides = _guides(network, orders)
+        return look(network, pictures, targets, orders[0].settings.measure, guides, frames, stages=limits.stages)
+    except (MemoryError, RuntimeError) as error:  # torch's own error is a RuntimeError
         if not _is_out_of_memory(error):
             raise
-    return see(network, order, targets, limits, _smaller(tile, size, network))
+    # Out here nothing holds the tensors of the attempt that failed.
+    if len(orders) == 1:
+        return _see_batch(network, orders, targets, _smaller(tile, size, network), limits)
+    half = len(orders) // 2
+    return [
+        sight for some in (orders[:half], orders[half:]) for sight in _see_batch(network, some, targets, tile, limits)
+    ]
 
 
 def dream_photograph(network: Network, order: Order, limits: Limits = Limits(), watch: Watch | None = None) -> Dreamt:
@@ -181,14 +194,23 @@ def dream_photographs(
         return [error] * len(orders)
     largest = max(sizes)
     layers = {target.layer for order in orders for target in order.settings.layers}
-    at_once, tile = len(orders), 0
-    if limits.max_memory is not None:
-        at_once = choose_batch(network, layers, largest, limits.max_memory)
-        tile = choose_tile(network, layers, largest, limits.max_memory)
+    at_once, tile = _room(network, layers, largest, len(orders), limits)
     dreamt: list[Dreamt | ImageError] = []
     for first in range(0, len(orders), at_once):
         dreamt += _dream_batch(network, orders[first : first + at_once], tile, limits, watch)
     return dreamt
+
+
+def _room(
+    network: Network, layers: Collection[str], size: tuple[int, int], count: int, limits: Limits
+) -> tuple[int, int]:
+    """How many of `count` pictures of `size` (H, W) are in the network at once, and the side of their tiles or 0."""
+    if limits.max_memory is None:
+        return count, 0
+    return (
+        choose_batch(network, layers, size, limits.max_memory),
+        choose_tile(network, layers, size, limits.max_memory),
+    )
 
 
 def _dream_batch(
@@ -197,17 +219,16 @@ def _dream_batch(
     """Dream one batch; where memory runs out, half of it, or in tiles of half the size, until it fits."""
     try:
         samples = _samples(network, orders)
-        before = [order.before or see(network, order, order.settings.layers, limits, tile) for order in orders]
+        before = _before(network, orders, tile, limits)
         started = time.perf_counter()
         dreams = dream(network, samples, tile, watch)
         return _finished(network, orders, before, dreams, tile, limits, started)
     except ImageError as error:
         return [error] * len(orders)
-    except (MemoryError, RuntimeError) as error:  # torch's own error is a RuntimeError
+    except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-    # Out here nothing holds the tensors of the attempt that failed.
-    if len(orders) > 1:
+    if len(orders) > 1:  # out here nothing holds the tensors of the attempt that failed, either
         half = len(orders) // 2
         return [
             each for part in (orders[:half], orders[half:]) for each in _dream_batch(network, part, tile, limits, watch)
@@ -238,17 +259,30 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _samples(network: Network, orders: Sequence[Order]) -> list[Sample]:
+def _before(network: Network, orders: Sequence[Order], tile: int, limits: Limits) -> list[Sight]:
+    """What the network sees in the photographs, where it is not known already."""
+    unseen = [order for order in orders if order.before is None]
+    targets = {target.name: target for order in unseen for target in order.settings.layers}
+    seen = iter(_see_batch(network, unseen, list(targets.values()), tile, limits) if unseen else [])
+    return [order.before or next(seen) for order in orders]
+
+
+def _guides(network: Network, orders: Sequence[Order]) -> list[Tensor | None]:
+    """The guide (3, h, w) of each order; what is one photograph is one tensor."""
     guides = {id(order.guide): order.guide for order in orders if order.guide}
     tensors = {key: to_tensor(guide.pixels, network.device)[0] for key, guide in guides.items()}
+    return [tensors.get(id(order.guide)) for order in orders]
+
+
+def _samples(network: Network, orders: Sequence[Order]) -> list[Sample]:
     return [
         Sample(
             to_tensor(order.photograph.pixels, network.device)[0],
             order.settings,
-            tensors.get(id(order.guide)),
+            guide,
             to_mask(order.mask, order.photograph, network.device) if order.mask else None,
         )
-        for order in orders
+        for order, guide in zip(orders, _guides(network, orders), strict=True)
     ]
 
 
@@ -264,35 +298,30 @@ def _finished(
     """What became of each sample of a batch; one that left the finite numbers harms no other."""
     height, width = dreams.pictures.shape[-2:]
     frames = cut_evenly((height, width), tile, network.card.min_size)
+    scores = by_name([order.settings.layers for order in orders], dreams.measured)
+    after = sights(network, dreams.pictures, scores, frames, stages=limits.stages)
+    finite = dreams.pictures.flatten(1).isfinite().all(1) & dreams.octave_scores.isfinite().all(1)
+    pixels, octave_scores = to_pixels(dreams.pictures), dreams.octave_scores.tolist()
     on_cuda = network.device.type == "cuda"
-    finished: list[Dreamt | ImageError] = []
-    for number, (order, picture) in enumerate(zip(orders, torch.split(dreams.pictures, 1), strict=True)):
-        if not (picture.isfinite().all() and dreams.octave_scores[number].isfinite().all()):
-            finished.append(ImageError("non_finite", "the ascent left the finite numbers: lower step_size"))
-            continue
-        names = [target.name for target in order.settings.layers]
-        after = Sight(
-            dict(zip(names, dreams.measured[number].tolist(), strict=False)),
-            likeliest(network, picture),
-            look_at_stages(network, picture, frames) if limits.stages else {},
+    return [
+        Dreamt(
+            pixels=pixels[number],
+            order=order,
+            weights=network.card.weights,
+            before=before[number],
+            after=after[number],
+            octave_scores=octave_scores[number],
+            left_out=dreams.left_out,
+            device=torch.cuda.get_device_name(network.device) if on_cuda else "cpu",
+            precision=str(dreams.pictures.dtype).removeprefix("torch."),
+            batch=len(orders),
+            tile=order.settings.tile or (tile if len(frames) > 1 else None),
+            seconds=(time.perf_counter() - started) / len(orders),
         )
-        finished.append(
-            Dreamt(
-                pixels=to_pixels(picture),
-                order=order,
-                weights=network.card.weights,
-                before=before[number],
-                after=after,
-                octave_scores=dreams.octave_scores[number].tolist(),
-                left_out=dreams.left_out,
-                device=torch.cuda.get_device_name(network.device) if on_cuda else "cpu",
-                precision=str(dreams.pictures.dtype).removeprefix("torch."),
-                batch=len(orders),
-                tile=order.settings.tile or (tile if len(frames) > 1 else None),
-                seconds=(time.perf_counter() - started) / len(orders),
-            )
-        )
-    return finished
+        if is_finite
+        else ImageError("non_finite", "the ascent left the finite numbers: lower step_size")
+        for number, (order, is_finite) in enumerate(zip(orders, finite.tolist(), strict=True))
+    ]
 
 
 def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
@@ -307,6 +336,6 @@ def to_mask(mask: Photograph, photograph: Photograph, device: torch.device | str
 
 
 def to_pixels(pictures: Tensor) -> NDArray[np.uint8]:
-    """The first of `pictures` (B, 3, H, W) in [0, 1] as pixels (H, W, 3) of 8 bits."""
-    pixels: NDArray[np.uint8] = (pictures[0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+    """Pictures (B, 3, H, W) in [0, 1] as pixels (B, H, W, 3) of 8 bits."""
+    pixels: NDArray[np.uint8] = (pictures.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
     return pixels

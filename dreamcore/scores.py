@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dreamcore.network import Answer, Network
+from dreamcore.network import Answer, Network, index
 from dreamcore.objectives import LOGITS, Target
 from dreamcore.tiles import Frame, whole
 
@@ -89,15 +89,16 @@ class Aim:
         dtype = next(iter(answers.values())).features.dtype
         sums = torch.zeros((*self.weights.shape, 2), device=self.weights.device, dtype=dtype)
         for (layer, channels, at, _), members in alike.items():
-            samples, columns = map(list, zip(*members, strict=True))
+            samples, columns = zip(*members, strict=True)
             chosen = _chosen(answers[layer], samples, channels, at)
             guide = self._features[samples[0]].get(layer)
             if guide is not None:
-                total, count = _matched(chosen, guide[0][list(channels)] if channels else guide[0])
+                total, count = _matched(chosen, _part(guide, channels)[0])
             else:
                 total, count = _added(chosen, "mean" if layer == LOGITS else self.measure)
-            sums[samples, columns, 0] = total
-            sums[samples, columns, 1] = count
+            at_rows, at_columns = index(samples, sums.device), index(columns, sums.device)
+            sums[at_rows, at_columns, 0] = total
+            sums[at_rows, at_columns, 1] = count
         return sums
 
     def each(self, sums: Tensor) -> Tensor:
@@ -118,17 +119,22 @@ class Aim:
         return (self.weights * self.each(sums)).sum(1)
 
 
-def _chosen(answer: Answer, samples: list[int], channels: tuple[int, ...], at: Place | None) -> Tensor:
+def _chosen(answer: Answer, samples: tuple[int, ...], channels: tuple[int, ...], at: Place | None) -> Tensor:
     """Of what a layer answers, the part (b, C, ...) that a target asks of some samples."""
     features = answer.features
-    if samples != answer.samples:
-        features = features[[answer.samples.index(sample) for sample in samples]]
-    if channels:
-        features = features[:, list(channels)]
+    if list(samples) != answer.samples:
+        rows = tuple(answer.samples.index(sample) for sample in samples)
+        features = features.index_select(0, index(rows, features.device))
+    features = _part(features, channels)
     if at:
         across, down = (int(part * side * 0.9999) for part, side in zip(at, features.shape[:1:-1], strict=True))
         features = features[:, :, down : down + 1, across : across + 1]
     return features
+
+
+def _part(features: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """These channels of `features` (b, C, ...); all where none are named."""
+    return features.index_select(1, index(channels, features.device)) if channels else features
 
 
 def _added(features: Tensor, measure: str) -> tuple[Tensor, int]:
@@ -186,48 +192,63 @@ def measure(network: Network, pictures: Tensor, aim: Aim, frames: Sequence[Frame
 @torch.no_grad()
 def look(
     network: Network,
-    picture: Tensor,
+    pictures: Tensor,
     targets: Sequence[Target],
     how: str,
-    guide: Tensor | None = None,
+    guides: Sequence[Tensor | None] | None = None,
     frames: Sequence[Frame] | None = None,
     *,
     stages: bool = False,
-) -> Sight:
-    """What `network` makes of a picture (1, 3, H, W) in [0, 1]: scores at full size, and classes.
+) -> list[Sight]:
+    """What `network` makes of each of `pictures` (B, 3, H, W) in [0, 1]: scores at full size, and classes.
 
     Args:
         network: the network.
-        picture: the picture.
-        targets: what to measure, each name once.
+        pictures: the pictures.
+        targets: what to measure in each, every name once.
         how: one of `MEASURES`.
-        guide: (3, h, w), where likeness to a guide is measured instead.
-        frames: the tiles to look at one by one; the whole picture at once where there are none.
+        guides: for each picture (3, h, w), where likeness to a guide is measured instead, or None.
+        frames: the tiles to look at one by one; the whole pictures at once where there are none.
         stages: whether to measure every stage of the network, too.
     """
-    frames = frames or whole((picture.shape[-2], picture.shape[-1]))
-    return Sight(
-        _scores(network, picture, Aim(network, [targets], how, [guide]), frames),
-        likeliest(network, picture),
-        look_at_stages(network, picture, frames) if stages else {},
-    )
+    frames = frames or whole((pictures.shape[-2], pictures.shape[-1]))
+    aim = Aim(network, [targets] * len(pictures), how, guides or [None] * len(pictures))
+    scores = _scores(network, pictures, aim, frames)
+    return sights(network, pictures, scores, frames, stages=stages)
 
 
-def look_at_stages(network: Network, picture: Tensor, frames: Sequence[Frame]) -> dict[str, float]:
-    """The logarithm of the mean square of each stage of the network, for a picture (1, 3, H, W) in [0, 1]."""
+def sights(
+    network: Network, pictures: Tensor, scores: Sequence[dict[str, float]], frames: Sequence[Frame], *, stages: bool
+) -> list[Sight]:
+    """What `network` makes of each of `pictures` (B, 3, H, W) in [0, 1], whose `scores` are measured already."""
+    seen = look_at_stages(network, pictures, frames) if stages else [{} for _ in scores]
+    return [Sight(*each) for each in zip(scores, likeliest(network, pictures), seen, strict=True)]
+
+
+def look_at_stages(network: Network, pictures: Tensor, frames: Sequence[Frame]) -> list[dict[str, float]]:
+    """The logarithm of the mean square of each stage of the network, for each of `pictures` (B, 3, H, W) in [0, 1]."""
     targets = [Target(layer=stage.name) for stage in network.card.stages()]
-    return _scores(network, picture, Aim(network, [targets], "log_mean_square", [None]), frames)
+    aim = Aim(network, [targets] * len(pictures), "log_mean_square", [None] * len(pictures))
+    return _scores(network, pictures, aim, frames)
 
 
-def _scores(network: Network, picture: Tensor, aim: Aim, frames: Sequence[Frame]) -> dict[str, float]:
-    """What is measured of each target of an aim at one picture (1, 3, H, W), by the target's name."""
-    measured = aim.each(measure(network, picture, aim, frames))[0].tolist()
-    return {target.name: score for target, score in zip(aim.targets[0], measured, strict=True)}
+def _scores(network: Network, pictures: Tensor, aim: Aim, frames: Sequence[Frame]) -> list[dict[str, float]]:
+    """What is measured of each target of an aim at each of `pictures` (B, 3, H, W), by the target's name."""
+    return by_name(aim.targets, aim.each(measure(network, pictures, aim, frames)))
 
 
-def likeliest(network: Network, picture: Tensor) -> list[tuple[str, float]]:
-    """The five likeliest classes of `picture` (1, 3, H, W) in [0, 1], with their probabilities."""
+def by_name(targets: Sequence[Sequence[Target]], measured: Tensor) -> list[dict[str, float]]:
+    """What was `measured` (B, targets) of each sample's targets, by their names; samples may have fewer than others."""
+    rows = zip(targets, measured.tolist(), strict=True)
+    return [{target.name: score for target, score in zip(*row, strict=False)} for row in rows]
+
+
+def likeliest(network: Network, pictures: Tensor) -> list[list[tuple[str, float]]]:
+    """The five likeliest classes of each of `pictures` (B, 3, H, W) in [0, 1], with their probabilities."""
     if not network.labels:
-        return []
-    probabilities, indices = network.classify(picture)[0].topk(min(5, len(network.labels)))
-    return [(network.labels[index], p) for index, p in zip(indices.tolist(), probabilities.tolist(), strict=True)]
+        return [[] for _ in pictures]
+    probabilities, indices = network.classify(pictures).topk(min(5, len(network.labels)))
+    return [
+        [(network.labels[index], p) for index, p in zip(*each, strict=True)]
+        for each in zip(indices.tolist(), probabilities.tolist(), strict=True)
+    ]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, content_type, describe, encode
 from dreamcore.network import Network
+from dreamcore.objectives import Target
 from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.scores import Sight
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key
@@ -74,6 +75,12 @@ class _Outcome:
         assert self.loaded is not None  # noqa: S101 - of an outcome that is to be dreamt
         return self.loaded.photographs[self.planned.settings.max_pixels]
 
+    @property
+    def sights(self) -> dict[tuple[object, ...], Sight]:
+        """What is known of what networks see in it."""
+        assert self.loaded is not None  # noqa: S101 - of an outcome that is to be dreamt
+        return self.loaded.sights
+
     def troubled(self, error: ImageError) -> "_Outcome":
         """The outcome of a photograph that could not be dreamt."""
         return replace(self, row=_troubled(self.row, error), loaded=None)
@@ -137,31 +144,42 @@ class _Dreamer:
     def _dream_batch(self, outcomes: Sequence[_Outcome]) -> Iterator[_Outcome]:
         """Photographs of one size under settings that go together."""
         network = network_of(outcomes[0].planned.settings, self.device)
-        dreaming, orders = [], []
-        for outcome in outcomes:
-            try:
-                orders.append(self._order(network, outcome))
-                dreaming.append(outcome)
-            except ImageError as error:  # it cannot even be looked at
-                yield outcome.troubled(error)
-        results = dream_photographs(network, orders, self.limits) if orders else []
-        for outcome, result in zip(dreaming, results, strict=True):
+        try:
+            orders = self._orders(network, outcomes)
+        except ImageError as error:  # of this size they cannot even be looked at
+            yield from (outcome.troubled(error) for outcome in outcomes)
+            return
+        for outcome, result in zip(outcomes, dream_photographs(network, orders, self.limits), strict=True):
             if isinstance(result, ImageError):
                 yield outcome.troubled(result)
             else:
                 yield replace(outcome, row=replace(outcome.row, **result.measures()), loaded=None, dreamt=result)
 
-    def _order(self, network: Network, outcome: _Outcome) -> Order:
-        """The order of one dream, with what the network sees in the photograph before it."""
-        loaded, settings = outcome.loaded, outcome.planned.settings
-        assert loaded is not None  # noqa: S101 - of an outcome that is to be dreamt
-        order = Order(outcome.photograph, settings, *pictures(settings))
-        if _measured_alike(settings) not in loaded.sights:
-            others = (self.run.settings[index].settings for index in loaded.work.settings)
-            alike = [other for other in others if _measured_alike(other) == _measured_alike(settings)]
-            targets = {target.name: target for other in alike for target in other.layers}
-            loaded.sights[_measured_alike(settings)] = see(network, order, list(targets.values()), self.limits)
-        return replace(order, before=loaded.sights[_measured_alike(settings)])
+    def _orders(self, network: Network, outcomes: Sequence[_Outcome]) -> list[Order]:
+        """The orders of a batch, with what the network sees in each photograph before it is dreamt."""
+        orders = [
+            Order(outcome.photograph, outcome.planned.settings, *pictures(outcome.planned.settings))
+            for outcome in outcomes
+        ]
+        places = [(outcome.sights, _measured_alike(outcome.planned.settings)) for outcome in outcomes]
+        unseen = {(id(sights), how): number for number, (sights, how) in enumerate(places) if how not in sights}
+        if unseen:
+            seen = see(
+                network, [orders[number] for number in unseen.values()], self._targets(orders[0].settings), self.limits
+            )
+            for number, sight in zip(unseen.values(), seen, strict=True):
+                sights, how = places[number]
+                sights[how] = sight
+        return [replace(order, before=sights[how]) for order, (sights, how) in zip(orders, places, strict=True)]
+
+    def _targets(self, settings: DreamSettings) -> list[Target]:
+        """All that the run measures in photographs as these settings do, but for their guide; each once."""
+        alike = (
+            other.settings
+            for other in self.run.settings
+            if _measured_alike(other.settings)[:-1] == _measured_alike(settings)[:-1]
+        )
+        return list({target.name: target for other in alike for target in other.layers}.values())
 
     def deliver(self, outcome: _Outcome) -> Row:
         """Put a dream into the store if none is there; the first writer wins, and the row is always the winner's."""

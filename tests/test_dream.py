@@ -26,7 +26,7 @@ def jitter_offset(settings: DreamSettings, octave: int, step: int) -> tuple[int,
 
 
 def score_of(network: Network, pictures: Tensor, settings: DreamSettings) -> float:
-    return look(network, pictures, settings.layers, settings.measure).score(settings.layers)
+    return look(network, pictures, settings.layers, settings.measure)[0].score(settings.layers)
 
 
 # --- what a dream is
@@ -363,4 +363,4 @@ def test_pixels_survive_the_way_to_a_tensor_and_back() -> None:
     tensor = to_tensor(every)
     assert tensor.shape == (1, 3, 16, 16)
     assert tensor.max() == 1
-    np.testing.assert_array_equal(to_pixels(tensor), every)
+    np.testing.assert_array_equal(to_pixels(tensor)[0], every)

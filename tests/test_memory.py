@@ -15,7 +15,7 @@ from dreamcore.images import Photograph
 from dreamcore.memory import WHOLE_PICTURES, Allocations, bytes_a_pixel, choose_batch, choose_tile
 from dreamcore.models import load_network
 from dreamcore.network import Network
-from dreamcore.picture import Dreamt, Limits, Order, dream_photographs
+from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.settings import BUNDLED
 from tests.conftest import REPOSITORY
 from tests.tiny import changed, pixels, tiny_network
@@ -178,6 +178,18 @@ def test_a_batch_that_does_not_fit_is_dreamt_in_halves(trouble: Callable[[], obj
     assert [each.batch for each in dreamt] == [2] * 8
     roomy = finished(dream_photographs(tiny_network(), orders))
     assert all(levels(one, other) <= 1 for one, other in zip(dreamt, roomy, strict=True))
+
+
+@TROUBLES
+def test_photographs_that_do_not_fit_are_seen_in_halves_and_singly_in_tiles(trouble: Callable[[], object]) -> None:
+    targets = changed().layers
+    for positions, size, tolerance in ((3 * 24 * 32, (48, 64), 1e-4), (48 * 64, (192, 256), 0.1)):
+        orders = [order(number, size) for number in range(5)]
+        found = see(tiny_network(lambda room=positions: OutOfMemory(room, trouble)), orders, targets)  # type: ignore[misc]
+        for each, sight in zip(orders, found, strict=True):
+            (alone,) = see(tiny_network(), [each], targets)
+            assert sight.scores == pytest.approx(alone.scores, abs=tolerance)
+            assert dict(sight.classes) == pytest.approx(dict(alone.classes), abs=1e-4)
 
 
 @TROUBLES

@@ -35,7 +35,7 @@ CHELSEA = Path(__file__).parents[1] / "examples" / "photos" / "chelsea.png"
 
 def test_the_bundled_network_knows_a_cat() -> None:
     seen = to_tensor(decode(CHELSEA.read_bytes()).pixels)
-    label, probability = look(load_network(BUNDLED), seen, DreamSettings().layers, "log_mean_square").classes[0]
+    label, probability = look(load_network(BUNDLED), seen, DreamSettings().layers, "log_mean_square")[0].classes[0]
     assert label == "Egyptian cat"
     assert probability > 0.4
 
@@ -197,7 +197,9 @@ def test_networks_of_torchvision_dream(model: str, layers: str) -> None:
         network = Network(build(model, pretrained=False), survey(model))
     settings = changed(layers=layers, octaves=1, steps=3)
     pictures = [picture(96, 96), dreams(network, picture(96, 96), settings)]
-    before, after = (look(network, seen, settings.layers, settings.measure).score(settings.layers) for seen in pictures)
+    before, after = (
+        look(network, seen, settings.layers, settings.measure)[0].score(settings.layers) for seen in pictures
+    )
     assert pictures[1].isfinite().all()
     assert after > before + 0.01
 

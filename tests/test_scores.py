@@ -85,7 +85,7 @@ def test_each_sample_has_an_objective_of_its_own() -> None:
     aim = Aim(network, objectives, LOG, [None, None])
     together = aim.score(measure(network, both, aim, whole((48, 64))))
     for sample, objective in enumerate(objectives):
-        alone = look(network, both[sample : sample + 1], objective, LOG).score(objective)
+        alone = look(network, both[sample : sample + 1], objective, LOG)[0].score(objective)
         assert together[sample].item() == pytest.approx(alone, abs=1e-4)
 
 
@@ -151,7 +151,7 @@ def test_sums_of_tiles_are_the_sums_of_the_whole(how: str) -> None:
 
 def test_look_tells_scores_and_the_five_likeliest_classes() -> None:
     targets = changed(layers="stem+deep:1").layers
-    sight = look(tiny_network(), picture(seed=1), targets, LOG)
+    sight = look(tiny_network(), picture(seed=1), targets, LOG)[0]
     assert set(sight.scores) == {"stem", "deep:1"}
     assert sight.score(targets) == pytest.approx(sum(sight.scores.values()))
     labels, probabilities = zip(*sight.classes, strict=True)
@@ -163,19 +163,30 @@ def test_look_tells_scores_and_the_five_likeliest_classes() -> None:
 
 def test_all_stages_are_scored_when_asked_for() -> None:
     network = tiny_network()
-    stages = look(network, picture(), [Target(layer="deep")], "mean", stages=True).stages
+    stages = look(network, picture(), [Target(layer="deep")], "mean", stages=True)[0].stages
     assert list(stages) == [stage.name for stage in network.card.stages()]
     for name, found in stages.items():
-        assert found == pytest.approx(look(network, picture(), [Target(layer=name)], LOG).scores[name])
+        assert found == pytest.approx(look(network, picture(), [Target(layer=name)], LOG)[0].scores[name])
 
 
 def test_a_network_of_few_classes_or_none_tells_what_it_can() -> None:
     network = tiny_network()
     mute = Network(network.module, network.card)
-    assert look(mute, picture(), SETTINGS.layers, LOG).classes == []
+    assert look(mute, picture(), SETTINGS.layers, LOG)[0].classes == []
     network.module.head = torch.nn.Linear(16, 2)
     of_two = Network(network.module, network.card, ["cat", "dog"])
-    assert {label for label, _ in look(of_two, picture(), SETTINGS.layers, LOG).classes} == {"cat", "dog"}
+    assert {label for label, _ in look(of_two, picture(), SETTINGS.layers, LOG)[0].classes} == {"cat", "dog"}
+
+
+def test_pictures_are_seen_together_each_as_it_would_be_alone() -> None:
+    network, targets = tiny_network(), changed(layers="stem+deep:1,2").layers
+    together = torch.cat([picture(seed=seed) for seed in range(3)])
+    found = look(network, together, targets, LOG, stages=True)
+    for sight, seen in zip(found, torch.split(together, 1), strict=True):
+        (alone,) = look(network, seen, targets, LOG, stages=True)
+        assert sight.scores == pytest.approx(alone.scores, abs=1e-5)
+        assert sight.stages == pytest.approx(alone.stages, abs=1e-5)
+        assert dict(sight.classes) == pytest.approx(dict(alone.classes), abs=1e-5)
 
 
 def test_looking_neither_costs_nor_gives_gradients() -> None:

@@ -75,7 +75,7 @@ def scores(way: Way) -> list[float]:
 def rise(reference: Way) -> float:
     """Of the mean score, by dreaming."""
     network, targets = load_network(BUNDLED), DreamSettings(layers="blocks.3").layers
-    before = [look(network, each, targets, "log_mean_square").scores["blocks.3"] for each in PHOTOGRAPHS]
+    before = [look(network, each, targets, "log_mean_square")[0].scores["blocks.3"] for each in PHOTOGRAPHS]
     return fmean(scores(reference)) - fmean(before)
 
 

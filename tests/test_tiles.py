@@ -177,15 +177,17 @@ def test_a_place_at_an_edge_is_dreamt_at_that_edge(at: tuple[float, float]) -> N
     across, down = most_moved(start, dreamt)
     assert abs(across - at[0] * 192) <= 14
     assert abs(down - at[1] * 128) <= 14
-    before, after = (look(tiny_network(), each, settings.layers, settings.measure).scores for each in (start, dreamt))
+    before, after = (
+        look(tiny_network(), each, settings.layers, settings.measure)[0].scores for each in (start, dreamt)
+    )
     assert after[settings.layers[0].name] > before[settings.layers[0].name]
 
 
 @pytest.mark.parametrize("at", [(0.2, 0.7), (0.0, 0.0), (1.0, 0.4), (0.3, 1.0), (1.0, 1.0)])
 def test_a_place_is_measured_in_its_tile_as_in_the_whole(at: tuple[float, float]) -> None:
     seen, targets = picture(128, 192), neuron(at).layers
-    expected = look(tiny_network(), seen, targets, "mean").scores
-    found = look(tiny_network(), seen, targets, "mean", frames=cut_evenly((128, 192), 64, 1)).scores
+    expected = look(tiny_network(), seen, targets, "mean")[0].scores
+    found = look(tiny_network(), seen, targets, "mean", frames=cut_evenly((128, 192), 64, 1))[0].scores
     assert found == pytest.approx(expected, rel=1e-4)
 
 
@@ -258,7 +260,7 @@ def test_a_dream_in_tiles_excites_as_much_as_a_whole_one() -> None:
             settings = DreamSettings(layers="blocks.2", octaves=1, steps=8, jitter=150, seed=seed)
             seen = [start, dreams(bundled(), start, settings, tile=tile)]
             before, after = (
-                look(bundled(), each, settings.layers, settings.measure).scores["blocks.2"] for each in seen
+                look(bundled(), each, settings.layers, settings.measure)[0].scores["blocks.2"] for each in seen
             )
             rises[-1] += after - before
     assert rises[1] == pytest.approx(rises[0], rel=0.06)
