@@ -13,7 +13,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -225,9 +225,10 @@ def _reading(uri: str, etag: str | None = None) -> "Callable[[S3Client], bytes]"
     def read(s3: "S3Client") -> bytes:
         try:
             answer = s3.get_object(Bucket=bucket, Key=key, **condition)  # type: ignore[arg-type]
-            if etag not in (None, answer["ETag"].strip('"')):  # some stores ignore the condition
-                raise Conflict(f"{uri} is another version than {etag}")
-            data = answer["Body"].read()
+            with closing(answer["Body"]) as body:  # unread, it would keep its connection
+                if etag not in (None, answer["ETag"].strip('"')):  # some stores ignore the condition
+                    raise Conflict(f"{uri} is another version than {etag}")
+                data = body.read()
             _check_md5(answer, data, bucket)
         except FlexibleChecksumError as error:
             if str(error) in harmed:
