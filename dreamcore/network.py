@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamcore.cards import Card
-from dreamcore.engine import quicken
+from dreamcore.engine import Convolution, quicken
 from dreamcore.errors import InvalidInput
 from dreamcore.objectives import LOGITS
 
@@ -72,6 +72,13 @@ class Network:
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
+
+    @cached_property
+    def precision(self) -> str:
+        """Type of the arithmetic, as `float32`, or forward and back where gradients are taken in another."""
+        parts = () if self.plain else self._quick[0].modules()
+        back = {part.weight_back.dtype for part in parts if isinstance(part, Convolution) and part.goes_back_forward}
+        return "/".join(str(each).removeprefix("torch.") for each in (self._dtype, *(back - {self._dtype})))
 
     @cached_property
     def structure(self) -> nn.Module:

@@ -313,7 +313,7 @@ def _finished(
             octave_scores=octave_scores[number],
             left_out=dreams.left_out,
             device=torch.cuda.get_device_name(network.device) if on_cuda else "cpu",
-            precision=str(dreams.pictures.dtype).removeprefix("torch."),
+            precision=network.precision,
             batch=len(orders),
             tile=order.settings.tile or (tile if len(frames) > 1 else None),
             seconds=(time.perf_counter() - started) / len(orders),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dreamcore.catalogue import card
 from dreamcore.dream import Sample, dream
-from dreamcore.engine import CEILINGS, Convolution, First, quicken
+from dreamcore.engine import CEILINGS, Convolution, First, multiplies_bfloat16, quicken
 from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.zoo import build
@@ -51,6 +51,47 @@ def test_one_step_of_the_bundled_network_is_that_of_the_plain_one(size: tuple[in
     settings = changed(layers="blocks.4+blocks.2=0.5", octaves=1, steps=1)
     one, other = (dream(network, [Sample(picture(*size)[0], settings)]).pictures for network in (quick, plain))
     assert -10 * math.log10((one - other).square().mean().item() + 1e-20) > 60
+
+
+HEAVY = pytest.mark.parametrize("model", ["googlenet", "resnet18", "alexnet"])
+
+
+def gradient(network: Network, layer: str) -> Tensor:
+    """Of the score at a layer with respect to the picture."""
+    seen = picture(96, 100).requires_grad_()
+    score = network.activations(seen, [layer])[layer].square().mean().log()
+    return torch.autograd.grad(score, seen)[0]
+
+
+def decibels(one: Tensor, other: Tensor) -> float:
+    """How large a gradient is to its difference from another."""
+    return 10 * math.log10(one.square().mean() / ((one - other).square().mean() + 1e-20))
+
+
+@HEAVY
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor has no instructions for it")
+def test_a_gradient_in_half_precision_is_the_whole_one_to_a_percent(model: str) -> None:
+    """The pictures of a step then agree far better than the 60 dB above."""
+    half, plain = pair(model)
+    assert (half.precision, plain.precision) == ("float32/bfloat16", "float32")
+    assert 38 < decibels(gradient(plain, MIDDLES[model]), gradient(half, MIDDLES[model])) < 60
+
+
+@HEAVY
+def test_other_processors_take_gradients_in_whole_precision(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamcore.engine.multiplies_bfloat16", lambda: False)
+    quick, plain = pair(model)
+    assert quick.precision == "float32"
+    assert decibels(gradient(plain, MIDDLES[model]), gradient(quick, MIDDLES[model])) > 70
+
+
+def test_the_bundled_network_has_no_convolution_worth_half_precision_up_to_its_default_layer() -> None:
+    network = load_network("efficientnet_lite0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamcore.engine.multiplies_bfloat16", lambda: False)
+        whole = Network(network.module, network.card)
+        expected = gradient(whole, "blocks.4")
+    assert torch.equal(gradient(network, "blocks.4"), expected)
 
 
 @pytest.mark.parametrize("model", ["resnet18", "googlenet", "densenet121", "timm/tf_efficientnet_lite0"])
