@@ -198,7 +198,8 @@ class Convolution(_Padded):
         self.weight, self.bias, self.groups = plain.weight, plain.bias, plain.groups
         reach = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
         self.padding_back = reach[0] - self.padding[0], reach[1] - self.padding[1]
-        self.goes_back_forward = self.stride == (1, 1) and min(self.padding_back) >= 0
+        on_processor = plain.weight.device.type == "cpu"
+        self.goes_back_forward = on_processor and self.stride == (1, 1) and min(self.padding_back) >= 0
         self.register_buffer("weight_back", _turned(plain) if self.goes_back_forward else None, persistent=False)
         """In the type in which gradients are taken through it."""
 
@@ -208,7 +209,8 @@ class Convolution(_Padded):
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return _Convolve.apply(x, self)  # type: ignore[no-any-return]
         x = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        return x if self.ceiling is None else x.clamp(0, self.ceiling)
+        # In place: nothing else looks at what a convolution answers, and memory is what bounds the batches of a GPU.
+        return x if self.ceiling is None else nn.functional.hardtanh(x, 0, self.ceiling, inplace=True)
 
 
 class _Convolve(torch.autograd.Function):
