@@ -20,6 +20,8 @@ from tests.conftest import DREAMGRID
 from tests.kills import Observer, put_photographs
 
 GIVEN_UP_SECONDS = 25
+AWAY_SECONDS = 600
+"""In which a run gives up a Prefect server that is gone for good."""
 GRID = {"layers": ["blocks.0", "blocks.1"], "octaves": [2], "steps": [30]}
 
 
@@ -61,9 +63,9 @@ def await_more(observer: Observer, command: subprocess.Popen[str]) -> None:
         observer.look()
 
 
-def end(command: subprocess.Popen[str]) -> tuple[int, str]:
+def end(command: subprocess.Popen[str], within: float = 300) -> tuple[int, str]:
     """Exit code and standard error; nothing of it is left."""
-    _, errors = command.communicate(timeout=300)
+    _, errors = command.communicate(timeout=within)
     deadline = time.monotonic() + 10
     with suppress(ProcessLookupError):
         while time.monotonic() < deadline:
@@ -116,3 +118,26 @@ def test_whatever_ends_the_command_the_next_one_goes_on(
     assert json.loads(output)["run_id"] == held.run_id
     observer.check_finished(job)
     assert len(observer.rows) == 24
+
+
+@pytest.mark.soak
+def test_a_prefect_server_that_never_returns_ends_a_run_in_bounded_time(
+    stack: Stack, storage: Storage, source: str, destination: str, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    put_photographs(storage, source, 12)
+    job = DreamJob.model_validate({"source": source, "destination": destination, "grid": GRID})
+    grid = [f"--{name}={value}" for name, values in GRID.items() for value in values]
+    observer = Observer(storage, destination)
+    command = start("--source", source, "--destination", destination, *grid)
+    await_more(observer, command)
+    os.kill(stack.servers[1].pid, signal.SIGKILL)
+    try:
+        code, errors = end(command, AWAY_SECONDS)
+    finally:
+        embedded.up(stack.folder)
+    assert code == 3, errors
+    finished = start("--resume", destination, "--json")
+    output, errors = finished.communicate(timeout=300)
+    assert finished.returncode == 0, errors
+    assert json.loads(output)["planned"] == 24
+    observer.check_finished(job)
