@@ -1,13 +1,23 @@
-"""Work in threads that stays a little ahead of whoever wants its results, and never far."""
+"""Work elsewhere that stays a little ahead of whoever wants its results, and never far."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
+
+
+class _Ends(Protocol):
+    """A future, of Python or of Prefect."""
+
+    def add_done_callback(self, fn: Callable[[Any], None], /) -> None: ...
+
+
+_Future = TypeVar("_Future", bound=_Ends)
 
 
 @contextmanager
@@ -31,3 +41,17 @@ def ahead(
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
+
+
+def as_they_end(submit: Callable[[_In], _Future], items: Iterable[_In], count: int) -> Iterator[_Future]:
+    """The futures of items in the order in which they end, never more than `count` submitted ahead of the reader."""
+    ended: SimpleQueue[_Future] = SimpleQueue()
+    running = 0
+    for item in items:
+        if running == count:
+            yield ended.get()
+            running -= 1
+        submit(item).add_done_callback(ended.put)
+        running += 1
+    for _ in range(running):
+        yield ended.get()

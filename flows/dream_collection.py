@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -17,12 +18,12 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from dreamcore.errors import InvalidInput, Unavailable
 from flows import manifest, runs, sheets
+from flows.ahead import as_they_end
 from flows.job import DreamJob
 from flows.machine import start_worker, stop_workers, workers
 from flows.plan import Plan, PlannedSettings, Shard, Source, make_plan
@@ -32,6 +33,11 @@ from flows.storage import storage
 
 on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
 """Called in the flow's own process with the dreams that are there and the dreams planned, after each shard."""
+
+SUBMITTED = 64
+"""Shards that are submitted and have not ended, at least: Prefect holds some ten KiB and the photographs of each."""
+SUBMITTED_A_WORKER = 4
+"""The same for each worker process, where there are many: none may idle while a shard is left."""
 
 
 def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
@@ -121,21 +127,19 @@ def nothing_to_do(run: Run, found: Scan) -> Report:
 
 def dream(run: Run, shards: Plan) -> None:
     """Fan the shards out over the worker processes, and show how far it is."""
-    todo = runs.remaining(run, shards, storage())
-    planned = shards.dreams
-    finished = planned - sum(shard.dreams for shard in todo)
-    counts = runs.tally(run, storage())
-    artifact: Any = create_progress_artifact(100 * finished / planned, key="dreams", description=f"{planned} dreams")
+    planned, counts = shards.dreams, runs.tally(run, storage())
+    description = f"{planned} dreams"
+    artifact: Any = create_progress_artifact(100 * counts.total() / planned, key="dreams", description=description)
     watch = on_progress.get() or (lambda _finished, _planned: None)
-    watch(finished, planned)
-    futures = {dream_shard.submit(run, shard): shard for shard in todo}
+    watch(counts.total(), planned)
+    submit = partial(dream_shard.submit, run.destination, run.run_id, stage_scores=run.job.stage_scores)
+    todo = runs.remaining(run, shards, storage())  # looked up after the rows were counted, so that none counts twice
     try:
-        for future in as_completed(list(futures)):
+        for future in as_they_end(submit, todo, max(SUBMITTED, SUBMITTED_A_WORKER * workers())):
             counts.update(future.result())
             runs.check_failures(run, counts, storage())
-            finished += futures[future].dreams
-            watch(finished, planned)
-            update_progress_artifact(artifact, 100 * finished / planned)
+            watch(counts.total(), planned)
+            update_progress_artifact(artifact, 100 * counts.total() / planned)
     except BaseException as error:
         stop_workers()  # or the pool would dream all that was submitted before it let go
         if isinstance(error, BrokenProcessPool):
@@ -144,15 +148,25 @@ def dream(run: Run, shards: Plan) -> None:
 
 
 @task(task_run_name="shard {shard.number}", **patiently)
-def dream_shard(run: Run, shard: Shard) -> dict[str, int]:
-    """Dream one shard in a worker process."""
+def dream_shard(destination: str, run_id: str, shard: Shard, *, stage_scores: bool) -> dict[str, int]:
+    """Dream one shard in a worker process, which is told no more of the run than its name.
+
+    `stage_scores` may differ from what the run was begun with.
+    """
     from flows import shard as shards  # imports torch, which the flow's own process can do without
 
     started = time.perf_counter()
-    counts = shards.dream_shard(run, shard, storage())
+    counts = shards.dream_shard(_run_of(destination, run_id, stage_scores), shard, storage())
     seconds = time.perf_counter() - started
     get_run_logger().info("shard %d: %s in %.1f s", shard.number, counts, seconds)
     return counts
+
+
+@lru_cache(maxsize=1)
+def _run_of(destination: str, run_id: str, stage_scores: bool) -> Run:
+    """A run, read once a process: it may have hundreds of settings."""
+    run = runs.begun(destination, run_id, storage())
+    return run.model_copy(update={"job": run.job.model_copy(update={"stage_scores": stage_scores})})
 
 
 @task(**patiently)

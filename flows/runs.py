@@ -121,6 +121,18 @@ def unfinished(destination: str, storage: Storage) -> Run | None:
     return _begun(destination, held["run_id"], storage) if held else None
 
 
+def begun(destination: str, run_id: str, storage: Storage) -> Run:
+    """A run as it was begun: a worker is told its name, and reads the rest.
+
+    Raises:
+        Unavailable: its record is gone.
+    """
+    run = _begun(destination, run_id, storage)
+    if run is None:
+        raise Unavailable(f"{folder_of(destination, run_id)}job.json is gone: put it back, or add --abandon")
+    return run
+
+
 def begun_job(destination: str, storage: Storage) -> dict[str, Any]:
     """The fields of the job whose unfinished run holds a destination.
 
@@ -215,14 +227,14 @@ def _plan_uri(destination: str, run_id: str) -> str:
     return f"{folder_of(destination, run_id)}plan.parquet"
 
 
-def remaining(run: Run, shards: Plan, storage: Storage) -> list[Shard]:
-    """The shards whose part is not there yet."""
+def remaining(run: Run, shards: Plan, storage: Storage) -> Iterator[Shard]:
+    """The shards whose part is not there yet, each made when it is asked for: all of them may be more than fits."""
     return _without_part(run.destination, run.run_id, shards, storage)
 
 
-def _without_part(destination: str, run_id: str, shards: Plan, storage: Storage) -> list[Shard]:
+def _without_part(destination: str, run_id: str, shards: Plan, storage: Storage) -> Iterator[Shard]:
     there = set(manifest.parts(storage, destination, run_id))
-    return [shard for shard in shards if manifest.part_uri(destination, run_id, shard.number) not in there]
+    return (shard for shard in shards if manifest.part_uri(destination, run_id, shard.number) not in there)
 
 
 def tally(run: Run, storage: Storage) -> Counter[str]:
@@ -296,7 +308,8 @@ def abandon(destination: str, storage: Storage) -> None:
     if shards is None:
         shards = _fixed(destination, run_id, nothing, storage) or nothing
     left = _without_part(destination, run_id, shards, storage)
-    parts = [manifest.part_uri(destination, run_id, shard.number) for shard in left]
+    parts = (manifest.part_uri(destination, run_id, shard.number) for shard in left)
     with threads(_WRITERS) as writers:
-        list(ahead(writers, lambda part: storage.write_new(part, empty, manifest.CONTENT_TYPE), parts, _WRITERS))
+        for _ in ahead(writers, lambda part: storage.write_new(part, empty, manifest.CONTENT_TYPE), parts, _WRITERS):
+            pass
     release(destination, run_id, storage)

@@ -104,6 +104,14 @@ def test_a_run_that_another_process_ended_cannot_be_planned(storage: Storage, so
     assert begin(storage, source, destination).run_id != run.run_id, "the next one begins anew"
 
 
+def test_a_worker_reads_the_run_that_it_is_told_the_name_of(storage: Storage, source: str, destination: str) -> None:
+    run = begin(storage, source, destination)
+    assert runs.begun(destination, run.run_id, storage) == run
+    storage.delete(f"{run.folder}job.json")
+    with pytest.raises(Unavailable, match=r"job\.json is gone: put it back"):
+        runs.begun(destination, run.run_id, storage)
+
+
 @pytest.mark.parametrize(
     ("done", "failed", "max_failures", "stops"),
     [(50, 50, 0.5, False), (49, 51, 0.5, True), (0, 99, 0.5, False), (99, 1, 0.0, True), (0, 100, 1.0, False)],
