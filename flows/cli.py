@@ -86,7 +86,7 @@ def demo() -> None:
 @memory_option
 @click.option("--resume", metavar="DEST", help="Instead of a job: go on with the unfinished run of a destination.")
 @click.option("--abandon", is_flag=True, help="First give up the unfinished run of this destination.")
-@click.option("--strict", is_flag=True, help="Exit with 1 when a photograph failed.")
+@click.option("--strict", is_flag=True, help="Exit with 1 when a photograph failed, or there is none.")
 @as_json
 def run(
     job: Path | None,
@@ -117,7 +117,7 @@ def run(
         show_json(report.model_dump(mode="json"))
     else:
         _tell(report)
-    return 1 if strict and report.failed else 0
+    return 1 if strict and (report.failed or not report.photographs) else 0
 
 
 def _begun_job(destination: str) -> dict[str, Any]:
@@ -157,7 +157,9 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
 
 def _tell(report: Any) -> None:
     if report.state == "nothing to do":
-        console.print(f"Nothing to do: {report.why_nothing}.")
+        console.print(f"Nothing to do: {report.why_nothing}.", highlight=False, soft_wrap=True)
+        if not report.photographs:
+            return
     else:
         counts = f"{report.done} done, {report.failed} failed, {report.skipped} skipped"
         console.print(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")

@@ -118,6 +118,7 @@ def nothing_to_do(run: Run, found: Scan) -> Report:
         run_id=None,
         state="nothing to do",
         photographs=len(found.sources),
+        source=run.job.source,
         destination=run.destination,
         manifest=manifest.folder_of(run.destination),
     )

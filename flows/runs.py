@@ -73,6 +73,7 @@ class Report(Frozen):
     photographs: int = 0
     """Found below the source."""
     seconds: float = 0.0
+    source: str
     destination: str
     manifest: str
     """Where the manifest lies, for any reader of Parquet."""
@@ -80,7 +81,7 @@ class Report(Frozen):
     @property
     def why_nothing(self) -> str:
         """Why there was nothing to do, where there was not."""
-        return "every photograph has its dreams" if self.photographs else "there is no photograph below the source"
+        return "every photograph has its dreams" if self.photographs else f"there is no photograph in {self.source}"
 
 
 def folder_of(destination: str, run_id: str) -> str:
@@ -280,6 +281,7 @@ def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
         skipped=counts["skipped"],
         photographs=sum(1 for _ in shards.sources()),
         seconds=round(seconds, 3),
+        source=run.job.source,
         destination=run.destination,
         manifest=manifest.folder_of(run.destination),
     )

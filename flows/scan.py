@@ -12,7 +12,7 @@ from dreamcore.catalogue import card, weights_of
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import looks_like_image
 from dreamcore.settings import DreamSettings, settings_id
-from flows import manifest
+from flows import manifest, runs
 from flows.assets import settle
 from flows.job import DreamJob, explain, split_uri
 from flows.machine import workers
@@ -55,17 +55,38 @@ def _settled(job: DreamJob) -> list[DreamSettings]:
 
 
 def check_access(job: DreamJob) -> None:
-    """See within seconds whether source and destination can be reached.
+    """See within seconds whether source and destination can be reached, and whether the source is one.
 
     Raises:
-        InvalidInput: no credentials, refused, no such bucket, or nothing answers.
+        InvalidInput: no credentials, refused, no such bucket, nothing answers, or the source is mistyped.
     """
     store = Storage(HASTY)
     try:
         store.check_bucket(job.source)
         store.check_bucket(job.destination)
+        _check_source(job, store)
     except Unavailable as error:
         raise InvalidInput(str(error)) from error
+
+
+def _check_source(job: DreamJob, store: Storage) -> None:
+    """Raise `InvalidInput` where the source is no photograph, and no folder that anything is in.
+
+    One that is spelt as a folder may be empty: a job of every night may begin before the first photograph arrives.
+    """
+    if job.source.endswith("/") or not split_uri(job.source)[1]:
+        return
+    there = store.find(job.source)
+    if (there and looks_like_image(job.source)) or any(True for _ in store.list(f"{job.source}/")):
+        return
+    if store.find(runs.active_uri(job.destination)):
+        return  # that run goes on with the photographs that it found, even if they are gone by now
+    if there:
+        raise InvalidInput(f"{job.source} is no photograph by its name, which would end in .jpg, .png or the like")
+    raise InvalidInput(
+        f"there is neither a photograph nor a folder {job.source}: correct it, or write {job.source}/ for a folder "
+        "that is still empty"
+    )
 
 
 @lru_cache
@@ -83,8 +104,7 @@ def scan(job: DreamJob, store: Storage) -> Scan:
     """Find every photograph of the source; the destination's own dreams never count, wherever it lies."""
     ignored = 0
     folder = job.source.rstrip("/") + "/"
-    _, key = split_uri(job.source)
-    alone = store.find(job.source) if key and not key.endswith("/") else None
+    alone = store.find(job.source) if looks_like_image(job.source) else None
 
     def photographs() -> Iterator[Source]:
         nonlocal ignored

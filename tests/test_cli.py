@@ -141,9 +141,30 @@ def test_bad_access_starts_nothing(case: str, dreamgrid: Command, stack: Stack, 
 
 
 def test_no_photograph_is_nothing_to_do(dreamgrid: Command, source: str, destination: str) -> None:
-    done = dreamgrid("run", "--source", source, "--destination", destination)
-    assert done.returncode == 0, done.stderr
-    assert "there is no photograph below the source" in done.stdout
+    for strict, code in (((), 0), (("--strict",), 1)):
+        done = dreamgrid("run", "--source", source, "--destination", destination, *strict)
+        assert done.returncode == code, done.stderr
+        assert done.stdout == f"Nothing to do: there is no photograph in {source}.\n"
+
+
+def test_a_mistyped_source_starts_nothing(dreamgrid: Command, storage: Storage, source: str, destination: str) -> None:
+    cat = (PHOTOS / "chelsea.png").read_bytes()
+    storage.write(source + "chelsea.png", cat, "image/png")
+    storage.write(source + "deep/chelsea.png", cat, "image/png")
+    storage.write(source + "notes.txt", b"not looked at", "text/plain")
+    for wrong, message in (
+        ("chelsea.pgn", f"neither a photograph nor a folder {source}chelsea.pgn: correct it"),
+        ("ch", f"neither a photograph nor a folder {source}ch: correct it"),
+        ("notes.txt", f"{source}notes.txt is no photograph by its name"),
+    ):
+        for command in ("plan", "run"):
+            done = dreamgrid(command, "--source", source + wrong, "--destination", destination, "--json")
+            assert (done.returncode, done.stdout) == (2, ""), done.stderr
+            assert message in done.stderr
+    assert list(storage.list(destination)) == []
+    for right, photographs in (("chelsea.png", 1), ("deep", 1), ("deep/", 1), ("", 2), ("still empty/", 0)):
+        done = dreamgrid("plan", "--source", source + right, "--destination", destination, "--json")
+        assert json.loads(done.stdout)["photographs"] == photographs, done.stderr
 
 
 def test_a_usage_error_is_exit_2(dreamgrid: Command) -> None:
