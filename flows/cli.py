@@ -86,7 +86,7 @@ def demo() -> None:
 @memory_option
 @click.option("--resume", metavar="DEST", help="Instead of a job: go on with the unfinished run of a destination.")
 @click.option("--abandon", is_flag=True, help="First give up the unfinished run of this destination.")
-@click.option("--strict", is_flag=True, help="Exit with 1 when a photograph failed, or there is none.")
+@click.option("--strict", is_flag=True, help="Exit with 1 when a photograph failed, also earlier, or there is none.")
 @as_json
 def run(
     job: Path | None,
@@ -117,7 +117,7 @@ def run(
         show_json(report.model_dump(mode="json"))
     else:
         _tell(report)
-    return 1 if strict and (report.failed or not report.photographs) else 0
+    return 1 if strict and (report.failed or report.failed_earlier or not report.photographs) else 0
 
 
 def _begun_job(destination: str) -> dict[str, Any]:

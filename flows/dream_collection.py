@@ -28,7 +28,7 @@ from flows.job import DreamJob
 from flows.machine import start_worker, stop_workers, workers
 from flows.plan import Plan, PlannedSettings, Shard, Source, make_plan
 from flows.runs import Report, Run
-from flows.scan import Scan, check_access, done_before, plan_settings, scan, warn_of_store
+from flows.scan import Failures, Scan, check_access, done_before, plan_settings, scan, warn_of_store
 from flows.storage import storage
 
 on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
@@ -73,10 +73,10 @@ def dream_collection(job: DreamJob) -> Report:
     run, shards = runs.claim(job, settings, storage())
     with begun():
         if not shards:
-            found = find_photographs(job)
-            shards = runs.freeze(run, make_plan(found.sources, settings, done_before(job, storage())), storage())
+            found, before = find_photographs(job), done_before(job, storage())
+            shards = runs.freeze(run, make_plan(found.sources, settings, before), storage())
             if not shards:
-                return nothing_to_do(run, found)
+                return nothing_to_do(run, found, before.failures(found.sources, settings))
         dream(run, shards)
         report = runs.finish(run, shards, time.perf_counter() - started, storage())
         show(run, list(islice(shards.sources(), job.sheets)), report)
@@ -111,13 +111,15 @@ def find_photographs(job: DreamJob) -> Scan:
     return found
 
 
-def nothing_to_do(run: Run, found: Scan) -> Report:
+def nothing_to_do(run: Run, found: Scan, failures: Failures) -> Report:
     """Say so, and give the destination free."""
     runs.release(run.destination, run.run_id, storage())
     report = Report(
         run_id=None,
         state="nothing to do",
         photographs=len(found.sources),
+        photographs_failed_earlier=failures.photographs,
+        failed_earlier=failures.dreams,
         source=run.job.source,
         destination=run.destination,
         manifest=manifest.folder_of(run.destination),

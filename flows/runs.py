@@ -72,6 +72,10 @@ class Report(Frozen):
     skipped: int = 0
     photographs: int = 0
     """Found below the source."""
+    photographs_failed_earlier: int = 0
+    """Where there was nothing to do: those that have no dream under some settings, since they failed in other runs."""
+    failed_earlier: int = 0
+    """The dreams that they are without."""
     seconds: float = 0.0
     source: str
     destination: str
@@ -81,7 +85,14 @@ class Report(Frozen):
     @property
     def why_nothing(self) -> str:
         """Why there was nothing to do, where there was not."""
-        return "every photograph has its dreams" if self.photographs else f"there is no photograph in {self.source}"
+        if not self.photographs:
+            return f"there is no photograph in {self.source}"
+        if self.failed_earlier:
+            return (
+                f"{self.failed_earlier} dreams failed earlier (photographs: {self.photographs_failed_earlier}), which "
+                f"are tried again when the photograph changes; see `dreamgrid manifest {self.destination}`"
+            )
+        return "every photograph has its dreams"
 
 
 def folder_of(destination: str, run_id: str) -> str:

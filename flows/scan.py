@@ -1,11 +1,13 @@
 """What there is to do: checks a job against the world, finds its photographs, takes away what is done."""
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from dreamcore.catalogue import card, weights_of
@@ -104,7 +106,7 @@ def scan(job: DreamJob, store: Storage) -> Scan:
     """Find every photograph of the source; the destination's own dreams never count, wherever it lies."""
     ignored = 0
     folder = job.source.rstrip("/") + "/"
-    alone = store.find(job.source) if looks_like_image(job.source) else None
+    alone = store.find(job.source) if looks_like_image(split_uri(job.source)[1]) else None
 
     def photographs() -> Iterator[Source]:
         nonlocal ignored
@@ -125,23 +127,59 @@ def _source(found: Found, folder: str) -> Source:
     return Source(found.uri, below, found.etag, found.size)
 
 
-def done_before(job: DreamJob, store: Storage) -> Callable[[int], bool]:
-    """Whether the manifest of the job's destination has a row for a `dream_key`, whatever became of it.
+class Failures(NamedTuple):
+    """What a job is without, because it came to nothing in an earlier run."""
+
+    photographs: int
+    dreams: int
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """The rows of a destination, by `dream_key`.
 
     A photograph that failed is not tried again until it changes: it would fail again.
     """
-    keys = np.sort(np.fromiter(_keys(job.destination, store), np.uint64))
 
-    def is_done(key: int) -> bool:
-        place = np.searchsorted(keys, np.uint64(key))
-        return bool(place < len(keys) and keys[place] == key)
+    keys: NDArray[np.uint64]
+    """Of all rows, in order."""
+    failed: NDArray[np.uint64]
+    """Of those that are not done, in order."""
 
-    return is_done
+    def __call__(self, key: int) -> bool:
+        """Whether there is a row of this dream, whatever became of it."""
+        return _has(self.keys, key)
+
+    def failures(self, sources: Sources, settings: Sequence[PlannedSettings]) -> Failures:
+        """How many of these dreams are not there for all that."""
+        photographs = dreams = 0
+        for source in sources if len(self.failed) else ():
+            keys = (dream_key(source.uri, source.etag, planned.settings_id) for planned in settings)
+            failed = sum(_has(self.failed, key) for key in keys)
+            photographs, dreams = photographs + bool(failed), dreams + failed
+        return Failures(photographs, dreams)
 
 
-def _keys(destination: str, store: Storage) -> Iterator[int]:
-    for table in manifest.tables(store, destination, manifest.IDENTITY):
-        yield from map(dream_key, *(column.to_pylist() for column in table.columns))
+def done_before(job: DreamJob, store: Storage) -> Done:
+    """What the manifest of the job's destination has, in 8 bytes for each row, and 8 more for each that failed."""
+    failed = array("Q")
+    keys = np.sort(np.fromiter(_keys(job.destination, store, failed), np.uint64))
+    return Done(keys, np.sort(np.array(failed, np.uint64)))
+
+
+def _keys(destination: str, store: Storage, failed: "array[int]") -> Iterator[int]:
+    """The key of each row; those of rows that are not done are noted in `failed`."""
+    for table in manifest.tables(store, destination, (*manifest.IDENTITY, "status")):
+        for *identity, status in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            key = dream_key(*identity)
+            if status in ("failed", "skipped"):
+                failed.append(key)
+            yield key
+
+
+def _has(keys: NDArray[np.uint64], key: int) -> bool:
+    place = np.searchsorted(keys, np.uint64(key))
+    return bool(place < len(keys) and keys[place] == key)
 
 
 def outlook(job: DreamJob) -> dict[str, Any]:
@@ -153,7 +191,8 @@ def outlook(job: DreamJob) -> dict[str, Any]:
     settings = plan_settings(job)
     check_access(job)
     found = scan(job, storage())
-    shards = make_plan(found.sources, settings, done_before(job, storage()))
+    before = done_before(job, storage())
+    shards = make_plan(found.sources, settings, before)
     planned = shards.dreams
     seconds = sum(estimate_seconds(work.source, settings[index]) for work in shards.works() for index in work.settings)
     return {
@@ -164,6 +203,7 @@ def outlook(job: DreamJob) -> dict[str, Any]:
         "settings": len(settings),
         "planned": planned,
         "done": len(found.sources) * len(settings) - planned,
+        "failed_earlier": before.failures(found.sources, settings).dreams,
         "shards": len(shards),
         "processes": workers(),
         "estimated_seconds_of_one_core": round(seconds, 1),

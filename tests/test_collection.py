@@ -76,10 +76,14 @@ def test_a_collection_is_dreamt_once_and_then_only_what_is_new(
 
     again = report_of(dreamgrid("run", *job, *grid, "--json"))
     assert (again["state"], again["planned"], again["run_id"]) == ("nothing to do", 0, None)
+    assert (again["photographs_failed_earlier"], again["failed_earlier"]) == (1, 4)
+    told = dreamgrid("run", *job, *grid, "--strict")
+    assert told.returncode == 1, told.stderr
+    assert "4 dreams failed earlier (photographs: 1), which are tried again when the photograph changes" in told.stdout
 
     storage.write(source + "rocket.png", photograph("rocket.jpg"), "image/png")
     planned = report_of(dreamgrid("plan", *job, *grid, "--json"))
-    assert (planned["photographs"], planned["planned"], planned["done"]) == (4, 4, 12)
+    assert (planned["photographs"], planned["planned"], planned["done"], planned["failed_earlier"]) == (4, 4, 12, 4)
     added = report_of(dreamgrid("run", *job, *grid, "--json", "--strict"))
     assert (added["planned"], added["done"]) == (4, 4)
     assert len(manifest.read(storage, destination)) == 16
