@@ -14,7 +14,7 @@ from dreamcore.picture import Dreamt
 from dreamcore.settings import DreamSettings, Output, format_of
 from flows.job import explain
 from flows.sheets import Cell, cell_width, paint, sees, thumbnail
-from flows.single import check_folder, dream_settled, read_file, to_photograph, write_file
+from flows.single import check_result, dream_settled, read_file, to_photograph, write_file
 
 COLUMNS = 4
 MAX_PIXELS = 120_000
@@ -32,7 +32,7 @@ def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], 
         watch: called after every step with the steps done and the steps in all.
 
     Raises:
-        InvalidInput: no such file or network, or nowhere to write to.
+        InvalidInput: no such file or network, nowhere to write to, or over the photograph.
         ImageError: the file is no picture, or one that cannot be dreamt.
     """
     known = card(model)
@@ -42,7 +42,7 @@ def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], 
         for stage in stages
     ]
     output = _output(result)
-    check_folder(result)
+    check_result(result, source)
     photograph = to_photograph(read_file(source), source, MAX_PIXELS)
     dreams: list[Dreamt] = []
     for entry in settings:

@@ -28,7 +28,7 @@ from dreamcore.picture import Dreamt, Watch
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Output, format_of, settings_id
 from flows.assets import settle
 from flows.job import explain, split_uri
-from flows.single import check_folder, description, dream_settled, read_file, to_photograph, write_file
+from flows.single import check_result, description, dream_settled, read_file, to_photograph, write_file
 from flows.storage import HASTY, Found, Storage
 from flows.terminal import one_line
 
@@ -135,16 +135,13 @@ def redream(
     data = _read_dream(dream)
     then = read_description(data, dream)
     output = _output(then.settings.output, result)
-    check_folder(result)
     files = files or {}
+    check_result(result, dream, source or dream, *files.values())
     wanted = _with_files(then.settings, files, dream).model_copy(update={"output": output})
     try:
         settings = settle(wanted, local=True)
     except (InvalidInput, Unavailable) as error:
         raise type(error)(one_line(str(error))) from error
-    read = (dream, source or dream, *files.values())
-    if any(result.exists() and Path(other).exists() and result.samefile(other) for other in read):
-        raise InvalidInput(f"{result} would be written over what it is made from: name another file")
     photograph = _read_photograph(then, source, dream)
     picture = to_photograph(data, dream).pixels
     _check_size(photograph, picture, dream)

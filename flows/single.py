@@ -23,10 +23,11 @@ def dream_file(source: Path, result: Path, settings: DreamSettings, watch: Watch
         stages: whether to score all stages of the network, too.
 
     Raises:
-        InvalidInput: no such file, network or layer, or nowhere to write to.
+        InvalidInput: no such file, network or layer, nowhere to write to, or over one of these files.
         ImageError: the file is no picture, or one that cannot be dreamt.
     """
-    check_folder(result)
+    files = [file.uri for file in (settings.guide, settings.mask, settings.weights) if file]
+    check_result(result, source, *files)
     settings = settle(settings, local=True)
     photograph = to_photograph(read_file(source), source, settings.max_pixels)
     dreamt = dream_settled(photograph, settings, watch, stages=stages)
@@ -54,10 +55,12 @@ def description(dreamt: Dreamt) -> dict[str, Any]:
     return dreamt.description() | {"settings": dreamt.settings.model_copy(update=named).model_dump(mode="json")}
 
 
-def check_folder(result: Path) -> None:
-    """Raise `InvalidInput` when there is no folder to write `result` to."""
+def check_result(result: Path, *made_of: str | Path) -> None:
+    """Raise `InvalidInput` when there is no folder to write `result` to, or when it is one of the files it is made of."""
     if not result.absolute().parent.is_dir():
         raise InvalidInput(f"there is no folder {result.absolute().parent} to write {result.name} to")
+    if any(result.exists() and Path(file).exists() and result.samefile(file) for file in made_of):
+        raise InvalidInput(f"{result} would be written over what it is made from: name another file")
 
 
 def read_file(path: Path) -> bytes:

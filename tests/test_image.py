@@ -174,6 +174,18 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(
     assert not (tmp_path / "dream.png").exists()
 
 
+@pytest.mark.parametrize("over", ["cat.png", "link.png", "guide.png", "mask.png"])
+def test_no_dream_is_written_over_what_it_is_made_of(over: str, dreamgrid: Command, tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("cat.png")
+    for seed, name in enumerate(("guide.png", "mask.png")):
+        write(tmp_path / name, seed=seed)
+    before = (tmp_path / over).read_bytes()
+    done = dreamgrid("image", "cat.png", over, "--guide", "guide.png", "--mask", "mask.png", *QUICK, **NOWHERE)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert f"{over} would be written over what it is made from: name another file" in done.stderr
+    assert (tmp_path / over).read_bytes() == before
+
+
 def test_a_picture_too_small_for_the_network_is_told(dreamgrid: Command, tmp_path: Path) -> None:
     write(tmp_path / "tiny.png", 10, 12)
     weights = own_weights(tmp_path / "own.safetensors")

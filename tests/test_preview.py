@@ -49,6 +49,15 @@ def test_what_cannot_be_shown_is_told(arguments: tuple[str, ...], message: str, 
     assert "Traceback" not in done.stderr
 
 
+def test_no_sheet_is_drawn_over_its_photograph(dreamgrid: Command, tmp_path: Path) -> None:
+    Image.fromarray(pixels(48, 64)).save(tmp_path / "photo.png")
+    before = (tmp_path / "photo.png").read_bytes()
+    done = dreamgrid("layers", "--preview", "photo.png", "./photo.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "photo.png would be written over what it is made from" in done.stderr
+    assert (tmp_path / "photo.png").read_bytes() == before
+
+
 def test_layers_have_their_size_for_a_picture(dreamgrid: Command) -> None:
     found = json.loads(dreamgrid("layers", "--size", "641x480", "--json").stdout)
     assert found["at"] == {"width": 641, "height": 480}
