@@ -21,7 +21,7 @@ from flows.cli_networks import layers, models
 from flows.cli_stack import STACK, down, env, start_stack, status, up
 from flows.job import DreamJob, explain
 from flows.options import as_json, folder_of, job_of, job_options, memory_option, options_of
-from flows.terminal import console, progress, say, screen, show_json
+from flows.terminal import console, one_line, progress, say, screen, show_json
 
 
 def main() -> NoReturn:
@@ -135,12 +135,13 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
     scan.check_access(job)
     if warning := scan.warn_of_store(job.destination):
         say(warning, "yellow")
-    if abandon:
-        runs.abandon(job.destination, storage.storage())
-    runs.holder(job, storage.storage())
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the bar and `main` say it
     # Workers killed at Ctrl-C leave semaphores, which are cleaned up: nothing to warn anybody of.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+    _check_prefect()
+    if abandon:
+        runs.abandon(job.destination, storage.storage())
+    runs.holder(job, storage.storage())
     import httpx  # which Prefect speaks to its server with
 
     from flows.dream_collection import dream_collection, on_progress
@@ -153,6 +154,31 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
             raise Unavailable(f"Prefect's server does not answer ({error}); see PREFECT_API_URL") from error
         finally:
             on_progress.reset(token)
+
+
+def _check_prefect() -> None:
+    """See whether the Prefect server that is named can be worked with; where none is, Prefect starts its own.
+
+    Raises:
+        InvalidInput: nothing answers there, or no Prefect server of this version that lets us in.
+    """
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    if not (named := PREFECT_API_URL.value()):
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            if trouble := client.api_healthcheck():
+                raise trouble
+            client.raise_for_api_version_mismatch_once()
+    except (httpx.HTTPError, RuntimeError) as error:
+        url = httpx.URL(named).copy_with(username=None, password=None)
+        raise InvalidInput(
+            f"there is no Prefect server to work with at {url} ({one_line(str(error))}): start it, or correct "
+            "PREFECT_API_URL, such as http://127.0.0.1:4200/api"
+        ) from error
 
 
 def _tell(report: Any) -> None:

@@ -119,6 +119,14 @@ def bad_access(stack: Stack) -> dict[str, tuple[str, str, dict[str, str], str]]:
             {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"},
             "127.0.0.1:9 does not answer",
         ),
+        "unreachable Prefect": (
+            here,
+            there,
+            {"PREFECT_API_URL": "http://u:pass@127.0.0.1:9/api"},
+            "no Prefect server to work with at http://127.0.0.1:9/api (",
+        ),
+        "no Prefect": (here, there, {"PREFECT_API_URL": stack.s3_url}, "no Prefect server to work with at"),
+        "Prefect's page": (here, there, {"PREFECT_API_URL": stack.prefect_url}, "no Prefect server to work with at"),
         "same place": (here, "s3://photos/x", {}, "source and destination are both s3://photos/x/"),
         "among the results": ("s3://dreams/x/images/", there, {}, "lies among the results"),
         "no address": ("photos/x", there, {}, "source: 'photos/x' is no S3 address"),
@@ -127,8 +135,8 @@ def bad_access(stack: Stack) -> dict[str, tuple[str, str, dict[str, str], str]]:
 
 @pytest.mark.parametrize(
     "case",
-    ["missing bucket", "missing destination", "refused credentials", "unreachable endpoint", "same place",
-     "among the results", "no address"],
+    ["missing bucket", "missing destination", "refused credentials", "unreachable endpoint",
+     "unreachable Prefect", "no Prefect", "Prefect's page", "same place", "among the results", "no address"],
 )  # fmt: skip
 def test_bad_access_starts_nothing(case: str, dreamgrid: Command, stack: Stack, source: str, destination: str) -> None:
     bad_source, bad_destination, env, message = bad_access(stack)[case]
@@ -137,7 +145,9 @@ def test_bad_access_starts_nothing(case: str, dreamgrid: Command, stack: Stack, 
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
     assert stack.secret_key not in done.stderr
+    assert "u:pass" not in done.stderr
 
 
 def test_no_photograph_is_nothing_to_do(dreamgrid: Command, source: str, destination: str) -> None:
