@@ -130,7 +130,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
     """Run the flow in this process under a progress bar; what is wrong with the job is found before Prefect starts."""
     from flows import machine, runs, scan, storage
 
-    machine.workers()
+    machine.check_environment()
     scan.plan_settings(job)
     scan.check_access(job)
     if warning := scan.warn_of_store(job.destination):
@@ -203,8 +203,10 @@ def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
     dreamgrid plan job.yaml
     dreamgrid plan job.yaml --octaves 4 --octaves 6 --json
     """
+    from flows.machine import check_environment
     from flows.scan import outlook
 
+    check_environment()
     found = outlook(job_of(job, flags))
     if as_json:
         show_json(found)

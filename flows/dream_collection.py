@@ -25,7 +25,7 @@ from dreamcore.errors import InvalidInput, Unavailable
 from flows import manifest, runs, sheets
 from flows.ahead import as_they_end
 from flows.job import DreamJob
-from flows.machine import start_worker, stop_workers, workers
+from flows.machine import check_environment, start_worker, stop_workers, workers
 from flows.plan import Plan, PlannedSettings, Shard, Source, make_plan
 from flows.runs import Report, Run
 from flows.scan import Failures, Scan, check_access, done_before, plan_settings, scan, warn_of_store
@@ -96,6 +96,7 @@ def begun() -> Iterator[None]:
 @task
 def check(job: DreamJob) -> tuple[PlannedSettings, ...]:
     """Check, before any network is loaded, that source, destination, networks and layers are there."""
+    check_environment()
     settings = plan_settings(job)
     check_access(job)
     if warning := warn_of_store(job.destination):

@@ -52,6 +52,17 @@ def workers() -> int:
     return gpus or cores
 
 
+def check_environment() -> None:
+    """See, before anything begins, whether what the environment asks for can be read; workers read it when they dream.
+
+    Raises:
+        InvalidInput: `DREAMGRID_WORKERS`, `DREAMGRID_BATCH` or `DREAMGRID_MAX_MEMORY` is nothing of the kind.
+    """
+    workers()
+    _asked_batch()
+    _asked_memory()
+
+
 def start_worker() -> None:
     """Set up a worker process: one thread of arithmetic, since there is one process a core."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which only worker processes do
@@ -81,8 +92,8 @@ def max_memory(device: str) -> int:
     Raises:
         InvalidInput: `DREAMGRID_MAX_MEMORY` is no size.
     """
-    if asked := os.environ.get("DREAMGRID_MAX_MEMORY"):
-        return parse_size(asked)
+    if asked := _asked_memory():
+        return asked
     if device.startswith("cuda"):
         import torch
 
@@ -92,6 +103,14 @@ def max_memory(device: str) -> int:
     if limit.exists() and (text := limit.read_text().strip()).isdecimal():
         sizes.append(int(text))
     return int(min(sizes) * 0.6 / workers())
+
+
+def _asked_memory() -> int | None:
+    asked = os.environ.get("DREAMGRID_MAX_MEMORY")
+    try:
+        return parse_size(asked) if asked else None
+    except InvalidInput as error:
+        raise InvalidInput(f"DREAMGRID_MAX_MEMORY: {error}") from error
 
 
 def keep_memory(max_memory: int) -> None:
@@ -138,9 +157,13 @@ def at_once(device: str, pixels: int) -> int:
     Raises:
         InvalidInput: `DREAMGRID_BATCH` is no positive number.
     """
-    if asked := asked_for("DREAMGRID_BATCH", "dreams"):
+    if asked := _asked_batch():
         return asked
     return BATCH if device.startswith("cuda") else max(1, min(BATCH, SMALL // pixels))
+
+
+def _asked_batch() -> int | None:
+    return asked_for("DREAMGRID_BATCH", "dreams")
 
 
 def lookahead(device: str) -> int:

@@ -150,6 +150,26 @@ def test_bad_access_starts_nothing(case: str, dreamgrid: Command, stack: Stack, 
     assert "u:pass" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("DREAMGRID_WORKERS", "DREAMGRID_WORKERS is 'lots': give a number of processes, 1 or more"),
+        ("DREAMGRID_BATCH", "DREAMGRID_BATCH is 'lots': give a number of dreams, 1 or more"),
+        ("DREAMGRID_PATIENCE", "DREAMGRID_PATIENCE is 'lots': give a number of seconds, 1 or more"),
+        ("DREAMGRID_MAX_MEMORY", "DREAMGRID_MAX_MEMORY: 'lots' is no amount of memory: write such as 2GiB or 500MB"),
+    ],
+)
+def test_a_bad_environment_starts_nothing(
+    name: str, message: str, dreamgrid: Command, storage: Storage, source: str, destination: str
+) -> None:
+    storage.write(source + "cat.png", (PHOTOS / "chelsea.png").read_bytes(), "image/png")
+    for command in ("run", "plan"):
+        done = dreamgrid(command, "--source", source, "--destination", destination, **{name: "lots"})
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert done.stderr == f"dreamgrid: {message}\n"
+    assert list(storage.list(destination)) == []
+
+
 def test_no_photograph_is_nothing_to_do(dreamgrid: Command, source: str, destination: str) -> None:
     for strict, code in (((), 0), (("--strict",), 1)):
         done = dreamgrid("run", "--source", source, "--destination", destination, *strict)
