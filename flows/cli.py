@@ -1,7 +1,9 @@
 """`dreamgrid`, the command. Results go to standard output, everything else to standard error.
 
 Exit codes: 0 it worked; 1 the run or the picture failed; 2 bad job, settings or access, and nothing was started;
-3 stopped, and the same command goes on where it was. What a command needs is imported when it runs: help is instant.
+3 stopped, or the world is in trouble: a run goes on where it was.
+
+What a command needs is imported when it runs: help is instant.
 """
 
 import os
@@ -34,13 +36,19 @@ def main() -> NoReturn:
         sys.exit(2)
     except InvalidInput as error:
         fail(error, 2)
-    except Unavailable as error:
+    except Stopped as error:
         fail(error, 3, "Nothing is lost: the same command goes on where this one stopped.")
+    except Unavailable as error:
+        fail(error, 3)
     except DreamgridError as error:
         fail(error, 1)
     except (click.Abort, KeyboardInterrupt):
-        fail("stopped", 3, "Nothing is lost: the same command goes on where this one stopped.")
+        fail("stopped", 3)
     sys.exit(code or 0)
+
+
+class Stopped(Unavailable):
+    """A run was stopped, by somebody or by the world's trouble; what it did is kept."""
 
 
 def fail(message: object, code: int, remedy: str = "") -> NoReturn:
@@ -150,8 +158,12 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
         token = on_progress.set(watch)
         try:
             return dream_collection(job)
+        except Unavailable as error:
+            raise Stopped(str(error)) from error
         except httpx.TransportError as error:
-            raise Unavailable(f"Prefect's server does not answer ({error}); see PREFECT_API_URL") from error
+            raise Stopped(f"Prefect's server does not answer ({error}); see PREFECT_API_URL") from error
+        except KeyboardInterrupt as error:
+            raise Stopped("stopped") from error
         finally:
             on_progress.reset(token)
 

@@ -3,6 +3,9 @@
 import hashlib
 import io
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from dreamcore.images import decode, describe
 from dreamcore.presets import PRESETS, PresetName
 from dreamcore.settings import BUNDLED, DreamSettings
 from dreamcore.zoo import build
-from tests.conftest import Command
+from tests.conftest import DREAMGRID, Command
 from tests.tiny import pixels
 
 QUICK = ("--steps", "1", "--octaves", "1")
@@ -184,6 +187,25 @@ def test_no_dream_is_written_over_what_it_is_made_of(over: str, dreamgrid: Comma
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert f"{over} would be written over what it is made from: name another file" in done.stderr
     assert (tmp_path / over).read_bytes() == before
+
+
+def test_one_picture_that_was_stopped_promises_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    command = subprocess.Popen(
+        [DREAMGRID, "image", "pipe.png", "dream.png"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    with (tmp_path / "pipe.png").open("wb"):  # returns when the command reads
+        command.send_signal(signal.SIGINT)
+        _, errors = command.communicate(timeout=60)
+    assert (command.returncode, errors.strip()) == (3, "dreamgrid: stopped")
+
+
+def test_weights_that_cannot_be_had_promise_nothing(dreamgrid: Command, tmp_path: Path) -> None:
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
+    done = dreamgrid("image", "cat.png", "dream.png", "--model", "resnet18", *QUICK, **nowhere)
+    assert done.returncode == 3, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "the weights of resnet18 could not be had" in line
 
 
 def test_a_picture_too_small_for_the_network_is_told(dreamgrid: Command, tmp_path: Path) -> None:
