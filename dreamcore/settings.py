@@ -71,7 +71,8 @@ Model = Annotated[
     str,
     Field(
         min_length=1,
-        description="Network: efficientnet_lite0 (bundled), lite1, lite2, a torchvision name, or timm/NAME.",
+        description="Network: efficientnet_lite0 (bundled), efficientnet_lite1 or efficientnet_lite2 (extras), "
+        "a torchvision name, or timm/NAME.",
     ),
 ]
 Weights = Annotated[

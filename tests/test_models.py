@@ -1,6 +1,7 @@
 """Networks by name: the bundled one with its weights, others by their structure, none of them downloaded."""
 
 import os
+import re
 import sys
 import urllib.error
 from collections.abc import Callable
@@ -180,6 +181,11 @@ def test_a_network_that_takes_one_size_only_is_refused() -> None:
 def test_an_unknown_network_names_the_nearest(model: str, nearest: str) -> None:
     with pytest.raises(InvalidInput, match=f"there is no network '{model}' .*{nearest}.*`dreamgrid models` lists all"):
         survey(model)
+
+
+def test_the_description_of_a_network_names_packaged_ones_as_they_are() -> None:
+    named = re.findall(r"\w*lite\d\w*", str(DreamSettings.model_fields["model"].description))
+    assert named == list(PACKAGED)
 
 
 def test_names_are_listed_once_and_begin_with_the_bundled_one() -> None:
