@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from dreamcore.objectives import Frozen, Objective, Target
 from dreamcore.presets import PRESETS
@@ -36,13 +36,11 @@ class Output(Frozen):
     quality: int = Field(default=95, ge=1, le=100)
     """Of jpg and webp (100 is lossless webp); png is always lossless."""
 
-    @model_validator(mode="before")
+    @field_validator("quality")
     @classmethod
-    def _png_has_no_quality(cls, value: object) -> object:
+    def _png_has_no_quality(cls, quality: int, info: ValidationInfo) -> int:
         """A quality that changes no byte must not change the identity."""
-        if isinstance(value, Mapping) and value.get("format", "png") == "png":
-            return {name: entry for name, entry in value.items() if name != "quality"}
-        return value
+        return cls().quality if info.data.get("format") == "png" else quality
 
 
 class Reference(Frozen):

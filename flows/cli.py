@@ -16,13 +16,13 @@ import click
 from rich.table import Table
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from dreamcore.presets import PRESET
+from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings, format_of
 from flows.cli_manifest import manifest
 from flows.cli_networks import layers, models
 from flows.cli_stack import STACK, down, env, start_stack, status, up
 from flows.job import DreamJob, explain
-from flows.options import as_json, folder_of, job_of, job_options, memory_option, options_of
+from flows.options import as_json, folder_of, job_of, job_options, memory_option, metavar_of, options_of, take_one
 from flows.terminal import console, one_line, progress, say, screen, show_json
 
 
@@ -232,9 +232,9 @@ def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
 @cli.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("result", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--preset", help=PRESET)
+@click.option("--preset", multiple=True, callback=take_one, metavar=metavar_of(PresetName), help=PRESET)
 @options_of(DreamSettings, "output")
-@click.option("--quality", help="Of a .jpg or .webp, 1 to 100.")
+@click.option("--quality", multiple=True, callback=take_one, help="Of a .jpg or .webp, 1 to 100.")
 @click.option("--stage-scores", is_flag=True, help=DreamJob.model_fields["stage_scores"].description)
 @memory_option
 def image(source: Path, result: Path, quality: str | None, stage_scores: bool, **flags: Any) -> None:

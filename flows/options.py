@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
@@ -38,11 +38,36 @@ def options_of(model: type[Frozen], *leave_out: str) -> Callable[[Command], Comm
 
     def decorate(command: Command) -> Command:
         for name in reversed([name for name in model.model_fields if name not in leave_out]):
-            flag = "--" + name.replace("_", "-")
-            command = click.option(flag, name, multiple=model is Grid, help=_help(model, name))(command)
+            flag, values = "--" + name.replace("_", "-"), metavar_of(model.model_fields[name].annotation)
+            once = None if model is Grid else take_one
+            command = click.option(
+                flag, name, multiple=True, callback=once, metavar=values, help=_help(model, name)
+            )(command)
         return command
 
     return decorate
+
+
+def take_one(_context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The value of a flag that may be given once; of several, click would take the last and say nothing."""
+    if len(values) > 1:
+        several = ", or use `dreamgrid run`, which dreams every combination" if option.name in Grid.model_fields else ""
+        raise InvalidInput(f"{option.opts[0]} is given {len(values)} times: give it once{several}")
+    return values[0] if values else None
+
+
+def values_of(annotation: object) -> tuple[str, ...]:
+    """The values that a field of this type may have, where they can be counted up; an axis has those of its setting."""
+    if annotation is bool:
+        return ("true", "false")
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next(filter(None, map(values_of, get_args(annotation))), ())
+
+
+def metavar_of(annotation: object) -> str | None:
+    """What help shows for the value of a flag, as click writes a choice; None leaves it to click."""
+    return f"[{'|'.join(values)}]" if (values := values_of(annotation)) else None
 
 
 def _help(model: type[Frozen], name: str) -> str:

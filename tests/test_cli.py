@@ -29,6 +29,15 @@ def test_help_is_instant_because_nothing_heavy_is_imported(dreamgrid: Command) -
     assert "[default: laplacian]" in " ".join(dreamgrid("run", "--help").stdout.split())
 
 
+@pytest.mark.parametrize("command", ["run", "plan", "image"])
+def test_help_has_the_values_that_a_setting_may_have(command: str, dreamgrid: Command) -> None:
+    told = " ".join(dreamgrid(command, "--help").stdout.split())
+    assert "--gradient [laplacian|gaussian|plain] " in told
+    assert "--preset [google2015|tf2|tf2_tiled|keras|gordic] " in told
+    assert "--clip [true|false] " in told
+    assert "--octaves TEXT " in told
+
+
 def test_a_plan_imports_no_torch_and_no_prefect() -> None:
     assert imported_by("import flows.scan") == {"boto3", "pyarrow"}
 
@@ -202,3 +211,5 @@ def test_a_usage_error_is_exit_2(dreamgrid: Command) -> None:
     assert dreamgrid("run").returncode == 2
     assert dreamgrid("run", "job.yaml", "--resume", "s3://dreams/x/").returncode == 2
     assert dreamgrid("manifest", "no-address").returncode == 2
+    twice = dreamgrid("run", "--source", "s3://photos/a/", "--source", "s3://photos/b/")
+    assert (twice.returncode, twice.stderr) == (2, "dreamgrid: --source is given 2 times: give it once\n")

@@ -141,6 +141,16 @@ REFUSED = {
         ("--preset", "wrong"),
         "there is no preset 'wrong': choose google2015, tf2, tf2_tiled, keras, gordic",
     ),
+    "two layers": (
+        ("--layers", "blocks.3", "--layers", "blocks.4"),
+        "--layers is given 2 times: give it once, or use `dreamgrid run`, which dreams every combination",
+    ),
+    "two qualities": (("--quality", "80", "--quality", "90"), "--quality is given 2 times: give it once"),
+    "two presets": (("--preset", "tf2", "--preset", "keras"), "--preset is given 2 times: give it once, or "),
+    "a quality that there is not": (
+        ("--quality", "200"),
+        "output.quality: input should be less than or equal to 100, not '200'",
+    ),
     "no amount of memory": (("--max-memory", "nonsense"), "'nonsense' is no amount of memory: write such as 2GiB"),
     "a tile too small": (("--tile", "10"), "tile is 10 pixels: make it 64 or more"),
     "no octave is the picture": (

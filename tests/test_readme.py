@@ -2,33 +2,45 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from dreamcore.grid import Grid
 from dreamcore.objectives import Frozen, objective_label
+from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings
 from flows.job import DreamJob
+from flows.options import values_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+def in_table(values: tuple[str, ...]) -> str:
+    return f" {', '.join(values)}" if values else ""
+
+
 def rows_of(model: type[Frozen], *leave_out: str) -> list[str]:
-    """The beginnings of the table rows that a model's fields should have."""
+    """The beginnings of the table rows that a model's fields should have; settings have a column of their values."""
     rows = []
     for name, field in model.model_fields.items():
         if name not in leave_out:
             default = objective_label(field.default) if name == "layers" else field.default
             plain = "" if field.is_required() or default is None else f" {default}"
-            rows.append(f"| `{name}` |{plain} | {field.description}")
+            values = f" |{in_table(values_of(field.annotation))}" if model is DreamSettings else ""
+            rows.append(f"| `{name}` |{plain}{values} | {field.description}")
     return rows
 
 
 @pytest.mark.parametrize("row", rows_of(DreamSettings, "max_pixels", "output") + rows_of(DreamJob, "grid", "output"))
 def test_every_field_has_its_row(row: str) -> None:
     assert row in README
+
+
+def test_a_preset_has_its_row() -> None:
+    assert f"| `preset` | |{in_table(get_args(PresetName))} | {PRESET}" in README
 
 
 def test_every_axis_is_in_the_table() -> None:
