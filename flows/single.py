@@ -56,7 +56,7 @@ def description(dreamt: Dreamt) -> dict[str, Any]:
 
 
 def check_result(result: Path, *made_of: str | Path) -> None:
-    """Raise `InvalidInput` when there is no folder to write `result` to, or when it is one of the files it is made of."""
+    """Raise `InvalidInput` when there is no folder to write `result` to, or it is a file that it is made of."""
     if not result.absolute().parent.is_dir():
         raise InvalidInput(f"there is no folder {result.absolute().parent} to write {result.name} to")
     if any(result.exists() and Path(file).exists() and result.samefile(file) for file in made_of):
