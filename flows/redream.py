@@ -32,6 +32,8 @@ from flows.single import check_result, description, dream_settled, read_file, to
 from flows.storage import HASTY, Found, Storage
 from flows.terminal import one_line
 
+SAME_SCORE = 0.001
+"""Two scores of one photograph differ by less, on whatever machine: as a share of them, or at all."""
 REMEDY = "give the photograph with --source FILE"
 
 _Word = Annotated[str, Field(pattern=r"^[ -~]{1,200}$")]
@@ -46,8 +48,10 @@ class Description(Frozen):
     settings_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     weights_sha256: _Word
     algorithm_version: int = Field(ge=0, le=10**9)
+    score_before: float | None = None
     score_after: float
     device: _Word | None = None
+    tile: int | None = None
     source_uri: str | None = Field(default=None, pattern=r"(?s)^s3://[A-Za-z0-9._-]{3,255}/.+$")
     source_etag: str | None = Field(default=None, pattern=r"^[!#-~]{1,200}$")
 
@@ -65,9 +69,9 @@ class Description(Frozen):
             raise ValueError(f"max_pixels is over {MAX_SOURCE_PIXELS:,}, more than any photograph that is read has")
         return self
 
-    def differences(self, weights: str, device: str) -> tuple[str, ...]:
+    def differences(self, now: Dreamt) -> tuple[str, ...]:
         """What is no longer as it was when the dream was made, for people to read."""
-        found = []
+        found, weights = [], now.weights
         if self.weights_sha256 != weights:
             found.append(f"the weights of {self.settings.model} were {self.weights_sha256}, now they are {weights}")
         if self.algorithm_version != ALGORITHM_VERSION:
@@ -76,9 +80,18 @@ class Description(Frozen):
             new = sorted(set(DreamSettings.model_fields) - self.settings.model_fields_set)
             why = f"{', '.join(new)} came later, and is at its default" if new else "one of the two was edited"
             found.append(f"its settings_id is not that of its settings: {why}")
-        if self.device not in (None, device):
-            found.append(f"it was dreamt on {self.device}, now on {device}")
+        if not found and self.tile == now.tile:  # tiles are looked at each for itself
+            found += self._another_photograph(now.before.score(now.settings.layers))
+        if self.device not in (None, now.device):
+            found.append(f"it was dreamt on {self.device}, now on {now.device}")
         return tuple(found)
+
+    def _another_photograph(self, score: float) -> list[str]:
+        """Whether the photograph that has this score seems to be another one than was dreamt."""
+        then = self.score_before
+        if then is None or math.isclose(then, score, rel_tol=SAME_SCORE, abs_tol=SAME_SCORE):
+            return []
+        return [f"the photograph had the score {then:.4f}, now it has {score:.4f}: it may be another one"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,7 @@ class Redreamt:
             "score_after_then": self.score_after_then,
             "score_after_now": self.score_after_now,
             "result": self.result,
+            "differences": list(self.differences),
         }
 
 
@@ -157,7 +171,7 @@ def redream(
         score_after_then=then.score_after,
         score_after_now=dreamt.measures()["score_after"],
         result=str(result),
-        differences=then.differences(dreamt.weights, dreamt.device),
+        differences=then.differences(dreamt),
     )
 
 

@@ -187,6 +187,7 @@ def test_one_picture_is_dreamt_anew_without_s3(dreamgrid: Command, tmp_path: Pat
         "score_after_then": inside["score_after"],
         "score_after_now": inside["score_after"],
         "result": "again.png",
+        "differences": [],
     }
     again, dream = (tmp_path / name for name in ("again.png", "dream.png"))
     assert (pixels_of(again.read_bytes()) == pixels_of(dream.read_bytes())).all()
@@ -353,6 +354,17 @@ def test_what_has_changed_since_is_told_and_does_not_hinder(tmp_path: Path, cat:
     assert (tmp_path / "again.png").exists()
 
 
+def test_another_photograph_of_the_same_size_is_told(dreamgrid: Command, tmp_path: Path, cat: Path) -> None:
+    dream_file(cat, tmp_path / "dream.png", SETTINGS, Watch())
+    (tmp_path / "dog.png").write_bytes(encode(pixels(48, 64, seed=1) // 2, "png", 95, {}))
+    done = dreamgrid("redream", "dream.png", "again.png", "--source", "dog.png", "--json")
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)["differences"]
+    assert told.startswith("the photograph had the score ")
+    assert told.endswith(": it may be another one")
+    assert told in done.stderr
+
+
 def test_other_settings_than_their_identity_says_are_told(tmp_path: Path, cat: Path) -> None:
     edited = redream(str(forge(tmp_path, {"settings": {"seed": 1}})), tmp_path / "again.png", cat, Watch())
     assert edited.same_settings is False
@@ -479,4 +491,4 @@ def test_psnr_is_that_of_the_textbook() -> None:
 def test_an_infinite_psnr_is_null_in_json() -> None:
     far = Redreamt("0" * 16, True, 20.5, 1.0, 2.0, "again.png", ())
     assert far.to_json()["psnr_db"] == 20.5
-    assert set(far.to_json()) == {field.name for field in fields(far)} - {"differences"}
+    assert set(far.to_json()) == {field.name for field in fields(far)}
