@@ -15,7 +15,9 @@ from flows.terminal import console, progress, show_json
 @click.argument("part", default="")
 @as_json
 def models(part: str, as_json: bool) -> None:
-    """List the networks there are to dream with, or those with PART in their name.
+    """List the networks there are to dream with, or those with PART in their name, in capitals or not.
+
+    A few, most transformers among them, take pictures of one size only and cannot dream: `dreamgrid layers NAME` tells.
 
     \b
     dreamgrid models
@@ -23,7 +25,9 @@ def models(part: str, as_json: bool) -> None:
     """
     from dreamcore.zoo import model_names
 
-    names = [name for name in model_names() if part in name]
+    names = [name for name in model_names() if part.lower() in name.lower()]
+    if not names:
+        raise InvalidInput(f"no network has {part!r} in its name; `dreamgrid models` lists all")
     if as_json:
         show_json(names)
     else:

@@ -78,6 +78,11 @@ def test_layers_and_models_are_listed(dreamgrid: Command) -> None:
     assert "blocks.4" in dreamgrid("layers").stdout
     names = json.loads(dreamgrid("models", "googlenet", "--json").stdout)
     assert "googlenet" in names
+    assert json.loads(dreamgrid("models", "GoogLeNet", "--json").stdout) == names
+    for flags in ((), ("--json",)):
+        nothing = dreamgrid("models", "zzz", *flags)
+        message = "dreamgrid: no network has 'zzz' in its name; `dreamgrid models` lists all\n"
+        assert (nothing.returncode, nothing.stdout, nothing.stderr) == (2, "", message)
 
 
 def test_the_stack_of_an_empty_folder(dreamgrid: Command) -> None:
