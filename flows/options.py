@@ -10,9 +10,11 @@ import click
 from dreamcore.errors import InvalidInput
 from dreamcore.grid import Grid
 from dreamcore.objectives import Frozen, objective_label
+from dreamcore.presets import PRESETS
 from dreamcore.settings import DreamSettings, Output
 from flows.job import DreamJob, folder_uri, read_job
 from flows.machine import parse_size
+from flows.terminal import say
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
@@ -97,7 +99,17 @@ def job_of(job: Path | None, flags: Mapping[str, Any], begun: Mapping[str, Any] 
     if job is None and not given and not begun:
         raise InvalidInput("there is no job: name a job file, or give --source and --destination")
     nested = {name: fields for name, fields in (("grid", grid), ("output", output)) if fields}
-    return read_job(job, {**(begun or {}), **given, **nested})
+    the_job = read_job(job, {**(begun or {}), **given, **nested})
+    if "preset" in grid and (names := _before_presets(the_job.grid, grid)):
+        say(f"the job itself sets {', '.join(names)}: that goes before what --preset says", "yellow")
+    return the_job
+
+
+def _before_presets(grid: Grid, flags: Mapping[str, Any]) -> list[str]:
+    """The axes that its presets would set, had the job not set them already, and no flag beside the preset."""
+    presets = [PRESETS[name] for name in grid.preset or ()]
+    theirs = {"layers"}.union(*(preset.settings for preset in presets))
+    return [name for name in Grid.model_fields if name in theirs - set(flags) and getattr(grid, name) is not None]
 
 
 def folder_of(destination: str) -> str:

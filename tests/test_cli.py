@@ -211,6 +211,23 @@ def test_a_mistyped_source_starts_nothing(dreamgrid: Command, storage: Storage, 
         assert json.loads(done.stdout)["photographs"] == photographs, done.stderr
 
 
+def test_what_a_job_file_keeps_from_a_preset_is_told(
+    dreamgrid: Command, source: str, destination: str, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text(
+        f"source: {source}\ndestination: {destination}\n"
+        "grid: {model: efficientnet_lite0, layers: blocks.3, octaves: [3, 4], steps: 10, seed: [1, 2]}\n"
+    )
+    flags = ("--preset", "tf2", "--preset", "gordic", "--steps", "5", "--json")
+    for command in ("plan", "run"):
+        done = dreamgrid(command, "job.yaml", *flags)
+        assert done.returncode == 0, done.stderr
+        told = "dreamgrid: the job itself sets layers, octaves: that goes before what --preset says"
+        assert done.stderr.splitlines()[0] == told
+        alone = dreamgrid(command, "--source", source, "--destination", destination, *flags)
+        assert told not in alone.stderr
+
+
 def test_a_usage_error_is_exit_2(dreamgrid: Command) -> None:
     assert dreamgrid("run", "--nonsense").returncode == 2
     assert dreamgrid("run").returncode == 2
