@@ -105,7 +105,7 @@ def run(
     as_json: bool,
     **flags: Any,
 ) -> int:
-    """Run a job here and now; any field of the job file can be given or overridden by a flag.
+    """Run a job here and now; any field of the job file but `points` can be given or overridden by a flag.
 
     The settings' flags may be given several times: each photograph is dreamt under every combination.
 

@@ -113,7 +113,14 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
     try:
         return DreamJob.model_validate(fields)
     except ValidationError as error:
-        raise InvalidInput(f"{path or 'the job'}: {explain(error)}") from error
+        raise InvalidInput(f"{path or 'the job'}: {explain(error)}{_remedy(error)}") from error
+
+
+def _remedy(error: ValidationError) -> str:
+    """The flags that give what a job lacks."""
+    lacking = [detail["loc"] for detail in error.errors() if detail["type"] == "missing"]
+    missing = [f"--{place[0]}" for place in lacking if len(place) == 1]
+    return f"; give {' and '.join(missing)}" if missing else ""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -136,7 +143,9 @@ def explain(error: ValidationError) -> str:
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             message = "there is no such field"
-        elif detail["type"] != "value_error" and detail["type"] != "missing":
+        elif detail["type"] == "missing":
+            message = "it is missing"
+        elif detail["type"] != "value_error":
             message = f"{message[0].lower()}{message[1:]}, not {detail['input']!r}"
         complaints.append(f"{place}: {message}" if place else message)
     return "; ".join(complaints)

@@ -233,5 +233,8 @@ def test_a_usage_error_is_exit_2(dreamgrid: Command) -> None:
     assert dreamgrid("run").returncode == 2
     assert dreamgrid("run", "job.yaml", "--resume", "s3://dreams/x/").returncode == 2
     assert dreamgrid("manifest", "no-address").returncode == 2
+    lacking = dreamgrid("run", "--source", "s3://photos/a/")
+    message = "dreamgrid: the job: destination: it is missing; give --destination\n"
+    assert (lacking.returncode, lacking.stderr) == (2, message)
     twice = dreamgrid("run", "--source", "s3://photos/a/", "--source", "s3://photos/b/")
     assert (twice.returncode, twice.stderr) == (2, "dreamgrid: --source is given 2 times: give it once\n")

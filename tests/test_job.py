@@ -129,7 +129,7 @@ def test_flags_alone_are_a_job() -> None:
         ("a: [", "is no YAML"),
         ("source: 2026-13-45", "is no YAML"),
         ("\x00", "is no YAML"),
-        ("{}", "source: Field required; destination: Field required"),
+        ("{}", "source: it is missing; destination: it is missing; give --source and --destination"),
         ("grid: cats", "grid: input should be a valid dictionary"),
     ],
 )
@@ -141,6 +141,12 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: s
     assert str(caught.value).startswith(str(path))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_deep_inside_has_no_flag(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("{source: s3://a/, destination: s3://b/, grid: {guide: {}}}")
+    with pytest.raises(InvalidInput, match=r"grid\.guide\[0\]\.uri: it is missing$"):
+        read_job(tmp_path / "job.yaml", {})
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
