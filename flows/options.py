@@ -42,9 +42,8 @@ def options_of(model: type[Frozen], *leave_out: str) -> Callable[[Command], Comm
         for name in reversed([name for name in model.model_fields if name not in leave_out]):
             flag, values = "--" + name.replace("_", "-"), metavar_of(model.model_fields[name].annotation)
             once = None if model is Grid else take_one
-            command = click.option(flag, name, multiple=True, callback=once, metavar=values, help=_help(model, name))(
-                command
-            )
+            option = click.option(flag, name, multiple=True, callback=once, metavar=values, help=_help(model, name))
+            command = option(command)
         return command
 
     return decorate
