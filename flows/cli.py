@@ -201,6 +201,10 @@ def _tell(report: Any) -> None:
     else:
         counts = f"{report.done} done, {report.failed} failed, {report.skipped} skipped"
         console.print(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")
+    if report.failed or report.skipped:
+        console.print(
+            f"Which, and why   dreamgrid manifest failures {report.destination}", highlight=False, soft_wrap=True
+        )
     console.print(f"Dreams           {report.destination}images/", highlight=False)
     console.print(f"Manifest         {report.manifest}", highlight=False)
 

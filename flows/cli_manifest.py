@@ -1,4 +1,4 @@
-"""`dreamgrid manifest`: what a destination holds, and whether that is so."""
+"""`dreamgrid manifest`: what a destination holds, what failed, and whether that is so."""
 
 import click
 from rich.table import Column, Table
@@ -8,7 +8,7 @@ from flows.options import as_json, folder_of
 from flows.terminal import console, one_line, progress, show_json
 
 LINES = 100
-"""Of the table of what is wrong; `--json` has more."""
+"""Of a table of what is wrong; `--json` has more."""
 
 
 class _SummaryUnlessTold(click.Group):
@@ -22,10 +22,11 @@ class _SummaryUnlessTold(click.Group):
 
 @click.group(cls=_SummaryUnlessTold)
 def manifest() -> None:
-    """Summarise the manifest of a destination, or hold it against the objects.
+    """Summarise the manifest of a destination, tell what failed, or hold it against the objects.
 
     \b
     dreamgrid manifest s3://dreams/demo/
+    dreamgrid manifest failures s3://dreams/demo/
     dreamgrid manifest verify s3://dreams/demo/
     """
 
@@ -50,11 +51,39 @@ def summary(destination: str, as_json: bool) -> None:
     console.print(f"{found['rows']} rows of {found['photographs']} photographs in {found['runs']} runs: {counts}")
     for kind, count in found["errors"].items():
         console.print(f"  {count} {kind}")
+    if found["errors"]:
+        console.print(f"Which, and why: dreamgrid manifest failures {folder}", highlight=False, soft_wrap=True)
     table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
     for entry in found["settings"]:
         scores = (f"{entry['score_before']:.2f}", f"{entry['score_after']:.2f}")
         table.add_row(entry["layers"], str(entry["octaves"]), str(entry["steps"]), str(entry["dreams"]), *scores)
     console.print(table)
+
+
+@manifest.command()
+@click.argument("destination", metavar="DEST")
+@as_json
+def failures(destination: str, as_json: bool) -> None:
+    """Tell which photographs failed or were skipped, and why.
+
+    One line for each version of a photograph and reason, with how many dreams it is without. What has failed is not
+    tried again until the photograph changes.
+    """
+    from flows import manifest
+    from flows.storage import storage
+
+    found = manifest.failures(storage(), folder_of(destination))
+    if as_json:
+        show_json(found)
+        return
+    table = Table("dreams", "why", Column("photograph", overflow="fold"), "", box=None)
+    for entry in found[:LINES]:
+        what = Text(one_line(entry["source_uri"])), Text(one_line(entry["error"]))
+        table.add_row(str(entry["dreams"]), entry["error_kind"], *what)
+    if found:
+        console.print(table)
+    more = f"; the first {LINES} are above, --json has all" if len(found) > LINES else ""
+    console.print(f"{sum(entry['dreams'] for entry in found)} dreams failed or were skipped{more}.")
 
 
 @manifest.command()

@@ -30,6 +30,7 @@ from flows.plan import Plan, PlannedSettings, Shard, Source, make_plan
 from flows.runs import Report, Run
 from flows.scan import Failures, Scan, check_access, done_before, plan_settings, scan, warn_of_store
 from flows.storage import storage
+from flows.terminal import one_line
 
 on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
 """Called in the flow's own process with the dreams that are there and the dreams planned, after each shard."""
@@ -38,6 +39,9 @@ SUBMITTED = 64
 """Shards that are submitted and have not ended, at least: Prefect holds some ten KiB and the photographs of each."""
 SUBMITTED_A_WORKER = 4
 """The same for each worker process, where there are many: none may idle while a shard is left."""
+
+NAMED = 10
+"""Photographs that came to nothing and are named in the log."""
 
 
 def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
@@ -79,6 +83,7 @@ def dream_collection(job: DreamJob) -> Report:
                 return nothing_to_do(run, found, before.failures(found.sources, settings))
         dream(run, shards)
         report = runs.finish(run, shards, time.perf_counter() - started, storage())
+        tell_failures(run, report)
         show(run, list(islice(shards.sources(), job.sheets)), report)
         runs.release(run.destination, run.run_id, storage())
     return report
@@ -171,6 +176,17 @@ def _run_of(destination: str, run_id: str, stage_scores: bool) -> Run:
     """A run, read once a process: it may have hundreds of settings."""
     run = runs.begun(destination, run_id, storage())
     return run.model_copy(update={"job": run.job.model_copy(update={"stage_scores": stage_scores})})
+
+
+def tell_failures(run: Run, report: Report) -> None:
+    """Name the first photographs that came to nothing in the flow's log."""
+    if not report.failed + report.skipped:
+        return
+    found = manifest.failures(storage(), run.destination, run.run_id)
+    lines = [one_line(f"{entry['source_uri']}: {entry['error_kind']}, {entry['error']}") for entry in found[:NAMED]]
+    lines.append(f"all of them: dreamgrid manifest failures {run.destination}")
+    count = report.failed + report.skipped
+    get_run_logger().warning("%d dreams failed or were skipped:\n%s", count, "\n".join(lines))
 
 
 @task(**patiently)

@@ -192,6 +192,14 @@ def summary(storage: Storage, destination: str) -> dict[str, Any]:
     }
 
 
+def failures(storage: Storage, destination: str, run_id: str | None = None) -> list[dict[str, Any]]:
+    """Photographs of a destination, or of one run, that failed or were skipped, with why and of how many dreams."""
+    columns = ["source_uri", "source_etag", "status", "error_kind", "error"]
+    rows = read(storage, destination, columns, run_id, where=pc.field("status") != "done")
+    counted = rows.group_by(columns, use_threads=False).aggregate([([], "count_all")])
+    return counted.rename_columns([*columns, "dreams"]).sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
+
+
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
 

@@ -90,7 +90,7 @@ class Report(Frozen):
         if self.failed_earlier:
             return (
                 f"{self.failed_earlier} dreams failed earlier (photographs: {self.photographs_failed_earlier}), which "
-                f"are tried again when the photograph changes; see `dreamgrid manifest {self.destination}`"
+                f"are tried again when the photograph changes; see `dreamgrid manifest failures {self.destination}`"
             )
         return "every photograph has its dreams"
 

@@ -73,6 +73,7 @@ def test_a_collection_is_dreamt_once_and_then_only_what_is_new(
     assert {row["error_kind"] for row in rows if row["status"] == "failed"} == {"not_an_image"}
     check_strangers_can_read(stack, storage, destination, rows, tmp_path)
     check_prefect_page(prefect_api, report)
+    check_failures_are_logged(prefect_api, source)
 
     again = report_of(dreamgrid("run", *job, *grid, "--json"))
     assert (again["state"], again["planned"], again["run_id"]) == ("nothing to do", 0, None)
@@ -92,6 +93,13 @@ def test_a_collection_is_dreamt_once_and_then_only_what_is_new(
     assert (shown["rows"], shown["photographs"], shown["runs"]) == (16, 4, 2)
     assert shown["statuses"] == {"done": 12, "failed": 4}
     assert shown["errors"] == {"not_an_image": 4}
+    (failure,) = json.loads(dreamgrid("manifest", "failures", destination, "--json").stdout)
+    named = {name: failure[name] for name in ("source_uri", "status", "error_kind", "dreams")}
+    assert named == {"source_uri": source + "broken.jpg", "status": "failed", "error_kind": "not_an_image", "dreams": 4}
+    assert f"manifest failures {destination}" in dreamgrid("manifest", destination).stdout
+    table = dreamgrid("manifest", "failures", destination).stdout
+    assert "broken.jpg" in table
+    assert "4 dreams failed or were skipped." in table
     assert len(shown["settings"]) == 4
 
 
@@ -155,3 +163,10 @@ def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report
     for sheet in sheets:
         picture = sheet["data"].partition("data:image/jpeg;base64,")[2]
         assert min(decode(base64.b64decode(picture)).pixels.shape[:2]) > 100
+
+
+def check_failures_are_logged(prefect_api: Callable[[str, dict[str, Any]], Any], source: str) -> None:
+    """The flow's log names what failed, and why."""
+    logged = [entry["message"] for entry in prefect_api("logs/filter", {"logs": {"level": {"ge_": 30}}})]
+    (warning,) = (message for message in logged if source in message)
+    assert warning.startswith(f"4 dreams failed or were skipped:\n{source}broken.jpg: not_an_image, ")
