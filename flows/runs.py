@@ -157,14 +157,27 @@ def begun_job(destination: str, storage: Storage) -> dict[str, Any]:
     return run.job.model_dump(mode="json")
 
 
-def finished(destination: str, storage: Storage) -> Iterator[tuple[Run, Plan]]:
-    """Every run that came to its end, with its plan."""
+def finished(destination: str, storage: Storage) -> Iterator[str]:
+    """The name of every run that came to its end."""
     for found in storage.list(f"{destination}_runs/"):
         folder, _, name = found.uri.rpartition("/")
-        run = _begun(destination, folder.rpartition("/")[2], storage) if name == "success.json" else None
-        plan = frozen_plan(run, storage) if run else None
-        if run and plan:
-            yield run, plan
+        if name == "success.json":
+            yield folder.rpartition("/")[2]
+
+
+def planned(destination: str, run_id: str, storage: Storage) -> Iterator[tuple[Source, list[str]]]:
+    """Each photograph of a run with the identities of its settings, whatever else its version says of them.
+
+    Raises:
+        ValueError, LookupError, TypeError: its record is not whole.
+    """
+    record = json.loads(storage.read(f"{folder_of(destination, run_id)}job.json") or b"")
+    identities = [str(each["settings_id"]) for each in record["settings"]]
+    plan = _plan(destination, run_id, storage)
+    if plan is None:
+        raise ValueError("it has no plan")
+    for work in plan.works():
+        yield work.source, [identities[index] for index in work.settings]
 
 
 def _begun(destination: str, run_id: str, storage: Storage) -> Run | None:

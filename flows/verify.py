@@ -33,7 +33,7 @@ from flows.storage import Storage
 Kind = Literal[
     "missing",  # a row says done, and its object is not there
     "changed",  # the object's bytes are not those of the row
-    "damaged",  # it does not decode, or a part of the manifest cannot be read
+    "damaged",  # it does not decode, or a part of the manifest or the record of a run cannot be read
     "other_dream",  # what the picture tells of itself is not what the row says
     "duplicate",  # an earlier row has the same photograph, version and settings
     "lost",  # a finished run planned it, and no row says what became of it
@@ -204,13 +204,16 @@ class _Look:
 
     def lost(self, dreams: _Numbers) -> Iterator[Trouble]:
         """What finished runs planned, if no row tells of it."""
-        for run, plan in runs.finished(self.destination, self.storage):
-            for work in plan.works():
-                identities = [run.settings[index].settings_id for index in work.settings]
-                keys = [dream_key(work.source.uri, work.source.etag, each) for each in identities]
-                for place in np.flatnonzero(~np.isin(np.array(keys, np.uint64), dreams, assume_unique=True)):
-                    what = f"run {run.run_id} planned it under settings {identities[place]}, and no row tells of it"
-                    yield Trouble(kind="lost", uri=work.source.uri, what=what)
+        for run_id in runs.finished(self.destination, self.storage):
+            try:
+                for source, identities in runs.planned(self.destination, run_id, self.storage):
+                    keys = [dream_key(source.uri, source.etag, each) for each in identities]
+                    for place in np.flatnonzero(~np.isin(np.array(keys, np.uint64), dreams, assume_unique=True)):
+                        what = f"run {run_id} planned it under settings {identities[place]}, and no row tells of it"
+                        yield Trouble(kind="lost", uri=source.uri, what=what)
+            except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
+                what = f"the record of this run cannot be read: {error}"
+                yield Trouble(kind="damaged", uri=runs.folder_of(self.destination, run_id), what=what)
 
     def planned(self, unfinished: Run | None) -> Iterator[str]:
         """Addresses of all the dreams of the unfinished run."""

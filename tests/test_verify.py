@@ -145,6 +145,24 @@ def test_a_part_that_is_lost_or_torn_is_found_with_all_that_it_told(
     assert found.troubles[0].uri == uri
 
 
+def test_finished_runs_of_any_version_are_looked_at(storage: Storage, source: str, destination: str) -> None:
+    run, plan = dreamt(storage, source, destination)
+    lost = next(shard for shard in plan if "web page" not in shard.works[0].source.name)
+    storage.delete(manifest.part_uri(destination, run.run_id, lost.number))
+    record = json.loads(storage.read(f"{run.folder}job.json") or b"")
+    record["settings"][0]["settings"]["of_another_version"] = 1
+    storage.write(f"{run.folder}job.json", json.dumps(record).encode(), "application/json")
+    counts = {"lost": lost.dreams, "orphan": lost.dreams}
+    assert look(storage, destination).counts == counts
+
+    for name, harmed in (("plan.parquet", b"no plan"), ("job.json", b"{}"), ("job.json", b"")):
+        storage.write(run.folder + name, harmed, "application/octet-stream")
+        found = look(storage, destination)
+        assert found.counts == {"damaged": 1, "orphan": lost.dreams}
+        assert found.troubles[0].uri == run.folder
+        assert "cannot be read" in found.troubles[0].what
+
+
 def test_orphans_are_told_from_the_pictures_of_an_unfinished_run(
     storage: Storage, source: str, destination: str
 ) -> None:
