@@ -215,6 +215,8 @@ def _tell(report: Any) -> None:
 def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
     """Tell what a run would do and cost: photographs, settings, shards, time. Touches nothing.
 
+    A run that is unfinished is gone on with: what is planned is what it has left.
+
     \b
     dreamgrid plan job.yaml
     dreamgrid plan job.yaml --octaves 4 --octaves 6 --json
@@ -228,9 +230,13 @@ def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
         show_json(found)
         return
     table = Table(show_header=False, box=None)
+    refusal = found.pop("refused")
     for name, value in found.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
+        if value is not None:
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
     console.print(table)
+    if refusal:
+        say(f"as things are, a run would be refused: {refusal}", "yellow")
 
 
 @cli.command()

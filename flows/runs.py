@@ -213,6 +213,21 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
             return run, plan
 
 
+def going_on(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) -> tuple[Run, Plan | None] | None:
+    """What `claim` would go on with; None where it would begin a new run. Nothing is touched.
+
+    Raises:
+        InvalidInput: `claim` would refuse.
+    """
+    held = holder(job, storage)
+    plan = _plan(job.destination, held, storage) if held else None
+    if held is None or (plan is not None and not plan):
+        return None
+    run = Run(run_id=held, job=job, settings=tuple(settings))
+    _check_unchanged(run, storage)
+    return run, plan
+
+
 def _check_unchanged(run: Run, storage: Storage) -> None:
     """Raise `InvalidInput` where the settings of a run that was begun are no longer what they were."""
     begun = _begun(run.destination, run.run_id, storage) or run

@@ -18,7 +18,8 @@ from flows import manifest, runs
 from flows.assets import settle
 from flows.job import DreamJob, explain, split_uri
 from flows.machine import workers
-from flows.plan import PlannedSettings, Source, Sources, dream_key, estimate_seconds, make_plan
+from flows.plan import Plan, PlannedSettings, Source, Sources, dream_key, estimate_seconds, make_plan
+from flows.runs import Run
 from flows.storage import HASTY, Found, Storage, storage
 
 
@@ -192,20 +193,38 @@ def outlook(job: DreamJob) -> dict[str, Any]:
     check_access(job)
     found = scan(job, storage())
     before = done_before(job, storage())
-    shards = make_plan(found.sources, settings, before)
-    planned = shards.dreams
-    seconds = sum(estimate_seconds(work.source, settings[index]) for work in shards.works() for index in work.settings)
+    run, frozen, refusal = _going_on(job, settings)
+    if run and frozen:
+        everything, todo = frozen.dreams, runs.remaining(run, frozen, storage())
+    else:
+        everything, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, before))
+    shards = planned = 0
+    seconds = 0.0
+    for shard in todo:
+        shards, planned = shards + 1, planned + shard.dreams
+        seconds += sum(estimate_seconds(work.source, settings[each]) for work in shard.works for each in work.settings)
     return {
         "source": job.source,
         "destination": job.destination,
+        "resumes": run.run_id if run else None,
+        "refused": refusal,
         "photographs": len(found.sources),
         "ignored": found.ignored,
         "settings": len(settings),
         "planned": planned,
-        "done": len(found.sources) * len(settings) - planned,
+        "done": everything - planned,
         "failed_earlier": before.failures(found.sources, settings).dreams,
-        "shards": len(shards),
+        "shards": shards,
         "processes": workers(),
         "estimated_seconds_of_one_core": round(seconds, 1),
         "estimated_seconds": round(seconds / workers(), 1),
     }
+
+
+def _going_on(job: DreamJob, settings: Sequence[PlannedSettings]) -> tuple[Run | None, Plan | None, str | None]:
+    """The run that would be gone on with, its plan if there is one already, or else why a run would be refused."""
+    try:
+        run, plan = runs.going_on(job, settings, storage()) or (None, None)
+    except InvalidInput as error:
+        return None, None, str(error)
+    return run, plan, None

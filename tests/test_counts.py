@@ -14,7 +14,7 @@ from flows import manifest, runs
 from flows.job import DreamJob
 from flows.plan import Sources, make_plan
 from flows.runs import Run
-from flows.scan import done_before, plan_settings, scan
+from flows.scan import done_before, outlook, plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import Storage
 from tests.conftest import Command
@@ -110,6 +110,29 @@ def test_a_worker_reads_the_run_that_it_is_told_the_name_of(storage: Storage, so
     storage.delete(f"{run.folder}job.json")
     with pytest.raises(Unavailable, match=r"job\.json is gone: put it back"):
         runs.begun(destination, run.run_id, storage)
+
+
+def test_the_outlook_knows_the_unfinished_run(
+    storage: Storage, source: str, destination: str, dreamgrid: Command
+) -> None:
+    put(storage, source + "page.png", "page")
+    run = begin(storage, source, destination)
+    assert outlook(run.job)["resumes"] == run.run_id
+    plan = make_plan(scan(run.job, storage).sources, run.settings, lambda _key: False)
+    first, *_ = runs.freeze(run, plan, storage)
+    dream_shard(run, first, storage)
+    put(storage, source + "later.png", "page")
+    found = outlook(run.job)
+    told = {name: found[name] for name in ("resumes", "refused", "photographs", "planned", "done", "shards")}
+    left = {"photographs": 2, "planned": 1, "done": 1, "shards": 1}
+    assert told == {"resumes": run.run_id, "refused": None, **left}, "what came later is for the next run"
+
+    other = dreamgrid("plan", "--source", source, "--destination", destination)
+    assert other.returncode == 0, other.stderr
+    assert "resumes" not in other.stdout
+    assert f"a run would be refused: {destination} is held by the unfinished run {run.run_id}" in other.stderr
+    storage.write(f"{run.folder}plan.parquet", make_plan(Sources(()), (), lambda _: True).parquet, "")  # it was ended
+    assert outlook(run.job)["resumes"] is None
 
 
 @pytest.mark.parametrize(
