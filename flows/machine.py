@@ -1,6 +1,7 @@
 """What this machine has to dream with: how many processes, which device for each, and how much memory."""
 
 import ctypes
+import math
 import multiprocessing
 import os
 import re
@@ -97,7 +98,8 @@ def max_memory(device: str) -> int:
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.get_device_properties(device).total_memory * 0.8)
+        sharing = math.ceil(workers() / torch.cuda.device_count())  # of this GPU, or of another one
+        return int(torch.cuda.get_device_properties(device).total_memory * 0.8 / sharing)
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     limit = Path("/sys/fs/cgroup/memory.max")  # of the container
     if limit.exists() and (text := limit.read_text().strip()).isdecimal():

@@ -4,8 +4,10 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dreamcore.errors import InvalidInput
 from flows.machine import at_once, max_memory, parse_size, workers
@@ -66,6 +68,19 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 def test_what_is_no_size_is_told(nonsense: str) -> None:
     with pytest.raises(InvalidInput, match=f"^{nonsense!r} is no amount of memory: write such as 2GiB or 500MB$"):
         parse_size(nonsense)
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "share"),
+    [("1", 1, 0.8), ("2", 2, 0.8), ("4", 2, 0.4), ("3", 2, 0.4), ("1", 2, 0.8), ("5", 1, 0.16)],
+)
+def test_workers_that_share_a_gpu_share_its_memory(
+    monkeypatch: pytest.MonkeyPatch, asked: str, gpus: int, share: float
+) -> None:
+    monkeypatch.setenv("DREAMGRID_WORKERS", asked)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**9))
+    assert max_memory("cuda:0") == pytest.approx(share * 10**9, rel=1e-6)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
