@@ -1,5 +1,8 @@
 """`dreamgrid manifest`: what a destination holds, what failed, and whether that is so."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import click
 from rich.table import Column, Table
 from rich.text import Text
@@ -53,11 +56,36 @@ def summary(destination: str, as_json: bool) -> None:
         console.print(f"  {count} {kind}")
     if found["errors"]:
         console.print(f"Which, and why: dreamgrid manifest failures {folder}", highlight=False, soft_wrap=True)
-    table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
-    for entry in found["settings"]:
+    columns = ("layers", "octaves", "steps", "dreams", "mean score before", "after")
+    table = Table(*columns, Column("besides", overflow="fold"), box=None)
+    besides = _told_apart([entry["settings"] for entry in found["settings"]])
+    for entry, more in zip(found["settings"], besides, strict=True):
         scores = (f"{entry['score_before']:.2f}", f"{entry['score_after']:.2f}")
-        table.add_row(entry["layers"], str(entry["octaves"]), str(entry["steps"]), str(entry["dreams"]), *scores)
+        numbers = (str(entry[name]) for name in ("octaves", "steps", "dreams"))
+        table.add_row(entry["layers"], *numbers, *scores, Text(one_line(more)))
     console.print(table)
+
+
+def _told_apart(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells points of a grid apart, besides the columns of the table: presets, and what is not as usual."""
+    from dreamcore.settings import DreamSettings, preset_of
+
+    among = [DreamSettings.model_validate(each) for each in settings]
+    names = [name for name in DreamSettings.model_fields if name not in ("layers", "octaves", "steps")]
+    varying = [name for name in names if len({repr(getattr(each, name)) for each in among}) > 1]
+
+    def told(point: DreamSettings) -> str:
+        preset = preset_of(point)
+        usual = DreamSettings.model_validate({"preset": preset} if preset else {})
+        unusual = [name for name in varying if getattr(point, name) not in (None, getattr(usual, name))]
+        return ", ".join([preset or "", *(f"{name} {_short(getattr(point, name))}" for name in unusual)]).lstrip(", ")
+
+    return [told(point) for point in among]
+
+
+def _short(value: object) -> str:
+    """A setting; of a file, its name."""
+    return str(getattr(value, "uri", value)).rpartition("/")[2]
 
 
 @manifest.command()

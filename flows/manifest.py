@@ -215,4 +215,5 @@ def _mean_scores(row: dict[str, Any], text: str) -> dict[str, Any]:
         "dreams": row["score_after_count"],
         "score_before": row["score_before_mean"],
         "score_after": row["score_after_mean"],
+        "settings": settings.model_dump(mode="json"),
     }

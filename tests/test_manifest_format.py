@@ -1,6 +1,8 @@
 """The manifest as a format: rows, columns and types that strangers' readers understand."""
 
 import io
+import json
+import re
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ from dreamcore.settings import ALGORITHM_VERSION, DreamSettings
 from flows import manifest
 from flows.manifest import SCHEMA, SCHEMA_VERSION, Row, part_uri, to_parquet
 from flows.storage import Storage
+from tests.conftest import Command
 
 FAILED = Row(
     run_id="r1",
@@ -118,6 +121,27 @@ def test_duckdb_reads_it_without_us(tmp_path: Path) -> None:
     done = ("done", "deep", [3, 5], 2**63 - 1, 3.75, "red fox", "laplacian", moment)
     failed = ("failed", "deep", [3, 5], 2**63 - 1, None, None, "laplacian", moment)
     assert rows == [("r1", *done), ("r1", *failed), ("r2", *done)]
+
+
+def test_the_summary_tells_points_of_a_grid_apart(storage: Storage, destination: str, dreamgrid: Command) -> None:
+    guide = {"uri": "s3://photos/flowers.jpg", "sha256": "ab" * 32}
+    points = (
+        {"seed": 1},
+        {"seed": 2},
+        {"guide": guide},
+        {"preset": "tf2"},
+        {"model": "googlenet", "layers": "inception4c"},
+    )
+    grid = [DreamSettings.model_validate(point) for point in points]
+    rows = [replace(DONE, settings=each.canonical_json(), settings_id=f"{n:016d}") for n, each in enumerate(grid)]
+    storage.write(part_uri(destination, "r", 0), to_parquet(rows), "application/vnd.apache.parquet")
+    shown = dreamgrid("manifest", destination, COLUMNS="200")
+    assert shown.returncode == 0, shown.stderr
+    for besides in ("seed 1", "seed 2", "guide flowers.jpg", "model googlenet"):
+        assert f"2.50   {besides}\n" in re.sub(" +\n", "\n", shown.stdout)
+    assert "2.50   tf2" in shown.stdout
+    found = json.loads(dreamgrid("manifest", destination, "--json").stdout)["settings"]
+    assert [DreamSettings.model_validate(entry["settings"]) for entry in found] == grid
 
 
 def test_parts_are_listed_in_the_order_of_their_shards() -> None:
