@@ -56,13 +56,14 @@ def summary(destination: str, as_json: bool) -> None:
         console.print(f"  {count} {kind}")
     if found["errors"]:
         console.print(f"Which, and why: dreamgrid manifest failures {folder}", highlight=False, soft_wrap=True)
-    columns = ("layers", "octaves", "steps", "dreams", "mean score before", "after")
-    table = Table(*columns, Column("besides", overflow="fold"), box=None)
+    table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
     besides = _told_apart([entry["settings"] for entry in found["settings"]])
+    if any(besides):
+        table.add_column("besides", overflow="fold")
     for entry, more in zip(found["settings"], besides, strict=True):
         scores = (f"{entry['score_before']:.2f}", f"{entry['score_after']:.2f}")
         numbers = (str(entry[name]) for name in ("octaves", "steps", "dreams"))
-        table.add_row(entry["layers"], *numbers, *scores, Text(one_line(more)))
+        table.add_row(entry["layers"], *numbers, *scores, *([Text(one_line(more))] if more else []))
     console.print(table)
 
 
