@@ -112,6 +112,17 @@ def test_a_worker_reads_the_run_that_it_is_told_the_name_of(storage: Storage, so
         runs.begun(destination, run.run_id, storage)
 
 
+def test_a_run_that_goes_on_may_score_all_stages(
+    storage: Storage, source: str, destination: str, dreamgrid: Command
+) -> None:
+    put(storage, source + "good.png", "good")
+    run = begin(storage, source, destination)
+    resumed = dreamgrid("run", "--resume", destination, "--stage-scores", "true", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["run_id"] == run.run_id
+    assert all(row["stage_scores"] for row in manifest.read(storage, destination).to_pylist())
+
+
 def test_the_outlook_knows_the_unfinished_run(
     storage: Storage, source: str, destination: str, dreamgrid: Command
 ) -> None:
