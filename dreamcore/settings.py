@@ -149,12 +149,16 @@ def spell_out(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"layers": preset.layers if model == preset.model else preset.depths, **preset.settings, **given}
 
 
-def preset_of(settings: "DreamSettings") -> str | None:
-    """The preset that settings follow in all but network and layers; None where they follow none."""
-    for name, preset in PRESETS.items():
-        if all(getattr(settings, field) == value for field, value in preset.settings.items()):
-            return name
-    return None
+def nearest_preset(settings: "DreamSettings") -> str | None:
+    """The preset from which settings differ in the fewest fields, network and layers aside; None: the defaults."""
+
+    def differing(fields: Mapping[str, Any]) -> int:
+        usual = DreamSettings.model_fields
+        return sum(getattr(settings, name) != fields.get(name, usual[name].default) for name in told)
+
+    told = {name for preset in PRESETS.values() for name in preset.settings}
+    bases: dict[str | None, Mapping[str, Any]] = {None: {}, **{name: each.settings for name, each in PRESETS.items()}}
+    return min(bases, key=lambda name: differing(bases[name]))
 
 
 class DreamSettings(Frozen):

@@ -20,6 +20,7 @@ from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings, format_of
 from flows.cli_manifest import manifest
 from flows.cli_networks import layers, models
+from flows.cli_sheet import sheet
 from flows.cli_stack import STACK, down, env, start_stack, status, up
 from flows.job import DreamJob, explain
 from flows.options import as_json, folder_of, job_of, job_options, memory_option, metavar_of, options_of, take_one
@@ -207,6 +208,8 @@ def _tell(report: Any) -> None:
         )
     console.print(f"Dreams           {report.destination}images/", highlight=False)
     console.print(f"Manifest         {report.manifest}", highlight=False)
+    if report.sheets:
+        console.print(f"Contact sheets   {report.sheets}", highlight=False)
 
 
 @cli.command()
@@ -314,5 +317,5 @@ def redream(dream: str, result: Path, source: Path | None, as_json: bool, **file
     click.echo(f"{found.result}: {close} {dream}\n{scores}\n{same}: {found.settings_id}")
 
 
-for command in (models, layers, manifest, up, down, status, env):
+for command in (models, layers, manifest, sheet, up, down, status, env):
     cli.add_command(command)

@@ -194,7 +194,9 @@ def show(run: Run, sources: Sequence[Source], report: Report) -> None:
     """Draw contact sheets; show them and the counts in the run's artifacts."""
     counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
     create_table_artifact([counts], key="report", description=f"Dreams in {report.destination}")
-    for sheet in sheets.draw_sheets(run, storage(), sources):
+    photographs = [(source.uri, source.etag) for source in sources]
+    for sheet in sheets.draw_sheets(run.destination, storage(), photographs, get_run_logger().warning):
         picture = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
-        key = re.sub(r"[^a-z0-9]+", "-", f"sheet {sheet.name.lower()}").strip("-")
+        name = sheet.uri.removeprefix(f"{run.destination}sheets/").removesuffix(".jpg")
+        key = re.sub(r"[^a-z0-9]+", "-", f"sheet {name.lower()}").strip("-")
         create_image_artifact(picture, key=key, description=f"Contact sheet of {sheet.name}: {sheet.uri}")

@@ -12,8 +12,9 @@ from dreamcore.images import encode
 from dreamcore.objectives import objective_label
 from dreamcore.picture import Dreamt
 from dreamcore.settings import DreamSettings, Output, format_of
+from flows.contact import Cell, cell_width, pages, scores, thumbnail
 from flows.job import explain
-from flows.sheets import Cell, cell_width, paint, sees, thumbnail
+from flows.sheets import sees
 from flows.single import check_result, dream_settled, read_file, to_photograph, write_file
 
 COLUMNS = 4
@@ -50,18 +51,24 @@ def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], 
         dreams.append(dream_settled(photograph, entry, watch_one))
 
     width = cell_width(COLUMNS)
-    first = thumbnail(photograph.pixels, width)
-    cells = [Cell(0, 0, first, ("the photograph", sees(dreams[0].measures()["classes_before"])))]
-    for place, (stage, dreamt) in enumerate(zip(stages, dreams, strict=True), start=1):
-        found = dreamt.measures()
+    cells = [
+        Cell(
+            0, 0, thumbnail(photograph.pixels, width), ("the photograph", sees(dreams[0].measures()["classes_before"]))
+        )
+    ]
+    found = [dreamt.measures() for dreamt in dreams]
+    written = scores([(each["score_before"], each["score_after"]) for each in found])
+    for place, (stage, dreamt, measured, score) in enumerate(zip(stages, dreams, found, written, strict=True), start=1):
         text = (
             f"{stage.name}   stride {stage.stride}, field {stage.receptive_field} px",
-            f"score {found['score_before']:.2f} to {found['score_after']:.2f}",
-            sees(found["classes_after"]),
+            score,
+            sees(measured["classes_after"]),
         )
         cells.append(Cell(place % COLUMNS, place // COLUMNS, thumbnail(dreamt.pixels, width), text))
-    sheet = np.asarray(paint(f"{source.name}   {model}", cells, first.size))
-    write_file(result, encode(sheet, output.format, output.quality, {"model": model, "stages": summary(dreams)}))
+    (sheet, *_) = pages(f"{source.name}   {model}", cells, width)
+    write_file(
+        result, encode(np.asarray(sheet), output.format, output.quality, {"model": model, "stages": summary(dreams)})
+    )
     return dreams
 
 

@@ -81,6 +81,8 @@ class Report(Frozen):
     destination: str
     manifest: str
     """Where the manifest lies, for any reader of Parquet."""
+    sheets: str | None = None
+    """Where contact sheets lie; None where none were drawn."""
 
     @property
     def why_nothing(self) -> str:
@@ -323,6 +325,7 @@ def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
         source=run.job.source,
         destination=run.destination,
         manifest=manifest.folder_of(run.destination),
+        sheets=f"{run.destination}sheets/" if run.job.sheets and counts["done"] else None,
     )
     storage.write_new(f"{run.folder}success.json", report.model_dump_json(indent=1).encode(), _JSON)
     return report

@@ -5,165 +5,134 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+from pydantic import ValidationError
 
 from dreamcore.errors import ImageError
 from dreamcore.objectives import objective_label
-from dreamcore.settings import DreamSettings, Reference, preset_of
+from dreamcore.settings import DreamSettings, Reference, nearest_preset
 from flows import manifest
 from flows.ahead import ahead, threads
+from flows.contact import Cell, cell_width, layout, pages, scores, thumbnail
 from flows.decoder import decode
-from flows.plan import Source, safe_name
-from flows.runs import Run
 from flows.storage import Found, Storage
 
-WIDTH = 1600
-"""Of a sheet, in pixels, where its columns allow."""
-COLUMNS = 4
-"""Of a sheet without rows and columns of settings."""
-CELL = range(120, 361)
-"""Widths that a cell may have."""
-GAP, LINE, TEXT = 12, 18, 14
-BACKGROUND, INK, FAINT = (20, 20, 24), (235, 235, 235), (160, 160, 170)
 _READERS = 4
 _COLUMNS = [
-    "source_uri", "source_etag", "settings_id", "status", "result_uri", "score_before", "score_after",
-    "classes_before", "classes_after",
+    "run_id", "shard", "created_at", "source_uri", "source_etag", "source_bytes", "settings", "status", "result_uri",
+    "score_before", "score_after", "classes_before", "classes_after",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One contact sheet."""
+    """One page of a contact sheet."""
 
     name: str
-    """The photograph's key below the source."""
+    """The photograph's key below the source, as it is spelt in keys of dreams."""
     uri: str
     jpeg: bytes
 
 
-def draw_sheets(run: Run, storage: Storage, sources: Sequence[Source]) -> Iterator[Sheet]:
-    """Draw a sheet of each photograph that has dreams, and put it into the destination.
+@dataclass(frozen=True)
+class _Entry:
+    """One dream of a photograph."""
+
+    row: dict[str, Any]
+    settings: DreamSettings
+
+
+def draw_sheets(
+    destination: str, storage: Storage, photographs: Sequence[tuple[str, str]], warn: Callable[[str], None]
+) -> Iterator[Sheet]:
+    """Draw a sheet of all dreams that a destination has of each photograph, and put it there.
 
     A photograph that is no longer what was dreamt gets none.
 
     Args:
-        run: the run, whose grid gives rows and columns.
-        storage: where the dreams are.
-        sources: the photographs.
+        destination: where the dreams are, and their manifest.
+        storage: how to reach it.
+        photographs: address and ETag of each.
+        warn: called with what kept a sheet from being drawn, which is no trouble of the run's.
+
+    Returns:
+        The pages of all sheets as they are drawn; mostly a sheet is one page.
     """
-    if not sources:
+    if not photographs:
         return
-    chosen = pc.field("source_uri").isin([source.uri for source in sources]) & (pc.field("status") == "done")
-    rows = manifest.read(storage, run.destination, _COLUMNS, where=chosen).to_pylist()
-    for source in sources:
-        version = (source.uri, source.etag)
-        dreams = {row["settings_id"]: row for row in rows if (row["source_uri"], row["source_etag"]) == version}
-        if not dreams:
+    chosen = pc.field("source_uri").isin([uri for uri, _ in photographs]) & (pc.field("status") == "done")
+    dreams: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in _in_order(manifest.read(storage, destination, _COLUMNS, where=chosen).to_pylist()):
+        dreams.setdefault((row["source_uri"], row["source_etag"]), []).append(row)
+    for uri, etag in photographs:
+        entries = list(_entries(dreams.get((uri, etag), [])))
+        if not entries:
             continue
+        name = entries[0].row["result_uri"].removeprefix(f"{destination}images/").rpartition("/")[0]
         try:
-            jpeg = _draw(run, source.name, storage.read_version(Found(*version, source.size)), dreams, storage)
-        except ImageError:
+            photograph = storage.read_version(Found(uri, etag, entries[0].row["source_bytes"]))
+            drawn = list(_draw(name, photograph, entries, storage))
+        except (ImageError, OSError) as error:  # of one photograph; trouble of the world is told by other errors
+            warn(f"no contact sheet of {uri}: {error}")
             continue
-        sheet = Sheet(source.name, f"{run.destination}sheets/{safe_name(source.name)}.jpg", jpeg)
-        storage.write(sheet.uri, jpeg, "image/jpeg")
-        yield sheet
+        for number, jpeg in enumerate(drawn, start=1):
+            # No name of a photograph has %2D in it: no page of one is the sheet of another.
+            sheet = Sheet(name, f"{destination}sheets/{name}{f'%2D{number}' if number > 1 else ''}.jpg", jpeg)
+            storage.write(sheet.uri, jpeg, "image/jpeg")
+            yield sheet
 
 
-def _draw(run: Run, name: str, source: bytes, dreams: dict[str, dict[str, Any]], storage: Storage) -> bytes:
-    settings = {p.settings_id: p.settings for p in run.settings if p.settings_id in dreams}
-    several_models = len({each.model for each in settings.values()}) > 1
-    columns_of = _columns(list(settings.values()))
-    labels = {key: (_line(each, several_models), columns_of(each)) for key, each in settings.items()}
-    places, columns = _layout(list(labels.values()))
-    width = cell_width(columns + 1)
+def newest(destination: str, storage: Storage, count: int) -> list[tuple[str, str]]:
+    """Address and ETag of the photographs that were dreamt last, at most `count`, each as it was dreamt last."""
+    columns = ["source_uri", "source_etag", "created_at", "status"]
+    rows = manifest.read(storage, destination, columns, where=pc.field("status") == "done")
+    last = rows.group_by(["source_uri", "source_etag"]).aggregate([("created_at", "max")])
+    versions: dict[str, str] = {}
+    for row in last.sort_by([("created_at_max", "descending")]).to_pylist():
+        versions.setdefault(row["source_uri"], row["source_etag"])
+    return list(versions.items())[:count]
+
+
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of runs one after another, each in the order of its grid."""
+    began: dict[str, Any] = {}
+    for row in rows:
+        began[row["run_id"]] = min(row["created_at"], began.get(row["run_id"], row["created_at"]))
+    return sorted(rows, key=lambda row: (began[row["run_id"]], row["shard"], row["created_at"]))
+
+
+def _entries(rows: Sequence[dict[str, Any]]) -> Iterator[_Entry]:
+    for row in rows:
+        try:
+            yield _Entry(row, DreamSettings.model_validate_json(row["settings"]))
+        except ValidationError:  # of another version of Dreamgrid, which had other settings
+            continue
+
+
+def _draw(name: str, photograph: bytes, entries: Sequence[_Entry], storage: Storage) -> Iterator[bytes]:
+    """The pages of the sheet of one photograph, as JPEGs."""
+    settings = [entry.settings for entry in entries]
+    several_models = len({each.model for each in settings}) > 1
+    columns_of = _columns(settings)
+    labels = [(_line(each, several_models), columns_of(each)) for each in settings]
+    places, across = layout(labels)
+    width = cell_width(across)
 
     def small(data: bytes) -> Image.Image:
         return thumbnail(decode(data, max_pixels=4 * width * width).pixels, width)
 
-    first = small(source)
-    before = next(iter(dreams.values()))["classes_before"]
-    cells = [Cell(0, 0, first, ("the photograph", sees(before)))]
+    cells = [Cell(0, 0, small(photograph), ("the photograph", sees(entries[0].row["classes_before"])))]
+    written = scores([(entry.row["score_before"], entry.row["score_after"]) for entry in entries])
     with threads(_READERS) as readers:
-        pictures = ahead(readers, lambda entry: storage.read(dreams[entry]["result_uri"]), settings, _READERS)
-        for settings_id, (column, line), data in zip(settings, places, pictures, strict=True):
-            row = dreams[settings_id]
-            score = f"score {row['score_before']:.4g} to {row['score_after']:.4g}"
-            picture = small(data) if data else None
-            text = ("   ".join(labels[settings_id]), score, sees(row["classes_after"]))
-            cells.append(Cell(column, line, picture, text))
-    sink = io.BytesIO()
-    paint(f"{name}   {run.settings[0].settings.model}", cells, first.size).save(sink, "JPEG", quality=85)
-    return sink.getvalue()
-
-
-def _layout(labels: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], int]:
-    """Column and line of each dream, the photograph being at (0, 0), and how many columns there are beside it.
-
-    Where most places of a table of layers and other settings would be empty, as with presets, they stand in a row.
-    """
-    lines, columns = (list(dict.fromkeys(names)) for names in zip(*labels, strict=True))
-    if len(set(labels)) == len(labels) > len(lines) * len(columns) / 2:
-        return [(1 + columns.index(column), lines.index(line)) for line, column in labels], len(columns)
-    across = min(len(labels) + 1, COLUMNS)
-    return [((number + 1) % across, (number + 1) // across) for number in range(len(labels))], across - 1
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One picture of a sheet, and what is written below it."""
-
-    column: int
-    line: int
-    picture: Image.Image | None
-    """As wide as every cell; none where it is gone."""
-    text: Sequence[str]
-    """Lines; the last one, what the network sees, is fainter."""
-
-
-def thumbnail(pixels: NDArray[np.uint8], width: int) -> Image.Image:
-    """A picture (H, W, 3) as wide as a cell."""
-    picture = Image.fromarray(pixels)
-    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
-
-
-def cell_width(columns: int) -> int:
-    """Width in pixels of the cells of a sheet with so many columns."""
-    return min(max((WIDTH - GAP) // columns - GAP, CELL.start), CELL.stop - 1)
-
-
-def paint(title: str, cells: Sequence[Cell], size: tuple[int, int]) -> Image.Image:
-    """A sheet of cells whose pictures have `size` (width, height)."""
-    width, height = size
-    step = (width + GAP, height + 3 * LINE + GAP)
-    columns, lines = 1 + max(cell.column for cell in cells), 1 + max(cell.line for cell in cells)
-    sheet = Image.new("RGB", (GAP + step[0] * columns, 2 * GAP + LINE + step[1] * lines), BACKGROUND)
-    pen = _Pen(ImageDraw.Draw(sheet), width)
-    pen.write((GAP, GAP), title, INK, wide=True)
-    for cell in cells:
-        left, top = GAP + step[0] * cell.column, 2 * GAP + LINE + step[1] * cell.line
-        if cell.picture:
-            sheet.paste(cell.picture, (left, top))
-        for number, text in enumerate(cell.text):
-            ink = FAINT if number + 1 == len(cell.text) else INK
-            pen.write((left, top + height + 2 + LINE * number), text, ink)
-    return sheet
-
-
-class _Pen:
-    """Writes text that fits below a cell."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw, width: int) -> None:
-        self.draw, self.width = draw, width
-        self.font = ImageFont.load_default(TEXT)
-
-    def write(self, place: tuple[int, int], text: str, ink: tuple[int, int, int], *, wide: bool = False) -> None:
-        while not wide and self.draw.textlength(text, self.font) > self.width:
-            text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
-        self.draw.text(place, text, ink, self.font)
+        pictures = ahead(readers, lambda entry: storage.read(entry.row["result_uri"]), entries, _READERS)
+        for entry, label, score, (column, line), data in zip(entries, labels, written, places, pictures, strict=True):
+            text = (*filter(None, label), score, sees(entry.row["classes_after"]))
+            cells.append(Cell(column, line, small(data) if data else None, text))
+    for page in pages(f"{name}   {settings[0].model}", cells, width):
+        sink = io.BytesIO()
+        page.save(sink, "JPEG", quality=85)
+        yield sink.getvalue()
 
 
 def _line(settings: DreamSettings, several_models: bool) -> str:
@@ -175,14 +144,14 @@ def _columns(among: Sequence[DreamSettings]) -> Callable[[DreamSettings], str]:
     """Tells what varies in a grid besides model and layers, by the names of presets where there are any."""
     names = [name for name in DreamSettings.model_fields if name not in ("model", "layers")]
     varying = [name for name in names if len({_value(entry, name) for entry in among}) > 1]
-    if not any(map(preset_of, among)):
-        return lambda settings: ", ".join(f"{name} {_value(settings, name)}" for name in varying or ["octaves"])
+    any_preset = any(map(nearest_preset, among))
 
     def column(settings: DreamSettings) -> str:
-        preset = preset_of(settings)
+        preset = nearest_preset(settings)
         usual = DreamSettings.model_validate({"preset": preset} if preset else {})
-        unusual = [name for name in varying if _value(settings, name) != _value(usual, name)]
-        return ", ".join([preset or "default", *(f"{name} {_value(settings, name)}" for name in unusual)])
+        told = [name for name in varying if not any_preset or _value(settings, name) != _value(usual, name)]
+        values = [f"{name} {value}" for name in told if (value := _value(settings, name)) != "None"]
+        return ", ".join([preset or "default", *values] if any_preset else values)
 
     return column
 

@@ -22,9 +22,20 @@ CORE, FLOWS = (
 
 # Each module of flows imports from its own line or from those below it.
 STOREYS = (
-    {"cli", "cli_manifest", "cli_networks", "cli_stack", "dream_collection", "demo", "single", "redream", "preview"},
+    {
+        "cli",
+        "cli_manifest",
+        "cli_networks",
+        "cli_sheet",
+        "cli_stack",
+        "dream_collection",
+        "demo",
+        "single",
+        "redream",
+        "preview",
+    },
     {"shard", "plan", "scan", "sheets", "runs", "verify", "stack", "options", "terminal"},
-    {"ahead", "assets", "batches", "decoder", "manifest", "storage", "trouble", "job", "machine", "servers"},
+    {"ahead", "assets", "batches", "contact", "decoder", "manifest", "storage", "trouble", "job", "machine", "servers"},
 )
 
 

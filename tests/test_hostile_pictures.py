@@ -106,7 +106,8 @@ def test_nothing_of_a_photograph_but_its_pixels_travels_into_what_is_written(
         storage.write(f"{source}photograph.{format.lower()}", private(format), "image/jpeg")
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
     assert dream_shard(run, shard, storage) == {"done": 5}
-    assert len(list(draw_sheets(run, storage, [work.source for work in shard.works]))) == 5
+    photographs = [(work.source.uri, work.source.etag) for work in shard.works]
+    assert len(list(draw_sheets(destination, storage, photographs, pytest.fail))) == 5
     written = {found.uri: storage.read(found.uri) or b"" for found in storage.list(destination)}
     assert len(written) == 5 + 5 + 1  # dreams, sheets, and a part of the manifest
     for data in written.values():

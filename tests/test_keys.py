@@ -51,7 +51,8 @@ def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, desti
     assert {found.uri for found in plan.sources()} == there
     for shard in plan:
         dream_shard(run, shard, storage)
-    sheets = list(draw_sheets(run, storage, list(plan.sources())))
+    photographs = [(each.uri, each.etag) for each in plan.sources()]
+    sheets = list(draw_sheets(destination, storage, photographs, pytest.fail))
     runs.finish(run, plan, 1.0, storage)
     runs.release(destination, run.run_id, storage)
 

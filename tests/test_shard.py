@@ -228,8 +228,11 @@ def test_sheets_show_what_was_dreamt_and_nothing_else(storage: Storage, source: 
     dream_shard(run, shard, storage)
     storage.write(source + "changed.png", b"no picture any more", "image/png")
     storage.delete(source + "deleted.png")
-    (sheet,) = draw_sheets(run, storage, [work.source for work in shard.works])
+    told: list[str] = []
+    photographs = [(work.source.uri, work.source.etag) for work in shard.works]
+    (sheet,) = draw_sheets(destination, storage, photographs, told.append)
     assert (sheet.name, sheet.uri) == ("cat.png", f"{destination}sheets/cat.png.jpg")
     assert storage.read(sheet.uri) == sheet.jpeg
     assert decode(sheet.jpeg).width > 2 * 120
-    assert list(draw_sheets(run, storage, [])) == []
+    assert [text.partition(":")[0] for text in told] == ["no contact sheet of s3"] * 2
+    assert list(draw_sheets(destination, storage, [], told.append)) == []
