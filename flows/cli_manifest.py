@@ -1,6 +1,7 @@
 """`dreamgrid manifest`: what a destination holds, what failed, and whether that is so."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -67,26 +68,19 @@ def summary(destination: str, as_json: bool) -> None:
     console.print(table)
 
 
-def _told_apart(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells points of a grid apart, besides the columns of the table: presets, and what is not as usual."""
-    from dreamcore.settings import DreamSettings, preset_of
+def _told_apart(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells points of a grid apart, besides the columns of the table."""
+    from pydantic import ValidationError
 
-    among = [DreamSettings.model_validate(each) for each in settings]
-    names = [name for name in DreamSettings.model_fields if name not in ("layers", "octaves", "steps")]
-    varying = [name for name in names if len({repr(getattr(each, name)) for each in among}) > 1]
+    from dreamcore.settings import DreamSettings
+    from flows.sheets import told_apart
 
-    def told(point: DreamSettings) -> str:
-        preset = preset_of(point)
-        usual = DreamSettings.model_validate({"preset": preset} if preset else {})
-        unusual = [name for name in varying if getattr(point, name) not in (None, getattr(usual, name))]
-        return ", ".join([preset or "", *(f"{name} {_short(getattr(point, name))}" for name in unusual)]).lstrip(", ")
-
-    return [told(point) for point in among]
-
-
-def _short(value: object) -> str:
-    """A setting; of a file, its name."""
-    return str(getattr(value, "uri", value)).rpartition("/")[2]
+    known: dict[int, DreamSettings] = {}
+    for number, fields in enumerate(points):
+        with suppress(ValidationError):
+            known[number] = DreamSettings.model_validate(fields)
+    told = dict(zip(known, told_apart(list(known.values()), ("layers", "octaves", "steps")), strict=True))
+    return [told.get(number, "settings of another version of Dreamgrid") for number in range(len(points))]
 
 
 @manifest.command()

@@ -1,7 +1,7 @@
 """Contact sheets: all dreams of one photograph on one picture, rows layers, columns the other settings that vary."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +114,8 @@ def _draw(name: str, photograph: bytes, entries: Sequence[_Entry], storage: Stor
     """The pages of the sheet of one photograph, as JPEGs."""
     settings = [entry.settings for entry in entries]
     several_models = len({each.model for each in settings}) > 1
-    columns_of = _columns(settings)
-    labels = [(_line(each, several_models), columns_of(each)) for each in settings]
+    lines = [_line(each, several_models) for each in settings]
+    labels = list(zip(lines, told_apart(settings, ("model", "layers")), strict=True))
     places, across = layout(labels)
     width = cell_width(across)
 
@@ -140,20 +140,24 @@ def _line(settings: DreamSettings, several_models: bool) -> str:
     return f"{settings.model} {label}" if several_models else label
 
 
-def _columns(among: Sequence[DreamSettings]) -> Callable[[DreamSettings], str]:
-    """Tells what varies in a grid besides model and layers, by the names of presets where there are any."""
-    names = [name for name in DreamSettings.model_fields if name not in ("model", "layers")]
+def told_apart(among: Sequence[DreamSettings], besides: Collection[str]) -> list[str]:
+    """What varies among settings, but for the fields `besides`.
+
+    Where a preset is followed or more than two fields vary, only what is not as usual, or as in the preset.
+    """
+    names = [name for name in DreamSettings.model_fields if name not in besides]
     varying = [name for name in names if len({_value(entry, name) for entry in among}) > 1]
     any_preset = any(map(nearest_preset, among))
+    in_full = not any_preset and len(varying) <= 2
 
-    def column(settings: DreamSettings) -> str:
+    def told(settings: DreamSettings) -> str:
         preset = nearest_preset(settings)
         usual = DreamSettings.model_validate({"preset": preset} if preset else {})
-        told = [name for name in varying if not any_preset or _value(settings, name) != _value(usual, name)]
-        values = [f"{name} {value}" for name in told if (value := _value(settings, name)) != "None"]
-        return ", ".join([preset or "default", *values] if any_preset else values)
+        worth = [name for name in varying if in_full or _value(settings, name) != _value(usual, name)]
+        values = [f"{name} {value}" for name in worth if (value := _value(settings, name)) != "None"]
+        return ", ".join([preset, *values] if preset else values) or ("default" if any_preset else "")
 
-    return column
+    return [told(settings) for settings in among]
 
 
 def _value(settings: DreamSettings, name: str) -> str:

@@ -14,7 +14,7 @@ from dreamcore.settings import DreamSettings, settings_id
 from flows import contact, manifest
 from flows.contact import Cell, layout, pages, scores
 from flows.manifest import Row
-from flows.sheets import Sheet, draw_sheets
+from flows.sheets import Sheet, draw_sheets, told_apart
 from flows.storage import Storage
 from tests.conftest import Command
 from tests.tiny import pixels
@@ -154,15 +154,13 @@ def test_dreams_of_earlier_runs_are_on_the_sheet_too(
 
 
 def test_what_varies_is_told_and_what_is_not_there_is_not(storage: Storage, source: str, destination: str) -> None:
-    from flows.sheets import _columns
-
     guided = {"uri": "s3://photos/flowers.jpg", "sha256": "0" * 64}
     among = [settings(guide=guided), settings(octaves=3)]
-    assert [_columns(among)(each) for each in among] == ["guide flowers.jpg, octaves 6", "octaves 3"]
+    assert told_apart(among, ["layers"]) == ["guide flowers.jpg, octaves 6", "octaves 3"]
     changed = [settings(preset="tf2", steps=2), settings(preset="gordic", steps=2), settings(preset="tf2", steps=3)]
-    assert [_columns(changed)(each) for each in changed] == ["tf2, steps 2", "gordic, steps 2", "tf2, steps 3"]
+    assert told_apart(changed, ["layers"]) == ["tf2, steps 2", "gordic, steps 2", "tf2, steps 3"]
     same = [settings(layers="blocks.1"), settings(layers="blocks.2")]
-    assert {_columns(same)(each) for each in same} == {""}
+    assert told_apart(same, ["layers"]) == ["", ""]
     dreamt = Dreamt(storage, source, destination, (60, 90))
     dreamt.run(among + changed + same)
     assert len(dreamt.sheets()) == 1
