@@ -84,7 +84,7 @@ def demo() -> None:
     report = _run(job)
     sheets = demonstration.fetch_sheets(job, STACK / "demo")
     _tell(report)
-    console.print(f"Contact sheets   {sheets}/", highlight=False)
+    console.print(f"Copies of them   {sheets}/", highlight=False)
     console.print(f"Prefect page     {stack.prefect_url}", highlight=False)
     console.print("To look around with any S3 client:  " + 'eval "$(dreamgrid env)"', highlight=False)
 
