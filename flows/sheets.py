@@ -83,14 +83,18 @@ def draw_sheets(
             yield sheet
 
 
-def newest(destination: str, storage: Storage, count: int) -> list[tuple[str, str]]:
-    """Address and ETag of the photographs that were dreamt last, at most `count`, each as it was dreamt last."""
+def newest(destination: str, storage: Storage, count: int, part: str = "") -> list[tuple[str, str]]:
+    """Address and ETag of the photographs that were dreamt last, at most `count`, each as it was dreamt last.
+
+    Only of those with `part` in their address.
+    """
     columns = ["source_uri", "source_etag", "created_at", "status"]
     rows = manifest.read(storage, destination, columns, where=pc.field("status") == "done")
     last = rows.group_by(["source_uri", "source_etag"]).aggregate([("created_at", "max")])
     versions: dict[str, str] = {}
     for row in last.sort_by([("created_at_max", "descending")]).to_pylist():
-        versions.setdefault(row["source_uri"], row["source_etag"])
+        if part in row["source_uri"]:
+            versions.setdefault(row["source_uri"], row["source_etag"])
     return list(versions.items())[:count]
 
 

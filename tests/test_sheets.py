@@ -149,8 +149,10 @@ def test_dreams_of_earlier_runs_are_on_the_sheet_too(
     assert (drawn.returncode, drawn.stdout) == (0, f"{destination}sheets/cat.png.jpg\n"), drawn.stderr
     told = dreamgrid("sheet", destination, "--json")
     assert json.loads(told.stdout) == {"sheets": [f"{destination}sheets/cat.png.jpg"]}
-    none = dreamgrid("sheet", source)
-    assert (none.returncode, none.stdout) == (0, "No photograph has dreams there.\n")
+    assert dreamgrid("sheet", destination, "cat").stdout == drawn.stdout
+    none = dreamgrid("sheet", destination, "dog.png")
+    assert (none.returncode, none.stdout) == (2, "")
+    assert f"{destination} has no dreams of a photograph with 'dog.png' in its address" in none.stderr
 
 
 def test_what_varies_is_told_and_what_is_not_there_is_not(storage: Storage, source: str, destination: str) -> None:
