@@ -15,7 +15,8 @@ TALLEST = 12_000
 CELL = range(160, 361)
 """Widths that a cell may have; the least one holds the scores."""
 FEW, ACROSS, MANY_ACROSS = 24, 4, 8
-"""Up to `FEW` cells without rows and columns of settings stand `ACROSS` to a row, more of them `MANY_ACROSS`."""
+"""Up to `FEW` cells without rows and columns of settings stand `ACROSS` to a row, more of them `MANY_ACROSS`. Of a
+table, `MANY_ACROSS` columns stand side by side, and the next ones below them."""
 GAP, LINE, TEXT = 12, 18, 14
 BACKGROUND, INK, FAINT = (20, 20, 24), (235, 235, 235), (160, 160, 170)
 
@@ -45,7 +46,9 @@ def layout(labels: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], in
     lines, columns = (list(dict.fromkeys(names)) for names in zip(*labels, strict=True))
     both_vary = len(lines) > 1 and len(columns) > 1
     if both_vary and len(set(labels)) == len(labels) > len(lines) * len(columns) / 2:
-        return [(1 + columns.index(column), lines.index(line)) for line, column in labels], 1 + len(columns)
+        deep = math.ceil(len(columns) / MANY_ACROSS)
+        at = [(lines.index(line), *divmod(columns.index(column), MANY_ACROSS)) for line, column in labels]
+        return [(1 + across, line * deep + down) for line, down, across in at], 1 + min(len(columns), MANY_ACROSS)
     across = min(len(labels) + 1, ACROSS if len(labels) < FEW else MANY_ACROSS)
     return [((number + 1) % across, (number + 1) // across) for number in range(len(labels))], across
 
@@ -100,13 +103,29 @@ def _paint(title: str, cells: Sequence[Cell], size: tuple[int, int], line_step: 
     return sheet
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """`text` in lines that are `width` pixels wide, broken at its commas."""
+    pen = _Pen(ImageDraw.Draw(Image.new("L", (1, 1))))
+    lines: list[str] = []
+    for part in text.split(", ") if text else ():
+        if lines and pen.length(f"{lines[-1]}, {part}") <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
 class _Pen:
     """Writes text, as much of it as fits."""
 
     def __init__(self, draw: ImageDraw.ImageDraw) -> None:
         self.draw, self.font = draw, ImageFont.load_default(TEXT)
 
+    def length(self, text: str) -> float:
+        return self.draw.textlength(text, self.font)
+
     def write(self, place: tuple[int, int], text: str, ink: tuple[int, int, int], width: int) -> None:
-        while self.draw.textlength(text, self.font) > width:
+        text = "".join(character if character.isprintable() else " " for character in text)  # names are strangers'
+        while self.length(text) > width:
             text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
         self.draw.text(place, text, ink, self.font)

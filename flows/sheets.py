@@ -14,9 +14,10 @@ from dreamcore.objectives import objective_label
 from dreamcore.settings import DreamSettings, Reference, nearest_preset
 from flows import manifest
 from flows.ahead import ahead, threads
-from flows.contact import Cell, cell_width, layout, pages, scores, thumbnail
+from flows.contact import Cell, cell_width, layout, pages, scores, thumbnail, wrapped
 from flows.decoder import decode
 from flows.storage import Found, Storage
+from flows.trouble import Rotten
 
 _READERS = 4
 _COLUMNS = [
@@ -126,13 +127,22 @@ def _draw(name: str, photograph: bytes, entries: Sequence[_Entry], storage: Stor
     def small(data: bytes) -> Image.Image:
         return thumbnail(decode(data, max_pixels=4 * width * width).pixels, width)
 
+    def read(uri: str) -> Image.Image | None:
+        try:
+            data = storage.read(uri)
+            return small(data) if data else None
+        except (ImageError, Rotten):  # a dream that is damaged leaves its place empty
+            return None
+
     cells = [Cell(0, 0, small(photograph), ("the photograph", sees(entries[0].row["classes_before"])))]
     written = scores([(entry.row["score_before"], entry.row["score_after"]) for entry in entries])
     with threads(_READERS) as readers:
-        pictures = ahead(readers, lambda entry: storage.read(entry.row["result_uri"]), entries, _READERS)
-        for entry, label, score, (column, line), data in zip(entries, labels, written, places, pictures, strict=True):
-            text = (*filter(None, label), score, sees(entry.row["classes_after"]))
-            cells.append(Cell(column, line, small(data) if data else None, text))
+        pictures = ahead(readers, lambda entry: read(entry.row["result_uri"]), entries, _READERS)
+        for entry, label, score, (column, line), picture in zip(
+            entries, labels, written, places, pictures, strict=True
+        ):
+            text = (label[0], *wrapped(label[1], width), score, sees(entry.row["classes_after"]))
+            cells.append(Cell(column, line, picture, text))
     for page in pages(f"{name}   {settings[0].model}", cells, width):
         sink = io.BytesIO()
         page.save(sink, "JPEG", quality=85)
@@ -147,12 +157,12 @@ def _line(settings: DreamSettings, several_models: bool) -> str:
 def told_apart(among: Sequence[DreamSettings], besides: Collection[str]) -> list[str]:
     """What varies among settings, but for the fields `besides`.
 
-    Where a preset is followed or more than two fields vary, only what is not as usual, or as in the preset.
+    Where a preset is followed or more than three fields vary, only what is not as usual, or as in the preset.
     """
     names = [name for name in DreamSettings.model_fields if name not in besides]
     varying = [name for name in names if len({_value(entry, name) for entry in among}) > 1]
     any_preset = any(map(nearest_preset, among))
-    in_full = not any_preset and len(varying) <= 2
+    in_full = not any_preset and len(varying) <= 3
 
     def told(settings: DreamSettings) -> str:
         preset = nearest_preset(settings)

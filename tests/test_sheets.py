@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from dreamcore.settings import DreamSettings, settings_id
 from flows import contact, manifest
-from flows.contact import Cell, layout, pages, scores
+from flows.contact import Cell, layout, pages, scores, wrapped
 from flows.manifest import Row
 from flows.sheets import Sheet, draw_sheets, told_apart
 from flows.storage import Storage
+from flows.trouble import Rotten
 from tests.conftest import Command
 from tests.tiny import pixels
 
@@ -116,7 +120,7 @@ def test_a_wide_grid_is_a_table_whose_scores_can_be_read(storage: Storage, sourc
     layers = [f"blocks.{stage}" for stage in range(6)]
     dreamt.run([settings(layers=layer, seed=seed) for layer in layers for seed in range(20)])
     (sheet,) = dreamt.sheets()
-    assert size_of(sheet)[0] > 21 * contact.CELL.start
+    assert size_of(sheet)[0] <= contact.WIDTH, "the photograph and eight seeds side by side, in three rows a layer"
     pen = contact._Pen(ImageDraw.Draw(Image.new("RGB", (1, 1))))
     written = scores([(3.30412, 4.12345), (-13.30412, -12.1)])
     assert written == ["score 3.3 to 4.1", "score -13.3 to -12.1"]
@@ -174,6 +178,43 @@ def test_tables_are_for_two_things_that_vary_and_rows_for_everything_else() -> N
     assert layout([("a", "1")]) == ([(1, 0)], 2)
     assert layout([(layer, "") for layer in "abcde"]) == ([(1, 0), (2, 0), (3, 0), (0, 1), (1, 1)], 4)
     assert layout([("a", "1"), ("b", "2"), ("c", "3")])[1] == 4, "most of the table would be empty"
+    wide, across = layout([(layer, str(seed)) for layer in "ab" for seed in range(10)])
+    assert (wide[7:12], across) == ([(8, 0), (1, 1), (2, 1), (1, 2), (2, 2)], 9)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 30).map(str)), min_size=1, max_size=80))
+def test_every_dream_has_a_place_of_its_own_beside_the_photograph(labels: list[tuple[str, str]]) -> None:
+    places, across = layout(labels)
+    assert len({(0, 0), *places}) == len(labels) + 1
+    assert max(column for column, _ in places) < across <= 1 + contact.MANY_ACROSS
+
+
+def test_labels_break_at_their_commas_and_odd_names_break_nothing() -> None:
+    assert wrapped("octaves 3, steps 10, seed 4", 160) == ["octaves 3, steps 10", "seed 4"]
+    assert (wrapped("", 160), wrapped("one", 1)) == ([], ["one"])
+    (page,) = pages("two\nlines", [Cell(0, 0, None, ("mask a\nb.png", "sees"))], 160)
+    assert page.width == 160 + 2 * contact.GAP
+
+
+def test_a_dream_that_is_damaged_leaves_its_place_empty(
+    storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dreamt = Dreamt(storage, source, destination, (60, 90))
+    dreamt.run([settings(seed=seed) for seed in range(3)])
+    whole = dreamt.sheets()[0].jpeg
+    storage.write(f"{destination}images/cat.png/1-1.png", b"no picture", "image/png")
+    read = Storage.read
+
+    def rotten(self: Storage, uri: str) -> bytes | None:
+        if uri.endswith("1-2.png"):
+            raise Rotten(f"{uri} is damaged in the store")
+        return read(self, uri)
+
+    monkeypatch.setattr(Storage, "read", rotten)
+    (sheet,) = dreamt.sheets()
+    assert sheet.jpeg != whole
+    with Image.open(io.BytesIO(sheet.jpeg)) as picture:
+        assert np.abs(np.asarray(picture)[60, -200].astype(int) - contact.BACKGROUND).max() < 10
 
 
 def test_no_page_is_empty_and_none_too_tall() -> None:
