@@ -55,10 +55,8 @@ def dreamt(dreamgrid: Command, folder: Path, *arguments: str, source: str = "cat
     return inside(folder / "dream.png"), done.stdout
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_written_into_the_picture_as_the_settings_it_stands_for(
-    preset: PresetName, dreamgrid: Command, tmp_path: Path
-) -> None:
+def test_a_preset_is_written_into_the_picture_as_the_settings_it_stands_for(dreamgrid: Command, tmp_path: Path) -> None:
+    preset: PresetName = "tf2_tiled"
     given = {"steps": 1, "octaves": 3, "step_size": 0.02}
     flags = [part for name, value in given.items() for part in ("--" + name.replace("_", "-"), str(value))]
     found, _ = dreamt(dreamgrid, tmp_path, "--preset", preset, *flags)
