@@ -289,7 +289,7 @@ def _goes_back_in_half_precision(plain: nn.Conv2d) -> bool:
     """Whether a gradient is taken through a convolution in bfloat16, which halves the time where that is its products.
 
     Only back: there half precision leaves an error of 1 % of the gradient (40 dB and more). On the way forward, where
-    activations are cut off, it would turn as many on and off as to leave 5 to 10 dB.
+    activations are cut off, it would turn so many on and off that less than 10 dB are left.
     """
     into, out = plain.in_channels, plain.out_channels
     large = plain.groups == 1 and into * out * math.prod(_pair(plain.kernel_size)) >= LARGE * (into + out)
