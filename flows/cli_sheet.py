@@ -31,11 +31,12 @@ def sheet(destination: str, part: str, photographs: int, as_json: bool) -> None:
         raise InvalidInput(
             f"{folder} has no dreams of a photograph" + (f" with {part!r} in its address" if part else "")
         )
-    drawn = []
+    drawn, names = [], set()
     with progress("drawing") as watch:
-        for number, version in enumerate(chosen, start=1):
-            drawn += [page.uri for page in draw_sheets(folder, storage(), [version], lambda text: say(text, "yellow"))]
-            watch(number, len(chosen))
+        for page in draw_sheets(folder, storage(), chosen, lambda text: say(text, "yellow")):
+            drawn.append(page.uri)
+            names.add(page.name)
+            watch(len(names), len(chosen))
     if as_json:
         show_json({"sheets": drawn})
         return
