@@ -1,9 +1,5 @@
 """`dreamgrid manifest`: what a destination holds, what failed, and whether that is so."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any
-
 import click
 from rich.table import Column, Table
 from rich.text import Text
@@ -40,7 +36,9 @@ def manifest() -> None:
 @as_json
 def summary(destination: str, as_json: bool) -> None:
     """Count the rows of a destination, its failures by kind, and mean scores of each point of the grid."""
+    from dreamcore.settings import DreamSettings
     from flows import manifest
+    from flows.sheets import told_apart
     from flows.storage import storage
 
     folder = folder_of(destination)
@@ -58,7 +56,8 @@ def summary(destination: str, as_json: bool) -> None:
     if found["errors"]:
         console.print(f"Which, and why: dreamgrid manifest failures {folder}", highlight=False, soft_wrap=True)
     table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
-    besides = _told_apart([entry["settings"] for entry in found["settings"]])
+    points = [DreamSettings.model_validate(entry["settings"]) for entry in found["settings"]]
+    besides = told_apart(points, ("layers", "octaves", "steps"))
     if any(besides):
         table.add_column("besides", overflow="fold")
     for entry, more in zip(found["settings"], besides, strict=True):
@@ -66,21 +65,6 @@ def summary(destination: str, as_json: bool) -> None:
         numbers = (str(entry[name]) for name in ("octaves", "steps", "dreams"))
         table.add_row(entry["layers"], *numbers, *scores, *([Text(one_line(more))] if more else []))
     console.print(table)
-
-
-def _told_apart(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells points of a grid apart, besides the columns of the table."""
-    from pydantic import ValidationError
-
-    from dreamcore.settings import DreamSettings
-    from flows.sheets import told_apart
-
-    known: dict[int, DreamSettings] = {}
-    for number, fields in enumerate(points):
-        with suppress(ValidationError):
-            known[number] = DreamSettings.model_validate(fields)
-    told = dict(zip(known, told_apart(list(known.values()), ("layers", "octaves", "steps")), strict=True))
-    return [told.get(number, "settings of another version of Dreamgrid") for number in range(len(points))]
 
 
 @manifest.command()
