@@ -133,12 +133,12 @@ def test_a_photograph_that_is_replaced_while_it_is_read_again_is_another(
 @pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.RESET, Fault.SILENT, Fault.FLIPPED], ids=lambda f: f.name)
 def test_patience_has_an_end(fault: Fault, stack: Stack, storage: Storage, proxy: Proxy, source: str) -> None:
     storage.write(source + "x", DATA, "image/png")
-    impatient = Storage(Patience(1, 0.6), proxy.environment(stack.environment()))
+    impatient = Storage(Patience(2, 0.2), proxy.environment(stack.environment()))
     proxy.choose = lambda _call: fault
     started = time.monotonic()
     with pytest.raises(Unavailable):
         impatient.read(source + "x")
-    assert 0.5 < time.monotonic() - started < 3
+    assert 1 < time.monotonic() - started < 20
     assert proxy.count() > 1
 
 
