@@ -51,7 +51,7 @@ def test_items_are_taken_as_they_are_needed() -> None:
 
 
 def test_no_worker_idles_while_there_is_work() -> None:
-    together = Barrier(2, timeout=30)  # each task waits for another one, so that one after another they would break it
+    together = Barrier(2, timeout=120)  # each task waits for another one, so that one after another they would break it
     with ThreadPoolExecutor(2) as pool:
         futures = list(as_they_end(lambda _: pool.submit(together.wait), range(20), 4))
     assert len({id(future) for future in futures}) == 20

@@ -105,8 +105,8 @@ def worker(
 
 
 def all_end(mark: str) -> bool:
-    """Kill every process with `mark` in its environment; whether the last of them is gone within some seconds."""
-    deadline = time.monotonic() + 10
+    """Kill every process with `mark` in its environment; whether the last of them is gone within a minute."""
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         alive = [int(file.parent.name) for file in Path("/proc").glob("[0-9]*/environ") if has(file, mark)]
         if not alive:
@@ -204,7 +204,7 @@ def test_the_server_takes_the_kubernetes_template(stack: Stack, client: SyncPref
 
 def test_the_schedule_makes_runs(client: SyncPrefectClient, deployed: dict[str, DeploymentResponse]) -> None:
     mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployed["nightly"].id]))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (runs := client.read_flow_runs(deployment_filter=mine, limit=3)):
         assert time.monotonic() < deadline, "the server's scheduler made no run: see its log"
         time.sleep(0.5)
@@ -314,9 +314,9 @@ def test_a_run_that_is_cancelled_stops_and_another_goes_on(
             time.sleep(0.5)
             observer.look()
 
-    await_or_fail(120, lambda: observer.dreams)
+    await_or_fail(240, lambda: observer.dreams)
     client.set_flow_run_state(run.id, Cancelling())
-    await_or_fail(60, lambda: client.read_flow_run(run.id).state_type is StateType.CANCELLED)
+    await_or_fail(120, lambda: client.read_flow_run(run.id).state_type is StateType.CANCELLED)
     there = len(observer.dreams)
     time.sleep(5)
     observer.look()

@@ -66,7 +66,7 @@ def await_more(observer: Observer, command: subprocess.Popen[str]) -> None:
 def end(command: subprocess.Popen[str], within: float = 300) -> tuple[int, str]:
     """Exit code and standard error; nothing of it is left."""
     _, errors = command.communicate(timeout=within)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     with suppress(ProcessLookupError):
         while time.monotonic() < deadline:
             os.killpg(command.pid, 0)
