@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dreamcore.errors import InvalidInput
 from dreamcore.images import looks_like_image
+from flows import sheets
 from flows.job import DreamJob, read_job
 from flows.storage import storage
 
@@ -32,7 +33,7 @@ def prepare() -> DreamJob:
 def fetch_sheets(job: DreamJob, folder: Path) -> Path:
     """Copy the contact sheets of the job's destination into a folder, to be looked at."""
     folder.mkdir(parents=True, exist_ok=True)
-    for found in storage().list(f"{job.destination}sheets/"):
+    for found in storage().list(sheets.folder_of(job.destination)):
         data = storage().read(found.uri) or b""
         (folder / Path(found.uri).name).write_bytes(data)
     return folder

@@ -197,6 +197,6 @@ def show(run: Run, sources: Sequence[Source], report: Report) -> None:
     photographs = [(source.uri, source.etag) for source in sources]
     for sheet in sheets.draw_sheets(run.destination, storage(), photographs, get_run_logger().warning):
         picture = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
-        name = sheet.uri.removeprefix(f"{run.destination}sheets/").removesuffix(".jpg")
+        name = sheet.uri.removeprefix(sheets.folder_of(run.destination)).removesuffix(".jpg")
         key = re.sub(r"[^a-z0-9]+", "-", f"sheet {name.lower()}").strip("-")
         create_image_artifact(picture, key=key, description=f"Contact sheet of {sheet.name}: {sheet.uri}")

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from dreamcore.objectives import Frozen
 from dreamcore.settings import result_id
-from flows import manifest
+from flows import manifest, sheets
 from flows.ahead import ahead, threads
 from flows.job import DreamJob
 from flows.plan import Plan, PlannedSettings, Shard, Source, Sources, make_plan, result_name
@@ -325,7 +325,7 @@ def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
         source=run.job.source,
         destination=run.destination,
         manifest=manifest.folder_of(run.destination),
-        sheets=f"{run.destination}sheets/" if run.job.sheets and counts["done"] else None,
+        sheets=sheets.folder_of(run.destination) if run.job.sheets and counts["done"] else None,
     )
     storage.write_new(f"{run.folder}success.json", report.model_dump_json(indent=1).encode(), _JSON)
     return report

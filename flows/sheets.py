@@ -44,6 +44,11 @@ class _Entry:
     settings: DreamSettings
 
 
+def folder_of(destination: str) -> str:
+    """Folder of the contact sheets of a destination."""
+    return f"{destination}sheets/"
+
+
 def draw_sheets(
     destination: str, storage: Storage, photographs: Sequence[tuple[str, str]], warn: Callable[[str], None]
 ) -> Iterator[Sheet]:
@@ -79,7 +84,7 @@ def draw_sheets(
             continue
         for number, jpeg in enumerate(drawn, start=1):
             # No name of a photograph has %2D in it: no page of one is the sheet of another.
-            sheet = Sheet(name, f"{destination}sheets/{name}{f'%2D{number}' if number > 1 else ''}.jpg", jpeg)
+            sheet = Sheet(name, f"{folder_of(destination)}{name}{f'%2D{number}' if number > 1 else ''}.jpg", jpeg)
             storage.write(sheet.uri, jpeg, "image/jpeg")
             yield sheet
 
