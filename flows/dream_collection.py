@@ -28,7 +28,7 @@ from flows.job import DreamJob
 from flows.machine import check_environment, start_worker, stop_workers, workers
 from flows.plan import Plan, PlannedSettings, Shard, Source, make_plan
 from flows.runs import Report, Run
-from flows.scan import Failures, Scan, check_access, done_before, plan_settings, scan, warn_of_store
+from flows.scan import Failures, Scan, check_access, done_before, pace, plan_settings, scan, warn_of_store
 from flows.storage import storage
 from flows.terminal import one_line
 
@@ -78,7 +78,7 @@ def dream_collection(job: DreamJob) -> Report:
     with begun():
         if not shards:
             found, before = find_photographs(job), done_before(job, storage())
-            shards = runs.freeze(run, make_plan(found.sources, settings, before), storage())
+            shards = runs.freeze(run, make_plan(found.sources, settings, before, pace()), storage())
             if not shards:
                 return nothing_to_do(run, found, before.failures(found.sources, settings))
         dream(run, shards)

@@ -42,15 +42,20 @@ def workers() -> int:
     Raises:
         InvalidInput: `DREAMGRID_WORKERS` is no positive number.
     """
-    if asked := asked_for("DREAMGRID_WORKERS", "processes"):
-        return asked
+    return asked_for("DREAMGRID_WORKERS", "processes") or gpus() or _cores()
+
+
+def gpus() -> int:
+    """How many GPUs this process may use; without torch, which is slow to import."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        gpus = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
-    else:  # CUDA looks no further than the first entry that names no GPU, such as -1
-        gpus = len(list(takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, visible.split(",")))))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return gpus or cores
+        return sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+    # CUDA looks no further than the first entry that names no GPU, such as -1.
+    return len(list(takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, visible.split(",")))))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_environment() -> None:

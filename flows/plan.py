@@ -22,8 +22,10 @@ from dreamcore.settings import DreamSettings, digest
 
 SHARD_SECONDS = 60.0
 """A shard is cut at about this much work on one process: long against a task's overhead, short to lose."""
-SHARDS_AT_LEAST = 8
-"""A small run is still cut into so many shards, so that all processes have work and the progress moves."""
+SHARDS_A_PROCESS = 4
+"""A small run is still cut into so many shards at least, so that all processes have work and the progress moves."""
+SHARDS_AT_MOST = 10_000
+"""A large run is cut into no more: each is a task of Prefect's and a part of the manifest that readers open."""
 
 _BITS_A_PIXEL = {"jpg": 2.5, "jpeg": 2.5, "jpe": 2.5, "webp": 2.0, "png": 12.0, "gif": 6.0}
 _BITS_A_PIXEL_UNPACKED = 24.0
@@ -31,8 +33,19 @@ _STEP_PASSES = 2.0
 """A step runs forward and back to the picture: about two forward passes."""
 _SECONDS_BESIDES = 0.1
 """To read, decode, encode and write, whatever is dreamt."""
-_MULTIPLY_ADDS_A_SECOND = 25e9
-"""Of one core of 2024; plans only compare with it and estimate, nothing is decided by it."""
+CORE, GPU = 25e9, 2e12
+"""Multiply-adds in a second: of one core of 2024, measured, and of a GPU, a guess from data sheets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a run is dreamt, roughly: the processes, and the multiply-adds that each of them makes in a second."""
+
+    processes: int
+    speed: float
+
+
+ONE_CORE = Pace(1, CORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +186,13 @@ def estimate_pixels(source: Source, max_pixels: int) -> int:
     return max(1, min(max_pixels, round(source.size * 8 / bits)))
 
 
-def estimate_seconds(source: Source, planned: PlannedSettings) -> float:
-    """Seconds of one dream on one core, roughly."""
+def estimate_seconds(source: Source, planned: PlannedSettings, speed: float = CORE) -> float:
+    """Seconds of one dream on a process that makes `speed` multiply-adds in a second, roughly."""
     settings = planned.settings
     octaves = _octaves(settings.octaves, settings.octaves_above, settings.octave_scale)
     passes = octaves * settings.steps * _STEP_PASSES
     multiply_adds = estimate_pixels(source, settings.max_pixels) * passes * planned.cost
-    return _SECONDS_BESIDES + multiply_adds / _MULTIPLY_ADDS_A_SECOND
+    return _SECONDS_BESIDES + multiply_adds / speed
 
 
 @lru_cache
@@ -188,13 +201,16 @@ def _octaves(octaves: int, above: int, scale: float) -> float:
     return sum(scale ** (2 * (above - level)) for level in range(octaves))
 
 
-def make_plan(sources: Sources, settings: Sequence[PlannedSettings], is_done: Callable[[int], bool]) -> Plan:
+def make_plan(
+    sources: Sources, settings: Sequence[PlannedSettings], is_done: Callable[[int], bool], pace: Pace = ONE_CORE
+) -> Plan:
     """Cut what is not done yet into shards of about equal cost.
 
     Args:
         sources: the photographs.
         settings: the points of the grid.
         is_done: whether the manifest already has the dream with this `dream_key`.
+        pace: of the machine that is going to dream.
 
     Returns:
         Shards in a stable order. Every (source, settings) that is not done is in exactly one of them.
@@ -202,14 +218,19 @@ def make_plan(sources: Sources, settings: Sequence[PlannedSettings], is_done: Ca
     alike: dict[tuple[int, ...], tuple[int, ...]] = {}  # most photographs have the same to do: it is held once
     undone = (_undone(source, settings, is_done) for source in sources)
     todo = [alike.setdefault(indices, indices) for indices in undone]
-    seconds = sum(seconds for _, entries in _estimated(sources, todo, settings) for _, seconds in entries)
-    count = min(sum(map(len, todo)), max(SHARDS_AT_LEAST, math.ceil(seconds / SHARD_SECONDS)))
-    rows = _cut(_estimated(sources, todo, settings), seconds / max(count, 1))
+    seconds = sum(seconds for _, entries in _estimated(sources, todo, settings, pace.speed) for _, seconds in entries)
+    count = min(sum(map(len, todo)), shards_for(seconds, pace.processes))
+    rows = _cut(_estimated(sources, todo, settings, pace.speed), seconds / max(count, 1))
     frozen = io.BytesIO()
     with pq.ParquetWriter(frozen, _PLAN, compression="zstd") as writer:
         for batch in _batches(rows, _PLAN):
             writer.write_batch(batch)
     return Plan(frozen.getvalue())
+
+
+def shards_for(seconds: float, processes: int) -> int:
+    """Into how many shards so many seconds of work are cut, if there are as many dreams."""
+    return max(SHARDS_A_PROCESS * processes, min(math.ceil(seconds / SHARD_SECONDS), SHARDS_AT_MOST))
 
 
 def _undone(source: Source, settings: Sequence[PlannedSettings], is_done: Callable[[int], bool]) -> tuple[int, ...]:
@@ -221,9 +242,11 @@ _Estimated = Iterator[tuple[Source, list[tuple[int, float]]]]
 """Each photograph with the settings it is to be dreamt under and the seconds that each of them takes."""
 
 
-def _estimated(sources: Sources, todo: Sequence[tuple[int, ...]], settings: Sequence[PlannedSettings]) -> _Estimated:
+def _estimated(
+    sources: Sources, todo: Sequence[tuple[int, ...]], settings: Sequence[PlannedSettings], speed: float
+) -> _Estimated:
     for source, indices in zip(sources, todo, strict=True):
-        yield source, [(index, estimate_seconds(source, settings[index])) for index in indices]
+        yield source, [(index, estimate_seconds(source, settings[index], speed)) for index in indices]
 
 
 def _cut(estimated: _Estimated, seconds_a_shard: float) -> Iterator[tuple[Any, ...]]:

@@ -17,8 +17,8 @@ from dreamcore.settings import DreamSettings, settings_id
 from flows import manifest, runs
 from flows.assets import settle
 from flows.job import DreamJob, explain, split_uri
-from flows.machine import workers
-from flows.plan import Plan, PlannedSettings, Source, Sources, dream_key, estimate_seconds, make_plan
+from flows.machine import gpus, workers
+from flows.plan import CORE, GPU, Pace, Plan, PlannedSettings, Source, Sources, dream_key, estimate_seconds, make_plan
 from flows.runs import Run
 from flows.storage import HASTY, Found, Storage, storage
 
@@ -183,6 +183,15 @@ def _has(keys: NDArray[np.uint64], key: int) -> bool:
     return bool(place < len(keys) and keys[place] == key)
 
 
+def pace() -> Pace:
+    """How fast this machine dreams, for a plan to be cut by.
+
+    Raises:
+        InvalidInput: `DREAMGRID_WORKERS` is no positive number.
+    """
+    return Pace(workers(), GPU if gpus() else CORE)
+
+
 def outlook(job: DreamJob) -> dict[str, Any]:
     """What a run of the job would do and about what it would cost; nothing is touched.
 
@@ -192,17 +201,18 @@ def outlook(job: DreamJob) -> dict[str, Any]:
     settings = plan_settings(job)
     check_access(job)
     found = scan(job, storage())
-    before = done_before(job, storage())
+    before, here = done_before(job, storage()), pace()
     run, frozen, refusal = _going_on(job, settings)
     if run and frozen:
         everything, todo = frozen.dreams, runs.remaining(run, frozen, storage())
     else:
-        everything, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, before))
+        everything, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, before, here))
     shards = planned = 0
     seconds = 0.0
     for shard in todo:
         shards, planned = shards + 1, planned + shard.dreams
-        seconds += sum(estimate_seconds(work.source, settings[each]) for work in shard.works for each in work.settings)
+        dreams = ((work.source, settings[each]) for work in shard.works for each in work.settings)
+        seconds += sum(estimate_seconds(source, planned, here.speed) for source, planned in dreams)
     return {
         "source": job.source,
         "destination": job.destination,
@@ -215,9 +225,9 @@ def outlook(job: DreamJob) -> dict[str, Any]:
         "done": everything - planned,
         "failed_earlier": before.failures(found.sources, settings).dreams,
         "shards": shards,
-        "processes": workers(),
-        "estimated_seconds_of_one_core": round(seconds, 1),
-        "estimated_seconds": round(seconds / workers(), 1),
+        "processes": here.processes,
+        "estimated_seconds_of_one_process": round(seconds, 1),
+        "estimated_seconds": round(seconds / here.processes, 1),
     }
 
 

@@ -11,6 +11,8 @@ import torch
 
 from dreamcore.errors import InvalidInput
 from flows.machine import at_once, max_memory, parse_size, workers
+from flows.plan import CORE, GPU, Pace
+from flows.scan import pace
 from tests.conftest import REPOSITORY
 
 
@@ -24,12 +26,14 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_a_visible_gpu(monkeypatch: pytest.MonkeyPatch, visible: str, gpus: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert workers() == gpus
+    assert pace() == Pace(gpus, GPU)
 
 
 @pytest.mark.parametrize("hidden", ["", "-1", "-1,0"])
 def test_one_process_a_core_where_no_gpu_is_visible(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert workers() == len(os.sched_getaffinity(0))
+    assert pace() == Pace(workers(), CORE)
 
 
 def test_the_environment_may_ask_for_another_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from dreamcore.settings import DreamSettings, settings_id
 from flows.plan import (
+    CORE,
+    GPU,
     SHARD_SECONDS,
-    SHARDS_AT_LEAST,
+    SHARDS_A_PROCESS,
+    SHARDS_AT_MOST,
+    Pace,
     Plan,
     PlannedSettings,
     Shard,
@@ -24,6 +28,7 @@ from flows.plan import (
     make_plan,
     result_name,
     safe_name,
+    shards_for,
 )
 
 HOSTILE = ("..", ".", "", "...", "%", "%2E", "%2F", "%20", "%2D", " ", "-", "\0", "\n", "\x7f", "\u202e", "\\", "~")
@@ -107,7 +112,7 @@ def test_shards_are_of_about_equal_cost(sources: list[Source], points: list[Plan
     shards = shards_of(sources, points, never)
     costs = [seconds(shard, points) for shard in shards]
     dearest = max((estimate_seconds(source, point) for source in sources for point in points), default=0)
-    wanted = min(len(sources) * len(points), max(SHARDS_AT_LEAST, math.ceil(sum(costs) / SHARD_SECONDS)))
+    wanted = min(len(sources) * len(points), max(SHARDS_A_PROCESS, math.ceil(sum(costs) / SHARD_SECONDS)))
     assert len(shards) <= wanted
     assert all(cost <= sum(costs) / wanted + dearest + 1e-6 for cost in costs)
 
@@ -118,7 +123,7 @@ def test_equal_dreams_are_dealt_evenly(count: int, steps: int) -> None:
     """Even when the settings ask for no steps at all."""
     sources = [source(f"{number:04d}.jpg", size=10) for number in range(count)]
     sizes = [shard.dreams for shard in shards_of(sources, [planned(steps=steps)], never)]
-    assert len(sizes) == min(count, SHARDS_AT_LEAST)
+    assert len(sizes) == min(count, SHARDS_A_PROCESS)
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -126,9 +131,18 @@ def test_a_shard_takes_about_a_minute_of_a_large_collection() -> None:
     sources = [source(f"{number}.jpg", size=20_000) for number in range(300)]
     points = [planned(), planned(steps=20)]
     shards = shards_of(sources, points, never)
-    assert len(shards) > SHARDS_AT_LEAST
+    assert len(shards) > SHARDS_A_PROCESS
     for shard in shards:
         assert seconds(shard, points) == pytest.approx(SHARD_SECONDS, rel=0.1)
+
+
+def test_shards_are_cut_for_the_machine_that_dreams_them() -> None:
+    sources = Sources(source(f"{number:04d}.jpg", size=200_000) for number in range(6000))
+    core, gpu = (len(make_plan(sources, [planned()], never, Pace(2, speed))) for speed in (CORE, GPU))
+    assert core > 10 * gpu > 20 * SHARDS_A_PROCESS
+    assert shards_for(1, 16) == 16 * SHARDS_A_PROCESS, "every process has work"
+    assert shards_for(1e9, 16) == SHARDS_AT_MOST, "a large run makes no more tasks and parts than a server can bear"
+    assert shards_for(1e9, 3000) == 3000 * SHARDS_A_PROCESS
 
 
 def test_when_all_is_done_there_is_nothing_to_plan() -> None:
