@@ -1,8 +1,8 @@
 """Pictures from strangers, decoded in a process that has nothing to lose.
 
 A picture may be made to break its reader: to run code in it, to fill the memory, never to end. So nothing in `flows`
-decodes but the child process that is kept here. It has no credentials and can open neither file nor connection; a
-picture that takes too long or too much ends it, and only that picture fails: the next one gets a new child.
+decodes but the child processes that are kept here. They have no credentials and can open neither file nor connection; a
+picture that takes too long or too much ends its child, and only that picture fails: the next one gets a new child.
 
 A request is two numbers and the picture's bytes; an answer is a line of JSON, and then the pixels. The child may have
 been taken over by a picture, so an answer is held against what was asked, and nothing in it is ever run.
@@ -18,8 +18,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
+from queue import LifoQueue
 from typing import BinaryIO, cast, get_args
 
 import numpy as np
@@ -28,6 +30,7 @@ from PIL import Image
 from dreamcore import images
 from dreamcore.errors import ErrorKind, ImageError, Unavailable
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph
+from flows.machine import cores_a_worker
 
 SECONDS = 10.0
 """That one picture may take."""
@@ -42,36 +45,62 @@ _ENVIRONMENT = ("LD_LIBRARY_PATH",)  # Python itself may need it to start; every
 
 
 def decode(data: bytes, *, max_pixels: int | None = None) -> Photograph:
-    """`dreamcore.images.decode` in this process's child, which is started at the first picture and kept.
+    """`dreamcore.images.decode` in one of this process's children, which are kept.
 
-    One child is enough: decoding takes a small part of what dreaming does, and each would need its memory.
+    There are as many as it has cores: one for a process that dreams on a core, more for one that feeds a GPU.
 
     Raises:
         ImageError: as there; also ``undecodable``: it took longer than `SECONDS` or broke the child, and
             ``out_of_memory``: it took more than `MEMORY`.
         Unavailable: no child can be started.
     """
-    return _decoder.decode(data, max_pixels=max_pixels)
+    return _decoders().decode(data, max_pixels=max_pixels)
+
+
+@cache
+def _decoders() -> "Decoders":
+    return Decoders(cores_a_worker())
+
+
+class Decoders:
+    """Child processes that decode as many pictures at once, for any number of threads; each starts when needed."""
+
+    def __init__(self, count: int, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+        self.all = [Decoder(seconds, memory) for _ in range(count)]
+        self._idle: LifoQueue[Decoder] = LifoQueue()  # the one that was used last first: no more start than are needed
+        for decoder in self.all:
+            self._idle.put(decoder)
+
+    def decode(self, data: bytes, *, max_pixels: int | None = None) -> Photograph:
+        """See `decode` above."""
+        decoder = self._idle.get()
+        try:
+            return decoder.decode(data, max_pixels=max_pixels)
+        finally:
+            self._idle.put(decoder)
+
+    def close(self) -> None:
+        """End the children; the next pictures start others."""
+        for decoder in self.all:
+            decoder.close()
 
 
 class Decoder:
-    """A child process that decodes one picture after another; threads take turns."""
+    """A child process that decodes one picture after another, for one thread at a time."""
 
     def __init__(self, seconds: float = SECONDS, memory: int = MEMORY) -> None:
         self.seconds, self.memory = seconds, memory
         self.child: _Child | None = None
-        self._turn = threading.Lock()
         atexit.register(self.close)
 
     def decode(self, data: bytes, *, max_pixels: int | None = None) -> Photograph:
         """See `decode` above."""
-        with self._turn:
-            try:
-                return self._ask(data, max_pixels)
-            except ImageError:
-                if self.child is None or not self.child.killed:
-                    raise
-            return self._ask(data, max_pixels)  # an operator may have killed it, and once is not the picture's fault
+        try:
+            return self._ask(data, max_pixels)
+        except ImageError:
+            if self.child is None or not self.child.killed:
+                raise
+        return self._ask(data, max_pixels)  # an operator may have killed it, and once is not the picture's fault
 
     def _ask(self, data: bytes, max_pixels: int | None) -> Photograph:
         child = self._living()
@@ -110,9 +139,6 @@ class Decoder:
             return ImageError("out_of_memory", "decoding it takes more memory than there is for one picture")
         how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
         return ImageError("undecodable", f"it broke its decoder ({how})")
-
-
-_decoder = Decoder()
 
 
 class _Child:

@@ -42,7 +42,12 @@ def workers() -> int:
     Raises:
         InvalidInput: `DREAMGRID_WORKERS` is no positive number.
     """
-    return asked_for("DREAMGRID_WORKERS", "processes") or gpus() or _cores()
+    return asked_for("DREAMGRID_WORKERS", "processes") or gpus() or cores()
+
+
+def cores_a_worker() -> int:
+    """Cores that each of `workers` has, at least 1: those that feed a GPU have several; raises as `workers`."""
+    return max(1, cores() // workers())
 
 
 def gpus() -> int:
@@ -54,7 +59,8 @@ def gpus() -> int:
     return len(list(takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, visible.split(",")))))
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

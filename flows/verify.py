@@ -5,12 +5,10 @@ A destination may have millions: what stays in memory are 8 bytes for each objec
 
 import hashlib
 import json
-import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from queue import LifoQueue
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +22,8 @@ from dreamcore.objectives import Frozen
 from dreamcore.settings import DreamSettings
 from flows import manifest, runs
 from flows.ahead import ahead, threads
-from flows.decoder import Decoder
+from flows.decoder import Decoders
+from flows.machine import cores
 from flows.manifest import IDENTITY
 from flows.plan import dream_key
 from flows.runs import Run
@@ -43,8 +42,6 @@ Kind = Literal[
 SHOWN = 1000
 """So many troubles are kept to be shown; all are counted."""
 
-_CORES = os.cpu_count() or 1
-_AT_ONCE = 2 * _CORES
 _COLUMNS = [*IDENTITY, "status", "settings", "result_uri", "result_bytes", "result_sha256", "width", "height"]
 _TOLD = ["source_etag", "settings_id", "settings", "width", "height"]
 """By a picture as by its row. Equal photographs of two sources have one dream, which tells of one of them."""
@@ -94,7 +91,7 @@ def verify(storage: Storage, destination: str, watch: Callable[[int, int], None]
     look = _Look(storage, destination)
     counts: Counter[Kind] = Counter()
     shown: list[Trouble] = []
-    with closing(look):
+    with closing(look.decoders):
         for trouble in look.troubles(listed, unfinished, watch):
             counts[trouble.kind] += 1
             if len(shown) < SHOWN:
@@ -114,16 +111,15 @@ class _Look:
     def __init__(self, storage: Storage, destination: str) -> None:
         self.storage, self.destination = storage, destination
         self.dreams, self.named = array("Q"), array("Q")  # by `dream_key` of a row, and by `_number` of its object
-        self.decoders: LifoQueue[Decoder] = LifoQueue()  # those that are free, the one that was used last first
-        for _ in range(_CORES):
-            self.decoders.put(Decoder())
+        self.decoders = Decoders(cores())
 
     def troubles(
         self, listed: _Numbers, unfinished: Run | None, watch: Callable[[int, int], None]
     ) -> Iterator[Trouble]:
         """All that is wrong, in several passes; the later ones read only where there is something to be named."""
-        with threads(_AT_ONCE) as readers:
-            for trouble in ahead(readers, self.look_at, self.rows(), _AT_ONCE):
+        at_once = 2 * cores()
+        with threads(at_once) as readers:
+            for trouble in ahead(readers, self.look_at, self.rows(), at_once):
                 watch(len(self.dreams), max(len(self.dreams), len(listed)))
                 if trouble:
                     yield trouble
@@ -169,7 +165,7 @@ class _Look:
         if (sha256 := hashlib.sha256(data).hexdigest()) != row["result_sha256"]:
             return Trouble(kind="changed", uri=uri, what=f"SHA-256 {sha256}; the row says {row['result_sha256']}")
         try:
-            height, width, _ = self.decode(data).shape
+            height, width, _ = self.decoders.decode(data).pixels.shape
             inside = describe(data) or {}
         except ImageError as error:
             return Trouble(kind="damaged", uri=uri, what=str(error))
@@ -178,17 +174,6 @@ class _Look:
         differing = [name for name in _TOLD if told.get(name) != said[name]]
         what = f"the picture and its row tell of another {', '.join(differing)}"
         return Trouble(kind="other_dream", uri=uri, what=what) if differing else None
-
-    def decode(self, data: bytes) -> NDArray[np.uint8]:
-        decoder = self.decoders.get()
-        try:
-            return decoder.decode(data).pixels
-        finally:
-            self.decoders.put(decoder)
-
-    def close(self) -> None:
-        while not self.decoders.empty():
-            self.decoders.get().close()
 
     def duplicates(self, numbers: set[int]) -> Iterator[Trouble]:
         """Rows that have their identity in common with an earlier one, as `numbers` says that some do."""

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image
 
 from dreamcore import images
 from dreamcore.errors import ImageError, Unavailable
-from flows.decoder import MEMORY, SECONDS, Decoder
+from flows.decoder import MEMORY, SECONDS, Decoder, Decoders
 from tests.test_images import DISPLAY_P3, LOSSLESS, photo, png, rgb_profile, saved
 
 GOOD = saved(Image.fromarray(photo(60, 40)), "PNG")
@@ -181,12 +181,25 @@ def test_pixels_can_be_written_to_and_sizes_are_those_of_the_source(shared: Deco
     assert photograph.pixels.flags.writeable
 
 
-def test_threads_take_turns(shared: Decoder) -> None:
+def test_threads_share_the_children() -> None:
+    decoders = Decoders(2)
     truth = [photo(50 + seed, 40, seed) for seed in range(40)]
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda pixels: shared.decode(saved(Image.fromarray(pixels), "PNG")).pixels, truth))
+        found = list(threads.map(lambda pixels: decoders.decode(saved(Image.fromarray(pixels), "PNG")).pixels, truth))
     for pixels, expected in zip(found, truth, strict=True):
         np.testing.assert_array_equal(pixels, expected)
+    decoders.close()
+
+
+def test_a_child_more_starts_only_for_a_picture_that_would_wait() -> None:
+    decoders = Decoders(3)
+    for _ in range(3):
+        assert np.array_equal(decoders.decode(GOOD).pixels, photo(60, 40))
+    assert sum(decoder.child is not None for decoder in decoders.all) == 1
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: decoders.decode(many_scans(20)), range(2)))
+    assert sum(decoder.child is not None for decoder in decoders.all) == 2
+    decoders.close()
 
 
 def test_one_child_serves_all_pictures_and_each_costs_milliseconds(shared: Decoder) -> None:

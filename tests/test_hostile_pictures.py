@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from dreamcore.images import describe
 from flows import decoder, manifest
-from flows.decoder import Decoder
+from flows.decoder import Decoders
 from flows.shard import dream_shard
 from flows.sheets import draw_sheets
 from flows.storage import Storage
@@ -22,9 +22,9 @@ from tests.tiny import pixels
 
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process's decoder with limits that are reached sooner: two seconds and 64 MiB."""
-    strict = Decoder(seconds=2, memory=2**26)
-    monkeypatch.setattr(decoder, "_decoder", strict)
+    """This process's decoders with limits that are reached sooner: two seconds and 64 MiB."""
+    strict = Decoders(2, seconds=2, memory=2**26)
+    monkeypatch.setattr(decoder, "_decoders", lambda: strict)
     yield
     strict.close()
 
@@ -62,12 +62,17 @@ def test_each_is_a_row_and_the_shard_goes_on(storage: Storage, source: str, dest
     }
 
 
-def test_a_decoder_that_crashes_is_a_failed_row(storage: Storage, source: str, destination: str) -> None:
+def test_a_decoder_that_crashes_is_a_failed_row(
+    storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_photograph(storage, source + "a.png")
     storage.write(source + "crash.jpg", ENDLESS, "image/jpeg")
     put_photograph(storage, source + "z.png", seed=1)
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
-    child = pid(decoder._decoder)
+    decoders = Decoders(1)
+    monkeypatch.setattr(decoder, "_decoders", lambda: decoders)
+    (only,) = decoders.all
+    child = pid(only)
     killer = when_busy(child, lambda: os.kill(child, signal.SIGSEGV))
     assert dream_shard(run, shard, storage) == {"done": 2, "failed": 1}
     killer.join()
@@ -75,7 +80,8 @@ def test_a_decoder_that_crashes_is_a_failed_row(storage: Storage, source: str, d
     assert kinds(rows) == {"a.png": None, "crash.jpg": "undecodable", "z.png": None}
     (error,) = (row["error"] for row in rows if row["error"])
     assert "Segmentation fault" in str(error)
-    assert pid(decoder._decoder) != child
+    assert pid(only) != child
+    decoders.close()
 
 
 def private(format: str) -> bytes:
