@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from flows import stack as embedded
 from flows.stack import Stack
@@ -18,6 +19,10 @@ from flows.storage import Storage
 REPOSITORY = Path(__file__).parents[1]
 PHOTOS = REPOSITORY / "examples" / "photos"
 DREAMGRID = Path(sys.executable).with_name("dreamgrid")
+
+# A machine that stalls for a second has found no example that fails.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -119,7 +119,7 @@ OWN = st.fixed_dictionaries(
 )
 
 
-@rules(max_examples=60, deadline=None)
+@rules(max_examples=60)
 @given(ALIKE, st.lists(OWN, min_size=2, max_size=4), st.tuples(st.integers(33, 50), st.integers(33, 50)))
 def test_any_mixture_is_dreamt_as_its_samples_are_alone(
     alike: dict[str, Any], several: list[dict[str, Any]], size: tuple[int, int]

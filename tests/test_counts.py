@@ -53,7 +53,7 @@ def begin(storage: Storage, source: str, destination: str, **fields: object) -> 
     return runs.claim(job, plan_settings(job), storage)[0]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(sorts=st.lists(st.sampled_from(sorted(BECOMES)), min_size=1, max_size=5))
 def test_done_failed_and_skipped_are_all_that_was_planned(
     sorts: list[str], storage: Storage, source: str, destination: str

@@ -176,7 +176,7 @@ CONVOLUTIONS = st.fixed_dictionaries(
 BENDS = st.sampled_from([None, nn.ReLU(), nn.ReLU6()])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     CONVOLUTIONS, st.sampled_from([(3, 8, 1), (8, 6, 2), (6, 6, 6), (4, 8, 4), (16, 4, 1)]), st.integers(9, 14), BENDS
 )
@@ -192,7 +192,7 @@ def test_any_convolution_and_its_gradient_are_those_of_torch(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 7), st.integers(2, 4), st.integers(0, 3), st.booleans(), st.integers(11, 16), st.booleans())
 def test_the_first_convolution_is_the_same_without_its_stride(
     kernel: int, stride: int, padding: int, bias: bool, side: int, same: bool

@@ -388,7 +388,7 @@ def test_odd_sizes(width: int, height: int, format: str) -> None:
         np.testing.assert_allclose(result.pixels, np.broadcast_to([50, 100, 150], result.pixels.shape), atol=2)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), max_pixels=st.integers(1, 100_000))
 def test_shrinking(width: int, height: int, max_pixels: int) -> None:
     result = decode(saved(Image.new("L", (width, height)), "PNG", compress_level=1), max_pixels=max_pixels)
@@ -591,7 +591,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(description=st.dictionaries(st.text(), json_values, max_size=6))
 def test_description_round_trip(description: dict[str, object]) -> None:
     for format in RESULT_FORMATS:
