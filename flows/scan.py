@@ -104,15 +104,16 @@ def warn_of_store(destination: str) -> str | None:
 
 
 def scan(job: DreamJob, store: Storage) -> Scan:
-    """Find every photograph of the source; the destination's own dreams never count, wherever it lies."""
+    """Find every photograph of the source; a destination below it is left out."""
     ignored = 0
     folder = job.source.rstrip("/") + "/"
+    left_out = () if folder.startswith(job.destination) else job.destination  # a job's source is not among its results
     alone = store.find(job.source) if looks_like_image(split_uri(job.source)[1]) else None
 
     def photographs() -> Iterator[Source]:
         nonlocal ignored
         for found in [alone] if alone else store.list(folder):
-            if found.uri.startswith(job.destination) or found.uri.endswith("/"):
+            if found.uri.startswith(left_out) or found.uri.endswith("/"):
                 continue
             if looks_like_image(found.uri):
                 yield _source(found, folder)

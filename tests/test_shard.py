@@ -173,6 +173,14 @@ def test_a_destination_below_the_source_never_dreams_its_own_dreams(storage: Sto
     assert sorted(names) == ["cat.png", "dreams2/dog.png"]
 
 
+@pytest.mark.parametrize("part", ["in/", "in/cat.png"])
+def test_a_source_may_lie_below_its_destination(storage: Storage, destination: str, part: str) -> None:
+    put_photograph(storage, f"{destination}in/cat.png")
+    run, shard = plan_run(storage, destination + part, destination, ["blocks.0"])
+    assert dream_shard(run, shard, storage) == {"done": 1}
+    assert [found.uri for found in scan(run.job, storage).sources] == [f"{destination}in/cat.png"]
+
+
 def test_a_source_is_a_folder_and_not_all_that_begins_alike(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "in/cat.png")
     put_photograph(storage, source + "in2/dog.png", seed=1)
