@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,8 @@ def test_one_picture_that_was_stopped_promises_nothing(tmp_path: Path) -> None:
     command = subprocess.Popen(
         [DREAMGRID, "image", "pipe.png", "dream.png"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
-    with (tmp_path / "pipe.png").open("wb"):  # returns when the command reads
+    with (tmp_path / "pipe.png").open("wb"):  # returns when the command has opened it
+        time.sleep(1)  # Python sees no signal that comes between there and the read that waits
         command.send_signal(signal.SIGINT)
         _, errors = command.communicate(timeout=60)
     assert (command.returncode, errors.strip()) == (3, "dreamgrid: stopped")
