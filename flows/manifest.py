@@ -159,6 +159,11 @@ def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
     return table.select(columns).cast(_schema(columns))
 
 
+def statuses(part: bytes) -> dict[str, int]:
+    """How many rows of a part have each status."""
+    return _counts(from_parquet(part, ["status"])["status"])
+
+
 def _schema(columns: Iterable[str]) -> pa.Schema:
     return pa.schema([SCHEMA.field(name) for name in columns])
 

@@ -32,6 +32,9 @@ ENOUGH_ROWS = 100
 
 _JSON = "application/json"
 _WRITERS = 8
+_SHUFFLED = 64
+"""Shards of which one is chosen by chance to be the next."""
+_chance = secrets.SystemRandom()
 _OTHERWISE = (
     "other files or another version of Dreamgrid: put them back and run it again to finish it, or add --abandon to "
     "give it up"
@@ -270,8 +273,17 @@ def _plan_uri(destination: str, run_id: str) -> str:
 
 
 def remaining(run: Run, shards: Plan, storage: Storage) -> Iterator[Shard]:
-    """The shards whose part is not there yet, each made when it is asked for: all of them may be more than fits."""
-    return _without_part(run.destination, run.run_id, shards, storage)
+    """The shards whose part is not there yet, each made when it is asked for: all of them may be more than fits.
+
+    They come in no order that two processes have in common, so that these share the work and do not all do all of it.
+    """
+    some: list[Shard] = []
+    for shard in _without_part(run.destination, run.run_id, shards, storage):
+        some.append(shard)
+        if len(some) == _SHUFFLED:
+            yield some.pop(_chance.randrange(_SHUFFLED))
+    _chance.shuffle(some)
+    yield from some
 
 
 def _without_part(destination: str, run_id: str, shards: Plan, storage: Storage) -> Iterator[Shard]:

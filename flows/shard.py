@@ -1,13 +1,12 @@
 """Dreams one shard: load | dream | deliver, overlapped, and one part of the manifest at the end."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from dreamcore.errors import ImageError, InvalidInput
+from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import Photograph, content_type, describe, encode
 from dreamcore.network import Network
 from dreamcore.objectives import Target
@@ -32,18 +31,20 @@ def dream_shard(run: Run, shard: Shard, storage: Storage) -> dict[str, int]:
     """Dream one shard and write its part of the manifest.
 
     Running it again, or twice at once, changes nothing: a dream that is there already is taken over with the scores
-    inside it, and the first part that is written stays.
+    inside it, and the first part that is written stays. Where that is there from the start, nothing is done.
 
     Returns:
-        How many rows are done, failed and skipped.
+        How many rows of the part are done, failed and skipped.
 
     Raises:
         Unavailable: the store is in trouble; nothing is lost, run it again.
     """
-    rows = _Dreamer(run, shard, storage).rows()
-    part = manifest.part_uri(run.destination, run.run_id, shard.number)
-    storage.write_new(part, manifest.to_parquet(rows), manifest.CONTENT_TYPE)
-    return dict(Counter(row.status for row in rows))
+    uri = manifest.part_uri(run.destination, run.run_id, shard.number)
+    part = storage.read(uri)
+    if part is None:
+        ours = manifest.to_parquet(_Dreamer(run, shard, storage).rows())
+        part = ours if storage.write_new(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
+    return manifest.statuses(part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,9 +200,14 @@ class _Dreamer:
 
     def _take_over(self, row: Row) -> Row:
         """The row of a dream that another attempt made, from what it wrote into the picture."""
-        data = self.storage.read(str(row.result_uri)) or b""
-        inside = describe(data)
-        if inside is None or inside.get("settings_id") != row.settings_id:
+        data = self.storage.read(str(row.result_uri))
+        if data is None:
+            raise Unavailable(f"{row.result_uri} was there and has gone: who removes dreams while they are made?")
+        try:
+            inside = describe(data) or {}
+        except ImageError:
+            inside = {}
+        if inside.get("settings_id") != row.settings_id:
             raise InvalidInput(f"{row.result_uri} is there but is no dream of this kind: move it away")
         columns = {field.name for field in fields(Row)} - {"settings", *_SOURCE}
         measured: dict[str, Any] = {name: value for name, value in inside.items() if name in columns}

@@ -124,6 +124,12 @@ def test_two_at_once_share_the_work(begin: Begin, storage: Storage, source: str)
     race(begin, storage, 10)
 
 
+def test_two_at_once_hardly_do_anything_twice(begin: Begin, storage: Storage, source: str, tmp_path: Path) -> None:
+    put_photographs(storage, source, 16)
+    race(begin, storage, 1)
+    assert 16 <= (tmp_path / "made").stat().st_size < 24
+
+
 @pytest.mark.soak
 def test_two_at_once_share_the_work_fifty_times(begin: Begin, storage: Storage, source: str) -> None:
     put_photographs(storage, source, 2)

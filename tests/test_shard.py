@@ -140,14 +140,19 @@ def test_a_dream_names_its_pictures_bytes(storage: Storage, source: str, destina
     assert (row["width"], row["height"]) == (56, 40)
 
 
-def test_something_else_in_the_place_of_a_dream_is_told(storage: Storage, source: str, destination: str) -> None:
+@pytest.mark.parametrize("other", [encode(pixels(), "png", 95, {"somebody": "else"}), b"no picture", b""])
+def test_something_else_in_the_place_of_a_dream_is_told(
+    storage: Storage, source: str, destination: str, other: bytes
+) -> None:
     put_photograph(storage, source + "cat.png")
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
     dream_shard(run, shard, storage)
     (row,) = rows_of(storage, run)
-    storage.write(str(row["result_uri"]), encode(pixels(), "png", 95, {"somebody": "else"}), "image/png")
-    with pytest.raises(InvalidInput, match="no dream of this kind"):
+    storage.delete(manifest.part_uri(destination, run.run_id, 0))
+    storage.write(str(row["result_uri"]), other, "image/png")
+    with pytest.raises(InvalidInput, match="is there but is no dream of this kind: move it away") as told:
         dream_shard(run, shard, storage)
+    assert str(row["result_uri"]) in str(told.value)
 
 
 def test_a_file_that_is_larger_than_a_decoder_may_be_is_not_even_read(
