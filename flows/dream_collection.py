@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -83,10 +83,8 @@ def dream_collection(job: DreamJob) -> Report:
                 return nothing_to_do(run, found, before.failures(found.sources, settings))
         dream(run, shards)
         report = runs.finish(run, shards, time.perf_counter() - started, storage())
-        tell_failures(run, report)
-        show(run, list(islice(shards.sources(), job.sheets)), report)
         runs.release(run.destination, run.run_id, storage())
-    return report
+    return report if shown(run, shards, report) else report.model_copy(update={"sheets": None})
 
 
 @contextmanager
@@ -178,12 +176,27 @@ def _run_of(destination: str, run_id: str, stage_scores: bool) -> Run:
     return run.model_copy(update={"job": run.job.model_copy(update={"stage_scores": stage_scores})})
 
 
+def shown(run: Run, shards: Plan, report: Report) -> bool:
+    """Tell what failed and show what was dreamt; the run is finished, and trouble with that no reason to repeat it."""
+    try:
+        tell_failures(run, report)
+        show(run, list(islice(shards.sources(), run.job.sheets)), report)
+    except Exception as error:
+        say = get_run_logger().warning
+        say("not everything could be shown (%s); `dreamgrid sheet %s` draws contact sheets", error, run.destination)
+        return False
+    return True
+
+
 def tell_failures(run: Run, report: Report) -> None:
     """Name the first photographs that came to nothing in the flow's log."""
     if not report.failed + report.skipped:
         return
-    found = manifest.failures(storage(), run.destination, run.run_id)
-    lines = [one_line(f"{entry['source_uri']}: {entry['error_kind']}, {entry['error']}") for entry in found[:NAMED]]
+    told = (
+        one_line(f"{row['source_uri']}: {row['error_kind']}, {row['error']}")
+        for row in manifest.rows_of_failures(storage(), run.destination, run.run_id)
+    )
+    lines = [line for line, _ in islice(groupby(told), NAMED)]  # each of a photograph's settings has a row
     lines.append(f"all of them: dreamgrid manifest failures {run.destination}")
     count = report.failed + report.skipped
     get_run_logger().warning("%d dreams failed or were skipped:\n%s", count, "\n".join(lines))

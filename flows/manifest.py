@@ -197,12 +197,20 @@ def summary(storage: Storage, destination: str) -> dict[str, Any]:
     }
 
 
-def failures(storage: Storage, destination: str, run_id: str | None = None) -> list[dict[str, Any]]:
-    """Photographs of a destination, or of one run, that failed or were skipped, with why and of how many dreams."""
-    columns = ["source_uri", "source_etag", "status", "error_kind", "error"]
-    rows = read(storage, destination, columns, run_id, where=pc.field("status") != "done")
-    counted = rows.group_by(columns, use_threads=False).aggregate([([], "count_all")])
-    return counted.rename_columns([*columns, "dreams"]).sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
+_FAILURE = ["source_uri", "source_etag", "status", "error_kind", "error"]
+
+
+def failures(storage: Storage, destination: str) -> list[dict[str, Any]]:
+    """Photographs of a destination that failed or were skipped, with why and of how many dreams."""
+    rows = read(storage, destination, _FAILURE, where=pc.field("status") != "done")
+    counted = rows.group_by(_FAILURE, use_threads=False).aggregate([([], "count_all")])
+    return counted.rename_columns([*_FAILURE, "dreams"]).sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
+
+
+def rows_of_failures(storage: Storage, destination: str, run_id: str) -> Iterator[dict[str, Any]]:
+    """What a run failed at or skipped, row by row: there may be more of it than fits."""
+    for table in tables(storage, destination, _FAILURE, run_id):
+        yield from table.filter(pc.field("status") != "done").to_pylist()
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -304,8 +304,8 @@ def check_failures(run: Run, counts: Mapping[str, int], storage: Storage) -> Non
     rows, failed = sum(counts.values()), counts.get("failed", 0)
     if rows < ENOUGH_ROWS or failed <= rows * run.job.max_failures:
         return
-    table = manifest.read(storage, run.destination, ["status", "error_kind"], run.run_id)
-    kinds = Counter(row["error_kind"] for row in table.to_pylist() if row["status"] == "failed")
+    found = manifest.rows_of_failures(storage, run.destination, run.run_id)
+    kinds = Counter(row["error_kind"] for row in found if row["status"] == "failed")
     raise DreamgridError(
         f"the run {run.run_id} was stopped: {failed} of the first {rows} dreams failed "
         f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}). What is there stays. To go on all "

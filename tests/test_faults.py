@@ -13,7 +13,7 @@ import pytest
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import decode
-from flows import manifest
+from flows import manifest, runs
 from flows.shard import dream_shard
 from flows.stack import Stack
 from flows.storage import Patience, Storage
@@ -260,6 +260,17 @@ def test_a_run_that_loses_the_store_and_its_credentials_is_resumed_and_completes
     assert refused > 5
     assert received <= 3 * (received - refused), "what was let through is what a run needs"
     check_rows(storage, destination, 6)
+
+
+def test_sheets_that_cannot_be_put_there_hold_no_run_back(
+    begin: Begin, storage: Storage, proxy: Proxy, destination: str
+) -> None:
+    ran = begin(after(Fault.EXPIRED, 0, "PUT", f"{destination}sheets/"), 2)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert (report["done"], report["sheets"]) == (2, None)
+    assert proxy.count(Fault.EXPIRED) > 0
+    assert storage.find(runs.active_uri(destination)) is None
 
 
 @pytest.mark.soak
