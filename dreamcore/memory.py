@@ -43,7 +43,7 @@ class Allocations(TorchDispatchMode):
 
 
 def bytes_a_pixel(network: Network, layers: Collection[str]) -> float:
-    """Memory of one step up to `layers`, forward and back, for each pixel: measured on the network's own structure."""
+    """Memory of one step up to `layers`, forward and back, for each pixel: measured on what runs for them."""
     known = _measured.setdefault(network, {})
     key = frozenset(layers)
     if key not in known:
@@ -55,7 +55,7 @@ _measured: WeakKeyDictionary[Network, dict[frozenset[str], float]] = WeakKeyDict
 
 
 def _measure(network: Network, layers: Collection[str]) -> float:
-    structure = Network(network.structure, network.card, device="meta", plain=True)
+    structure = network.structure(layers)
     side = max(PROBE, network.card.min_size)
     with Allocations() as allocations:
         picture = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)

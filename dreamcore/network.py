@@ -80,10 +80,13 @@ class Network:
         back = {part.weight_back.dtype for part in parts if isinstance(part, Convolution) and part.goes_back_forward}
         return "/".join(str(each).removeprefix("torch.") for each in (self._dtype, *(back - {self._dtype})))
 
+    def structure(self, layers: Collection[str]) -> "Network":
+        """What runs for `layers`, fast or plain, without its weights: it computes nothing but sizes."""
+        return Network(_without_weights(self._running(layers)), self.card, device="meta", plain=True)
+
     @cached_property
-    def structure(self) -> nn.Module:
-        """The module that runs without its weights, which computes nothing but sizes."""
-        return deepcopy(self._running(())).to("meta")
+    def _structure(self) -> nn.Module:
+        return self.structure(()).module
 
     def activations(self, pictures: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """What `layers` answer to `pictures` (B, 3, H, W) in [0, 1]; nothing behind the deepest of them runs.
@@ -177,11 +180,11 @@ class Network:
         Found out once, by showing the network's structure three samples of which two go on.
         """
         if layer not in self._shortcuts:
-            module = _part(self.structure, layer)
+            module = _part(self._structure, layer)
             side = max(self.card.size, self.card.min_size)
             with module.register_forward_hook(lambda _module, _inputs, answer: answer[:2]), torch.no_grad():
                 try:
-                    answer = self.structure(torch.zeros(3, 3, side, side, device="meta", dtype=self._dtype))
+                    answer = self._structure(torch.zeros(3, 3, side, side, device="meta", dtype=self._dtype))
                     self._shortcuts[layer] = len(answer) != 2
                 except RuntimeError:  # three and two samples do not go together
                     self._shortcuts[layer] = True
@@ -195,6 +198,11 @@ def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 _SMOOTHLY: dict[str, Any] = {"mode": "bicubic", "antialias": True}
+
+
+def _without_weights(module: nn.Module) -> nn.Module:
+    tensors = [*module.parameters(), *module.buffers()]
+    return deepcopy(module, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
 
 
 def _part(module: nn.Module, layer: str) -> nn.Module:

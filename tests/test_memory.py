@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from dreamcore.errors import ImageError
 from dreamcore.images import Photograph
-from dreamcore.memory import WHOLE_PICTURES, Allocations, bytes_a_pixel, choose_batch, choose_tile
+from dreamcore.memory import BESIDES, WHOLE_PICTURES, Allocations, bytes_a_pixel, choose_batch, choose_tile
 from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
 from dreamcore.settings import BUNDLED
 from tests.conftest import REPOSITORY
-from tests.tiny import changed, pixels, tiny_network
+from tests.test_networks import network
+from tests.tiny import changed, picture, pixels, tiny_network
 
 GIB = 2**30
 
@@ -65,6 +66,16 @@ def test_a_pixel_takes_more_the_deeper_the_layer() -> None:
     assert depths == sorted(set(depths))
     assert 1.0 * 1024 < bytes_a_pixel(network, {"blocks.4"}) < 2.2 * 1024
     assert depths[4] <= bytes_a_pixel(network, {"blocks.1", "blocks.4"}) < 1.05 * depths[4]
+
+
+@pytest.mark.parametrize("layer", ["layer3.0.bn1", "layer3.0.conv1"])
+def test_what_a_pixel_takes_is_measured_on_the_network_that_runs(layer: str) -> None:
+    """A convolution that took in its normalisation is asked in the plain network, which takes nearly twice as much."""
+    planned, seen = bytes_a_pixel(network("resnet18"), {layer}), picture(256, 256).requires_grad_()
+    with Allocations() as allocations:
+        answer = network("resnet18").activations(seen, [layer])[layer]
+        torch.autograd.grad(answer.square().sum(), seen)
+    assert planned == pytest.approx(BESIDES * allocations.peak / 256**2, rel=0.2)
 
 
 # --- tiles and batches
