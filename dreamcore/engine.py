@@ -201,7 +201,12 @@ class Convolution(_Padded):
         on_processor = plain.weight.device.type == "cpu"
         self.goes_back_forward = on_processor and self.stride == (1, 1) and min(self.padding_back) >= 0
         self.register_buffer("weight_back", _turned(plain) if self.goes_back_forward else None, persistent=False)
-        """In the type in which gradients are taken through it."""
+
+    @property
+    def type_back(self) -> torch.dtype:
+        """The type in which gradients are taken through it."""
+        weight: Tensor = self.weight_back if self.goes_back_forward else self.weight  # type: ignore[assignment]
+        return weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (B, C, H, W)."""

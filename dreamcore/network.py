@@ -57,6 +57,7 @@ class Network:
         self.std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
         self.plain = plain
         self._shortcuts: dict[str, bool] = {}
+        self._known_types_back: dict[frozenset[str], list[str]] = {}
 
     @cached_property
     def _quick(self) -> tuple[nn.Module, frozenset[str]]:
@@ -73,12 +74,29 @@ class Network:
     def _dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
-    @cached_property
-    def precision(self) -> str:
-        """Type of the arithmetic, as `float32`, or forward and back where gradients are taken in another."""
-        parts = () if self.plain else self._quick[0].modules()
-        back = {part.weight_back.dtype for part in parts if isinstance(part, Convolution) and part.goes_back_forward}
-        return "/".join(str(each).removeprefix("torch.") for each in (self._dtype, *(back - {self._dtype})))
+    def precisions(self, wanted: Sequence[frozenset[str]]) -> list[str]:
+        """Type of the arithmetic for each sample of a batch, of which each wants layers of its own.
+
+        As `float32`, or forward and back, `float32/bfloat16`, where its gradient goes back in another.
+        """
+        forward = _name(self._dtype)
+        if self._running(set().union(*wanted)) is self.module:
+            return [forward] * len(wanted)
+        return ["/".join([forward, *self._types_back(layers)]) for layers in wanted]
+
+    def _types_back(self, layers: frozenset[str]) -> list[str]:
+        """Other types than that of the way forward, in which the fast network takes the gradient of `layers`."""
+        if layers not in self._known_types_back:
+            structure, types = self.structure(layers), set[str]()
+            for part in structure.module.modules():
+                if isinstance(part, Convolution) and part.type_back != self._dtype:
+                    part.register_forward_hook(_noting(types, _name(part.type_back)))
+            side = max(self.card.size, self.card.min_size)
+            picture = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)
+            answers = structure.activations(picture, layers)
+            torch.autograd.grad([answer.sum() for answer in answers.values()], picture)
+            self._known_types_back[layers] = sorted(types)
+        return self._known_types_back[layers]
 
     def structure(self, layers: Collection[str]) -> "Network":
         """What runs for `layers`, fast or plain, without its weights: it computes nothing but sizes."""
@@ -207,6 +225,19 @@ def _without_weights(module: nn.Module) -> nn.Module:
 
 def _part(module: nn.Module, layer: str) -> nn.Module:
     return module if layer == LOGITS else module.get_submodule(layer)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _noting(names: set[str], name: str) -> Any:
+    """A hook that puts `name` among `names` when a gradient comes back to what the module answers."""
+
+    def listen(_module: nn.Module, _inputs: object, answer: Tensor) -> None:
+        answer.register_hook(lambda _gradient: names.add(name))  # type: ignore[no-untyped-call]
+
+    return listen
 
 
 def _hook(keep: Callable[[str, Tensor], Tensor | None], name: str) -> Any:

@@ -302,6 +302,7 @@ def _finished(
     after = sights(network, dreams.pictures, scores, frames, stages=limits.stages)
     finite = dreams.pictures.flatten(1).isfinite().all(1) & dreams.octave_scores.isfinite().all(1)
     pixels, octave_scores = to_pixels(dreams.pictures), dreams.octave_scores.tolist()
+    precisions = network.precisions([frozenset(target.layer for target in order.settings.layers) for order in orders])
     on_cuda = network.device.type == "cuda"
     return [
         Dreamt(
@@ -313,7 +314,7 @@ def _finished(
             octave_scores=octave_scores[number],
             left_out=dreams.left_out,
             device=torch.cuda.get_device_name(network.device) if on_cuda else "cpu",
-            precision=network.precision,
+            precision=precisions[number],
             batch=len(orders),
             tile=order.settings.tile or (tile if len(frames) > 1 else None),
             seconds=(time.perf_counter() - started) / len(orders),

@@ -73,7 +73,8 @@ def decibels(one: Tensor, other: Tensor) -> float:
 def test_a_gradient_in_half_precision_is_the_whole_one_to_a_percent(model: str) -> None:
     """The pictures of a step then agree far better than the 60 dB above."""
     half, plain = pair(model)
-    assert (half.precision, plain.precision) == ("float32/bfloat16", "float32")
+    wanted = [frozenset({MIDDLES[model]})]
+    assert (half.precisions(wanted), plain.precisions(wanted)) == (["float32/bfloat16"], ["float32"])
     assert 38 < decibels(gradient(plain, MIDDLES[model]), gradient(half, MIDDLES[model])) < 60
 
 
@@ -81,7 +82,7 @@ def test_a_gradient_in_half_precision_is_the_whole_one_to_a_percent(model: str) 
 def test_other_processors_take_gradients_in_whole_precision(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dreamcore.engine.multiplies_bfloat16", lambda: False)
     quick, plain = pair(model)
-    assert quick.precision == "float32"
+    assert quick.precisions([frozenset({MIDDLES[model]})]) == ["float32"]
     assert decibels(gradient(plain, MIDDLES[model]), gradient(quick, MIDDLES[model])) > 70
 
 
@@ -92,6 +93,24 @@ def test_the_bundled_network_has_no_convolution_worth_half_precision_up_to_its_d
         whole = Network(network.module, network.card)
         expected = gradient(whole, "blocks.4")
     assert torch.equal(gradient(network, "blocks.4"), expected)
+    assert network.precisions([frozenset({"blocks.4"})]) == ["float32"]
+
+
+def test_the_precision_of_a_dream_is_that_of_the_convolutions_that_its_own_gradient_goes_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of other branches, behind its layer and of others in its batch are none of its own."""
+    monkeypatch.setattr("dreamcore.engine.multiplies_bfloat16", lambda: True)
+    network, _ = pair("squeezenet1_1")
+    wanted = [frozenset({f"features.3.{part}"}) for part in ("squeeze", "expand1x1", "expand3x3")]
+    assert network.precisions(wanted) == ["float32", "float32", "float32/bfloat16"]
+
+
+def test_where_the_plain_network_runs_all_arithmetic_is_of_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamcore.engine.multiplies_bfloat16", lambda: True)
+    network, _ = pair("resnet18")
+    assert network.precisions([frozenset({"layer2"}), frozenset({"layer1.0.conv1"})]) == ["float32", "float32"]
+    assert network.precisions([frozenset({"layer2"})]) == ["float32/bfloat16"]
 
 
 @pytest.mark.parametrize("model", ["resnet18", "googlenet", "densenet121", "timm/tf_efficientnet_lite0"])
