@@ -89,7 +89,7 @@ def dream(
             for frame in frames:
                 patch = frame.of(seen).detach().requires_grad_()
                 answers = network.answers(patch, aim.wanted)  # step 1: forward, no further than needed
-                sums.append(aim.sums(answers, views.within(frame)))  # step 3: measure
+                sums.append(aim.sums(answers, views.within(frame), frame.edges(size)))  # step 3: measure
                 score = aim.score(sums[-1], known)
                 frame.of(gradient)[:] = _slope(score, patch)  # step 4: take the gradient with respect to the image
                 sums[-1] = sums[-1].detach()

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from dreamcore.network import Answer, Network, index
 from dreamcore.objectives import LOGITS, Target
-from dreamcore.tiles import Frame, whole
+from dreamcore.tiles import INSIDE, Edges, Frame, whole
 
 TINY = 1e-20
 """Added to a mean square, so that a layer which answers nothing at all scores -46 and not minus infinity."""
 
 BORDER = 2
-"""Positions along each edge of a layer that `inner_mean_square` leaves out, as keras-io does."""
+"""Positions along each edge of a picture that `inner_mean_square` leaves out, as keras-io does."""
 
 MATCHED = 2**22
 """Dot products with a guide's features that are held in memory at once."""
@@ -72,12 +72,13 @@ class Aim:
                 known[key] = {} if guide is None else network.features(guide[None], self.wanted[sample])
             self._features.append(known[key])
 
-    def sums(self, answers: Mapping[str, Answer], where: Callable[[int, Place], Place | None]) -> Tensor:
+    def sums(self, answers: Mapping[str, Answer], where: Callable[[int, Place], Place | None], edges: Edges) -> Tensor:
         """Sum and number (B, targets, 2) of what each sample's targets answer.
 
         Args:
             answers: what the network's layers answer to a picture or a tile of it.
             where: tells where in that tile a place of a sample's picture lies; None is outside.
+            edges: which of the tile's edges are those of the picture.
         """
         alike: dict[tuple[str, tuple[int, ...], Place | None, int], list[tuple[int, int]]] = {}
         for sample, targets in enumerate(self.targets):
@@ -95,7 +96,7 @@ class Aim:
             if guide is not None:
                 total, count = _matched(chosen, _part(guide, channels)[0])
             else:
-                total, count = _added(chosen, "mean" if layer == LOGITS else self.measure)
+                total, count = _added(chosen, "mean" if layer == LOGITS else self.measure, INSIDE if at else edges)
             at_rows, at_columns = index(samples, sums.device), index(columns, sums.device)
             sums[at_rows, at_columns, 0] = total
             sums[at_rows, at_columns, 1] = count
@@ -137,12 +138,22 @@ def _part(features: Tensor, channels: tuple[int, ...]) -> Tensor:
     return features.index_select(1, index(channels, features.device)) if channels else features
 
 
-def _added(features: Tensor, measure: str) -> tuple[Tensor, int]:
+def _added(features: Tensor, measure: str, edges: Edges) -> tuple[Tensor, int]:
     """Sum (b,) over the activations (b, ...) of each sample, or over their squares, and their number."""
     count = features[0].numel()
-    if measure == "inner_mean_square" and features.ndim == 4 and min(features.shape[2:]) > 2 * BORDER:
-        features = features[:, :, BORDER:-BORDER, BORDER:-BORDER]
+    if measure == "inner_mean_square" and features.ndim == 4:
+        features = _inner(features, edges)
     return (features if measure == "mean" else features.square()).flatten(1).sum(1), count
+
+
+def _inner(features: Tensor, edges: Edges) -> Tensor:
+    """What of `features` (b, C, h, w) is further than `BORDER` from these edges; all of a picture that has no more."""
+    height, width = features.shape[2:]
+    (top, bottom), (left, right) = edges
+    if (top and bottom and height <= 2 * BORDER) or (left and right and width <= 2 * BORDER):
+        return features
+    rows, columns = slice(BORDER * top, height - BORDER * bottom), slice(BORDER * left, width - BORDER * right)
+    return features[:, :, rows, columns]
 
 
 def _matched(features: Tensor, guide: Tensor) -> tuple[Tensor, int]:
@@ -185,7 +196,12 @@ def measure(network: Network, pictures: Tensor, aim: Aim, frames: Sequence[Frame
     parts = []
     for frame in frames:
         answers = network.answers(frame.of(pictures), aim.wanted)
-        parts.append(aim.sums(answers, lambda _sample, at, frame=frame: frame.place(at, size)))  # type: ignore[misc]
+        sums = aim.sums(
+            answers,
+            lambda _sample, at, frame=frame: frame.place(at, size),  # type: ignore[misc]
+            frame.edges(size),
+        )
+        parts.append(sums)
     return torch.stack(parts).sum(0)
 
 

@@ -10,6 +10,13 @@ MULTIPLE = 32
 """Tiles are cut at multiples of this, the coarsest stride of most networks, so that no layer's positions are cut."""
 
 
+Edges = tuple[tuple[bool, bool], tuple[bool, bool]]
+"""Which of four are those of a picture: top and bottom, left and right."""
+
+INSIDE: Edges = ((False, False), (False, False))
+"""None of them."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """A part of a picture, in pixels."""
@@ -22,6 +29,11 @@ class Frame:
     def of(self, pictures: Tensor) -> Tensor:
         """That part of `pictures` (..., H, W), as a view of them."""
         return pictures[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def edges(self, size: tuple[int, int]) -> Edges:
+        """Which of its edges are those of the picture of `size` (H, W), too."""
+        bottom, right = self.top + self.height, self.left + self.width
+        return (self.top == 0, bottom == size[0]), (self.left == 0, right == size[1])
 
     def place(self, at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float] | None:
         """Where a place of a picture of `size` (H, W) lies in this part, both across and down from 0 to 1; or None."""

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from dreamcore.network import Answer, Network
 from dreamcore.objectives import Target
-from dreamcore.scores import Aim, look, measure
+from dreamcore.scores import MEASURES, Aim, look, measure
 from dreamcore.tiles import cut, whole
 from tests.references import guided_gradient
 from tests.tiny import LABELS, SETTINGS, changed, picture, tiny_network
 
 LOG = "log_mean_square"
+ALL = (True, True), (True, True)
 
 
 def heard(seed: int = 0) -> Tensor:
@@ -27,7 +28,7 @@ def score(answers: Mapping[str, Tensor], layers: object, how: str = LOG) -> Tens
     """Scores (2,) of both samples."""
     aim = Aim(tiny_network(), [changed(layers=layers).layers] * 2, how, [None, None])
     both = {name: Answer([0, 1], features) for name, features in answers.items()}
-    return aim.score(aim.sums(both, lambda _sample, at: at))
+    return aim.score(aim.sums(both, lambda _sample, at: at, ALL))
 
 
 def test_a_score_is_the_log_of_the_mean_square() -> None:
@@ -98,7 +99,7 @@ def guided(features: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
     network.features = lambda *_args: {"deep": guide[None]}  # type: ignore[method-assign]
     aim = Aim(network, [SETTINGS.layers], LOG, [torch.zeros(3, 8, 8)])
     features = features.requires_grad_()
-    result = aim.score(aim.sums({"deep": Answer([0], features)}, lambda _sample, at: at))
+    result = aim.score(aim.sums({"deep": Answer([0], features)}, lambda _sample, at: at, ALL))
     return result, torch.autograd.grad(result.sum(), features)[0]
 
 
@@ -129,7 +130,7 @@ def test_a_guide_is_looked_at_in_the_size_that_the_network_learnt_at() -> None:
 # --- tiles
 
 
-@pytest.mark.parametrize("how", [LOG, "mean_square", "half_sum_square", "l2_norm", "mean"])
+@pytest.mark.parametrize("how", MEASURES)
 def test_sums_of_tiles_are_the_sums_of_the_whole(how: str) -> None:
     """To the last digits, where no position of a layer sees beyond its tile."""
     network = tiny_network()
