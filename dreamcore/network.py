@@ -52,6 +52,8 @@ class Network:
         self.card = card
         self.labels = tuple(labels)
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            _multiply_all_bits()
         self.module = module.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
         self.mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
@@ -216,6 +218,16 @@ def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 _SMOOTHLY: dict[str, Any] = {"mode": "bicubic", "antialias": True}
+
+
+def _multiply_all_bits() -> None:
+    """Let GPUs multiply numbers of 32 bits as they are.
+
+    By itself torch has cuDNN round those of convolutions to TF32, whose fractions have 10 bits: where activations are
+    cut off others are then, and no 20 dB are left of a gradient.
+    """
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined] # torch puts it there when it runs
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def _without_weights(module: nn.Module) -> nn.Module:

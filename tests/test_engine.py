@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.zoo import build
 from tests.test_networks import MIDDLES
-from tests.tiny import changed, picture
+from tests.tiny import changed, picture, tiny_network
 
 
 def pair(model: str) -> tuple[Network, Network]:
@@ -228,3 +229,17 @@ def test_numbers_of_64_bits_are_convolved_as_torch_does_it() -> None:
     plain = nn.Conv2d(3, 8, 3).double().requires_grad_(False)
     x = torch.randn(1, 3, 9, 9, dtype=torch.double)
     assert torch.equal(Convolution(plain)(x), F.conv2d(x, plain.weight, plain.bias))
+
+
+def test_gpus_multiply_all_bits() -> None:
+    """Where there is a GPU or not; and convolutions still run with these settings."""
+    operations = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
+    before = [operation.fp32_precision for operation in operations]
+    try:
+        with suppress(RuntimeError, AssertionError):  # there is none
+            Network(nn.Conv2d(3, 8, 3), tiny_network().card, device="cuda")
+        assert [operation.fp32_precision for operation in operations] == ["ieee", "ieee"]
+        assert F.conv2d(picture(), torch.ones(1, 3, 1, 1)).isfinite().all()
+    finally:
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
