@@ -21,6 +21,14 @@ from dreamcore.scores import Sight, by_name, look, sights
 from dreamcore.settings import ALGORITHM_VERSION, LEAST_TILE, DreamSettings, settings_id
 from dreamcore.tiles import cut_evenly
 
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # a processor's
+    "unable to find an engine to execute this computation",  # of cuDNN's, none of which had the room that it asks for
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""Parts of the messages by which torch tells that memory ran out in what is a RuntimeError and no more."""
+
 Watch = Callable[[int, int], None]
 """Called after every step with the steps done and the steps in all."""
 
@@ -255,8 +263,9 @@ def _too_much() -> ImageError:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on processors torch says so by a mere RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether memory ran out; on processors, and in the libraries of GPUs, torch says so by a mere RuntimeError."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(part in str(error) for part in OUT_OF_MEMORY)
 
 
 def _before(network: Network, orders: Sequence[Order], tile: int, limits: Limits) -> list[Sight]:

@@ -191,6 +191,24 @@ def test_a_batch_that_does_not_fit_is_dreamt_in_halves(trouble: Callable[[], obj
     assert all(levels(one, other) <= 1 for one, other in zip(dreamt, roomy, strict=True))
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_so_is_one_for_which_the_libraries_of_a_gpu_have_no_memory(message: str) -> None:
+    def in_a_library() -> None:
+        raise RuntimeError(message)
+
+    orders = [order(number, octaves=1, steps=1) for number in range(2)]
+    dreamt = finished(dream_photographs(tiny_network(lambda: OutOfMemory(24 * 32, in_a_library)), orders))
+    assert [each.batch for each in dreamt] == [1, 1]
+
+
 @TROUBLES
 def test_photographs_that_do_not_fit_are_seen_in_halves_and_singly_in_tiles(trouble: Callable[[], object]) -> None:
     targets = changed().layers
