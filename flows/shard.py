@@ -94,7 +94,8 @@ class _Dreamer:
         self.run, self.shard, self.storage = run, shard, storage
         self.device = choose_device()
         memory = max_memory(self.device)
-        keep_memory(memory)
+        if self.device == "cpu":
+            keep_memory(memory)
         self.limits = Limits(memory, run.job.stage_scores)
         self.ahead = lookahead(self.device)
 

@@ -39,7 +39,8 @@ def dream_settled(photograph: Photograph, settings: DreamSettings, watch: Watch,
     """Dream a photograph under settled settings on this machine's device."""
     device = choose_device()
     memory = max_memory(device)
-    keep_memory(memory)
+    if device == "cpu":
+        keep_memory(memory)
     guide, mask = pictures(settings)
     order = Order(photograph, settings, guide, mask)
     return dream_photograph(network_of(settings, device), order, Limits(memory, stages), watch)
