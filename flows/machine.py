@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import warnings
 from itertools import takewhile
 from pathlib import Path
 
@@ -22,6 +23,10 @@ _MOST = 2**31 - 1
 """More is no C int."""
 _LARGE = 64
 """A block of more than one part in so many of the memory is large."""
+UNUSABLE = (
+    "torch can use none of the {} GPUs counted here (is the driver too old, or this torch a build for processors?), so "
+    "processors dream, in a run with one process for each GPU: with CUDA_VISIBLE_DEVICES= there is one for each core"
+)
 
 
 def asked_for(name: str, what: str) -> int | None:
@@ -189,6 +194,8 @@ def choose_device() -> str:
     import torch  # slow to import; whoever counts processes can do without
 
     if not torch.cuda.is_available():
+        if counted := gpus():  # as many processes were begun, and to nobody else does this look wrong
+            warnings.warn(UNUSABLE.format(counted), stacklevel=2)
         return "cpu"
     ordinal = (multiprocessing.current_process()._identity or (1,))[0] - 1
     return f"cuda:{ordinal % torch.cuda.device_count()}"

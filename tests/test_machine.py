@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dreamcore.errors import InvalidInput
-from flows.machine import at_once, max_memory, parse_size, workers
+from flows.machine import at_once, choose_device, max_memory, parse_size, workers
 from flows.plan import CORE, GPU, Pace
 from flows.scan import pace
 from tests.conftest import REPOSITORY
@@ -27,6 +27,16 @@ def test_one_process_a_visible_gpu(monkeypatch: pytest.MonkeyPatch, visible: str
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert workers() == gpus
     assert pace() == Pace(gpus, GPU)
+
+
+def test_gpus_that_torch_cannot_use_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers were begun for them, which are few for the cores."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.warns(UserWarning, match="torch can use none of the 2 GPUs .* with CUDA_VISIBLE_DEVICES= there is"):
+        assert choose_device() == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert choose_device() == "cpu"
 
 
 @pytest.mark.parametrize("hidden", ["", "-1", "-1,0"])
