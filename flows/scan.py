@@ -150,14 +150,14 @@ class Done:
 
     def __call__(self, key: int) -> bool:
         """Whether there is a row of this dream, whatever became of it."""
-        return _has(self.keys, key)
+        return has(self.keys, key)
 
     def failures(self, sources: Sources, settings: Sequence[PlannedSettings]) -> Failures:
         """How many of these dreams are not there for all that."""
         photographs = dreams = 0
         for source in sources if len(self.failed) else ():
             keys = (dream_key(source.uri, source.etag, planned.settings_id) for planned in settings)
-            failed = sum(_has(self.failed, key) for key in keys)
+            failed = sum(has(self.failed, key) for key in keys)
             photographs, dreams = photographs + bool(failed), dreams + failed
         return Failures(photographs, dreams)
 
@@ -179,7 +179,8 @@ def _keys(destination: str, store: Storage, failed: "array[int]") -> Iterator[in
             yield key
 
 
-def _has(keys: NDArray[np.uint64], key: int) -> bool:
+def has(keys: NDArray[np.uint64], key: int) -> bool:
+    """Whether keys in order have this one, by bisection: there may be millions, asked for millions of times."""
     place = np.searchsorted(keys, np.uint64(key))
     return bool(place < len(keys) and keys[place] == key)
 

@@ -27,6 +27,7 @@ from flows.machine import cores
 from flows.manifest import IDENTITY
 from flows.plan import dream_key
 from flows.runs import Run
+from flows.scan import has
 from flows.storage import Storage
 
 Kind = Literal[
@@ -193,8 +194,8 @@ class _Look:
             try:
                 for source, identities in runs.planned(self.destination, run_id, self.storage):
                     keys = [dream_key(source.uri, source.etag, each) for each in identities]
-                    for place in np.flatnonzero(~np.isin(np.array(keys, np.uint64), dreams, assume_unique=True)):
-                        what = f"run {run_id} planned it under settings {identities[place]}, and no row tells of it"
+                    for identity in (each for each, key in zip(identities, keys, strict=True) if not has(dreams, key)):
+                        what = f"run {run_id} planned it under settings {identity}, and no row tells of it"
                         yield Trouble(kind="lost", uri=source.uri, what=what)
             except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
                 what = f"the record of this run cannot be read: {error}"

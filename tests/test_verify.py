@@ -4,14 +4,17 @@ import hashlib
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dreamcore.images import decode, describe, encode
 from flows import manifest, runs
 from flows.manifest import Row
 from flows.plan import Plan, make_plan
 from flows.runs import Run
-from flows.scan import plan_settings, scan
+from flows.scan import has, plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import Storage
 from flows.verify import Verdict, verify
@@ -161,6 +164,13 @@ def test_finished_runs_of_any_version_are_looked_at(storage: Storage, source: st
         assert found.counts == {"damaged": 1, "orphan": lost.dreams}
         assert found.troubles[0].uri == run.folder
         assert "cannot be read" in found.troubles[0].what
+
+
+@given(st.sets(st.integers(0, 2**64 - 1)), st.integers(0, 2**64 - 1))
+def test_a_key_is_found_among_many_without_looking_at_each(numbers: set[int], other: int) -> None:
+    keys = np.array(sorted(numbers), np.uint64)
+    for key in numbers | {other, 0, 2**64 - 1}:
+        assert has(keys, key) == (key in numbers)
 
 
 def test_orphans_are_told_from_the_pictures_of_an_unfinished_run(
