@@ -19,6 +19,7 @@ ErrorKind = Literal[
     "too_small",  # smaller than the network can see
     "source_missing",  # deleted between the scan and the read
     "source_changed",  # replaced between the scan and the read
+    "source_unreadable",  # there, and not given out: archived, or encrypted with a key that is not to be had
     "non_finite",  # the ascent gave NaN or infinity
     "out_of_memory",  # did not fit, even alone
 ]

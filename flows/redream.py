@@ -244,8 +244,9 @@ def _read_photograph(then: Description, source: Path | None, dream: str) -> Phot
     try:
         data = Storage(HASTY).read_version(Found(then.source_uri, then.source_etag, 0))
     except ImageError as error:
-        happened = "is gone" if error.kind == "source_missing" else "is no longer the one that was dreamt"
-        raise InvalidInput(f"{uri} {happened}: {REMEDY}") from error
+        happened = {"source_missing": "is gone", "source_changed": "is no longer the one that was dreamt"}
+        why = happened.get(error.kind, f"cannot be had ({one_line(str(error))})")
+        raise InvalidInput(f"{uri} {why}: {REMEDY}") from error
     except (InvalidInput, Unavailable) as error:
         raise type(error)(f"{one_line(str(error))}; or {REMEDY}") from error
     return to_photograph(data, uri, limit)

@@ -26,7 +26,7 @@ from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_rando
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from flows.job import split_uri
 from flows.machine import asked_for
-from flows.trouble import TROUBLE, Conflict, Missing, Rotten, expired, explain, may_pass
+from flows.trouble import TROUBLE, Conflict, Missing, Rotten, Unreadable, expired, explain, may_pass
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -128,7 +128,8 @@ class Storage:
         """The bytes of one version of a photograph, never of another.
 
         Raises:
-            ImageError: `source_missing` or `source_changed` since it was found; `damaged` in the store.
+            ImageError: `source_missing` or `source_changed` since it was found; `damaged` in the store, or
+                `source_unreadable` there.
         """
         try:
             return self._ask(source.uri, _reading(source.uri, source.etag))
@@ -138,6 +139,10 @@ class Storage:
             raise ImageError("source_changed", f"{source.uri} was replaced after the scan") from error
         except Rotten as error:
             raise ImageError("damaged", str(error)) from error
+        except Unreadable as error:
+            raise ImageError(
+                "source_unreadable", f"{error}: it is archived, or encrypted with a key of its own"
+            ) from error
 
     def write(self, uri: str, data: bytes, content_type: str) -> None:
         """Put `data` at `uri`, over what may be there."""

@@ -11,6 +11,15 @@ TROUBLE = (boto.BotoCoreError, boto.ClientError, ResponseParserError)
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _CONFLICT = {"412", "PreconditionFailed", "BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
+# Of an object that is archived, or encrypted with a key that the request does not bring or that is not in use any more.
+_UNREADABLE = {
+    "InvalidArgument",
+    "InvalidObjectState",
+    "InvalidRequest",
+    "KMS.DisabledException",
+    "KMS.KMSInvalidStateException",
+    "KMS.NotFoundException",
+}
 # A HEAD has no body to tell one reason from another.
 _EXPIRED = {"400", "401", "403", "ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId"}
 _REFUSED = _EXPIRED | {"AccessDenied", "SignatureDoesNotMatch", "AllAccessDisabled", "Forbidden"}
@@ -43,6 +52,10 @@ class Conflict(Unavailable):
 
 class Rotten(Unavailable):
     """The store keeps other bytes than it was given."""
+
+
+class Unreadable(Unavailable):
+    """The store keeps the object and does not give it out, however often it is asked."""
 
 
 def may_pass(error: BaseException) -> bool:
@@ -79,7 +92,8 @@ def explain(error: Exception, uri: str, endpoint: str) -> InvalidInput | Unavail
             f"{uri}: {endpoint} refuses access ({code} {message}): see the credentials "
             "(AWS_PROFILE, AWS_ACCESS_KEY_ID) and the bucket's policy"
         )
-    kind = Missing if code in _MISSING else Conflict if code in _CONFLICT else Unavailable
+    kinds = {Missing: _MISSING, Conflict: _CONFLICT, Unreadable: _UNREADABLE}
+    kind = next((kind for kind, codes in kinds.items() if code in codes), Unavailable)
     return kind(f"{uri}: the store at {endpoint} answers {code} {message}")
 
 

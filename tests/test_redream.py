@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -20,7 +21,7 @@ from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import MAX_SOURCE_PIXELS, describe, encode
 from dreamcore.settings import ALGORITHM_VERSION, BUNDLED, DreamSettings, settings_id
 from flows import manifest
-from flows.job import DreamJob
+from flows.job import DreamJob, split_uri
 from flows.plan import make_plan
 from flows.redream import Redreamt, psnr, redream
 from flows.runs import Run
@@ -141,6 +142,11 @@ def test_a_photograph_that_is_not_what_it_was_is_asked_for(
     result, watch = tmp_path / "again.png", Watch()
     storage.write(source + "cat.png", photograph(seed=1), "image/png")
     with pytest.raises(InvalidInput, match=r"no longer the one that was dreamt: .* --source FILE"):
+        redream(uri, result, None, watch)
+    bucket, key = split_uri(source + "cat.png")
+    secret: Any = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": os.urandom(32)}
+    storage._client.put_object(Bucket=bucket, Key=key, Body=photograph(), **secret)
+    with pytest.raises(InvalidInput, match=r"cannot be had \(.* InvalidArgument .*\): .* --source FILE"):
         redream(uri, result, None, watch)
     storage.delete(source + "cat.png")
     with pytest.raises(InvalidInput, match=r"is gone: .* --source FILE"):

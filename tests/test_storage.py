@@ -1,18 +1,24 @@
 """The conditional reads and writes that the protocol rests on, against real S3 servers of several makes."""
 
 import json
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from flows import scan
+from flows.job import split_uri
+from flows.shard import dream_shard
 from flows.stack import Stack
 from flows.storage import HASTY, Found, Patience, Storage
+from flows.trouble import Unreadable, explain, may_pass
 from tests import stores
 from tests.conftest import Command
 from tests.stores import Store
-from tests.test_shard import put_photograph
+from tests.test_shard import plan_run, put_photograph, rows_of
 
 
 @pytest.fixture(scope="module", params=["seaweedfs", "moto", "rclone", "ceph"])
@@ -59,6 +65,38 @@ def test_a_version_is_read_or_told_to_be_gone(storage: Storage, source: str) -> 
     with pytest.raises(ImageError, match="deleted") as missing:
         storage.read_version(first)
     assert missing.value.kind == "source_missing"
+
+
+@pytest.mark.parametrize(
+    ("store", "kept", "code"),
+    [
+        ("moto", {"StorageClass": "GLACIER"}, "InvalidObjectState"),
+        ("seaweedfs", {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": os.urandom(32)}, "InvalidArgument"),
+    ],
+    indirect=["store"],
+    ids=["archived", "encrypted"],
+)
+def test_a_photograph_that_the_store_does_not_give_out_is_a_failed_row(
+    storage: Storage, source: str, destination: str, kept: dict[str, Any], code: str
+) -> None:
+    put_photograph(storage, source + "good.png")
+    bucket, key = split_uri(source + "kept.png")
+    storage._client.put_object(Bucket=bucket, Key=key, Body=b"not to be had", **kept)
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    assert dream_shard(run, shard, storage) == {"done": 1, "failed": 1}
+    (failed,) = (row for row in rows_of(storage, run) if row["status"] == "failed")
+    assert failed["error_kind"] == "source_unreadable"
+    assert f"{source}kept.png: the store at {storage.endpoint} answers {code} " in str(failed["error"])
+    with pytest.raises(Unavailable, match=code):  # of what is no photograph it stops a run
+        storage.read(source + "kept.png")
+
+
+@pytest.mark.parametrize("reason", ["DisabledException", "KMSInvalidStateException", "NotFoundException"])
+def test_what_a_key_of_kms_does_not_open_is_not_given_out(reason: str) -> None:
+    answer: Any = {"Error": {"Code": f"KMS.{reason}"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    error = ClientError(answer, "GetObject")
+    assert not may_pass(error)
+    assert type(explain(error, "s3://photos/x", "https://s3")) is Unreadable
 
 
 def test_the_first_writer_wins(store: Store, storage: Storage, source: str) -> None:
