@@ -1,6 +1,7 @@
 """What settings rest on besides the photograph: guides, masks and weights, held against their SHA-256."""
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from dreamcore.images import Photograph
 from dreamcore.settings import DreamSettings, Reference
 from flows.decoder import decode
 from flows.job import split_uri
-from flows.storage import HASTY, Storage
+from flows.storage import HASTY, Storage, storage
 
 if TYPE_CHECKING:
     from dreamcore.network import Network
@@ -45,20 +46,25 @@ def settle(settings: DreamSettings, *, local: bool = False) -> DreamSettings:
 @lru_cache(maxsize=64)
 def _digest(reference: Reference, name: str) -> str:
     """SHA-256 of a file, read once a process, and decoded if it is to be a picture."""
-    data = read(reference, name)
+    data = read(reference, name, lambda: Storage(HASTY))  # whoever wrote the settings waits for the answer
     if name != "weights":
         _decoded(data, reference, name)
     return hashlib.sha256(data).hexdigest()
 
 
-def read(reference: Reference, name: str) -> bytes:
+def read(reference: Reference, name: str, store: Callable[[], Storage] = storage) -> bytes:
     """The bytes of a file in S3 or on this machine.
+
+    Args:
+        reference: where it is, and perhaps its digest.
+        name: of the setting.
+        store: gives the S3 to ask, if it is there.
 
     Raises:
         InvalidInput: there is no such file, or it does not hold what `reference` says.
         Unavailable: the store is in trouble.
     """
-    data = _read(reference.uri, name)
+    data = _read(reference.uri, name, store)
     found = hashlib.sha256(data).hexdigest()
     if reference.sha256 not in (None, found):
         raise InvalidInput(
@@ -68,7 +74,7 @@ def read(reference: Reference, name: str) -> bytes:
     return data
 
 
-def _read(uri: str, name: str) -> bytes:
+def _read(uri: str, name: str, store: Callable[[], Storage]) -> bytes:
     if not uri.startswith("s3://"):
         try:
             return Path(uri).read_bytes()
@@ -78,7 +84,7 @@ def _read(uri: str, name: str) -> bytes:
         split_uri(uri)
     except ValueError as error:
         raise InvalidInput(f"{name}: {error}") from error
-    data = Storage(HASTY).read(uri)
+    data = store().read(uri)
     if data is None:
         raise InvalidInput(f"{name}: there is no {uri}")
     return data

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dreamcore.catalogue import card
-from dreamcore.errors import InvalidInput
+from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import decode
 from dreamcore.models import load_network
-from dreamcore.settings import BUNDLED
+from dreamcore.settings import BUNDLED, DreamSettings
 from dreamcore.zoo import build
 from flows import assets
 from flows.job import DreamJob, read_job
 from flows.scan import plan_settings
 from flows.shard import dream_shard
-from flows.storage import Storage
+from flows.stack import Stack
+from flows.storage import Patience, Storage
+from flows.storage import storage as patient_storage
 from tests.conftest import Command
+from tests.faults import Fault, Proxy, first
 from tests.test_shard import plan_run, put_photograph, rows_of
 from tests.tiny import pixels
 
@@ -84,7 +87,7 @@ def dreamt(storage: Storage, source: str, destination: str, *, job: Any = None, 
 
 def another_process() -> None:
     """What a process has read is forgotten."""
-    for remembered in (assets._digest, assets.picture, assets._network_with):
+    for remembered in (assets._digest, assets.picture, assets._network_with, patient_storage):
         remembered.cache_clear()
 
 
@@ -363,6 +366,35 @@ def test_a_guide_that_is_replaced_after_the_check_is_not_dreamt(
         dream_shard(run, shard, storage)
     assert list(storage.list(f"{destination}images/")) == []
     assert rows_of(storage, run) == []
+
+
+@pytest.fixture
+def stumbling(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the store of a process that has read nothing yet."""
+    with Proxy(stack.s3_url) as proxy:
+        for name, value in proxy.environment(stack.environment()).items():
+            monkeypatch.setenv(name, value)
+        another_process()
+        yield proxy
+    another_process()
+
+
+@pytest.mark.parametrize("name", ["guide", "weights"])
+def test_only_whoever_checks_a_job_is_hasty(
+    name: str, storage: Storage, source: str, stumbling: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker has what a request may take: a store that says "slow down" as it starts does not end the run."""
+    monkeypatch.setattr(assets, "HASTY", Patience(0, 5))
+    data = bundled_weights() if name == "weights" else png(pixels(30, 20, seed=3))
+    settings = DreamSettings.model_validate({"model": BUNDLED, name: put(storage, source + name, data)})
+    stumbling.choose = first(Fault.SLOW_DOWN, "GET", source)
+    with pytest.raises(Unavailable, match="SlowDown"):
+        assets.settle(settings)
+    settled = assets.settle(settings)
+    stumbling.choose = first(Fault.SLOW_DOWN, "GET", source, times=3)
+    assets.pictures(settled)
+    assets.network_of(settled, "cpu")
+    assert stumbling.count(Fault.SLOW_DOWN) == 4
 
 
 # --- batches
