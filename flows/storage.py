@@ -49,6 +49,9 @@ PATIENT = Patience(60, 30)
 HASTY = Patience(4, 5)
 """To find out quickly whether a job can run at all."""
 
+CONNECTIONS = 256
+"""Kept open at most. A process has fewer threads that ask; any beyond would make a new connection for each request."""
+
 _Answer = TypeVar("_Answer")
 
 
@@ -87,7 +90,12 @@ class Storage:
             "aws_secret_access_key": environment["AWS_SECRET_ACCESS_KEY"],
         } if environment else {}  # fmt: skip
         once = {"mode": "standard", "total_max_attempts": 1}
-        config = Config(retries=once, connect_timeout=timeout, read_timeout=timeout)  # type: ignore[arg-type]
+        config = Config(
+            retries=once,  # type: ignore[arg-type]
+            connect_timeout=timeout,
+            read_timeout=timeout,
+            max_pool_connections=CONNECTIONS,
+        )
         try:
             return boto3.Session().client("s3", config=config, **chain)  # type: ignore[call-overload, no-any-return]
         except (BotoCoreError, ValueError) as error:

@@ -14,6 +14,7 @@ import pytest
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import decode
 from flows import manifest, runs
+from flows.machine import BATCH
 from flows.shard import dream_shard
 from flows.stack import Stack
 from flows.storage import Patience, Storage
@@ -140,6 +141,17 @@ def test_patience_has_an_end(fault: Fault, stack: Stack, storage: Storage, proxy
         impatient.read(source + "x")
     assert 1 < time.monotonic() - started < 20
     assert proxy.count() > 1
+
+
+def test_many_threads_keep_their_connections(
+    harmed: Storage, proxy: Proxy, source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many as read and write for a GPU, twice over."""
+    threads = 4 * BATCH
+    proxy.choose = lambda _call: Fault.LATE  # so that all of them ask at once
+    with ThreadPoolExecutor(threads) as asking:
+        assert set(asking.map(harmed.find, [source + "x"] * threads)) == {None}
+    assert "pool is full" not in caplog.text
 
 
 def test_half_of_all_answers_being_slow_down_loses_nothing(harmed: Storage, proxy: Proxy, source: str) -> None:
