@@ -33,7 +33,9 @@ from dreamcore.images import MAX_SOURCE_PIXELS, Photograph
 from flows.machine import cores_a_worker
 
 SECONDS = 10.0
-"""That one picture may take."""
+"""Of computing that one picture may take."""
+WAITING = 6
+"""Times as many it may take by the clock: others may keep its child from computing."""
 MEMORY = 2**30
 """Bytes that one picture may take, its file and its pixels included."""
 
@@ -198,16 +200,20 @@ class _Child:
 
     @contextmanager
     def watched(self, seconds: float) -> Iterator[None]:
-        """Kill it if this block takes longer.
+        """Kill it if it computes for longer in this block, or sleeps much longer.
 
         Time is counted in small steps, so that the hours of a machine that was stopped do not count.
         """
-        done = threading.Event()
+        done, before = threading.Event(), self.computed()
 
         def watch() -> None:
-            if not any(done.wait(seconds / _STEPS) for _ in range(_STEPS)):
-                self.late = True
-                self.process.kill()
+            for _ in range(WAITING * _STEPS):
+                if done.wait(seconds / _STEPS):
+                    return
+                if self.computed() - before > seconds:
+                    break
+            self.late = True
+            self.process.kill()
 
         watchdog = threading.Thread(target=watch)
         watchdog.start()
@@ -216,6 +222,14 @@ class _Child:
         finally:
             done.set()
             watchdog.join()
+
+    def computed(self) -> float:
+        """Seconds that it has computed; only Linux tells."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def killed(self) -> bool:

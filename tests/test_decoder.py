@@ -22,7 +22,7 @@ from PIL import ExifTags, Image
 
 from dreamcore import images
 from dreamcore.errors import ImageError, Unavailable
-from flows.decoder import MEMORY, SECONDS, Decoder, Decoders
+from flows.decoder import MEMORY, SECONDS, WAITING, Decoder, Decoders
 from tests.test_images import DISPLAY_P3, LOSSLESS, photo, png, rgb_profile, saved
 
 GOOD = saved(Image.fromarray(photo(60, 40)), "PNG")
@@ -214,7 +214,7 @@ def test_one_child_serves_all_pictures_and_each_costs_milliseconds(shared: Decod
 
 
 def test_the_limits_are_the_published_ones() -> None:
-    assert (SECONDS, MEMORY) == (10, 2**30)
+    assert (SECONDS, SECONDS * WAITING, MEMORY) == (10, 60, 2**30)
 
 
 def test_a_bomb_is_refused_by_its_header(shared: Decoder) -> None:
@@ -295,7 +295,7 @@ def test_a_child_that_died_between_two_pictures_is_nobodys_fault(decoder: Decode
 
 
 def test_the_time_of_a_stopped_machine_does_not_count() -> None:
-    code = "decoder = Decoder(3); print(pid(decoder)); print(decoder.decode(many_scans(80)).width)"
+    code = "decoder = Decoder(0.8); print(pid(decoder)); print(decoder.decode(many_scans(80)).width)"
     with another_process(code) as (parent, child, says):
 
         def both(number: signal.Signals) -> None:
@@ -303,9 +303,34 @@ def test_the_time_of_a_stopped_machine_does_not_count() -> None:
             os.kill(child, number)
 
         when_busy(child, lambda: both(signal.SIGSTOP)).join()
-        time.sleep(3.5)
+        time.sleep(5)
         both(signal.SIGCONT)
         assert says.readline() == "3000\n"
+
+
+def test_the_time_that_others_take_does_not_count() -> None:
+    decoder = Decoder(seconds=1)
+    child = pid(decoder)
+
+    def starve() -> None:
+        os.kill(child, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(child, signal.SIGCONT)
+
+    starving = when_busy(child, starve)
+    assert decoder.decode(many_scans(80)).width == 3000
+    starving.join()
+    decoder.close()
+
+
+def test_a_child_that_sleeps_is_not_waited_for() -> None:
+    decoder = Decoder(seconds=0.3)
+    os.kill(pid(decoder), signal.SIGSTOP)
+    started = time.monotonic()
+    assert failure(decoder, GOOD).kind == "undecodable"
+    assert 0.8 * 0.3 * WAITING < time.monotonic() - started < SECONDS
+    assert works(decoder)
+    decoder.close()
 
 
 # --- what it has given up
