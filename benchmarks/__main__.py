@@ -5,14 +5,14 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from benchmarks import collection, dreams, gpu, host, memory, report, steps, whole
-from benchmarks.subjects import Disagreement
 from benchmarks.timing import Row
 from flows.machine import keep_memory, max_memory
 
@@ -28,17 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     keep_memory(max_memory("cpu"))  # as a worker does; in this process it serves all contenders
     started = time.perf_counter()
-    try:
-        sections = measure(wanted.only or list(report.TITLES), quick=wanted.quick, soak=wanted.soak)
-    except Disagreement as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
+    sections = measure(wanted.only or list(report.TITLES), quick=wanted.quick, soak=wanted.soak)
     machine["seconds"] = round(time.perf_counter() - started, 1)
+    return tell(machine, sections, wanted.json)
+
+
+def tell(machine: Mapping[str, Any], sections: report.Sections, file: Path) -> int:
+    """Print the table and write the JSON to `file`; the exit code of the program."""
     trusted = steps.is_trusted(sections["null"]) if "null" in sections else None
-    wanted.json.write_text(json.dumps(report.to_json(machine, sections, trusted), indent=1) + "\n")
+    file.write_text(json.dumps(report.to_json(machine, sections, trusted), indent=1) + "\n")
     report.show(machine, sections, trusted, Console(width=None if sys.stdout.isatty() else 160))
-    print(f"\n{machine['seconds']:.0f} s; as JSON in {wanted.json}")
-    return 0
+    print(f"\n{machine['seconds']:.0f} s; as JSON in {file}")
+    return 1 if report.disagreeing(sections) else 0
 
 
 def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, list[Row]]:

@@ -1,10 +1,11 @@
 """The table and the JSON of one run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -53,6 +54,19 @@ FIGURES = {
 
 NOISY = 0.1
 """Where the rounds of one contender are further apart than this, something else ran besides."""
+LEAST_DB = 60.0
+"""Contenders whose pictures after one step agree to less than this do not do the same: they cannot be compared."""
+
+Sections = Mapping[str, Sequence[Row]]
+
+
+def disagreeing(sections: Sections) -> list[str]:
+    """The sections that are not to be trusted, for a contender takes another step in them than the published one."""
+    return [
+        section
+        for section, rows in sections.items()
+        if any(row.figures.get("agreement_db", math.inf) < LEAST_DB for row in rows)
+    ]
 
 
 @dataclass(frozen=True)
@@ -67,11 +81,12 @@ class Target:
     within: bool = False
     """Whether `wanted` is how far the figure may be from 0, and not what it must reach."""
 
-    def measured(self, sections: Mapping[str, Sequence[Row]]) -> dict[str, float]:
-        """The figure in each case."""
+    def measured(self, sections: Sections) -> dict[str, float]:
+        """The figure in each case; none where the section is not to be trusted."""
+        rows = () if self.section in disagreeing(sections) else sections.get(self.section, ())
         return {
             row.case: row.figures[self.figure]
-            for row in sections.get(self.section, ())
+            for row in rows
             if self.figure in row.figures and row.contender in (self.contender or row.contender,)
         }
 
@@ -79,7 +94,7 @@ class Target:
         """Whether this is good enough."""
         return abs(value) <= self.wanted if self.within else value >= self.wanted
 
-    def to_json(self, sections: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    def to_json(self, sections: Sections) -> dict[str, Any]:
         """The target with what was measured; `reached` is null where nothing was."""
         measured = self.measured(sections)
         reached = all(map(self.reached, measured.values())) if measured else None
@@ -97,24 +112,25 @@ TARGETS = (
     Target("flat over sizes, within", "flat", None, "deviation", 0.15, within=True),
     Target("dreams alone in the flow's dreaming", "collection", None, "engine_share", 0.95),
     Target("memory after 2,000 dreams against 200, within", "memory", None, "growth", 0.03, within=True),
+    Target("engine against clean eager on a GPU", "gpu", "engine", "times_clean", 5.0),
 )
 
 
-def to_json(machine: Mapping[str, Any], sections: Mapping[str, Sequence[Row]], trusted: bool | None) -> dict[str, Any]:
+def to_json(machine: Mapping[str, Any], sections: Sections, trusted: bool | None) -> dict[str, Any]:
     """All that was measured; `trusted` is null where the engine was not held against itself."""
     return {
         "machine": dict(machine),
         "trusted": trusted,
+        "disagreeing": disagreeing(sections),
         "sections": {name: [row.to_json() for row in rows] for name, rows in sections.items()},
         "targets": [target.to_json(sections) for target in TARGETS],
     }
 
 
-def show(
-    machine: Mapping[str, Any], sections: Mapping[str, Sequence[Row]], trusted: bool | None, console: Console
-) -> None:
+def show(machine: Mapping[str, Any], sections: Sections, trusted: bool | None, console: Console) -> None:
     """Print the header, the table, the targets, and whether the run is to be trusted."""
-    console.print(Group(header(machine), table(sections), targets(sections), verdict(trusted)))
+    said = verdict(trusted, disagreeing(sections))
+    console.print(Group(header(machine), table(sections), targets(sections), said))
 
 
 def header(machine: Mapping[str, Any]) -> Text:
@@ -127,7 +143,7 @@ def header(machine: Mapping[str, Any]) -> Text:
     )
 
 
-def table(sections: Mapping[str, Sequence[Row]]) -> Table:
+def table(sections: Sections) -> Table:
     """All sections side by side."""
     found = Table("case (MP: megapixel)", "contender", box=None, pad_edge=False)
     for name in ("wall ms", "±", "CPU ms"):
@@ -153,7 +169,7 @@ def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def targets(sections: Mapping[str, Sequence[Row]]) -> Table:
+def targets(sections: Sections) -> Table:
     """What was wanted, and in how many cases it was reached."""
     found = Table("target", "wanted", "measured", "reached", box=None, pad_edge=False, title_justify="left")
     found.title = Text("\ntargets", style="bold")
@@ -171,14 +187,20 @@ def targets(sections: Mapping[str, Sequence[Row]]) -> Table:
     return found
 
 
-def verdict(trusted: bool | None) -> RenderableType:
-    """Whether the run tells anything, in bold where it does not."""
+def verdict(trusted: bool | None, disagreeing: Sequence[str] = ()) -> Text:
+    """Whether the run tells anything, and which of its sections do not, in bold where there is something wrong."""
+    said = Text()
     if trusted is None:
-        return Text("\nThe engine was not held against itself (section null): nobody knows how noisy this run was.")
-    if trusted:
-        return Text("\nThe engine against itself is within 5 % of 1 everywhere.")
-    return Text(
-        "\nThis run is not to be trusted: the engine differs from itself by more than 5 %. "
-        "Let nothing else run on the machine.",
-        style="bold",
-    )
+        said.append("\nThe engine was not held against itself (section null): nobody knows how noisy this run was.")
+    elif trusted:
+        said.append("\nThe engine against itself is within 5 % of 1 everywhere.")
+    else:
+        said.append(
+            "\nThis run is not to be trusted: the engine differs from itself by more than 5 %. "
+            "Let nothing else run on the machine.",
+            style="bold",
+        )
+    for section in disagreeing:
+        wrong = f"Section {section} is not to be trusted: pictures after a step agree to less than {LEAST_DB:.0f} dB."
+        said.append(f"\n{wrong}", style="bold")
+    return said

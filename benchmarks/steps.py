@@ -17,7 +17,7 @@ from benchmarks.subjects import (
     Size,
     Step,
     Subject,
-    check_agreement,
+    agreement,
     contender,
     megapixels,
     network_of,
@@ -54,7 +54,7 @@ def _measure_case(
     subject: Subject, size: Size, rounds: int, steps: dict[str, Step], wanted: Collection[str]
 ) -> dict[str, list[Row]]:
     picture, case = pictures(size), spelt(subject, size)
-    near = check_agreement(steps, picture)
+    near = agreement(steps, picture)
     contenders: dict[str, Callable[[], object]] = {name: partial(step, picture) for name, step in steps.items()}
     if "null" in wanted:
         contenders[AGAIN] = contenders[ENGINE]
@@ -62,7 +62,7 @@ def _measure_case(
     found = race(contenders | {name: product for name, (product, _) in products.items()}, rounds)
     rows = {}
     if "engine" in wanted:
-        rows["engine"] = [_step_row(found, case, name, size, near) for name in steps]
+        rows["engine"] = step_rows(found, case, megapixels(size), near)
     if "null" in wanted:
         rows["null"] = [found.row(case, AGAIN, {"null_ratio": found.times(ENGINE, AGAIN)})]
     if "peak" in wanted:
@@ -71,15 +71,24 @@ def _measure_case(
     return rows
 
 
-def _step_row(found: Race, case: str, name: str, size: Size, near: dict[str, float]) -> Row:
-    """One contender: its speed, how it compares, and how near its picture comes to that of the first."""
-    figures = {"megapixel_steps": megapixels(size) / found.wall(name)}
-    if name != PUBLISHED:
-        figures["times_published"] = found.times(name, PUBLISHED)
-        figures["agreement_db"] = near[name]
-    if name in (PLAIN, ENGINE):
-        figures["times_clean"] = found.times(name, CLEAN)
-    return found.row(case, name, figures)
+def step_rows(found: Race, case: str, worked: float, near: dict[str, float]) -> list[Row]:
+    """The published step and those in `near`: how fast each is, and how near its picture comes to the published one.
+
+    Args:
+        found: their race.
+        case: what it was about.
+        worked: megapixels in a step.
+        near: dB, by contender.
+    """
+    rows = []
+    for name in (PUBLISHED, *near):
+        figures = {"megapixel_steps": worked / found.wall(name)}
+        if name in near:
+            figures |= {"times_published": found.times(name, PUBLISHED), "agreement_db": near[name]}
+        if name in (PLAIN, ENGINE):
+            figures["times_clean"] = found.times(name, CLEAN)
+        rows.append(found.row(case, name, figures))
+    return rows
 
 
 def is_trusted(rows: Collection[Row]) -> bool:

@@ -15,14 +15,28 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import report
+from benchmarks import gpu, host, report
+from benchmarks.__main__ import tell
 from benchmarks.crew import Crew
 from benchmarks.gpu import measure_gpu
 from benchmarks.steps import AGAIN, is_trusted, peak_rows
-from benchmarks.subjects import ENGINE, SUBJECTS, Disagreement, check_agreement, pictures
+from benchmarks.subjects import (
+    BUNDLED_SUBJECT,
+    CLEAN,
+    ENGINE,
+    PLAIN,
+    PUBLISHED,
+    SUBJECTS,
+    Step,
+    Subject,
+    agreement,
+    contender,
+    pictures,
+)
 from benchmarks.timing import Race, Row, Spent, order, race
 
 ROOT = Path(__file__).parents[1]
+MACHINE = host.describe() | {"seconds": 1.0}
 
 
 def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
@@ -32,7 +46,8 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert set(found) == {"machine", "trusted", "sections", "targets"}
+    assert set(found) == {"machine", "trusted", "disagreeing", "sections", "targets"}
+    assert found["disagreeing"] == []
     assert {"processor", "cores", "torch", "torch_threads", "date", "quick", "seconds"} <= set(found["machine"])
     assert set(found["sections"]) == {"engine", "null"}
     contenders = {row["contender"] for row in found["sections"]["engine"]}
@@ -49,12 +64,9 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
 
 
 def printed(sections: dict[str, list[Row]], trusted: bool | None) -> str:
-    machine = dict.fromkeys(
-        ("processor", "cores", "vectors", "gpu", "torch", "torch_threads", "python", "load", "date")
-    )
     screen = io.StringIO()
     report.show(
-        machine, sections, trusted, Console(file=screen, width=160, force_terminal=True, color_system="standard")
+        MACHINE, sections, trusted, Console(file=screen, width=160, force_terminal=True, color_system="standard")
     )
     return screen.getvalue()
 
@@ -70,17 +82,47 @@ def test_a_run_in_which_the_engine_differs_from_itself_is_not_to_be_trusted() ->
     assert "not to be trusted" not in printed({"null": honest}, True)
 
 
-def test_contenders_that_take_other_steps_are_not_compared() -> None:
+def test_how_near_contenders_come_to_the_first() -> None:
     def slope(bend: float, seen: Tensor) -> Tensor:
         return seen - 0.5 + bend * seen.square()
 
     picture = pictures((32, 48))
-    near = check_agreement({"one": partial(slope, 0.0), "same": lambda seen: 3 * slope(0.0, seen)}, picture)
-    assert near["same"] > 100
-    with pytest.raises(Disagreement, match="other and one take other steps"):
-        check_agreement({"one": partial(slope, 0.0), "other": partial(slope, 1.0)}, picture)
-    with pytest.raises(Disagreement):
-        check_agreement({"one": partial(slope, 0.0), "broken": lambda seen: seen * torch.nan}, picture)
+    steps: dict[str, Step] = {
+        "one": partial(slope, 0.0),
+        "same": lambda seen: 3 * slope(0.0, seen),
+        "other": partial(slope, 1.0),
+        "broken": lambda seen: seen * torch.nan,
+    }
+    near = agreement(steps, picture)
+    assert set(near) == {"same", "other", "broken"}
+    assert near["same"] > 100 > 60 > near["other"] > near["broken"] == 0
+
+
+def test_contenders_that_take_another_step_cost_their_section_its_targets_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contenders(name: str, subject: Subject, device: str) -> Step:
+        step = contender(name, subject, device)
+        return (lambda seen: step(seen).flip(-1)) if name == CLEAN else step
+
+    monkeypatch.setattr(gpu, "contender", contenders)
+    monkeypatch.setattr(gpu, "SUBJECTS", (None, BUNDLED_SUBJECT))
+    monkeypatch.setattr(gpu, "SIZE", (64, 96))
+    monkeypatch.setattr(gpu, "BATCH", 2)
+    rows = measure_gpu(quick=True, device="cpu")
+    assert [row.contender for row in rows] == [PUBLISHED, CLEAN, PLAIN, ENGINE]
+    assert rows[1].figures["agreement_db"] < 60 < rows[3].figures["agreement_db"]
+    honest = [Row("one", ENGINE, figures={"times_clean": 2, "agreement_db": 80})]
+    assert tell(MACHINE, {"engine": honest}, tmp_path / "found.json") == 0
+    assert "Section" not in capsys.readouterr().out
+    assert tell(MACHINE, {"engine": honest, "gpu": rows}, tmp_path / "found.json") == 1
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["disagreeing"] == ["gpu"]
+    assert len(found["sections"]["gpu"]) == len(rows)
+    measured = {target["name"]: target["measured"] for target in found["targets"]}
+    assert measured["engine against clean eager"] == {"one": 2}
+    assert measured["engine against clean eager on a GPU"] == {}
+    assert "Section gpu is not to be trusted" in capsys.readouterr().out
 
 
 def test_every_contender_has_every_place_in_a_round() -> None:
