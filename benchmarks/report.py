@@ -104,8 +104,8 @@ class Target:
 TARGETS = (
     Target("engine against clean eager", "engine", "engine", "times_clean", 1.5),
     Target("engine against published", "engine", "engine", "times_published", 2.6),
-    Target("engine's part of torch.mm", "peak", "engine", "of_matmul", 0.7),
-    Target("engine's part of the best product", "peak", "engine", "of_best", 0.7),
+    Target("engine's part of torch.mm, 32 bits", "peak", "engine, 32 bits", "of_matmul", 0.7),
+    Target("engine's part of the best product, 32 bits", "peak", "engine, 32 bits", "of_best", 0.7),
     Target("whole machine against published", "machine", None, "machine_times_published", 3.5),
     Target("two processes against one", "machine", None, "two_times_one", 1.85),
     Target("64x96 batched against singly", "batches", None, "times_singly", 1.7),

@@ -9,6 +9,7 @@ from torch import Tensor
 from benchmarks.subjects import (
     CLEAN,
     ENGINE,
+    ENGINE_32,
     LARGE,
     PLAIN,
     PUBLISHED,
@@ -41,8 +42,8 @@ Product = tuple[Callable[[], Tensor], float]
 def measure_steps(wanted: Collection[str], *, quick: bool) -> dict[str, list[Row]]:
     """The sections `engine`, `null` and `peak`, as far as they are wanted, from the same rounds."""
     sections: dict[str, list[Row]] = {name: [] for name in ("engine", "null", "peak") if name in wanted}
+    names = (PUBLISHED, CLEAN, PLAIN, ENGINE_32, ENGINE) if "engine" in wanted else (ENGINE_32, ENGINE)
     for subject in SUBJECTS:
-        names = (PUBLISHED, CLEAN, PLAIN, ENGINE) if "engine" in wanted else (ENGINE,)
         steps = {name: contender(name, subject) for name in names}
         for size, rounds in {SMALL: 3}.items() if quick else {SMALL: 20, LARGE: 10}.items():
             for name, rows in _measure_case(subject, size, rounds, steps, sections).items():
@@ -66,8 +67,8 @@ def _measure_case(
     if "null" in wanted:
         rows["null"] = [found.row(case, AGAIN, {"null_ratio": found.times(ENGINE, AGAIN)})]
     if "peak" in wanted:
-        flops = {name: flops for name, (_, flops) in products.items()} | {ENGINE: subject.flops(size)}
-        rows["peak"] = peak_rows(found, case, flops)
+        flops = {name: flops for name, (_, flops) in products.items()}
+        rows["peak"] = peak_rows(found, case, flops, subject.flops(size))
     return rows
 
 
@@ -85,7 +86,7 @@ def step_rows(found: Race, case: str, worked: float, near: dict[str, float]) -> 
         figures = {"megapixel_steps": worked / found.wall(name)}
         if name in near:
             figures |= {"times_published": found.times(name, PUBLISHED), "agreement_db": near[name]}
-        if name in (PLAIN, ENGINE):
+        if name in (PLAIN, ENGINE_32, ENGINE):
             figures["times_clean"] = found.times(name, CLEAN)
         rows.append(found.row(case, name, figures))
     return rows
@@ -111,14 +112,25 @@ def matrix_products() -> dict[str, Product]:
     return products
 
 
-def peak_rows(found: Race, case: str, flops: dict[str, float]) -> list[Row]:
-    """Each matrix product's speed, and the engine's as a part of the one that everybody has and of the best one."""
-    speed = {name: flops[name] / found.wall(name) / 1e9 for name in flops}
-    best = max((name for name in flops if name != ENGINE), key=lambda name: speed[name])
-    part = {name: found.times(ENGINE, name) * flops[ENGINE] / flops[name] for name in flops}
-    rows = [found.row(case, name, {"gflops": speed[name]}) for name in flops if name != ENGINE]
-    figures = {"gflops": speed[ENGINE], "of_matmul": part[MATMUL], "of_best": part[best]}
-    return [*rows, found.row(case, ENGINE, figures)]
+def peak_rows(found: Race, case: str, products: dict[str, float], step: float) -> list[Row]:
+    """Each matrix product's speed, and the engine's as a part of the one that everybody has and of the best one.
+
+    The products are of 32 bits, and so is the engine's part that counts; what it is with half precision stands below.
+
+    Args:
+        found: the race of the products and the engine, in 32 bits and as it is.
+        case: what it was about.
+        products: multiplications and additions of each product.
+        step: those of a step of the engine.
+    """
+    speed = {name: flops / found.wall(name) / 1e9 for name, flops in products.items()}
+    best = max(speed, key=lambda name: speed[name])
+    rows = [found.row(case, name, {"gflops": speed[name]}) for name in products]
+    for name in (ENGINE_32, ENGINE):
+        part = {product: found.times(name, product) * step / products[product] for product in (MATMUL, best)}
+        figures = {"gflops": step / found.wall(name) / 1e9, "of_matmul": part[MATMUL], "of_best": part[best]}
+        rows.append(found.row(case, name, figures))
+    return rows
 
 
 def measure_batches(*, quick: bool) -> list[Row]:

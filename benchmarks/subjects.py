@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ SUBJECTS = (BUNDLED_SUBJECT, Subject("googlenet", "inception4c"))
 SMALL, LARGE = (300, 451), (768, 1024)
 
 PUBLISHED, CLEAN, PLAIN, ENGINE = "published", "clean eager", "plain network", "engine"
+ENGINE_32 = "engine, 32 bits"
+"""The engine as it is where the processor multiplies no bfloat16: in the units of large products of 32 bits."""
 
 
 def module_of(model: str) -> nn.Module:
@@ -58,6 +61,13 @@ def network_of(subject: Subject, device: str = "cpu", *, plain: bool = False) ->
     return Network(module_of(subject.model), card(subject.model), device=device, plain=plain)
 
 
+def in_32_bits(network: Network, layer: str) -> Network:
+    """A network whose gradients of a layer are taken in 32 bits on every processor; it has taken no step yet."""
+    with mock.patch("dreamcore.engine.multiplies_bfloat16", return_value=False):
+        assert network.precisions([frozenset([layer])]) == ["float32"]  # which makes the fast copy
+    return network
+
+
 def step_of(network: Network, layer: str) -> Step:
     """One step as the engine takes it: forward to the layer, score, gradient."""
 
@@ -70,9 +80,10 @@ def step_of(network: Network, layer: str) -> Step:
 
 
 def contender(name: str, subject: Subject, device: str = "cpu") -> Step:
-    """One of the four contenders by its name."""
-    if name in (ENGINE, PLAIN):
-        return step_of(network_of(subject, device, plain=name == PLAIN), subject.layer)
+    """One of the contenders by its name."""
+    if name in (ENGINE, ENGINE_32, PLAIN):
+        network = network_of(subject, device, plain=name == PLAIN)
+        return step_of(in_32_bits(network, subject.layer) if name == ENGINE_32 else network, subject.layer)
     known = card(subject.model)
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (known.mean, known.std))
     kind = Published if name == PUBLISHED else Clean

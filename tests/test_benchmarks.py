@@ -24,6 +24,7 @@ from benchmarks.subjects import (
     BUNDLED_SUBJECT,
     CLEAN,
     ENGINE,
+    ENGINE_32,
     PLAIN,
     PUBLISHED,
     SUBJECTS,
@@ -31,6 +32,8 @@ from benchmarks.subjects import (
     Subject,
     agreement,
     contender,
+    in_32_bits,
+    network_of,
     pictures,
 )
 from benchmarks.timing import Race, Row, Spent, order, race
@@ -51,7 +54,7 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert {"processor", "cores", "torch", "torch_threads", "date", "quick", "seconds"} <= set(found["machine"])
     assert set(found["sections"]) == {"engine", "null"}
     contenders = {row["contender"] for row in found["sections"]["engine"]}
-    assert contenders == {"published", "clean eager", "plain network", "engine"}
+    assert contenders == {"published", "clean eager", "plain network", "engine, 32 bits", "engine"}
     for row in found["sections"]["engine"]:
         assert min(row["wall_ms"], row["cpu_ms"], row["megapixel_steps"]) > 0
         assert row["contender"] == "published" or row["agreement_db"] >= 60
@@ -147,11 +150,24 @@ def test_both_clocks_run() -> None:
     assert (found.wall("told"), found.cpu("told")) == (7, 3)
 
 
-def test_the_best_product_is_the_measure() -> None:
-    """Of 1 and 4 GFLOP/s; the engine does 2."""
-    found = Race({name: [Spent(1, 1)] * 2 for name in ("torch.mm 2048", "other", ENGINE)})
-    figures = peak_rows(found, "case", {"torch.mm 2048": 1e9, "other": 4e9, ENGINE: 2e9})[-1].figures
-    assert figures == {"gflops": 2, "of_matmul": 2, "of_best": 0.5}
+def test_the_best_product_is_the_measure_of_a_step_in_the_same_32_bits() -> None:
+    """Of 1 and 4 GFLOP/s; the engine does 2, and 4 with half precision, which counts for no target."""
+    seconds = {"torch.mm 2048": 1.0, "other": 1.0, ENGINE_32: 1.0, ENGINE: 0.5}
+    found = Race({name: [Spent(wall, wall)] * 2 for name, wall in seconds.items()})
+    rows = peak_rows(found, "case", {"torch.mm 2048": 1e9, "other": 4e9}, 2e9)
+    figures = {row.contender: row.figures for row in rows}
+    assert figures[ENGINE_32] == {"gflops": 2, "of_matmul": 2, "of_best": 0.5}
+    assert figures[ENGINE] == {"gflops": 4, "of_matmul": 4, "of_best": 1}
+    measured = [target.measured({"peak": rows}) for target in report.TARGETS if target.section == "peak"]
+    assert measured == [{"case": 2}, {"case": 0.5}]
+
+
+def test_a_network_in_32_bits_stands_beside_one_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamcore.engine.multiplies_bfloat16", lambda: True)
+    subject = Subject("resnet18", "layer2")
+    wanted = [frozenset([subject.layer])]
+    assert in_32_bits(network_of(subject), subject.layer).precisions(wanted) == ["float32"]
+    assert network_of(subject).precisions(wanted) == ["float32/bfloat16"]
 
 
 def test_a_crew_answers_together_and_tells_of_its_end() -> None:
