@@ -72,7 +72,9 @@ def _tell(what: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description="Measure Dreamgrid on this machine.")
     parser.add_argument("--quick", action="store_true", help="few rounds of small cases: to see that it works")
-    parser.add_argument("--soak", action="store_true", help="in section memory, 2,000 dreams in one process")
+    parser.add_argument(
+        "--soak", action="store_true", help="in section memory, 2,000 dreams of random sizes in one process"
+    )
     parser.add_argument(
         "--json", type=Path, default=Path("benchmarks.json"), metavar="FILE", help="where the JSON goes"
     )

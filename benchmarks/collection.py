@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.crew import Crew
+from benchmarks.crew import Crew, become_worker
 from benchmarks.host import cores
 from benchmarks.subjects import Size, pixels
 from benchmarks.timing import Row
@@ -28,7 +28,7 @@ from dreamcore.picture import Limits, Order, dream_photographs
 from dreamcore.settings import BUNDLED, DreamSettings
 from flows import manifest
 from flows import stack as embedded
-from flows.machine import at_once, keep_memory, max_memory
+from flows.machine import at_once, max_memory
 from flows.storage import Storage
 
 SIZE = (316, 474)
@@ -45,10 +45,10 @@ def photograph(size: Size, seed: int) -> bytes:
     return sink.getvalue()
 
 
-def prepare_dreams(photographs: Sequence[bytes], max_memory: int) -> Callable[[Sequence[int]], None]:
+def prepare_dreams(photographs: Sequence[bytes]) -> Callable[[Sequence[int]], None]:
     """In a process of a crew: decoded photographs and a warm network; dreams what is asked in a run's batches."""
-    keep_memory(max_memory)
-    network, settings, limits = load_network(BUNDLED), DreamSettings(), Limits(max_memory)
+    become_worker()
+    network, settings, limits = load_network(BUNDLED), DreamSettings(), Limits(max_memory("cpu"))
     orders = [Order(decode(data, max_pixels=settings.max_pixels), settings) for data in photographs]
     together = at_once("cpu", math.prod(SIZE))
     dream_photographs(network, orders[:together], limits)
@@ -81,7 +81,7 @@ def measure_collection(*, quick: bool) -> list[Row]:
     with (
         _environment(CUDA_VISIBLE_DEVICES="", DREAMGRID_WORKERS=str(processes)),
         TemporaryDirectory() as folder,
-        Crew(prepare_dreams, (photographs, max_memory("cpu")), processes) as crew,
+        Crew(prepare_dreams, (photographs,), processes) as crew,
     ):
         seconds = alone(crew, range(sample), processes)
         try:

@@ -1,10 +1,13 @@
 """What a step takes of the machine's memory, and whether a process that goes on and on takes more and more."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
-from benchmarks.crew import Crew
+import numpy as np
+
+from benchmarks.crew import Crew, become_worker
 from benchmarks.subjects import (
     BUNDLED_SUBJECT,
     CLEAN,
@@ -25,10 +28,11 @@ from benchmarks.timing import Row
 from dreamcore.images import Photograph
 from dreamcore.picture import Order, dream_photograph
 from dreamcore.settings import DreamSettings
-from flows.machine import keep_memory, max_memory
 
 STATUS = Path("/proc/self/status")
 FEW, MANY = 200, 2000
+SIDES = 64, 192
+"""Of the pictures of the many dreams, at random: oneDNN keeps kernels for every size that it has met."""
 
 
 def resident(word: str) -> float:
@@ -41,7 +45,7 @@ def resident(word: str) -> float:
 def prepare_step(name: str, subject: Subject, size: Size) -> Callable[[object], tuple[float, float]]:
     """In a process of its own: MiB before a step, and at most until its end."""
     if name == ENGINE:
-        keep_memory(max_memory("cpu"))
+        become_worker()
     step, picture = contender(name, subject), pictures(size)
 
     def take(_question: object) -> tuple[float, float]:
@@ -52,15 +56,22 @@ def prepare_step(name: str, subject: Subject, size: Size) -> Callable[[object], 
     return take
 
 
+def sizes() -> Iterator[Size]:
+    """Endless small sizes, hardly one of them twice; the same ones in every run."""
+    random = np.random.default_rng(0)
+    while True:
+        height, width = random.integers(*SIDES, size=2, endpoint=True).tolist()
+        yield height, width
+
+
 def prepare_soak() -> Callable[[int], float]:
     """In a process of its own: MiB after so many more small dreams."""
-    keep_memory(max_memory("cpu"))
-    network = network_of(BUNDLED_SUBJECT)
-    settings = DreamSettings(steps=1, octaves=1)
+    become_worker()
+    network, settings, endless = network_of(BUNDLED_SUBJECT), DreamSettings(steps=1, octaves=1), sizes()
 
     def soak(count: int) -> float:
-        for seed in range(count):
-            dream_photograph(network, Order(Photograph(pixels((64, 64), seed % 16), 64, 64), settings))
+        for height, width in islice(endless, count):
+            dream_photograph(network, Order(Photograph(pixels((height, width)), width, height), settings))
         return resident("VmRSS")
 
     return soak
@@ -79,6 +90,6 @@ def measure_memory(*, quick: bool, soak: bool) -> list[Row]:
     if soak:
         with Crew(prepare_soak, ()) as crew:
             (early,), (late,) = crew.ask(FEW), crew.ask(MANY - FEW)
-        case, figures = f"{MANY} dreams of 64x64", {"mib_early": early, "mib_late": late, "growth": late / early - 1}
-        rows.append(Row(case, ENGINE, figures=figures))
+        figures = {"mib_early": early, "mib_late": late, "growth": late / early - 1}
+        rows.append(Row(f"{MANY} dreams, random sizes", ENGINE, figures=figures))
     return rows

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from statistics import median
 
-from benchmarks.crew import Crew
+from benchmarks.crew import Crew, become_worker
 from benchmarks.host import cores
 from benchmarks.subjects import (
     ENGINE,
@@ -18,7 +18,6 @@ from benchmarks.subjects import (
     spelt,
 )
 from benchmarks.timing import Race, Row, Spent, now, race, since
-from flows.machine import keep_memory, max_memory
 
 ONE, TWO = "1 process of the engine", "2 processes of the engine"
 
@@ -27,9 +26,9 @@ Turn = tuple[int, float, float]
 
 
 def prepare_steps(name: str, subject: Subject, size: Size) -> Callable[[float], Turn]:
-    """In a process of a crew: take steps for so many seconds as asked; the engine's processes keep their memory."""
+    """In a process of a crew: take steps for so many seconds as asked; the engine's processes are workers."""
     if name == ENGINE:
-        keep_memory(max_memory("cpu"))
+        become_worker()
     step, picture = contender(name, subject), pictures(size)
     for _ in range(3):
         step(picture)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from operator import methodcaller
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import gpu, host, report
+from benchmarks import gpu, host, memory, report
 from benchmarks.__main__ import tell
 from benchmarks.crew import Crew
 from benchmarks.gpu import measure_gpu
@@ -177,6 +177,22 @@ def test_a_crew_answers_together_and_tells_of_its_end() -> None:
         assert crew.ask(3) == [2]
         with pytest.raises(RuntimeError, match="a process of the benchmark ended"):
             crew.ask("no number")
+
+
+def test_many_dreams_of_one_process_are_of_many_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the largest come early, so that what grows afterwards is not what a picture takes."""
+    met = list(islice(memory.sizes(), memory.MANY))
+    assert len(set(met)) > 0.9 * memory.MANY
+    areas = [height * width for height, width in met]
+    assert max(areas[: memory.FEW]) > 0.95 * max(areas)
+    monkeypatch.setattr(memory, "SUBJECTS", ())
+    monkeypatch.setattr(memory, "FEW", 2)
+    monkeypatch.setattr(memory, "MANY", 4)
+    if not memory.STATUS.exists():
+        pytest.skip(f"this system has no {memory.STATUS}")
+    (row,) = memory.measure_memory(quick=False, soak=True)
+    assert row.case == "4 dreams, random sizes"
+    assert min(row.figures["mib_early"], row.figures["mib_late"]) > 100
 
 
 def test_without_a_gpu_the_section_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
