@@ -54,6 +54,8 @@ FIGURES = {
 
 NOISY = 0.1
 """Where the rounds of one contender are further apart than this, something else ran besides."""
+BUSY = 0.3
+"""Where the load at the start is above this for each core, something else ran just before, or runs still."""
 LEAST_DB = 60.0
 """Contenders whose pictures after one step agree to less than this do not do the same: they cannot be compared."""
 
@@ -134,13 +136,16 @@ def show(machine: Mapping[str, Any], sections: Sections, trusted: bool | None, c
 
 
 def header(machine: Mapping[str, Any]) -> Text:
-    """The machine in two lines."""
+    """The machine in two lines, and a warning in bold where it was busy."""
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    return Text(
+    said = Text(
         f"{machine['processor']}, {machine['cores']} cores, {machine['vectors']}{gpu}\n"
         f"torch {machine['torch']}, {machine['torch_threads']} threads by itself, Python {machine['python']}, "
         f"load {machine['load']} at the start, {machine['date']}"
     )
+    if (machine["load"] or 0) > BUSY * machine["cores"]:
+        said.append(f"\nThe load at the start was above {BUSY:g} a core: something else ran, or runs.", style="bold")
+    return said
 
 
 def table(sections: Sections) -> Table:

@@ -66,11 +66,10 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert ("not to be trusted" in done.stdout) is not found["trusted"]
 
 
-def printed(sections: dict[str, list[Row]], trusted: bool | None) -> str:
+def printed(sections: dict[str, list[Row]], trusted: bool | None, **machine: float | None) -> str:
     screen = io.StringIO()
-    report.show(
-        MACHINE, sections, trusted, Console(file=screen, width=160, force_terminal=True, color_system="standard")
-    )
+    console = Console(file=screen, width=160, force_terminal=True, color_system="standard")
+    report.show(MACHINE | machine, sections, trusted, console)
     return screen.getvalue()
 
 
@@ -83,6 +82,12 @@ def test_a_run_in_which_the_engine_differs_from_itself_is_not_to_be_trusted() ->
     assert "\x1b[1mThis run is not to be trusted" in text
     assert report.to_json({}, {"null": sabotaged}, False)["trusted"] is False
     assert "not to be trusted" not in printed({"null": honest}, True)
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.61, True), (0.59, False), (None, False)])
+def test_a_machine_that_was_busy_at_the_start_says_so(load: float | None, busy: bool) -> None:
+    warning = "\x1b[1mThe load at the start was above 0.3 a core"
+    assert (warning in printed({}, True, load=load, cores=2)) is busy
 
 
 def test_how_near_contenders_come_to_the_first() -> None:
