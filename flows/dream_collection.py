@@ -24,11 +24,12 @@ from prefect.tasks import exponential_backoff
 from dreamcore.errors import InvalidInput, Unavailable
 from flows import manifest, runs, sheets
 from flows.ahead import as_they_end
+from flows.history import Failures, done_before
 from flows.job import DreamJob
 from flows.machine import check_environment, start_worker, stop_workers, workers
 from flows.plan import Plan, PlannedSettings, Shard, Source, make_plan
 from flows.runs import Report, Run
-from flows.scan import Failures, Scan, check_access, done_before, pace, plan_settings, scan, warn_of_store
+from flows.scan import Scan, check_access, pace, plan_settings, scan, warn_of_store
 from flows.storage import storage
 from flows.terminal import one_line
 
@@ -77,7 +78,7 @@ def dream_collection(job: DreamJob) -> Report:
     run, shards = runs.claim(job, settings, storage())
     with begun():
         if not shards:
-            found, before = find_photographs(job), done_before(job, storage())
+            found, before = find_photographs(job), done_before(job.destination, storage())
             shards = runs.freeze(run, make_plan(found.sources, settings, before, pace()), storage())
             if not shards:
                 return nothing_to_do(run, found, before.failures(found.sources, settings))

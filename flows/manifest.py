@@ -14,7 +14,7 @@ from dreamcore.errors import ErrorKind
 from dreamcore.objectives import objective_label
 from dreamcore.settings import DreamSettings
 from flows.ahead import ahead, threads
-from flows.storage import Storage
+from flows.storage import Found, Storage
 
 SCHEMA_VERSION = "2"
 """Columns are only ever added, and nullable; then this is raised."""
@@ -118,6 +118,21 @@ def part_uri(destination: str, run_id: str, shard: int) -> str:
     return f"{folder_of(destination, run_id)}shard-{shard:06d}.parquet"
 
 
+def run_of(uri: str) -> str:
+    """The run that a part is of, by its address."""
+    return uri.rpartition("/run=")[2].partition("/")[0]
+
+
+def shard_of(uri: str) -> int:
+    """The shard that a part is of, by its address."""
+    return int(uri.rpartition("/shard-")[2].removesuffix(".parquet"))
+
+
+def record_of(destination: str, run_id: str) -> str:
+    """Folder of what is kept of a run besides its parts."""
+    return f"{destination}_runs/{run_id}/"
+
+
 def to_parquet(rows: Sequence[Row]) -> bytes:
     """A part, whole: it is put in one piece, so that no reader ever meets half of one."""
     sink = io.BytesIO()
@@ -133,21 +148,33 @@ def read(
     where: pc.Expression | None = None,
 ) -> pa.Table:
     """The manifest of a destination, or one run's part of it: these columns of the rows that `where` chooses."""
+    return rows_in(storage, parts(storage, destination, run_id), columns, where)
+
+
+def rows_in(
+    storage: Storage, uris: Iterable[str], columns: Iterable[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
+    """These columns of the rows that `where` chooses in the parts with these addresses."""
     wanted = list(columns or SCHEMA.names)
-    found = tables(storage, destination, wanted, run_id)
+    found = read_parts(storage, uris, wanted)
     chosen = [table if where is None else table.filter(where) for table in found]
     return pa.concat_tables(chosen) if chosen else _schema(wanted).empty_table()
 
 
 def tables(storage: Storage, destination: str, columns: Sequence[str], run_id: str | None = None) -> Iterator[pa.Table]:
     """The same part by part, of which only a few are in memory."""
+    yield from read_parts(storage, parts(storage, destination, run_id), columns)
+
+
+def read_parts(storage: Storage, uris: Iterable[str], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of the parts with these addresses, in their order."""
 
     def read_part(uri: str) -> pa.Table:
         data = storage.read(uri)  # a part may have been deleted meanwhile
         return from_parquet(data, columns) if data else _schema(columns).empty_table()
 
     with threads(_READERS) as readers:
-        yield from ahead(readers, read_part, parts(storage, destination, run_id), _READERS)
+        yield from ahead(readers, read_part, uris, _READERS)
 
 
 def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
@@ -170,8 +197,13 @@ def _schema(columns: Iterable[str]) -> pa.Schema:
 
 def parts(storage: Storage, destination: str, run_id: str | None = None) -> list[str]:
     """Addresses of the parts of a destination, or of one run."""
+    return [found.uri for found in listed(storage, destination, run_id)]
+
+
+def listed(storage: Storage, destination: str, run_id: str | None = None) -> list[Found]:
+    """The parts of a destination, or of one run, as they are listed."""
     there = storage.list(folder_of(destination, run_id))
-    return sorted(found.uri for found in there if found.uri.endswith(".parquet"))
+    return sorted((found for found in there if found.uri.endswith(".parquet")), key=lambda found: found.uri)
 
 
 def summary(storage: Storage, destination: str) -> dict[str, Any]:

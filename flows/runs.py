@@ -3,6 +3,7 @@
 DEST/_runs/<run_id>/job.json       the job, with every point of its grid; comes first
 DEST/_runs/active.json             the one unfinished run of this destination
 DEST/_runs/<run_id>/plan.parquet   the frozen plan; without rows where there was nothing to do
+DEST/_runs/<run_id>/index.parquet  what its parts say, for later runs (`history`)
 DEST/_runs/<run_id>/success.json   comes last, with the counts
 
 A process may sleep through anything: its run may be finished, given up and followed by others when it wakes. So each of
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from dreamcore.objectives import Frozen
 from dreamcore.settings import result_id
-from flows import manifest, sheets
+from flows import history, manifest, sheets
 from flows.ahead import ahead, threads
 from flows.job import DreamJob
 from flows.plan import Plan, PlannedSettings, Shard, Source, Sources, make_plan, result_name
@@ -56,7 +57,7 @@ class Run(Frozen):
     @property
     def folder(self) -> str:
         """Folder of this run's record."""
-        return folder_of(self.destination, self.run_id)
+        return manifest.record_of(self.destination, self.run_id)
 
     def result_uri(self, source: Source, planned: PlannedSettings) -> str:
         """Address of the dream of a photograph under a point of the grid."""
@@ -100,11 +101,6 @@ class Report(Frozen):
         return "every photograph has its dreams"
 
 
-def folder_of(destination: str, run_id: str) -> str:
-    """Folder of a run's record."""
-    return f"{destination}_runs/{run_id}/"
-
-
 def active_uri(destination: str) -> str:
     """Address of the mark of a destination's unfinished run."""
     return f"{destination}_runs/active.json"
@@ -146,7 +142,7 @@ def begun(destination: str, run_id: str, storage: Storage) -> Run:
     """
     run = _begun(destination, run_id, storage)
     if run is None:
-        raise Unavailable(f"{folder_of(destination, run_id)}job.json is gone: put it back, or add --abandon")
+        raise Unavailable(f"{manifest.record_of(destination, run_id)}job.json is gone: put it back, or add --abandon")
     return run
 
 
@@ -176,7 +172,7 @@ def planned(destination: str, run_id: str, storage: Storage) -> Iterator[tuple[S
     Raises:
         ValueError, LookupError, TypeError: its record is not whole.
     """
-    record = json.loads(storage.read(f"{folder_of(destination, run_id)}job.json") or b"")
+    record = json.loads(storage.read(f"{manifest.record_of(destination, run_id)}job.json") or b"")
     identities = [str(each["settings_id"]) for each in record["settings"]]
     plan = _plan(destination, run_id, storage)
     if plan is None:
@@ -186,7 +182,7 @@ def planned(destination: str, run_id: str, storage: Storage) -> Iterator[tuple[S
 
 
 def _begun(destination: str, run_id: str, storage: Storage) -> Run | None:
-    data = storage.read(f"{folder_of(destination, run_id)}job.json")
+    data = storage.read(f"{manifest.record_of(destination, run_id)}job.json")
     try:
         return Run.model_validate_json(data) if data else None
     except ValidationError as error:
@@ -269,7 +265,7 @@ def _fixed(destination: str, run_id: str, plan: Plan, storage: Storage) -> Plan 
 
 
 def _plan_uri(destination: str, run_id: str) -> str:
-    return f"{folder_of(destination, run_id)}plan.parquet"
+    return f"{manifest.record_of(destination, run_id)}plan.parquet"
 
 
 def remaining(run: Run, shards: Plan, storage: Storage) -> Iterator[Shard]:
@@ -319,7 +315,8 @@ def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
     Raises:
         DreamgridError: there is not exactly one row for each dream that was planned.
     """
-    counts, planned = tally(run, storage), shards.dreams
+    index, planned = history.gather(run.destination, run.run_id, storage), shards.dreams
+    counts = Counter(index["status"].to_pylist())
     if counts.total() != planned:
         raise DreamgridError(
             f"the run {run.run_id} has {counts.total()} rows of {planned} planned: it was given up by another process, "
@@ -339,6 +336,7 @@ def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
         manifest=manifest.folder_of(run.destination),
         sheets=sheets.folder_of(run.destination) if run.job.sheets and counts["done"] else None,
     )
+    history.keep(index, run.folder, storage)
     storage.write_new(f"{run.folder}success.json", report.model_dump_json(indent=1).encode(), _JSON)
     return report
 

@@ -1,24 +1,22 @@
 """What there is to do: checks a job against the world, finds its photographs, takes away what is done."""
 
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from dreamcore.catalogue import card, weights_of
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import looks_like_image
 from dreamcore.settings import DreamSettings, settings_id
-from flows import manifest, runs
+from flows import runs
 from flows.assets import settle
+from flows.history import done_before
 from flows.job import DreamJob, explain, split_uri
 from flows.machine import gpus, workers
-from flows.plan import CORE, GPU, Pace, Plan, PlannedSettings, Source, Sources, dream_key, estimate_seconds, make_plan
+from flows.plan import CORE, GPU, Pace, Plan, PlannedSettings, Source, Sources, estimate_seconds, make_plan
 from flows.runs import Run
 from flows.storage import HASTY, Found, Storage, storage
 
@@ -129,62 +127,6 @@ def _source(found: Found, folder: str) -> Source:
     return Source(found.uri, below, found.etag, found.size)
 
 
-class Failures(NamedTuple):
-    """What a job is without, because it came to nothing in an earlier run."""
-
-    photographs: int
-    dreams: int
-
-
-@dataclass(frozen=True, eq=False)
-class Done:
-    """The rows of a destination, by `dream_key`.
-
-    A photograph that failed is not tried again until it changes: it would fail again.
-    """
-
-    keys: NDArray[np.uint64]
-    """Of all rows, in order."""
-    failed: NDArray[np.uint64]
-    """Of those that are not done, in order."""
-
-    def __call__(self, key: int) -> bool:
-        """Whether there is a row of this dream, whatever became of it."""
-        return has(self.keys, key)
-
-    def failures(self, sources: Sources, settings: Sequence[PlannedSettings]) -> Failures:
-        """How many of these dreams are not there for all that."""
-        photographs = dreams = 0
-        for source in sources if len(self.failed) else ():
-            keys = (dream_key(source.uri, source.etag, planned.settings_id) for planned in settings)
-            failed = sum(has(self.failed, key) for key in keys)
-            photographs, dreams = photographs + bool(failed), dreams + failed
-        return Failures(photographs, dreams)
-
-
-def done_before(job: DreamJob, store: Storage) -> Done:
-    """What the manifest of the job's destination has, in 8 bytes for each row, and 8 more for each that failed."""
-    failed = array("Q")
-    keys = np.sort(np.fromiter(_keys(job.destination, store, failed), np.uint64))
-    return Done(keys, np.sort(np.array(failed, np.uint64)))
-
-
-def _keys(destination: str, store: Storage, failed: "array[int]") -> Iterator[int]:
-    """The key of each row; those of rows that are not done are noted in `failed`."""
-    for table in manifest.tables(store, destination, (*manifest.IDENTITY, "status")):
-        for *identity, status in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            key = dream_key(*identity)
-            if status in ("failed", "skipped"):
-                failed.append(key)
-            yield key
-
-
-def has(keys: NDArray[np.uint64], key: int) -> bool:
-    """Whether keys in order have this one, by bisection: there may be millions, asked for millions of times."""
-    place = np.searchsorted(keys, np.uint64(key))
-    return bool(place < len(keys) and keys[place] == key)
-
-
 def pace() -> Pace:
     """How fast this machine dreams, for a plan to be cut by.
 
@@ -203,7 +145,7 @@ def outlook(job: DreamJob) -> dict[str, Any]:
     settings = plan_settings(job)
     check_access(job)
     found = scan(job, storage())
-    before, here = done_before(job, storage()), pace()
+    before, here = done_before(job.destination, storage()), pace()
     run, frozen, refusal = _going_on(job, settings)
     if run and frozen:
         everything, todo = frozen.dreams, runs.remaining(run, frozen, storage())

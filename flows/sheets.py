@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dreamcore.errors import ImageError
 from dreamcore.objectives import objective_label
 from dreamcore.settings import DreamSettings, Reference, nearest_preset
-from flows import manifest
+from flows import history, manifest
 from flows.ahead import ahead, threads
 from flows.contact import Cell, cell_width, layout, pages, scores, thumbnail, wrapped
 from flows.decoder import decode
@@ -69,7 +69,8 @@ def draw_sheets(
         return
     chosen = pc.field("source_uri").isin([uri for uri, _ in photographs]) & (pc.field("status") == "done")
     dreams: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in _in_order(manifest.read(storage, destination, _COLUMNS, where=chosen).to_pylist()):
+    parts = history.parts_of((uri for uri, _ in photographs), destination, storage)
+    for row in _in_order(manifest.rows_in(storage, parts, _COLUMNS, chosen).to_pylist()):
         dreams.setdefault((row["source_uri"], row["source_etag"]), []).append(row)
     for uri, etag in photographs:
         entries = list(_entries(dreams.get((uri, etag), [])))

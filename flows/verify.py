@@ -23,11 +23,11 @@ from dreamcore.settings import DreamSettings
 from flows import manifest, runs
 from flows.ahead import ahead, threads
 from flows.decoder import Decoders
+from flows.history import has
 from flows.machine import cores
 from flows.manifest import IDENTITY
 from flows.plan import dream_key
 from flows.runs import Run
-from flows.scan import has
 from flows.storage import Storage
 
 Kind = Literal[
@@ -199,7 +199,7 @@ class _Look:
                         yield Trouble(kind="lost", uri=source.uri, what=what)
             except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
                 what = f"the record of this run cannot be read: {error}"
-                yield Trouble(kind="damaged", uri=runs.folder_of(self.destination, run_id), what=what)
+                yield Trouble(kind="damaged", uri=manifest.record_of(self.destination, run_id), what=what)
 
     def planned(self, unfinished: Run | None) -> Iterator[str]:
         """Addresses of all the dreams of the unfinished run."""

@@ -31,10 +31,11 @@ from dreamcore.picture import Limits, Order, dream_photographs
 from dreamcore.settings import DreamSettings
 from flows import runs, shard
 from flows.assets import network_of
+from flows.history import done_before
 from flows.job import DreamJob
 from flows.machine import max_memory
 from flows.plan import CORE, Pace, make_plan
-from flows.scan import done_before, plan_settings, scan
+from flows.scan import plan_settings, scan
 from flows.storage import Found, Storage
 from tests.tiny import pixels
 
@@ -132,9 +133,9 @@ def _follow_protocol(job: DreamJob, storage: Storage) -> None:
     settings = plan_settings(job)
     run, shards = runs.claim(job, settings, storage)
     if not shards:
-        shards = runs.freeze(
-            run, make_plan(scan(job, storage).sources, settings, done_before(job, storage), Pace(4, CORE)), storage
-        )
+        before = done_before(job.destination, storage)
+        plan = make_plan(scan(job, storage).sources, settings, before, Pace(4, CORE))
+        shards = runs.freeze(run, plan, storage)
     if shards:
         for each in runs.remaining(run, shards, storage):
             shard.dream_shard(run, each, storage)

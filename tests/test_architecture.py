@@ -34,7 +34,7 @@ STOREYS = (
         "redream",
         "preview",
     },
-    {"shard", "plan", "scan", "sheets", "runs", "verify", "stack", "options", "terminal"},
+    {"shard", "plan", "scan", "history", "sheets", "runs", "verify", "stack", "options", "terminal"},
     {"ahead", "assets", "batches", "contact", "decoder", "manifest", "storage", "trouble", "job", "machine", "servers"},
 )
 

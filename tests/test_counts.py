@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from dreamcore.errors import DreamgridError, Unavailable
 from flows import manifest, runs
+from flows.history import done_before
 from flows.job import DreamJob
 from flows.plan import Sources, make_plan
 from flows.runs import Run
-from flows.scan import done_before, outlook, plan_settings, scan
+from flows.scan import outlook, plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import Storage
 from tests.conftest import Command
@@ -62,7 +63,7 @@ def test_done_failed_and_skipped_are_all_that_was_planned(
     for number, sort in enumerate(sorts):
         put(storage, f"{here}{number}.png", sort)
     run = begin(storage, here, there)
-    plan = make_plan(scan(run.job, storage).sources, run.settings, done_before(run.job, storage))
+    plan = make_plan(scan(run.job, storage).sources, run.settings, done_before(run.destination, storage))
     shards = runs.freeze(run, plan, storage)
     for number, sort in enumerate(sorts):
         if sort == "deleted":
@@ -85,7 +86,7 @@ def test_done_failed_and_skipped_are_all_that_was_planned(
 def test_a_run_with_too_few_rows_is_not_finished(storage: Storage, source: str, destination: str) -> None:
     put(storage, source + "page.png", "page")
     run = begin(storage, source, destination)
-    plan = make_plan(scan(run.job, storage).sources, run.settings, done_before(run.job, storage))
+    plan = make_plan(scan(run.job, storage).sources, run.settings, done_before(run.destination, storage))
     first, *_ = shards = runs.freeze(run, plan, storage)
     dream_shard(run, first, storage)
     with pytest.raises(DreamgridError, match="1 rows of 2 planned: it was given up"):

@@ -4,8 +4,9 @@ import pytest
 
 from dreamcore.images import decode, describe
 from flows import manifest, runs
+from flows.history import done_before
 from flows.plan import make_plan, safe_name
-from flows.scan import done_before, plan_settings, scan
+from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
 from flows.sheets import draw_sheets
 from flows.storage import Storage
@@ -47,7 +48,8 @@ def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, desti
 
     job = plan_run(storage, source, destination, ["blocks.0"], sheets=len(KEYS))[0].job
     run, _ = runs.claim(job, plan_settings(job), storage)
-    plan = runs.freeze(run, make_plan(scan(job, storage).sources, run.settings, done_before(job, storage)), storage)
+    before = done_before(destination, storage)
+    plan = runs.freeze(run, make_plan(scan(job, storage).sources, run.settings, before), storage)
     assert {found.uri for found in plan.sources()} == there
     for shard in plan:
         dream_shard(run, shard, storage)
@@ -67,7 +69,7 @@ def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, desti
     assert all(uri.isprintable() for uri in results)
     verdict = verify(storage, destination, lambda _done, _all: None)
     assert (verdict.rows, verdict.objects, verdict.troubles) == (len(KEYS), len(KEYS), [])
-    assert not list(make_plan(scan(job, storage).sources, run.settings, done_before(job, storage)))
+    assert not list(make_plan(scan(job, storage).sources, run.settings, done_before(job.destination, storage)))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ from flows.dream_collection import SUBMITTED
 from flows.job import DreamJob
 from flows.plan import make_plan
 from flows.runs import Run, freeze, remaining
-from flows.scan import done_before, plan_settings, scan
+from flows.history import done_before
+from flows.scan import plan_settings, scan
 from flows.storage import Found
 
 
@@ -49,12 +50,13 @@ class Lister:
     def find(self, uri):
         return None
     def read(self, uri):
-        if not uri.endswith(".parquet") or uri in self.__dict__:
+        if "/manifest/" not in uri:
             return self.__dict__.get(uri)
         part = int(uri[-14:-8]) * 10_000
         uris = [f"{job.source}2025/IMG_{n:08d}.jpg" for n in range(part, part + 10_000)]
         sink = io.BytesIO()
-        pq.write_table(pa.table({"source_uri": uris, "source_etag": uris, "settings_id": uris}), sink)
+        same = {"shard": [part] * len(uris), "status": ["done"] * len(uris)}
+        pq.write_table(pa.table({"source_uri": uris, "source_etag": uris, "settings_id": uris, **same}), sink)
         return sink.getvalue()
     def write(self, uri, data, content_type):
         self.__dict__[uri] = data
@@ -64,7 +66,7 @@ class Lister:
 job = DreamJob.model_validate({"source": "s3://photos/incoming/", "destination": "s3://dreams/all/"})
 store, settings = Lister(), plan_settings(job)
 found = scan(job, store)
-plan = make_plan(found.sources, settings, done_before(job, store))
+plan = make_plan(found.sources, settings, done_before(job.destination, store))
 run = Run(run_id="run", job=job, settings=settings)
 frozen = freeze(run, plan, store)
 assert frozen.dreams == len(found.sources) == COUNT

@@ -11,10 +11,11 @@ from PIL import Image
 from dreamcore.errors import InvalidInput
 from dreamcore.images import decode, encode
 from flows import manifest, runs
+from flows.history import done_before
 from flows.job import DreamJob
 from flows.plan import Shard, make_plan
 from flows.runs import Run
-from flows.scan import done_before, plan_settings, scan
+from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
 from flows.sheets import draw_sheets
 from flows.storage import Storage
@@ -34,7 +35,7 @@ def plan_run(
     grid = {"layers": list(layers), "octaves": [1], "steps": [1]}
     job = DreamJob.model_validate({"source": source, "destination": destination, "grid": grid, **fields})
     settings = plan_settings(job)
-    shards = make_plan(scan(job, storage).sources, settings, done_before(job, storage))
+    shards = make_plan(scan(job, storage).sources, settings, done_before(job.destination, storage))
     works: dict[object, list[int]] = {}
     for shard in shards:
         for work in shard.works:

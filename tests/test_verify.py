@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from dreamcore.images import decode, describe, encode
 from flows import manifest, runs
+from flows.history import has
 from flows.manifest import Row
 from flows.plan import Plan, make_plan
 from flows.runs import Run
-from flows.scan import has, plan_settings, scan
+from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import Storage
 from flows.verify import Verdict, verify
