@@ -166,7 +166,8 @@ def at_once(device: str, pixels: int) -> int:
 
     By itself `BATCH` on a GPU, which one picture does not fill. On processors as many as have `SMALL` pixels together:
     small octaves gain up to three times the speed, and large ones leave the caches. Either way a dream is the one that
-    it would be alone, on processors to the bit.
+    it would be alone: to rounding, which the ascent lets grow, and on processors to the bit with most networks, among
+    them the bundled one.
 
     Args:
         device: where they are dreamt.

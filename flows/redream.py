@@ -1,8 +1,9 @@
 """One dream anew, alone, from the settings inside its picture: what it was, made again and held against it.
 
-The same machine, threads and settings give the same bits. A run's workers dream on one thread each, `dreamgrid image`
-on all that torch takes; nothing tells the two apart but that a run's dream names its source in S3. So a dream that
-names one is dreamt anew on one thread, any other on torch's own number of them.
+The same machine, threads and settings give the same bits, but for those networks whose gradients oneDNN sums in an
+order that depends on the batch, such as ResNet-18's, if the dream was one of a batch. A run's workers dream on one
+thread each, `dreamgrid image` on all that torch takes; nothing tells the two apart but that a run's dream names its
+source in S3. So a dream that names one is dreamt anew on one thread, any other on torch's own number of them.
 
 A picture may come from anybody: what it says is validated before anything is read or dreamt by it, and nothing larger
 than the picture itself is dreamt, but for octaves of at most four times its sides.

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from dreamcore.dream import Sample, dream
 from dreamcore.errors import ImageError
 from dreamcore.images import Photograph
+from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.picture import Dreamt, Order, dream_photographs
-from dreamcore.settings import batch_key
+from dreamcore.settings import BUNDLED, batch_key
+from flows.redream import threads
 from tests.test_networks import network
 from tests.tiny import SETTINGS, changed, picture, pixels, tiny_network
 
@@ -135,6 +137,16 @@ def test_the_same_batch_gives_the_same_bits() -> None:
     one, other = (dream(tiny_network(), samples) for _ in range(2))
     assert torch.equal(one.pictures, other.pictures)
     assert torch.equal(one.octave_scores, other.octave_scores)
+
+
+def test_a_dream_of_the_bundled_network_is_the_one_that_it_is_alone_to_the_bit() -> None:
+    samples = [sample(number, (96, 131), model=BUNDLED, layers="blocks.4", seed=number) for number in range(3)]
+    with threads(1):  # as a worker
+        together = dream(load_network(BUNDLED), samples)
+        for number, each in enumerate(samples):
+            alone = dream(load_network(BUNDLED), [each])
+            assert torch.equal(together.pictures[number], alone.pictures[0])
+            assert torch.equal(together.measured[number], alone.measured[0])
 
 
 # --- where samples leave the network
