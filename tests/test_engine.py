@@ -45,6 +45,18 @@ def test_one_step_is_that_of_the_plain_network(model: str) -> None:
     assert -10 * math.log10((one - other).square().mean().item() + 1e-20) > 60
 
 
+@pytest.mark.parametrize("model", ["resnet18", "timm/tf_efficientnet_lite0"])
+def test_one_step_in_numbers_of_64_bits_is_that_of_the_plain_network(model: str) -> None:
+    """They go through convolutions, and what is cut off behind these, as those of 32 bits do on a GPU."""
+    quick, plain = pair(model)
+    plain.module.double()
+    seen = picture(96, 100)[0].double()
+    settings = changed(model=model, layers=MIDDLES[model], octaves=1, steps=1, gradient="plain")
+    one, other = (dream(network, [Sample(seen, settings)]).pictures for network in (quick, plain))
+    assert (other - seen).abs().max() > 0.01
+    assert -10 * math.log10((one - other).square().mean().item() + 1e-20) > 160
+
+
 @pytest.mark.parametrize("size", [(300, 451), (65, 97), (224, 224)])
 def test_one_step_of_the_bundled_network_is_that_of_the_plain_one(size: tuple[int, int]) -> None:
     quick = load_network("efficientnet_lite0")
