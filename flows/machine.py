@@ -17,6 +17,9 @@ BATCH = 16
 """Dreams made at once, at most."""
 SMALL = 600_000
 """Pixels that are dreamt at once on a processor, if one picture has no more."""
+PRIMITIVES = "256"
+"""Convolutions that oneDNN keeps ready, each for one size of picture and with memory of its own: 1,024 by itself, which
+photographs of many sizes fill."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 _MOST = 2**31 - 1
@@ -83,6 +86,7 @@ def check_environment() -> None:
 def start_worker() -> None:
     """Set up a worker process: one thread of arithmetic, since there is one process a core."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which only worker processes do
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the flow decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

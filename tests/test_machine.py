@@ -131,6 +131,16 @@ def test_a_batch_of_nonsense_is_told(monkeypatch: pytest.MonkeyPatch, nonsense: 
         at_once("cpu", 1)
 
 
+@pytest.mark.parametrize(("asked", "found"), [({}, "1 256"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}, "1 64")])
+def test_a_worker_has_one_thread_and_few_sizes_of_convolutions(asked: dict[str, str], found: str) -> None:
+    code = "import os, flows.machine as machine; machine.start_worker(); "
+    code += "print(os.environ['OMP_NUM_THREADS'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")} | asked
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.strip() == found
+
+
 STEPS = """
 import resource, sys
 from flows.machine import keep_memory
