@@ -12,6 +12,9 @@ from dreamcore.settings import DreamSettings
 LEAST_OCTAVE = 32
 """Side in pixels below which an octave shows the network too little to be worth its steps."""
 
+SHRUNK = 32
+"""How many times a GPU shrinks smoothly at once; from about 47 times on torch finds no room for the weights there."""
+
 Size = tuple[int, int]
 """Height and width in pixels."""
 
@@ -94,6 +97,8 @@ def resize(pictures: Tensor, size: Size, how: str = "bicubic") -> Tensor:
     match how:
         case "bicubic":
             shrinking = size[0] < pictures.shape[-2] or size[1] < pictures.shape[-1]
+            if pictures.is_cuda and (SHRUNK * size[0] < pictures.shape[-2] or SHRUNK * size[1] < pictures.shape[-1]):
+                return resize(pictures.cpu(), size, how).to(pictures.device)
             return F.interpolate(pictures, size, mode="bicubic", align_corners=False, antialias=shrinking)
         case "bilinear":
             return F.interpolate(pictures, size, mode="bilinear", align_corners=False)

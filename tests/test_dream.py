@@ -9,6 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.network import Network
@@ -364,3 +366,19 @@ def test_pixels_survive_the_way_to_a_tensor_and_back() -> None:
     assert tensor.shape == (1, 3, 16, 16)
     assert tensor.max() == 1
     np.testing.assert_array_equal(to_pixels(tensor)[0], every)
+
+
+@pytest.mark.parametrize(("height", "where"), [(40, "cuda"), (20, "cpu")])
+def test_what_a_gpu_cannot_shrink_smoothly_at_once_a_processor_does(height: int, where: str) -> None:
+    """Seen on tensors that only say where they are: no GPU is needed."""
+    done: list[str] = []
+
+    class Note(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "upsample" in str(func):
+                done.append(args[0].device.type)
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Note():  # type: ignore[no-untyped-call]
+        small = resize(torch.empty(1, 3, 1000, 90, device="cuda"), (height, 60))
+    assert (done, small.device.type, tuple(small.shape)) == ([where], "cuda", (1, 3, height, 60))
