@@ -152,6 +152,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
         runs.abandon(job.destination, storage.storage())
     runs.holder(job, storage.storage())
     import httpx  # which Prefect speaks to its server with
+    from prefect.exceptions import ObjectNotFound
 
     from flows.dream_collection import dream_collection, on_progress
 
@@ -161,8 +162,9 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
             return dream_collection(job)
         except Unavailable as error:
             raise Stopped(str(error)) from error
-        except httpx.TransportError as error:
-            raise Stopped(f"Prefect's server does not answer ({error}); see PREFECT_API_URL") from error
+        except (httpx.HTTPError, ObjectNotFound) as error:
+            wrong = _wrong_with_prefect(error)
+            raise Stopped(f"Prefect's server does not answer as it should ({wrong}); see PREFECT_API_URL") from error
         except KeyboardInterrupt as error:
             raise Stopped("stopped") from error
         finally:
@@ -189,9 +191,20 @@ def _check_prefect() -> None:
     except (httpx.HTTPError, RuntimeError) as error:
         url = httpx.URL(named).copy_with(username=None, password=None)
         raise InvalidInput(
-            f"there is no Prefect server to work with at {url} ({one_line(str(error))}): start it, or correct "
+            f"there is no Prefect server to work with at {url} ({_wrong_with_prefect(error)}): start it, or correct "
             "PREFECT_API_URL, such as http://127.0.0.1:4200/api"
         ) from error
+
+
+def _wrong_with_prefect(error: Exception) -> str:
+    """What went wrong, without the address that httpx tells of a bad answer: it may have a password in it."""
+    import httpx
+    from prefect.exceptions import ObjectNotFound
+
+    cause = error.http_exc if isinstance(error, ObjectNotFound) else error
+    if isinstance(cause, httpx.HTTPStatusError):
+        return f"{cause.response.status_code} {cause.response.reason_phrase}"
+    return one_line(str(cause))
 
 
 def _tell(report: Any) -> None:

@@ -1,5 +1,7 @@
 """A bad way to a good store: an HTTP proxy before a real S3 server that harms the calls it is told to harm.
 
+It stands before Prefect's server as well, whose paths it takes for addresses.
+
 Signatures cover the Host header, which is passed on as it came: the store signs for the proxy's address.
 """
 
@@ -21,6 +23,8 @@ class Fault(Enum):
     """What can happen to a call."""
 
     SLOW_DOWN = "503 instead of an answer"
+    GONE = "404 instead of an answer"
+    UNKNOWN = "501 instead of an answer"
     EXPIRED = "400 ExpiredToken instead of an answer"
     LOST = "500 instead of the answer, after the store did what it was asked"
     RESET = "the connection is reset before the store hears of it"
@@ -33,7 +37,13 @@ class Fault(Enum):
     SILENT = "accepted, and never answered"
 
 
-_CODES = {Fault.SLOW_DOWN: (503, "SlowDown"), Fault.EXPIRED: (400, "ExpiredToken"), Fault.LOST: (500, "InternalError")}
+_CODES = {
+    Fault.SLOW_DOWN: (503, "SlowDown"),
+    Fault.GONE: (404, "NotFound"),
+    Fault.UNKNOWN: (501, "NotImplemented"),
+    Fault.EXPIRED: (400, "ExpiredToken"),
+    Fault.LOST: (500, "InternalError"),
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.closing.wait()
         if fault in (Fault.SILENT, Fault.RESET):
             return self.reset()
-        if fault in (Fault.SLOW_DOWN, Fault.EXPIRED):
+        if fault in (Fault.SLOW_DOWN, Fault.GONE, Fault.UNKNOWN, Fault.EXPIRED):
             return self.answer_error(*_CODES[fault])
         answer, data = self.pass_on(_flipped(body, call.number) if fault is Fault.SPOILT else body)
         if fault is Fault.LOST:
@@ -158,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
             data, self.close_connection = data[: len(data) // 2], True
         return self.answer(answer, data)
 
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_call
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = do_PATCH = handle_call
 
     def pass_on(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection(self.server.store, timeout=60)

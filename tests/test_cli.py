@@ -12,6 +12,7 @@ from dreamcore.images import describe
 from flows.stack import Stack
 from flows.storage import Storage
 from tests.conftest import PHOTOS, Command
+from tests.faults import Fault, Proxy, first
 
 HEAVY = ("torch", "prefect", "boto3", "pyarrow")
 
@@ -136,7 +137,12 @@ def bad_access(stack: Stack) -> dict[str, tuple[str, str, dict[str, str], str]]:
             {"PREFECT_API_URL": "http://u:pass@127.0.0.1:9/api"},
             "no Prefect server to work with at http://127.0.0.1:9/api (",
         ),
-        "no Prefect": (here, there, {"PREFECT_API_URL": stack.s3_url}, "no Prefect server to work with at"),
+        "no Prefect": (
+            here,
+            there,
+            {"PREFECT_API_URL": stack.s3_url.replace("//", "//u:pass@")},
+            "no Prefect server to work with at",
+        ),
         "Prefect's page": (here, there, {"PREFECT_API_URL": stack.prefect_url}, "no Prefect server to work with at"),
         "same place": (here, "s3://photos/x", {}, "source and destination are both s3://photos/x/"),
         "among the results": ("s3://dreams/x/images/", there, {}, "lies among the results"),
@@ -206,6 +212,36 @@ def test_a_mistyped_source_starts_nothing(dreamgrid: Command, storage: Storage, 
     for right, photographs in (("chelsea.png", 1), ("deep", 1), ("deep/", 1), ("", 2), ("still empty/", 0)):
         done = dreamgrid("plan", "--source", source + right, "--destination", destination, "--json")
         assert json.loads(done.stdout)["photographs"] == photographs, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "call", "told"),
+    [
+        (Fault.UNKNOWN, "api/artifacts", "501 Not Implemented"),
+        (Fault.GONE, "set_state", "404 Not Found"),
+    ],
+    ids=["bad answer", "deleted"],
+)
+def test_a_bad_answer_of_prefect_stops_a_run(
+    fault: Fault,
+    call: str,
+    told: str,
+    dreamgrid: Command,
+    stack: Stack,
+    storage: Storage,
+    source: str,
+    destination: str,
+) -> None:
+    storage.write(source + "cat.png", (PHOTOS / "chelsea.png").read_bytes(), "image/png")
+    with Proxy(stack.prefect_url) as proxy:
+        proxy.choose = first(fault, "POST", call)
+        address = f"http://u:pass@127.0.0.1:{proxy.server_port}/api"
+        done = dreamgrid("run", "--source", source, "--destination", destination, PREFECT_API_URL=address)
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr
+    assert f"Prefect's server does not answer as it should ({told}); see PREFECT_API_URL" in done.stderr
+    assert "goes on where this one stopped" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "u:pass" not in done.stderr
 
 
 def test_what_a_job_file_keeps_from_a_preset_is_told(

@@ -23,7 +23,7 @@ from tests.faults import Call, Choice, Fault, Proxy, after, first, some
 from tests.test_shard import plan_run, put_photograph, rows_of
 
 DATA = os.urandom(50_000)
-OUTLIVED = [fault for fault in Fault if fault not in (Fault.ROTTEN, Fault.SILENT)]
+OUTLIVED = [fault for fault in Fault if fault not in (Fault.ROTTEN, Fault.SILENT, Fault.GONE, Fault.UNKNOWN)]
 """Faults after which the same request does better."""
 
 Begin = Callable[..., subprocess.CompletedProcess[str]]
