@@ -38,7 +38,7 @@ def main() -> NoReturn:
     except InvalidInput as error:
         fail(error, 2)
     except Stopped as error:
-        fail(error, 3, "Nothing is lost: the same command goes on where this one stopped.")
+        fail(error, 3, f"Nothing is lost: {error.again} goes on where this one stopped.")
     except Unavailable as error:
         fail(error, 3)
     except DreamgridError as error:
@@ -49,14 +49,18 @@ def main() -> NoReturn:
 
 
 class Stopped(Unavailable):
-    """A run was stopped, by somebody or by the world's trouble; what it did is kept."""
+    """A run was stopped, by somebody or by the world's trouble; what it did is kept, and `again` goes on with it."""
+
+    def __init__(self, message: str, again: str) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 def fail(message: object, code: int, remedy: str = "") -> NoReturn:
     """Say what is wrong on standard error and end."""
     say(message, "red")
     if remedy:
-        screen.print(remedy, markup=False, highlight=False)
+        screen.print(remedy, markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -156,17 +160,18 @@ def _run(job: DreamJob, *, abandon: bool = False) -> Any:
 
     from flows.dream_collection import dream_collection, on_progress
 
+    again = "the same command without --abandon" if abandon else "the same command"
     with progress("dreaming") as watch:
         token = on_progress.set(watch)
         try:
             return dream_collection(job)
         except Unavailable as error:
-            raise Stopped(str(error)) from error
+            raise Stopped(str(error), again) from error
         except (httpx.HTTPError, ObjectNotFound) as error:
-            wrong = _wrong_with_prefect(error)
-            raise Stopped(f"Prefect's server does not answer as it should ({wrong}); see PREFECT_API_URL") from error
+            wrong = f"Prefect's server does not answer as it should ({_wrong_with_prefect(error)}); see PREFECT_API_URL"
+            raise Stopped(wrong, again) from error
         except KeyboardInterrupt as error:
-            raise Stopped("stopped") from error
+            raise Stopped("stopped", again) from error
         finally:
             on_progress.reset(token)
 

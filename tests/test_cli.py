@@ -215,31 +215,25 @@ def test_a_mistyped_source_starts_nothing(dreamgrid: Command, storage: Storage, 
 
 
 @pytest.mark.parametrize(
-    ("fault", "call", "told"),
+    ("flags", "fault", "call", "told", "again"),
     [
-        (Fault.UNKNOWN, "api/artifacts", "501 Not Implemented"),
-        (Fault.GONE, "set_state", "404 Not Found"),
+        ((), Fault.UNKNOWN, "api/artifacts", "501 Not Implemented", "the same command"),
+        (("--abandon",), Fault.GONE, "set_state", "404 Not Found", "the same command without --abandon"),
     ],
     ids=["bad answer", "deleted"],
 )
 def test_a_bad_answer_of_prefect_stops_a_run(
-    fault: Fault,
-    call: str,
-    told: str,
-    dreamgrid: Command,
-    stack: Stack,
-    storage: Storage,
-    source: str,
-    destination: str,
-) -> None:
+    flags: tuple[str, ...], fault: Fault, call: str, told: str, again: str,
+    dreamgrid: Command, stack: Stack, storage: Storage, source: str, destination: str,
+) -> None:  # fmt: skip
     storage.write(source + "cat.png", (PHOTOS / "chelsea.png").read_bytes(), "image/png")
     with Proxy(stack.prefect_url) as proxy:
         proxy.choose = first(fault, "POST", call)
         address = f"http://u:pass@127.0.0.1:{proxy.server_port}/api"
-        done = dreamgrid("run", "--source", source, "--destination", destination, PREFECT_API_URL=address)
+        done = dreamgrid("run", "--source", source, "--destination", destination, *flags, PREFECT_API_URL=address)
     assert (done.returncode, done.stdout) == (3, ""), done.stderr
     assert f"Prefect's server does not answer as it should ({told}); see PREFECT_API_URL" in done.stderr
-    assert "goes on where this one stopped" in done.stderr
+    assert f"Nothing is lost: {again} goes on where this one stopped." in done.stderr
     assert "Traceback" not in done.stderr
     assert "u:pass" not in done.stderr
 
