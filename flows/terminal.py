@@ -18,13 +18,19 @@ def show_json(value: object) -> None:
 
 
 def say(message: object, style: str) -> None:
-    """Tell people something on standard error, as it is."""
-    screen.print(f"dreamgrid: {message}", style=style, markup=False, highlight=False, soft_wrap=True)
+    """Tell people something on standard error, line by line; names in it may be strangers'."""
+    told = "\n".join(map(printable, str(message).split("\n")))
+    screen.print(f"dreamgrid: {told}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """What strangers wrote, harmless on a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def one_line(text: str) -> str:
-    """What strangers wrote, harmless on a terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)[:500]
+    """The same, and short."""
+    return printable(text)[:500]
 
 
 @contextmanager

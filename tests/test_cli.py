@@ -11,6 +11,7 @@ from PIL import Image
 from dreamcore.images import describe
 from flows.stack import Stack
 from flows.storage import Storage
+from flows.terminal import say
 from tests.conftest import PHOTOS, Command
 from tests.faults import Fault, Proxy, first
 
@@ -212,6 +213,15 @@ def test_a_mistyped_source_starts_nothing(dreamgrid: Command, storage: Storage, 
     for right, photographs in (("chelsea.png", 1), ("deep", 1), ("deep/", 1), ("", 2), ("still empty/", 0)):
         done = dreamgrid("plan", "--source", source + right, "--destination", destination, "--json")
         assert json.loads(done.stdout)["photographs"] == photographs, done.stderr
+
+
+@pytest.mark.usefixtures("stack")
+def test_no_key_steers_the_terminal(dreamgrid: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    done = dreamgrid("manifest", "s3://nowhere/\x1b[31mred\x9b\u202e/")
+    assert done.returncode == 2
+    assert done.stderr.endswith("correct s3://nowhere/ [31mred  /manifest/\n"), done.stderr
+    say("a server did not start\nthe end of its log", "red")
+    assert capsys.readouterr().err == "dreamgrid: a server did not start\nthe end of its log\n"
 
 
 @pytest.mark.parametrize(
