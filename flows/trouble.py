@@ -92,6 +92,11 @@ def explain(error: Exception, uri: str, endpoint: str) -> InvalidInput | Unavail
             f"{uri}: {endpoint} refuses access ({code} {message}): see the credentials "
             "(AWS_PROFILE, AWS_ACCESS_KEY_ID) and the bucket's policy"
         )
+    if code == "NotImplemented":
+        return InvalidInput(
+            f"{uri}: the store at {endpoint} does not know what is asked of it ({code} {message}): a run needs a store "
+            "that takes conditional writes (If-None-Match)"
+        )
     kinds = {Missing: _MISSING, Conflict: _CONFLICT, Unreadable: _UNREADABLE}
     kind = next((kind for kind, codes in kinds.items() if code in codes), Unavailable)
     return kind(f"{uri}: the store at {endpoint} answers {code} {message}")

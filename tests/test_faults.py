@@ -131,6 +131,17 @@ def test_a_photograph_that_is_replaced_while_it_is_read_again_is_another(
     assert changed.value.kind == "source_changed"
 
 
+def test_a_store_that_refuses_conditional_writes_starts_nothing(
+    stack: Stack, proxy: Proxy, source: str, destination: str, dreamgrid: Command
+) -> None:
+    proxy.choose = lambda call: Fault.UNKNOWN if call.method == "PUT" else None
+    there = proxy.environment(stack.environment())
+    done = dreamgrid("run", "--source", source, "--destination", destination, **there)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "does not know what is asked of it (NotImplemented by the proxy): a run needs a store" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.RESET, Fault.SILENT, Fault.FLIPPED], ids=lambda f: f.name)
 def test_patience_has_an_end(fault: Fault, stack: Stack, storage: Storage, proxy: Proxy, source: str) -> None:
     storage.write(source + "x", DATA, "image/png")
