@@ -30,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     sections = measure(wanted.only or list(report.TITLES), quick=wanted.quick, soak=wanted.soak)
     machine["seconds"] = round(time.perf_counter() - started, 1)
-    return tell(machine, sections, wanted.json)
+    return conclude(machine, sections, wanted.json)
 
 
-def tell(machine: Mapping[str, Any], sections: report.Sections, file: Path) -> int:
+def conclude(machine: Mapping[str, Any], sections: report.Sections, file: Path) -> int:
     """Print the table and write the JSON to `file`; the exit code of the program."""
     trusted = steps.is_trusted(sections["null"]) if "null" in sections else None
     file.write_text(json.dumps(report.to_json(machine, sections, trusted), indent=1) + "\n")

@@ -8,17 +8,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 from PIL import Image
 
 from benchmarks.crew import Crew, become_worker
-from benchmarks.host import cores
 from benchmarks.subjects import Size, pixels
 from benchmarks.timing import Row
 from dreamcore.errors import InvalidInput
@@ -28,7 +27,7 @@ from dreamcore.picture import Limits, Order, dream_photographs
 from dreamcore.settings import BUNDLED, DreamSettings
 from flows import manifest
 from flows import stack as embedded
-from flows.machine import at_once, max_memory
+from flows.machine import at_once, cores, max_memory
 from flows.storage import Storage
 
 SIZE = (316, 474)
@@ -79,7 +78,7 @@ def measure_collection(*, quick: bool) -> list[Row]:
     photographs = [photograph(SIZE, seed) for seed in range(count)]
     sample = math.ceil(count / 4 / processes) * processes
     with (
-        _environment(CUDA_VISIBLE_DEVICES="", DREAMGRID_WORKERS=str(processes)),
+        mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES="", DREAMGRID_WORKERS=str(processes)),
         TemporaryDirectory() as folder,
         Crew(prepare_dreams, (photographs,), processes) as crew,
     ):
@@ -149,18 +148,3 @@ def _ask(address: str) -> list[dict[str, Any]]:
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310 - ours
         found: list[dict[str, Any]] = json.load(answer)
     return found
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """These variables for this process and those that it starts, inside the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value

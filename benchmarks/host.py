@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from flows.machine import cores
 
 
 def processor() -> str:

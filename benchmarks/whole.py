@@ -4,7 +4,6 @@ from collections.abc import Callable
 from statistics import median
 
 from benchmarks.crew import Crew, become_worker
-from benchmarks.host import cores
 from benchmarks.subjects import (
     ENGINE,
     PUBLISHED,
@@ -18,6 +17,7 @@ from benchmarks.subjects import (
     spelt,
 )
 from benchmarks.timing import Race, Row, Spent, now, race, since
+from flows.machine import cores
 
 ONE, TWO = "1 process of the engine", "2 processes of the engine"
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks import gpu, host, memory, report
-from benchmarks.__main__ import tell
+from benchmarks.__main__ import conclude
 from benchmarks.crew import Crew
 from benchmarks.gpu import measure_gpu
 from benchmarks.steps import AGAIN, is_trusted, peak_rows
@@ -121,9 +121,9 @@ def test_contenders_that_take_another_step_cost_their_section_its_targets_and_no
     assert [row.contender for row in rows] == [PUBLISHED, CLEAN, PLAIN, ENGINE]
     assert rows[1].figures["agreement_db"] < 60 < rows[3].figures["agreement_db"]
     honest = [Row("one", ENGINE, figures={"times_clean": 2, "agreement_db": 80})]
-    assert tell(MACHINE, {"engine": honest}, tmp_path / "found.json") == 0
+    assert conclude(MACHINE, {"engine": honest}, tmp_path / "found.json") == 0
     assert "Section" not in capsys.readouterr().out
-    assert tell(MACHINE, {"engine": honest, "gpu": rows}, tmp_path / "found.json") == 1
+    assert conclude(MACHINE, {"engine": honest, "gpu": rows}, tmp_path / "found.json") == 1
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["disagreeing"] == ["gpu"]
     assert len(found["sections"]["gpu"]) == len(rows)
