@@ -30,7 +30,7 @@ from dreamcore.picture import Order, dream_photograph
 from dreamcore.settings import DreamSettings
 
 STATUS = Path("/proc/self/status")
-FEW, MANY = 200, 2000
+FEW, HALF, MANY = 200, 1000, 2000
 SIDES = 64, 192
 """Of the pictures of the many dreams, at random: oneDNN keeps kernels for every size that it has met."""
 
@@ -89,7 +89,7 @@ def measure_memory(*, quick: bool, soak: bool) -> list[Row]:
             rows.append(Row(spelt(subject, LARGE), name, figures={"mib_before": before, "mib_at_most": most}))
     if soak:
         with Crew(prepare_soak, ()) as crew:
-            (early,), (late,) = crew.ask(FEW), crew.ask(MANY - FEW)
-        figures = {"mib_early": early, "mib_late": late, "growth": late / early - 1}
+            (early,), (middle,), (late,) = (crew.ask(count) for count in (FEW, HALF - FEW, MANY - HALF))
+        figures = {"mib_early": early, "mib_middle": middle, "mib_late": late, "growth": late / early - 1}
         rows.append(Row(f"{MANY} dreams, random sizes", ENGINE, figures=figures))
     return rows

@@ -46,7 +46,8 @@ FIGURES = {
     "mib_before": "{:.0f} MiB before",
     "mib_at_most": "{:.0f} MiB at most",
     "mib_early": "{:.0f} MiB after 200",
-    "mib_late": "{:.0f} MiB at the end",
+    "mib_middle": "{:.0f} after 1,000",
+    "mib_late": "{:.0f} at the end",
     "growth": "{:+.1%}",
 }
 """What may stand in a row besides times, and how it is read."""
