@@ -9,7 +9,9 @@ What a command needs is imported when it runs: help is instant.
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -26,10 +28,15 @@ from flows.job import DreamJob, explain
 from flows.options import as_json, folder_of, job_of, job_options, memory_option, metavar_of, options_of, take_one
 from flows.terminal import console, one_line, progress, say, screen, show_json
 
+STOP_SECONDS = 20.0
+"""In which a command that is stopped ends by itself; it takes two or three."""
+
 
 def main() -> NoReturn:
     """Run the command line; every expected error is one message and an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops a machine or a unit means Ctrl-C
+    signal.signal(signal.SIGTERM, _stop)  # whoever stops a machine or a unit means Ctrl-C
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _stop)
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
@@ -46,6 +53,17 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         fail("stopped", 3)
     sys.exit(code or 0)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop what goes on, and this process, if that does not come to an end.
+
+    A worker that is killed while it tells something holds a lock for ever that this process waits for as it ends.
+    """
+    last = threading.Timer(STOP_SECONDS, os._exit, (3,))
+    last.daemon = True
+    last.start()
+    signal.default_int_handler(number, frame)
 
 
 class Stopped(Unavailable):

@@ -75,7 +75,7 @@ class Report(Frozen):
     failed: int = 0
     skipped: int = 0
     photographs: int = 0
-    """Found below the source."""
+    """Found below the source; of a completed run, those that it dreamt."""
     photographs_failed_earlier: int = 0
     """Where there was nothing to do: those that have no dream under some settings, since they failed in other runs."""
     failed_earlier: int = 0

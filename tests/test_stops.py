@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -107,6 +108,12 @@ def test_whatever_ends_the_command_the_next_one_goes_on(
     assert (code, "goes on where this one stopped" in errors) == (3, True), errors
     assert time.monotonic() - stopped < GIVEN_UP_SECONDS
 
+    command = start("job.yaml")
+    await_more(observer, command)
+    os.kill(command.pid, signal.SIGINT)  # to the command alone, as Docker and Kubernetes do
+    code, errors = end(command)
+    assert (code, "goes on where this one stopped" in errors) == (3, True), errors
+
     held = runs.unfinished(destination, storage)
     assert held is not None
     command = start("--resume", destination, "--json")
@@ -118,6 +125,30 @@ def test_whatever_ends_the_command_the_next_one_goes_on(
     assert json.loads(output)["run_id"] == held.run_id
     observer.check_finished(job)
     assert len(observer.rows) == 24
+
+
+def test_a_command_that_cannot_end_is_ended() -> None:
+    never = """
+import time
+from flows import cli
+
+def for_ever(**_):
+    print("there", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+
+cli.STOP_SECONDS, cli.cli = 1, for_ever
+cli.main()
+"""
+    command = subprocess.Popen([sys.executable, "-c", never], stdout=subprocess.PIPE, text=True)
+    assert command.stdout
+    with command.stdout:
+        assert command.stdout.readline() == "there\n"
+        command.terminate()
+        assert command.wait(60) == 3
 
 
 @pytest.mark.soak
