@@ -10,6 +10,7 @@ import threading
 import warnings
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from dreamcore.errors import InvalidInput
 
@@ -145,10 +146,19 @@ def keep_memory(max_memory: int) -> None:
         max_memory: bytes that the process may dream in. Blocks above a small part of it still go back: kept, they
             would leave holes that nothing fits into.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if set_option is not None:
+    if (set_option := _of_libc("mallopt")) is not None:
         set_option(_M_MMAP_THRESHOLD, min(max_memory // _LARGE, _MOST))
         set_option(_M_TRIM_THRESHOLD, _MOST)
+
+
+def give_back_memory() -> None:
+    """Give the system back what nobody uses of the memory kept: between blocks of many sizes it is ever more."""
+    if (trim := _of_libc("malloc_trim")) is not None:
+        trim(0)
+
+
+def _of_libc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
 
 
 def parse_size(text: str) -> int:

@@ -17,7 +17,7 @@ from flows import decoder, manifest
 from flows.ahead import ahead, threads
 from flows.assets import network_of, pictures
 from flows.batches import in_batches
-from flows.machine import at_once, choose_device, keep_memory, lookahead, max_memory
+from flows.machine import at_once, choose_device, give_back_memory, keep_memory, lookahead, max_memory
 from flows.manifest import Row
 from flows.plan import PlannedSettings, Shard, Source, Work
 from flows.runs import Run
@@ -103,7 +103,9 @@ class _Dreamer:
         """One row for each photograph and settings of the shard; the dreams are in the store."""
         with threads(self.ahead) as readers, threads(self.ahead) as writers:
             loaded = ahead(readers, self.load, self.shard.works, self.ahead)
-            return list(ahead(writers, self.deliver, self.dream(loaded), self.ahead))
+            rows = list(ahead(writers, self.deliver, self.dream(loaded), self.ahead))
+        give_back_memory()
+        return rows
 
     def load(self, work: Work) -> _Loaded:
         """Read and decode a photograph, unless all its dreams are there already."""

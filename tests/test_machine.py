@@ -166,3 +166,30 @@ def test_a_step_takes_the_memory_of_the_one_before_it() -> None:
         return int(run.stdout)
 
     assert 10 * pages_taken_anew("kept") < pages_taken_anew("given back") > 20_000
+
+
+HOLES = """
+from pathlib import Path
+from flows.machine import give_back_memory, keep_memory
+
+def resident():
+    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
+
+keep_memory(2**40)
+blocks = [bytearray(2**20) for _ in range(200)]
+last = bytearray(2**20)  # above them, so that they are holes when they are gone
+full = resident()
+del blocks
+kept = resident()
+give_back_memory()
+print(full - kept, kept - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_what_is_kept_is_given_back_when_a_shard_is_done() -> None:
+    command = [sys.executable, "-c", HOLES]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    given_at_once, given_back = map(int, run.stdout.split())
+    assert given_at_once < 50_000, "KiB: it was kept"
+    assert given_back > 150_000
