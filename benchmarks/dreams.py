@@ -14,6 +14,7 @@ from dreamcore.memory import choose_tile
 from dreamcore.network import Network
 from dreamcore.picture import Order, dream_photograph
 from dreamcore.settings import DreamSettings
+from flows.machine import at_once
 
 MEMORY = 2 * 2**30
 STEPS = 2
@@ -28,10 +29,10 @@ FILES: dict[str, tuple[Format, int]] = {
 
 
 def measure_sizes(*, quick: bool) -> list[Row]:
-    """The section `flat`: a step of a whole dream, with its jitter and pyramid, a megapixel.
+    """The section `flat`: a step of whole dreams, with its jitter and pyramid, a megapixel.
 
-    Steps are timed from one to the next inside an ascent of one octave, so that the looks at the picture before and
-    after, which are few beside ten steps, do not count.
+    As many dreams are made at once as a worker makes. Steps are timed from one to the next inside an ascent of one
+    octave, so that the looks at the picture before and after, which are few beside ten steps, do not count.
     """
     network = network_of(BUNDLED_SUBJECT)
     sizes = {f"{millions:g} megapixels": _size(millions) for millions in (SIZES[:3] if quick else SIZES)}
@@ -44,7 +45,8 @@ def measure_sizes(*, quick: bool) -> list[Row]:
     for name, cost in costs.items():
         figures = {"ms_a_megapixel_step": cost * 1000, "deviation": cost / usual - 1}
         row = found.row(f"{BUNDLED_SUBJECT.model} {name}", name, figures)
-        rows.append(replace(row, contender=f"tiles of {tiles[name]}" if tiles[name] else "in one piece"))
+        together = f"{_together(sizes[name])} at once"
+        rows.append(replace(row, contender=f"tiles of {tiles[name]}" if tiles[name] else together))
     return rows
 
 
@@ -54,14 +56,18 @@ def _size(millions: float) -> Size:
     return height, round(height * 1.5)
 
 
+def _together(size: Size) -> int:
+    return at_once("cpu", math.prod(size))
+
+
 def _ascent(network: Network, size: Size, tile: int) -> Callable[[], Spent]:
     """What a step of a dream spends a megapixel; the first one, in which oneDNN makes its kernels, does not count."""
-    sample = Sample(pictures(size)[0], DreamSettings(steps=STEPS, octaves=1))
+    samples = [Sample(picture, DreamSettings(steps=STEPS, octaves=1)) for picture in pictures(size, _together(size))]
 
     def run() -> Spent:
         ends: list[Spent] = []
-        dream(network, [sample], tile, lambda _done, _steps: ends.append(now()))
-        parts = (len(ends) - 1) * megapixels(size)
+        dream(network, samples, tile, lambda _done, _steps: ends.append(now()))
+        parts = (len(ends) - 1) * len(samples) * megapixels(size)
         return Spent((ends[-1].wall - ends[0].wall) / parts, (ends[-1].cpu - ends[0].cpu) / parts)
 
     return run
