@@ -188,7 +188,7 @@ def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
 
 def statuses(part: bytes) -> dict[str, int]:
     """How many rows of a part have each status."""
-    return _counts(from_parquet(part, ["status"])["status"])
+    return counted(from_parquet(part, ["status"])["status"])
 
 
 def _schema(columns: Iterable[str]) -> pa.Schema:
@@ -223,8 +223,8 @@ def summary(storage: Storage, destination: str) -> dict[str, Any]:
         "rows": len(table),
         "photographs": pc.count_distinct(table["source_uri"]).as_py(),
         "runs": pc.count_distinct(table["run_id"]).as_py(),
-        "statuses": _counts(table["status"]),
-        "errors": _counts(table["error_kind"].drop_null()),
+        "statuses": counted(table["status"]),
+        "errors": counted(table["error_kind"].drop_null()),
         "settings": [_mean_scores(row, settings[row["settings_id"]]) for row in means.to_pylist()],
     }
 
@@ -245,7 +245,8 @@ def rows_of_failures(storage: Storage, destination: str, run_id: str) -> Iterato
         yield from table.filter(pc.field("status") != "done").to_pylist()
 
 
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+def counted(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often a column has each of its values."""
     return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
 
 

@@ -316,7 +316,7 @@ def finish(run: Run, shards: Plan, seconds: float, storage: Storage) -> Report:
         DreamgridError: there is not exactly one row for each dream that was planned.
     """
     index, planned = history.gather(run.destination, run.run_id, storage), shards.dreams
-    counts = Counter(index["status"].to_pylist())
+    counts = Counter(manifest.counted(index["status"]))
     if counts.total() != planned:
         raise DreamgridError(
             f"the run {run.run_id} has {counts.total()} rows of {planned} planned: it was given up by another process, "
