@@ -84,7 +84,7 @@ def test_whatever_ends_the_command_the_next_one_goes_on(
     start: Callable[..., subprocess.Popen[str]],
     tmp_path: Path,
 ) -> None:
-    put_photographs(storage, source, 12)
+    put_photographs(storage, source, 20)
     job = DreamJob.model_validate({"source": source, "destination": destination, "grid": GRID})
     (tmp_path / "job.yaml").write_text(job.model_dump_json())
     observer = Observer(storage, destination)
@@ -124,7 +124,7 @@ def test_whatever_ends_the_command_the_next_one_goes_on(
     assert command.returncode == 0, errors
     assert json.loads(output)["run_id"] == held.run_id
     observer.check_finished(job)
-    assert len(observer.rows) == 24
+    assert len(observer.rows) == 40
 
 
 def test_a_command_that_cannot_end_is_ended() -> None:
