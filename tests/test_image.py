@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,14 +200,16 @@ def test_no_dream_is_written_over_what_it_is_made_of(over: str, dreamgrid: Comma
 
 def test_one_picture_that_was_stopped_promises_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    command = subprocess.Popen(
+    with subprocess.Popen(
         [DREAMGRID, "image", "pipe.png", "dream.png"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    with (tmp_path / "pipe.png").open("wb"):  # returns when the command has opened it
-        time.sleep(1)  # Python sees no signal that comes between there and the read that waits
-        command.send_signal(signal.SIGINT)
-        _, errors = command.communicate(timeout=60)
-    assert (command.returncode, errors.strip()) == (3, "dreamgrid: stopped")
+    ) as command:
+        with (tmp_path / "pipe.png").open("wb"):  # returns when the command has opened it
+            errors = None
+            while errors is None:  # Python sees no signal that comes between there and the read that waits
+                command.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    errors = command.communicate(timeout=15)[1]
+        assert (command.returncode, errors.strip()) == (3, "dreamgrid: stopped")
 
 
 def test_weights_that_cannot_be_had_promise_nothing(dreamgrid: Command, tmp_path: Path) -> None:
