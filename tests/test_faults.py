@@ -305,7 +305,7 @@ def test_a_minute_of_every_other_answer_being_slow_down_is_outlived(
     ran = begin(lambda call: half(call) if time.monotonic() - started < 60 else None, 150)
     assert ran.returncode == 0, ran.stderr
     assert time.monotonic() - started > 60, "it ran through the whole minute"
-    assert proxy.count(Fault.SLOW_DOWN) > 200
+    assert proxy.count(Fault.SLOW_DOWN) > 100
     check_rows(storage, destination, 150)
 
 
