@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -19,6 +20,9 @@ from flows.storage import Storage
 REPOSITORY = Path(__file__).parents[1]
 PHOTOS = REPOSITORY / "examples" / "photos"
 DREAMGRID = Path(sys.executable).with_name("dreamgrid")
+
+# Children stop at Ctrl-C, also where whoever runs the tests ignores it, as a shell's background does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that stalls for a second has found no example that fails.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
