@@ -126,7 +126,10 @@ def test_where_the_plain_network_runs_all_arithmetic_is_of_its_type(monkeypatch:
     assert network.precisions([frozenset({"layer2"})]) == ["float32/bfloat16"]
 
 
-@pytest.mark.parametrize("model", ["resnet18", "googlenet", "densenet121", "timm/tf_efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "model",
+    ["resnet18", "googlenet", pytest.param("densenet121", marks=pytest.mark.soak), "timm/tf_efficientnet_lite0"],
+)
 def test_every_layer_answers_as_in_the_plain_network(model: str) -> None:
     quick, plain = pair(model)
     layers = [layer.name for layer in plain.card.layers][::7]

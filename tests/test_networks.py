@@ -47,7 +47,12 @@ def network(model: str) -> Network:
         return Network(build(model, pretrained=False), survey(model))
 
 
-@pytest.mark.parametrize("model", MIDDLES)
+SLOW = {"densenet121", "vgg16", "timm/hrnet_w18"}
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=[pytest.mark.soak] if model in SLOW else []) for model in MIDDLES]
+)
 def test_it_dreams(model: str) -> None:
     settings = changed(model=model, layers=MIDDLES[model], octaves=1, steps=10)
     pictures = [picture(96, 96), dreams(network(model), picture(96, 96), settings)]

@@ -284,7 +284,7 @@ def seam(change: Tensor, tile: int) -> float:
     return mean(on) / mean(off)
 
 
-@pytest.mark.parametrize("layers", ["blocks.2", "blocks.4"])
+@pytest.mark.parametrize("layers", ["blocks.2", pytest.param("blocks.4", marks=pytest.mark.soak)])
 def test_no_seam_shows_where_tiles_meet(layers: str) -> None:
     """Where borders never move they show: what lies beyond is empty, and less is dreamt beside it."""
     moving, fixed = [], []
