@@ -235,8 +235,8 @@ _FAILURE = ["source_uri", "source_etag", "status", "error_kind", "error"]
 def failures(storage: Storage, destination: str) -> list[dict[str, Any]]:
     """Photographs of a destination that failed or were skipped, with why and of how many dreams."""
     rows = read(storage, destination, _FAILURE, where=pc.field("status") != "done")
-    counted = rows.group_by(_FAILURE, use_threads=False).aggregate([([], "count_all")])
-    return counted.rename_columns([*_FAILURE, "dreams"]).sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
+    alike = rows.group_by(_FAILURE, use_threads=False).aggregate([([], "count_all")])
+    return alike.rename_columns([*_FAILURE, "dreams"]).sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
 
 
 def rows_of_failures(storage: Storage, destination: str, run_id: str) -> Iterator[dict[str, Any]]:

@@ -291,7 +291,7 @@ def tally(run: Run, storage: Storage) -> Counter[str]:
     """How many rows of each status the manifest has of this run."""
     counts = Counter[str]()
     for table in manifest.tables(storage, run.destination, ["status"], run.run_id):
-        counts.update(table["status"].to_pylist())
+        counts.update(manifest.counted(table["status"]))
     return counts
 
 
