@@ -12,10 +12,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,10 @@ REFUSED = 3
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([__name__])
+
+_exit_codes = threading.Lock()
+"""multiprocessing reads the exit code of every child whenever it starts one or is asked for one. An exit code can be
+read once: of two threads that read the same, one finds 255."""
 
 
 def _warm_up() -> None:
@@ -78,7 +84,8 @@ class Attempt:
     def start(self) -> ForkServerProcess:
         """The process, under way."""
         process = _forks.Process(target=_go, args=(self,))
-        process.start()
+        with _exit_codes:
+            process.start()
         return process
 
     def run(self) -> int | None:
@@ -86,10 +93,16 @@ class Attempt:
         return wait(self.start())
 
 
+def lives(process: ForkServerProcess) -> bool:
+    """Whether an attempt is under way still."""
+    return not connection.wait([process.sentinel], 0)
+
+
 def wait(process: ForkServerProcess) -> int | None:
     """The exit code of an attempt under way."""
-    process.join(120)
-    return process.exitcode
+    connection.wait([process.sentinel], 120)
+    with _exit_codes:
+        return process.exitcode
 
 
 @contextmanager
@@ -107,12 +120,12 @@ def sleeping(attempt: Attempt) -> Iterator[Callable[[], int | None] | None]:
         return False
 
     try:
-        while process.is_alive() and not sleeps():
+        while lives(process) and not sleeps():
             time.sleep(0.005)
         yield wake if sleeps() else None
     finally:
         process.kill()
-        process.join()
+        wait(process)
 
 
 def _go(attempt: Attempt) -> None:

@@ -15,7 +15,7 @@ from flows.job import DreamJob
 from flows.machine import lookahead
 from flows.stack import Stack
 from flows.storage import Storage
-from tests.kills import BATCH, REFUSED, Attempt, Observer, put_photographs, sleeping, wait
+from tests.kills import BATCH, REFUSED, Attempt, Observer, lives, put_photographs, sleeping, wait
 
 LANES = 2
 """Processes of these tests at once."""
@@ -84,7 +84,7 @@ def kill_at_random(begin: Begin, storage: Storage, kills: int, made: Path) -> in
         while code != 0:
             attempt = begin(seen, layers).start()
             due = len(observer.dreams) + chance.randrange(12)
-            while killed < kills and len(observer.dreams) < due and attempt.is_alive():
+            while killed < kills and len(observer.dreams) < due and lives(attempt):
                 observer.look()
             if killed < kills:
                 time.sleep(chance.uniform(0, 0.2))
