@@ -34,10 +34,23 @@ def models(part: str, as_json: bool) -> None:
         click.echo("\n".join(names))
 
 
+def _read_size(_context: click.Context, _option: click.Parameter, size: str | None) -> tuple[int, int] | None:
+    """Width and height from `640x480`."""
+    if size is None:
+        return None
+    match size.lower().split("x"):
+        case [width, height] if width.isdecimal() and height.isdecimal() and int(width) * int(height):
+            return int(width), int(height)
+    raise InvalidInput(f"{size!r} is no size: write width and height in pixels, such as 640x480")
+
+
 @click.command()
 @click.argument("model", default="efficientnet_lite0")
 @click.option(
-    "--size", metavar="WxH", help="Size of the picture for the table.  [default: what the network learnt from]"
+    "--size",
+    metavar="WxH",
+    callback=_read_size,
+    help="Size of the picture for the table.  [default: what the network learnt from]",
 )
 @click.option(
     "--preview",
@@ -47,7 +60,7 @@ def models(part: str, as_json: bool) -> None:
     help="Instead, dream the photograph IN at each stage of the network and draw one sheet of it, OUT.",
 )
 @as_json
-def layers(model: str, size: str | None, preview: tuple[Path, Path] | None, as_json: bool) -> None:
+def layers(model: str, size: tuple[int, int] | None, preview: tuple[Path, Path] | None, as_json: bool) -> None:
     """List the layers of a network in the order in which a picture passes through, or see what they dream.
 
     For each: its channels, its width and height for a picture of that size, pixels of the picture from one position to
@@ -69,7 +82,7 @@ def layers(model: str, size: str | None, preview: tuple[Path, Path] | None, as_j
     from dreamcore.survey import answer_sizes
 
     known = card(model)
-    width, height = _read_size(size) if size else (known.size, known.size)
+    width, height = size or (known.size, known.size)
     sizes = answer_sizes(known, height, width)
     if as_json:
         rows = [
@@ -100,11 +113,3 @@ def _preview(model: str, source: Path, result: Path, as_json: bool) -> None:
             f"{stage['layer']}: score {stage['score_before']:.2f} to {stage['score_after']:.2f}", highlight=False
         )
     console.print(f"Sheet   {result}", highlight=False)
-
-
-def _read_size(size: str) -> tuple[int, int]:
-    """Width and height from `640x480`."""
-    match size.lower().split("x"):
-        case [width, height] if width.isdecimal() and height.isdecimal() and int(width) * int(height):
-            return int(width), int(height)
-    raise InvalidInput(f"{size!r} is no size: write width and height in pixels, such as 640x480")

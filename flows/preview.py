@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import ValidationError
@@ -10,12 +11,14 @@ from dreamcore.catalogue import card
 from dreamcore.errors import InvalidInput
 from dreamcore.images import encode
 from dreamcore.objectives import objective_label
-from dreamcore.picture import Dreamt
 from dreamcore.settings import DreamSettings, Output, format_of
 from flows.contact import Cell, cell_width, pages, scores, thumbnail
 from flows.job import explain
 from flows.sheets import sees
 from flows.single import check_result, dream_settled, read_file, to_photograph, write_file
+
+if TYPE_CHECKING:
+    from dreamcore.picture import Dreamt
 
 COLUMNS = 4
 MAX_PIXELS = 120_000
@@ -23,7 +26,7 @@ MAX_PIXELS = 120_000
 QUALITY = 70
 
 
-def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], None]) -> list[Dreamt]:
+def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], None]) -> "list[Dreamt]":
     """Dream the photograph in `source` at each stage of `model`, and draw all of it on one sheet in `result`.
 
     Args:
@@ -72,7 +75,7 @@ def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], 
     return dreams
 
 
-def summary(dreams: list[Dreamt]) -> list[dict[str, object]]:
+def summary(dreams: "list[Dreamt]") -> list[dict[str, object]]:
     """Layer and scores of each dream, the deepest last."""
     names = ("score_before", "score_after", "classes_after")
     return [

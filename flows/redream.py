@@ -15,23 +15,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, describe, encode
 from dreamcore.objectives import Frozen
-from dreamcore.picture import Dreamt, Watch
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Output, format_of, settings_id
 from flows.assets import settle
 from flows.job import explain, split_uri
 from flows.single import check_result, description, dream_settled, read_file, to_photograph, write_file
 from flows.storage import HASTY, Found, Storage
 from flows.terminal import one_line
+
+if TYPE_CHECKING:
+    from dreamcore.picture import Dreamt, Watch
 
 SAME_SCORE = 0.001
 """Two scores of one photograph differ by less, on whatever machine: as a share of them, or at all."""
@@ -70,7 +71,7 @@ class Description(Frozen):
             raise ValueError(f"max_pixels is over {MAX_SOURCE_PIXELS:,}, more than any photograph that is read has")
         return self
 
-    def differences(self, now: Dreamt) -> tuple[str, ...]:
+    def differences(self, now: "Dreamt") -> tuple[str, ...]:
         """What is no longer as it was when the dream was made, for people to read."""
         found, weights = [], now.weights
         if self.weights_sha256 != weights:
@@ -130,7 +131,7 @@ class Redreamt:
 
 
 def redream(
-    dream: str, result: Path, source: Path | None, watch: Watch, files: Mapping[str, Path] | None = None
+    dream: str, result: Path, source: Path | None, watch: "Watch", files: Mapping[str, Path] | None = None
 ) -> Redreamt:
     """Make the dream in `dream` anew, write it to `result` and tell how close it came.
 
@@ -204,6 +205,8 @@ def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Let torch compute on `count` threads in this block; None leaves it as it is."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -284,7 +287,7 @@ def _check_size(photograph: Photograph, picture: NDArray[np.uint8], dream: str) 
         )
 
 
-def _description(dreamt: Dreamt, then: Description | None) -> dict[str, Any]:
+def _description(dreamt: "Dreamt", then: Description | None) -> dict[str, Any]:
     """What is written into the new picture; `then` where its source is known to be the same."""
     told = description(dreamt) | {"created_at": datetime.now(UTC).isoformat()}
     return told | (then.model_dump(include={"source_uri", "source_etag"}) if then else {})

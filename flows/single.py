@@ -1,18 +1,22 @@
 """One picture, from file to file, without S3 or Prefect."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, encode
-from dreamcore.picture import Dreamt, Limits, Order, Watch, dream_photograph
 from dreamcore.settings import DreamSettings
 from flows.assets import network_of, pictures, settle
 from flows.decoder import decode
 from flows.machine import choose_device, keep_memory, max_memory
 
+if TYPE_CHECKING:
+    from dreamcore.picture import Dreamt, Watch
 
-def dream_file(source: Path, result: Path, settings: DreamSettings, watch: Watch, *, stages: bool = False) -> Dreamt:
+
+def dream_file(
+    source: Path, result: Path, settings: DreamSettings, watch: "Watch", *, stages: bool = False
+) -> "Dreamt":
     """Dream the picture in `source` and write it, with its settings inside, to `result`.
 
     Args:
@@ -35,8 +39,11 @@ def dream_file(source: Path, result: Path, settings: DreamSettings, watch: Watch
     return dreamt
 
 
-def dream_settled(photograph: Photograph, settings: DreamSettings, watch: Watch, *, stages: bool = False) -> Dreamt:
+def dream_settled(photograph: Photograph, settings: DreamSettings, watch: "Watch", *, stages: bool = False) -> "Dreamt":
     """Dream a photograph under settled settings on this machine's device."""
+    # It imports torch, which takes seconds: what is wrong with files is told before.
+    from dreamcore.picture import Limits, Order, dream_photograph
+
     device = choose_device()
     memory = max_memory(device)
     if device == "cpu":
@@ -46,7 +53,7 @@ def dream_settled(photograph: Photograph, settings: DreamSettings, watch: Watch,
     return dream_photograph(network_of(settings, device), order, Limits(memory, stages), watch)
 
 
-def description(dreamt: Dreamt) -> dict[str, Any]:
+def description(dreamt: "Dreamt") -> dict[str, Any]:
     """What is written into a picture: of files on this machine no more than their names."""
     named = {
         name: file.model_copy(update={"uri": Path(file.uri).name})

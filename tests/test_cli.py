@@ -72,12 +72,7 @@ def test_what_cannot_be_dreamt_is_told(dreamgrid: Command, tmp_path: Path) -> No
         assert "Traceback" not in done.stderr
 
 
-def test_layers_and_models_are_listed(dreamgrid: Command) -> None:
-    layers = json.loads(dreamgrid("layers", "--json").stdout)["layers"]
-    assert {"name": "blocks.4", "channels": 112, "stride": 16}.items() <= {
-        name: value for layer in layers if layer["name"] == "blocks.4" for name, value in layer.items()
-    }.items()
-    assert "blocks.4" in dreamgrid("layers").stdout
+def test_networks_are_listed(dreamgrid: Command) -> None:
     assert "googlenet" in json.loads(dreamgrid("models", "GoogLeNet", "--json").stdout)
     nothing = dreamgrid("models", "zzz", "--json")
     message = "dreamgrid: no network has 'zzz' in its name; `dreamgrid models` lists all\n"
