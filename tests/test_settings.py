@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import assume, given
+from hypothesis import settings as rules
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -105,6 +106,7 @@ def test_settings_survive_json_yaml_and_their_canonical_text(settings: DreamSett
 
 @pytest.mark.parametrize("field", set(DreamSettings.model_fields) - {"weights", "octaves_above"})
 @given(data=st.data())
+@rules(max_examples=20)  # of each of some 25 fields
 def test_a_change_of_any_field_changes_the_identity(field: str, data: st.DataObject) -> None:
     settings = data.draw(SETTINGS)
     changed = DreamSettings.model_validate({**settings.model_dump(), field: data.draw(FIELDS[field])})
