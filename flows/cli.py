@@ -26,7 +26,7 @@ from flows.cli_sheet import sheet
 from flows.cli_stack import STACK, down, env, start_stack, status, up
 from flows.job import DreamJob, explain
 from flows.options import as_json, folder_of, job_of, job_options, memory_option, metavar_of, options_of, take_one
-from flows.terminal import console, one_line, progress, say, screen, show_json
+from flows.terminal import console, one_line, progress, say, screen, show_json, tell
 
 STOP_SECONDS = 20.0
 """In which a command that is stopped ends by itself; it takes two or three."""
@@ -105,10 +105,10 @@ def demo() -> None:
     job = demonstration.prepare()
     report = _run(job)
     sheets = demonstration.fetch_sheets(job, STACK / "demo")
-    _tell(report)
-    console.print(f"Copies of them   {sheets}/", highlight=False)
-    console.print(f"Prefect page     {stack.prefect_url}", highlight=False)
-    console.print("To look around with any S3 client:  " + 'eval "$(dreamgrid env)"', highlight=False)
+    _tell_report(report)
+    tell(f"Copies of them   {sheets}/")
+    tell(f"Prefect page     {stack.prefect_url}")
+    tell('To look around with any S3 client:  eval "$(dreamgrid env)"')
 
 
 @cli.command()
@@ -147,7 +147,7 @@ def run(
     if as_json:
         show_json(report.model_dump(mode="json"))
     else:
-        _tell(report)
+        _tell_report(report)
     return 1 if strict and (report.failed or report.failed_earlier or not report.photographs) else 0
 
 
@@ -230,22 +230,20 @@ def _wrong_with_prefect(error: Exception) -> str:
     return one_line(str(cause))
 
 
-def _tell(report: Any) -> None:
+def _tell_report(report: Any) -> None:
     if report.state == "nothing to do":
-        console.print(f"Nothing to do: {report.why_nothing}.", highlight=False, soft_wrap=True)
+        tell(f"Nothing to do: {report.why_nothing}.")
         if not report.photographs:
             return
     else:
         counts = f"{report.done} done, {report.failed} failed, {report.skipped} skipped"
-        console.print(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")
+        tell(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")
     if report.failed or report.skipped:
-        console.print(
-            f"Which, and why   dreamgrid manifest failures {report.destination}", highlight=False, soft_wrap=True
-        )
-    console.print(f"Dreams           {report.destination}images/", highlight=False)
-    console.print(f"Manifest         {report.manifest}", highlight=False)
+        tell(f"Which, and why   dreamgrid manifest failures {report.destination}")
+    tell(f"Dreams           {report.destination}images/")
+    tell(f"Manifest         {report.manifest}")
     if report.sheets:
-        console.print(f"Contact sheets   {report.sheets}", highlight=False)
+        tell(f"Contact sheets   {report.sheets}")
 
 
 @cli.command()
@@ -310,12 +308,12 @@ def image(source: Path, result: Path, quality: str | None, stage_scores: bool, *
     with progress("dreaming") as watch:
         dreamt = dream_file(source, result, settings, watch, stages=stage_scores)
     measures = dreamt.measures()
-    console.print(f"{result}: score {measures['score_before']:.2f} to {measures['score_after']:.2f}", highlight=False)
+    tell(f"{result}: score {measures['score_before']:.2f} to {measures['score_after']:.2f}")
     for word, sight in (("before", dreamt.before), ("after", dreamt.after)):
         seen = ", ".join(f"{label} {p:.0%}" for label, p in sight.classes[:3])
-        console.print(f"the network saw {word}: {seen}", highlight=False)
+        tell(f"the network saw {word}: {seen}")
     for stage in measures["stage_scores"] or ():
-        console.print(f"{stage['layer']}: {stage['before']:.2f} to {stage['after']:.2f}", highlight=False)
+        tell(f"{stage['layer']}: {stage['before']:.2f} to {stage['after']:.2f}")
 
 
 @cli.command()
@@ -350,7 +348,8 @@ def redream(dream: str, result: Path, source: Path | None, as_json: bool, **file
     close = "the same pixels as" if found.equal else f"PSNR {found.psnr_db:.1f} dB against"
     scores = f"score after {found.score_after_then:.4f} then, {found.score_after_now:.4f} now"
     same = "the same settings" if found.same_settings else "other settings"
-    click.echo(f"{found.result}: {close} {dream}\n{scores}\n{same}: {found.settings_id}")
+    for line in (f"{found.result}: {close} {dream}", scores, f"{same}: {found.settings_id}"):
+        tell(line)
 
 
 for command in (models, layers, manifest, sheet, up, down, status, env):

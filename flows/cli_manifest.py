@@ -2,10 +2,9 @@
 
 import click
 from rich.table import Column, Table
-from rich.text import Text
 
 from flows.options import as_json, folder_of
-from flows.terminal import console, one_line, progress, show_json
+from flows.terminal import console, one_line, progress, show_json, tell
 
 LINES = 100
 """Of a table of what is wrong; `--json` has more."""
@@ -36,9 +35,8 @@ def manifest() -> None:
 @as_json
 def summary(destination: str, as_json: bool) -> None:
     """Count the rows of a destination, its failures by kind, and mean scores of each point of the grid."""
-    from dreamcore.settings import DreamSettings
     from flows import manifest
-    from flows.sheets import told_apart
+    from flows.sheets import read_settings, told_apart
     from flows.storage import storage
 
     folder = folder_of(destination)
@@ -47,23 +45,24 @@ def summary(destination: str, as_json: bool) -> None:
         show_json(found)
         return
     if not found["rows"]:
-        console.print(f"There is no manifest in {folder} yet.", highlight=False)
+        tell(f"There is no manifest in {folder} yet.")
         return
     counts = ", ".join(f"{count} {status}" for status, count in found["statuses"].items())
-    console.print(f"{found['rows']} rows of {found['photographs']} photographs in {found['runs']} runs: {counts}")
+    tell(f"{found['rows']} rows of {found['photographs']} photographs in {found['runs']} runs: {counts}")
     for kind, count in found["errors"].items():
-        console.print(f"  {count} {kind}")
+        tell(f"  {count} {kind}")
     if found["errors"]:
-        console.print(f"Which, and why: dreamgrid manifest failures {folder}", highlight=False, soft_wrap=True)
+        tell(f"Which, and why: dreamgrid manifest failures {folder}")
     table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
-    points = [DreamSettings.model_validate(entry["settings"]) for entry in found["settings"]]
-    besides = told_apart(points, ("layers", "octaves", "steps"))
+    points = [read_settings(entry["settings"]) for entry in found["settings"]]
+    told = iter(told_apart([point for point in points if point], ("layers", "octaves", "steps")))
+    besides = [next(told) if point else "settings of another version of Dreamgrid" for point in points]
     if any(besides):
         table.add_column("besides", overflow="fold")
     for entry, more in zip(found["settings"], besides, strict=True):
         scores = (f"{entry['score_before']:.2f}", f"{entry['score_after']:.2f}")
         numbers = (str(entry[name]) for name in ("octaves", "steps", "dreams"))
-        table.add_row(entry["layers"], *numbers, *scores, *([Text(one_line(more))] if more else []))
+        table.add_row(entry["layers"], *numbers, *scores, *([one_line(more)] if more else []))
     console.print(table)
 
 
@@ -85,12 +84,12 @@ def failures(destination: str, as_json: bool) -> None:
         return
     table = Table("dreams", "why", Column("photograph", overflow="fold"), "", box=None)
     for entry in found[:LINES]:
-        what = Text(one_line(entry["source_uri"])), Text(one_line(entry["error"]))
+        what = one_line(entry["source_uri"]), one_line(entry["error"])
         table.add_row(str(entry["dreams"]), entry["error_kind"], *what)
     if found:
         console.print(table)
     more = f"; the first {LINES} are above, --json has all" if len(found) > LINES else ""
-    console.print(f"{sum(entry['dreams'] for entry in found)} dreams failed or were skipped{more}.")
+    tell(f"{sum(entry['dreams'] for entry in found)} dreams failed or were skipped{more}.")
 
 
 @manifest.command()
@@ -114,10 +113,10 @@ def verify(destination: str, as_json: bool) -> int:
     if found.counts:
         table = Table("what", Column("where", overflow="fold"), "why", box=None)  # addresses are there to be copied
         for trouble in found.troubles[:LINES]:
-            table.add_row(trouble.kind, Text(one_line(trouble.uri)), Text(one_line(trouble.what)))
+            table.add_row(trouble.kind, one_line(trouble.uri), one_line(trouble.what))
         console.print(table)
     counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items()) or "all is well"
-    console.print(f"{found.rows} rows, {found.objects} objects: {counts}.", highlight=False)
+    tell(f"{found.rows} rows, {found.objects} objects: {counts}.")
     if found.unfinished:
-        console.print(f"The run {found.unfinished} is not finished: its pictures may have no row yet.", highlight=False)
+        tell(f"The run {found.unfinished} is not finished: its pictures may have no row yet.")
     return 1 if found.counts else 0

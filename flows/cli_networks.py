@@ -8,7 +8,7 @@ from rich.table import Table
 
 from dreamcore.errors import InvalidInput
 from flows.options import as_json
-from flows.terminal import console, progress, show_json
+from flows.terminal import console, progress, show_json, tell
 
 
 @click.command()
@@ -109,7 +109,5 @@ def _preview(model: str, source: Path, result: Path, as_json: bool) -> None:
         show_json(summary(dreams))
         return
     for stage in summary(dreams):
-        console.print(
-            f"{stage['layer']}: score {stage['score_before']:.2f} to {stage['score_after']:.2f}", highlight=False
-        )
-    console.print(f"Sheet   {result}", highlight=False)
+        tell(f"{stage['layer']}: score {stage['score_before']:.2f} to {stage['score_after']:.2f}")
+    tell(f"Sheet   {result}")

@@ -4,7 +4,7 @@ import click
 
 from dreamcore.errors import InvalidInput
 from flows.options import as_json, folder_of
-from flows.terminal import console, one_line, progress, say, show_json
+from flows.terminal import progress, say, show_json, tell
 
 
 @click.command()
@@ -41,4 +41,4 @@ def sheet(destination: str, part: str, photographs: int, as_json: bool) -> None:
         show_json({"sheets": drawn})
         return
     for uri in drawn:
-        console.print(one_line(uri), markup=False, highlight=False, soft_wrap=True)
+        tell(uri)

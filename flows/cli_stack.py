@@ -7,7 +7,7 @@ import click
 
 from dreamcore.errors import InvalidInput
 from flows.options import as_json
-from flows.terminal import console, screen, show_json
+from flows.terminal import screen, show_json, tell
 
 if TYPE_CHECKING:
     from flows.stack import Stack
@@ -28,9 +28,9 @@ def start_stack() -> "Stack":
 def up() -> None:
     """Start the embedded stack: an S3 server and a Prefect server on this machine, data in ./.dreamgrid/."""
     stack = start_stack()
-    console.print(f"S3        {stack.s3_url}", highlight=False)
-    console.print(f"Prefect   {stack.prefect_url}", highlight=False)
-    console.print('Point this shell at them:  eval "$(dreamgrid env)"', highlight=False)
+    tell(f"S3        {stack.s3_url}")
+    tell(f"Prefect   {stack.prefect_url}")
+    tell('Point this shell at them:  eval "$(dreamgrid env)"')
 
 
 @click.command()
@@ -38,7 +38,7 @@ def down() -> None:
     """Stop this folder's embedded stack; its data stay."""
     from flows import stack
 
-    console.print("stopped" if stack.down(STACK) else "nothing was running")
+    tell("stopped" if stack.down(STACK) else "nothing was running")
 
 
 @click.command()
@@ -55,9 +55,9 @@ def status(as_json: bool) -> None:
         return
     for server in found["servers"]:
         state = f"running, process {server['pid']}" if server["running"] else "stopped"
-        console.print(f"{server['name']:<10} {server['url']}   {state}", highlight=False)
+        tell(f"{server['name']:<10} {server['url']}   {state}")
     if not found["servers"]:
-        console.print("there is no stack in this folder: dreamgrid up")
+        tell("there is no stack in this folder: dreamgrid up")
 
 
 @click.command()

@@ -147,12 +147,23 @@ def dream(run: Run, shards: Plan) -> None:
             counts.update(future.result())
             runs.check_failures(run, counts, storage())
             watch(counts.total(), planned)
-            update_progress_artifact(artifact, 100 * counts.total() / planned)
+            artifact = move_bar(artifact, 100 * counts.total() / planned)
     except BaseException as error:
         stop_workers()  # or the pool would dream all that was submitted before it let go
         if isinstance(error, BrokenProcessPool):
             raise Unavailable("a worker process died, perhaps for want of memory: try fewer (--workers)") from error
         raise
+
+
+def move_bar(artifact: Any, percent: float) -> Any:
+    """Move the bar of the run's page; None once that fails, as where somebody deleted it: the run is worth more."""
+    try:
+        if artifact:
+            update_progress_artifact(artifact, percent)
+    except Exception as error:
+        get_run_logger().warning("the progress bar of this run can be moved no more: %s", type(error).__name__)
+        return None
+    return artifact
 
 
 @task(task_run_name="shard {shard.number}", **patiently)

@@ -1,6 +1,7 @@
 """The manifest: a row for every photograph and settings, in Parquet parts that are written once, whole."""
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -11,8 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dreamcore.errors import ErrorKind
-from dreamcore.objectives import objective_label
-from dreamcore.settings import DreamSettings
+from dreamcore.objectives import Target, objective_label
 from flows.ahead import ahead, threads
 from flows.storage import Found, Storage
 
@@ -206,13 +206,18 @@ def listed(storage: Storage, destination: str, run_id: str | None = None) -> lis
     return sorted((found for found in there if found.uri.endswith(".parquet")), key=lambda found: found.uri)
 
 
+_POINT = ["model", "layers", "octaves", "steps", "settings"]
+
+
 def summary(storage: Storage, destination: str) -> dict[str, Any]:
     """Counts and mean scores of a destination, for people to look at."""
     columns = ["run_id", "status", "error_kind", "source_uri", "settings_id", "score_before", "score_after"]
-    settings: dict[str, str] = {}  # a long text, the same for many rows
+    points: dict[str, dict[str, Any]] = {}  # long texts, the same for many rows
     found = [_schema(columns).empty_table()]
-    for part in tables(storage, destination, [*columns, "settings"]):
-        settings.update(zip(part["settings_id"].to_pylist(), part["settings"].to_pylist(), strict=True))
+    for part in tables(storage, destination, [*columns, *_POINT]):
+        for number, settings_id in enumerate(part["settings_id"].to_pylist()):
+            if settings_id not in points:
+                (points[settings_id],) = part.slice(number, 1).select(_POINT).to_pylist()
         found.append(part.select(columns))
     table = pa.concat_tables(found)
     done = table.filter(pc.field("status") == "done")
@@ -225,7 +230,7 @@ def summary(storage: Storage, destination: str) -> dict[str, Any]:
         "runs": pc.count_distinct(table["run_id"]).as_py(),
         "statuses": counted(table["status"]),
         "errors": counted(table["error_kind"].drop_null()),
-        "settings": [_mean_scores(row, settings[row["settings_id"]]) for row in means.to_pylist()],
+        "settings": [_mean_scores(row, points[row["settings_id"]]) for row in means.to_pylist()],
     }
 
 
@@ -250,16 +255,16 @@ def counted(column: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
 
 
-def _mean_scores(row: dict[str, Any], text: str) -> dict[str, Any]:
-    settings = DreamSettings.model_validate_json(text)
+def _mean_scores(row: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    layers = (Target(layer=each["name"], channels=each["channels"], weight=each["weight"]) for each in point["layers"])
     return {
         "settings_id": row["settings_id"],
-        "model": settings.model,
-        "layers": objective_label(settings.layers),
-        "octaves": settings.octaves,
-        "steps": settings.steps,
+        "model": point["model"],
+        "layers": objective_label(tuple(layers)),
+        "octaves": point["octaves"],
+        "steps": point["steps"],
         "dreams": row["score_after_count"],
         "score_before": row["score_before_mean"],
         "score_after": row["score_after_mean"],
-        "settings": settings.model_dump(mode="json"),
+        "settings": json.loads(point["settings"]),
     }

@@ -1,6 +1,7 @@
 """Contact sheets: all dreams of one photograph on one picture, rows layers, columns the other settings that vary."""
 
 import io
+import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,10 +116,16 @@ def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _entries(rows: Sequence[dict[str, Any]]) -> Iterator[_Entry]:
     for row in rows:
-        try:
-            yield _Entry(row, DreamSettings.model_validate_json(row["settings"]))
-        except ValidationError:  # of another version of Dreamgrid, which had other settings
-            continue
+        if settings := read_settings(json.loads(row["settings"])):
+            yield _Entry(row, settings)
+
+
+def read_settings(written: dict[str, Any]) -> DreamSettings | None:
+    """The settings of a row; None where another version of Dreamgrid, which had other settings, wrote them."""
+    try:
+        return DreamSettings.model_validate(written)
+    except ValidationError:
+        return None
 
 
 def _draw(name: str, photograph: bytes, entries: Sequence[_Entry], storage: Storage) -> Iterator[bytes]:
@@ -166,24 +173,31 @@ def told_apart(among: Sequence[DreamSettings], besides: Collection[str]) -> list
     Where a preset is followed or more than three fields vary, only what is not as usual, or as in the preset.
     """
     names = [name for name in DreamSettings.model_fields if name not in besides]
-    varying = [name for name in names if len({_value(entry, name) for entry in among}) > 1]
+    files = {value.uri for each in among for name in names if isinstance(value := getattr(each, name), Reference)}
+
+    def value_of(settings: DreamSettings, name: str) -> str:
+        value = getattr(settings, name)
+        return _shortest(value.uri, files) if isinstance(value, Reference) else str(value)
+
+    varying = [name for name in names if len({value_of(entry, name) for entry in among}) > 1]
     any_preset = any(map(nearest_preset, among))
     in_full = not any_preset and len(varying) <= 3
 
     def told(settings: DreamSettings) -> str:
         preset = nearest_preset(settings)
         usual = DreamSettings.model_validate({"preset": preset} if preset else {})
-        worth = [name for name in varying if in_full or _value(settings, name) != _value(usual, name)]
-        values = [f"{name} {value}" for name in worth if (value := _value(settings, name)) != "None"]
+        worth = [name for name in varying if in_full or value_of(settings, name) != value_of(usual, name)]
+        values = [f"{name} {value}" for name in worth if (value := value_of(settings, name)) != "None"]
         return ", ".join([preset, *values] if preset else values) or ("default" if any_preset else "")
 
     return [told(settings) for settings in among]
 
 
-def _value(settings: DreamSettings, name: str) -> str:
-    """A setting for people to read; of a file, its name."""
-    value = getattr(settings, name)
-    return value.uri.rpartition("/")[2] if isinstance(value, Reference) else str(value)
+def _shortest(uri: str, uris: Collection[str]) -> str:
+    """The end of an address, mostly its file's name, by which it is told from others."""
+    steps = uri.split("/")
+    ends = ("/".join(steps[first:]) for first in reversed(range(len(steps))))
+    return next(end for end in ends if all(other == uri or not f"/{other}".endswith(f"/{end}") for other in uris))
 
 
 def sees(classes: list[dict[str, Any]] | None) -> str:

@@ -8,8 +8,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console()
-screen = Console(stderr=True)
+console = Console(markup=False, highlight=False)
+screen = Console(stderr=True, markup=False, highlight=False)
 
 
 def show_json(value: object) -> None:
@@ -17,10 +17,15 @@ def show_json(value: object) -> None:
     click.echo(json.dumps(value, indent=1))
 
 
+def tell(line: str) -> None:
+    """Print a line of a result; names in it may be strangers'."""
+    click.echo(printable(line))
+
+
 def say(message: object, style: str) -> None:
     """Tell people something on standard error, line by line; names in it may be strangers'."""
     told = "\n".join(map(printable, str(message).split("\n")))
-    screen.print(f"dreamgrid: {told}", style=style, markup=False, highlight=False, soft_wrap=True)
+    screen.print(f"dreamgrid: {told}", style=style, soft_wrap=True)
 
 
 def printable(text: str) -> str:

@@ -210,8 +210,9 @@ def test_a_mistyped_source_starts_nothing(dreamgrid: Command, storage: Storage, 
         assert json.loads(done.stdout)["photographs"] == photographs, done.stderr
 
 
-@pytest.mark.usefixtures("stack")
-def test_no_key_steers_the_terminal(dreamgrid: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_key_steers_the_terminal(dreamgrid: Command, destination: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = dreamgrid("manifest", f"{destination}[red]1/")
+    assert shown.stdout == f"There is no manifest in {destination}[red]1/ yet.\n"
     done = dreamgrid("manifest", "s3://nowhere/\x1b[31mred\x9b\u202e/")
     assert done.returncode == 2
     assert done.stderr.endswith("correct s3://nowhere/ [31mred  /manifest/\n"), done.stderr
@@ -241,6 +242,19 @@ def test_a_bad_answer_of_prefect_stops_a_run(
     assert f"Nothing is lost: {again} goes on where this one stopped." in done.stderr
     assert "Traceback" not in done.stderr
     assert "u:pass" not in done.stderr
+
+
+def test_a_bar_that_somebody_deleted_stops_no_run(
+    dreamgrid: Command, stack: Stack, storage: Storage, source: str, destination: str
+) -> None:
+    storage.write(source + "cat.png", (PHOTOS / "chelsea.png").read_bytes(), "image/png")
+    with Proxy(stack.prefect_url) as proxy:
+        proxy.choose = first(Fault.GONE, "PATCH", "api/artifacts")
+        job = ("--source", source, "--destination", destination, "--steps", "1", "--octaves", "1", "--octaves", "2")
+        done = dreamgrid("run", *job, "--json", PREFECT_API_URL=f"http://127.0.0.1:{proxy.server_port}/api")
+    assert proxy.count(Fault.GONE) == 1
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["done"] == 2
 
 
 def test_what_a_job_file_keeps_from_a_preset_is_told(

@@ -144,6 +144,16 @@ def test_the_summary_tells_points_of_a_grid_apart(storage: Storage, destination:
     assert [DreamSettings.model_validate(entry["settings"]) for entry in found] == grid
 
 
+def test_settings_of_another_version_are_summarised_too(storage: Storage, destination: str, dreamgrid: Command) -> None:
+    later = {**json.loads(DONE.settings), "a_setting_of_tomorrow": 3}
+    rows = [DONE, replace(DONE, settings=json.dumps(later), settings_id="1" * 16)]
+    storage.write(part_uri(destination, "r", 0), to_parquet(rows), "application/vnd.apache.parquet")
+    shown = dreamgrid("manifest", destination, COLUMNS="200")
+    assert shown.returncode == 0, shown.stderr
+    told = [line for line in shown.stdout.splitlines() if "settings of another version of Dreamgrid" in line]
+    assert [line.split()[:4] for line in told] == [["deep:3,5=-0.5+stem", "4", "10", "1"]]
+
+
 def test_parts_are_listed_in_the_order_of_their_shards() -> None:
     parts = [part_uri("s3://dreams/x/", "r", shard) for shard in (9, 10, 123_456)]
     assert parts == sorted(parts)
@@ -181,4 +191,4 @@ def test_parts_of_version_1_alone_are_summarised(storage: Storage, destination: 
     storage.write(part_uri(destination, "r0", 0), of_version_1(ROWS), "application/vnd.apache.parquet")
     found = manifest.summary(storage, destination)
     assert (found["rows"], found["statuses"]) == (2, {"failed": 1, "done": 1})
-    assert [(entry["layers"], entry["score_after"]) for entry in found["settings"]] == [("blocks.4", 2.5)]
+    assert [(entry["layers"], entry["score_after"]) for entry in found["settings"]] == [("deep:3,5=-0.5+stem", 2.5)]

@@ -165,6 +165,9 @@ def test_what_varies_is_told_and_what_is_not_there_is_not(storage: Storage, sour
     assert told_apart(among, ["layers"]) == ["guide flowers.jpg, octaves 6", "octaves 3"]
     changed = [settings(preset="tf2", steps=2), settings(preset="gordic", steps=2), settings(preset="tf2", steps=3)]
     assert told_apart(changed, ["layers"]) == ["tf2, steps 2", "gordic, steps 2", "tf2, steps 3"]
+    folders = ("red", "blue/red", "2")
+    twins = [settings(guide={"uri": f"s3://photos/{folder}/1.jpg", "sha256": "0" * 64}) for folder in folders]
+    assert told_apart(twins, ["layers"]) == ["guide photos/red/1.jpg", "guide blue/red/1.jpg", "guide 2/1.jpg"]
     same = [settings(layers="blocks.1"), settings(layers="blocks.2")]
     assert told_apart(same, ["layers"]) == ["", ""]
     dreamt = Dreamt(storage, source, destination, (60, 90))
