@@ -1,4 +1,4 @@
-"""What earlier runs did. A finished run tells it in one object, so that a night need not open every part ever written.
+"""What earlier runs did. A run that is over tells it in one object: a night need not open every part ever written.
 
 `_runs/<run_id>/index.parquet` has the numbers of each row of the run's parts. It is a copy and never the truth: it
 counts only while the run's parts are those that it was made from, by their addresses and ETags.
@@ -106,7 +106,7 @@ def gather(destination: str, run_id: str, storage: Storage) -> pa.Table:
 
 
 def keep(index: pa.Table, folder: str, storage: Storage) -> None:
-    """Put the index of a finished run into the folder of its record."""
+    """Put the index of a run that is over into the folder of its record."""
     sink = io.BytesIO()
     pq.write_table(index, sink, compression="zstd")
     storage.write_new(f"{folder}index.parquet", sink.getvalue(), manifest.CONTENT_TYPE)

@@ -366,4 +366,6 @@ def abandon(destination: str, storage: Storage) -> None:
     with threads(_WRITERS) as writers:
         for _ in ahead(writers, lambda part: storage.write_new(part, empty, manifest.CONTENT_TYPE), parts, _WRITERS):
             pass
+    if shards:
+        history.keep(history.gather(destination, run_id, storage), manifest.record_of(destination, run_id), storage)
     release(destination, run_id, storage)

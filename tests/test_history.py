@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from flows import history, manifest
+from flows import history, manifest, runs
+from flows.job import DreamJob
 from flows.manifest import Row, part_uri, record_of, to_parquet
-from flows.plan import dream_key
+from flows.plan import CORE, Pace, dream_key, make_plan
+from flows.scan import plan_settings, scan
 from flows.storage import Storage
+from tests.kills import put_photographs
 from tests.test_manifest_format import DONE, FAILED
 
 
@@ -60,6 +63,19 @@ def check(destination: str, expected: list[Row], opened: list[str]) -> None:
 
 def test_finished_runs_are_known_without_their_parts(destination: str, told: list[Row]) -> None:
     check(destination, told, ["r3", "r4"])
+
+
+def test_a_run_that_was_given_up_is_known_without_its_parts(storage: Storage, source: str, destination: str) -> None:
+    put_photographs(storage, source, 3)
+    job = DreamJob.model_validate({"source": source, "destination": destination})
+    run, _ = runs.claim(job, plan_settings(job), storage)
+    everything = make_plan(scan(job, storage).sources, run.settings, lambda _key: False, Pace(4, CORE))
+    (shard, *others) = runs.freeze(run, everything, storage)
+    assert others
+    done = rows(run.run_id, shard.number)
+    storage.write(part_uri(destination, run.run_id, shard.number), to_parquet(done), manifest.CONTENT_TYPE)
+    runs.abandon(destination, storage)
+    check(destination, done, [])
 
 
 def lose(storage: Storage, part: str) -> list[Row]:
