@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from itertools import groupby, islice
 from typing import Any
 
+import httpx  # which Prefect speaks to its server with
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
@@ -18,6 +19,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.exceptions import ObjectNotFound
 from prefect.task_runners import ProcessPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
@@ -156,11 +158,11 @@ def dream(run: Run, shards: Plan) -> None:
 
 
 def move_bar(artifact: Any, percent: float) -> Any:
-    """Move the bar of the run's page; None once that fails, as where somebody deleted it: the run is worth more."""
+    """Move the bar of the run's page; None once that is refused, as where somebody deleted it: a run is worth more."""
     try:
         if artifact:
             update_progress_artifact(artifact, percent)
-    except Exception as error:
+    except (httpx.HTTPStatusError, ObjectNotFound) as error:  # a server that is away is trouble enough to stop
         get_run_logger().warning("the progress bar of this run can be moved no more: %s", type(error).__name__)
         return None
     return artifact
