@@ -1,4 +1,4 @@
-"""The README says what the code says."""
+"""The README says what the code says, and what pages name is there."""
 
 import re
 from pathlib import Path
@@ -16,6 +16,7 @@ from flows.options import values_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [path for folder in ("", "docs/", "deployments/", "examples/*/") for path in sorted(ROOT.glob(f"{folder}*.md"))]
 
 
 def in_table(values: tuple[str, ...]) -> str:
@@ -64,11 +65,20 @@ def test_every_module_is_in_the_tree() -> None:
             assert f"\n  {module.name} " in README
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text()):
         file, _, heading = target.partition("#")
-        assert (ROOT / file).exists(), target
-        headings = re.findall(r"^#+ (.+)$", (ROOT / file).read_text(), re.MULTILINE) if heading else []
+        assert (page.parent / file).exists(), target
+        headings = re.findall(r"^#+ (.+)$", (page.parent / file).read_text(), re.MULTILINE) if heading else []
         assert not heading or heading in {
             re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings
         }
+
+
+def test_tests_that_pages_name_are_there() -> None:
+    tests = sorted((ROOT / "tests").glob("test_*.py"))
+    there = [path.stem for path in tests]
+    there += [name for path in tests for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)]
+    named = {name for page in PAGES for name in re.findall(r"`(?:tests/)?(test_\w+)", page.read_text())}
+    assert [name for name in named if not any(each.startswith(name) for each in there)] == []
