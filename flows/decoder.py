@@ -56,7 +56,13 @@ def decode(data: bytes, *, max_pixels: int | None = None) -> Photograph:
             ``out_of_memory``: it took more than `MEMORY`.
         Unavailable: no child can be started.
     """
-    return _decoders().decode(data, max_pixels=max_pixels)
+    with _one_at_a_time:
+        decoders = _decoders()
+    return decoders.decode(data, max_pixels=max_pixels)
+
+
+_one_at_a_time = threading.Lock()
+"""For `_decoders`: threads that ask before it is remembered would make one each, with children that nobody ends."""
 
 
 @cache

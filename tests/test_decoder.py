@@ -12,6 +12,7 @@ import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import IO
@@ -22,6 +23,7 @@ from PIL import ExifTags, Image
 
 from dreamcore import images
 from dreamcore.errors import ImageError, Unavailable
+from flows import decoder as flows_decoder
 from flows.decoder import MEMORY, SECONDS, WAITING, Decoder, Decoders
 from tests.test_images import DISPLAY_P3, LOSSLESS, photo, png, rgb_profile, saved
 
@@ -188,6 +190,22 @@ def test_threads_share_the_children() -> None:
         found = list(threads.map(lambda pixels: decoders.decode(saved(Image.fromarray(pixels), "PNG")).pixels, truth))
     for pixels, expected in zip(found, truth, strict=True):
         np.testing.assert_array_equal(pixels, expected)
+    decoders.close()
+
+
+def test_threads_that_are_the_first_to_ask_share_the_children_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Decoders] = []
+
+    def slowly(count: int) -> Decoders:
+        time.sleep(0.2)
+        made.append(Decoders(count))
+        return made[-1]
+
+    monkeypatch.setattr(flows_decoder, "Decoders", slowly)
+    monkeypatch.setattr(flows_decoder, "_decoders", cache(flows_decoder._decoders.__wrapped__))
+    with ThreadPoolExecutor(4) as threads:
+        assert {each.width for each in threads.map(flows_decoder.decode, [GOOD] * 4)} == {60}
+    (decoders,) = made
     decoders.close()
 
 
