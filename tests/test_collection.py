@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,10 +153,13 @@ def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report
     flow_runs = prefect_api("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
     assert flow_runs[0]["state_type"] == "COMPLETED"
     of_this_run = {"flow_runs": {"id": {"any_": [flow_runs[0]["id"]]}}}
-    task_runs = prefect_api("task_runs/filter", of_this_run)
-    shards = [run for run in task_runs if run["name"].startswith("shard ")]
-    assert len(shards) == 8
-    assert {run["state_type"] for run in task_runs} == {"COMPLETED"}
+    deadline = time.monotonic() + 120
+    told: Counter[tuple[bool, str]] = Counter()
+    while told[True, "COMPLETED"] < 8 or {state for _, state in told} != {"COMPLETED"}:
+        assert time.monotonic() < deadline, told  # the server notes what tasks tell of themselves some seconds later
+        task_runs = prefect_api("task_runs/filter", of_this_run)
+        told = Counter((run["name"].startswith("shard "), run["state_type"]) for run in task_runs)
+    assert told[True, "COMPLETED"] == 8
     artifacts = prefect_api("artifacts/filter", of_this_run)
     (progress,) = (artifact for artifact in artifacts if artifact["type"] == "progress")
     assert float(progress["data"]) == pytest.approx(100)
