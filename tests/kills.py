@@ -115,7 +115,7 @@ def sleeping(attempt: Attempt) -> Iterator[Callable[[], int | None] | None]:
         return wait(process)
 
     def sleeps() -> bool:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended, or does while it is looked at
             return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         return False
 

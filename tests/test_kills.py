@@ -127,7 +127,8 @@ def test_two_at_once_share_the_work(begin: Begin, storage: Storage, source: str)
 def test_two_at_once_hardly_do_anything_twice(begin: Begin, storage: Storage, source: str, tmp_path: Path) -> None:
     put_photographs(storage, source, 16)
     race(begin, storage, 1)
-    assert 16 <= (tmp_path / "made").stat().st_size < 24
+    made = (tmp_path / "made").stat().st_size  # by chance about 19, and one time in 100 no fewer than 24
+    assert 16 <= made < 28, "in the same order they would make 32"
 
 
 @pytest.mark.soak
