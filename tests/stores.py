@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dreamcore.errors import DreamgridError
+from flows.servers import Server
 from flows.stack import Stack
 from flows.storage import probe
 
@@ -128,9 +128,8 @@ def _start(running: ExitStack, folder: Path, command: list[str], environment: di
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """One that no outgoing connection takes before the server does."""
+    return Server("a server", {"port": 0}).with_free_ports().ports["port"]
 
 
 def _ready(port: int) -> dict[str, str]:
@@ -141,7 +140,7 @@ def _ready(port: int) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
     }
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         try:
             probe(environment)

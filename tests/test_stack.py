@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def running(folder: Path) -> stack.Stack:
 
 @pytest.fixture
 def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "60"]) as process:
+    with subprocess.Popen(["sleep", "3600"]) as process:
         try:
             yield process
         finally:
@@ -67,7 +68,10 @@ def ports(running: stack.Stack) -> set[int]:
     """What the stack really listens on, after checking that all of it is loopback."""
     found = set()
     for server in running.servers:
-        mine = {str(file.readlink()) for file in Path(f"/proc/{server.pid}/fd").iterdir() if file.is_symlink()}
+        mine = set()
+        for file in Path(f"/proc/{server.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed in the meantime
+                mine.add(str(file.readlink()))
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/{server.pid}/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()
