@@ -197,7 +197,8 @@ def _shortest(uri: str, uris: Collection[str]) -> str:
     """The end of an address, mostly its file's name, by which it is told from others."""
     steps = uri.split("/")
     ends = ("/".join(steps[first:]) for first in reversed(range(len(steps))))
-    return next(end for end in ends if all(other == uri or not f"/{other}".endswith(f"/{end}") for other in uris))
+    own = (end for end in ends if all(other == uri or not f"/{other}".endswith(f"/{end}") for other in uris))
+    return next(own, uri)
 
 
 def sees(classes: list[dict[str, Any]] | None) -> str:

@@ -168,6 +168,8 @@ def test_what_varies_is_told_and_what_is_not_there_is_not(storage: Storage, sour
     folders = ("red", "blue/red", "2")
     twins = [settings(guide={"uri": f"s3://photos/{folder}/1.jpg", "sha256": "0" * 64}) for folder in folders]
     assert told_apart(twins, ["layers"]) == ["guide photos/red/1.jpg", "guide blue/red/1.jpg", "guide 2/1.jpg"]
+    nested = [settings(guide={"uri": uri, "sha256": "0" * 64}) for uri in ("s3://b/1", "s3://b/s3://b/1")]
+    assert told_apart(nested, ["layers"]) == ["guide s3://b/1", "guide b/s3://b/1"]
     same = [settings(layers="blocks.1"), settings(layers="blocks.2")]
     assert told_apart(same, ["layers"]) == ["", ""]
     dreamt = Dreamt(storage, source, destination, (60, 90))
