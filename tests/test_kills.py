@@ -173,7 +173,7 @@ def test_a_sleeper_that_wakes_up_corrupts_nothing(
     sleep: Callable[[Begin, Storage, int], bool], begin: Begin, storage: Storage, source: str
 ) -> None:
     put_photographs(storage, source, 2)
-    for event in range(1, 50, 6):
+    for event in range(1, 50, 8):
         sleep(begin, storage, event)
 
 
