@@ -127,6 +127,7 @@ def test_modules_are_named_by_what_they_are() -> None:
         ("flows.decoder", {"torch", "prefect", "boto3", "pydantic"}),
         ("flows.plan", {"torch", "prefect", "boto3"}),
         ("flows.job", {"torch", "prefect", "boto3"}),
+        ("flows.redream, flows.preview", {"torch", "prefect"}),
     ],
 )
 def test_importing_stays_cheap(module: str, absent: set[str]) -> None:

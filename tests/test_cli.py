@@ -270,8 +270,8 @@ def test_what_a_job_file_keeps_from_a_preset_is_told(
         done = dreamgrid(command, "job.yaml", *flags)
         assert done.returncode == 0, done.stderr
         assert done.stderr.splitlines()[0] == told
-    alone = dreamgrid("plan", "--source", source, "--destination", destination, *flags)
-    assert told not in alone.stderr
+        alone = dreamgrid(command, "--source", source, "--destination", destination, *flags)
+        assert told not in alone.stderr
 
 
 def test_a_usage_error_is_exit_2(dreamgrid: Command) -> None:

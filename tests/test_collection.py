@@ -157,6 +157,7 @@ def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report
     told: Counter[tuple[bool, str]] = Counter()
     while told[True, "COMPLETED"] < 8 or {state for _, state in told} != {"COMPLETED"}:
         assert time.monotonic() < deadline, told  # the server notes what tasks tell of themselves some seconds later
+        time.sleep(0.2)
         task_runs = prefect_api("task_runs/filter", of_this_run)
         told = Counter((run["name"].startswith("shard "), run["state_type"]) for run in task_runs)
     assert told[True, "COMPLETED"] == 8
