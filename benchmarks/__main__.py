@@ -14,7 +14,8 @@ from rich.console import Console
 
 from benchmarks import collection, dreams, gpu, host, memory, report, steps, whole
 from benchmarks.timing import Row
-from flows.machine import keep_memory, max_memory
+from flows.machine import max_memory
+from flows.worker_process import disable_heap_trimming
 
 STEPS = ("engine", "null", "peak")
 """Sections that are measured in the same rounds."""
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: the servers of `collection` are stopped
     machine = host.describe() | {"quick": wanted.quick}  # before the number of threads is set
     torch.set_num_threads(1)
-    keep_memory(max_memory("cpu"))  # as a worker does; in this process it serves all contenders
+    disable_heap_trimming(max_memory("cpu"))  # as a worker does; in this process it serves all contenders
     started = time.perf_counter()
     sections = measure(wanted.only or list(report.TITLES), quick=wanted.quick, soak=wanted.soak)
     machine["seconds"] = round(time.perf_counter() - started, 1)

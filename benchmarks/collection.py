@@ -20,14 +20,14 @@ from PIL import Image
 from benchmarks.crew import Crew, become_worker
 from benchmarks.subjects import Size, pixels
 from benchmarks.timing import Row
+from dreamcore.batch import DreamRequest, Limits, dream_photographs
 from dreamcore.errors import InvalidInput
 from dreamcore.images import decode
 from dreamcore.models import load_network
-from dreamcore.picture import Limits, Order, dream_photographs
 from dreamcore.settings import BUNDLED, DreamSettings
 from flows import manifest
-from flows import stack as embedded
-from flows.machine import at_once, cores, max_memory
+from flows.local import stack as embedded
+from flows.machine import batch_size, core_count, max_memory
 from flows.storage import Storage
 
 SIZE = (316, 474)
@@ -48,8 +48,8 @@ def prepare_dreams(photographs: Sequence[bytes]) -> Callable[[Sequence[int]], No
     """In a process of a crew: decoded photographs and a warm network; dreams what is asked in a run's batches."""
     become_worker()
     network, settings, limits = load_network(BUNDLED), DreamSettings(), Limits(max_memory("cpu"))
-    orders = [Order(decode(data, max_pixels=settings.max_pixels), settings) for data in photographs]
-    together = at_once("cpu", math.prod(SIZE))
+    orders = [DreamRequest(decode(data, max_pixels=settings.max_pixels), settings) for data in photographs]
+    together = batch_size("cpu", math.prod(SIZE))
     dream_photographs(network, orders[:together], limits)
 
     def dream(numbers: Sequence[int]) -> None:
@@ -73,7 +73,7 @@ def measure_collection(*, quick: bool) -> list[Row]:
     About a quarter of the dreams are dreamt alone before the flow's run and as many after it, as many in each process;
     the time of all of them follows.
     """
-    processes = cores()
+    processes = core_count()
     count = 12 if quick else 200
     photographs = [photograph(SIZE, seed) for seed in range(count)]
     sample = math.ceil(count / 4 / processes) * processes

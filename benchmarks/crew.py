@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import torch
 
-from flows.machine import keep_memory, max_memory, start_worker
+from flows.machine import max_memory
+from flows.worker_process import disable_heap_trimming, start_worker
 
 Prepare = Callable[..., Callable[[Any], Any]]
 """Called once in each process; what it gives answers one question after the other."""
@@ -17,7 +18,7 @@ Prepare = Callable[..., Callable[[Any], Any]]
 def become_worker() -> None:
     """Set this process of a crew up as a run sets up the workers that dream on processors."""
     start_worker()
-    keep_memory(max_memory("cpu"))
+    disable_heap_trimming(max_memory("cpu"))
 
 
 class Crew:

@@ -6,15 +6,15 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from benchmarks.subjects import BUNDLED_SUBJECT, LARGE, SMALL, Size, megapixels, network_of, pictures, pixels
+from benchmarks.subjects import BUNDLED_SUBJECT, LARGE, SMALL, Size, megapixels, network_for, pictures, pixels
 from benchmarks.timing import Row, Spent, now, race
-from dreamcore.dream import Sample, dream
+from dreamcore.ascent import Sample, ascend
+from dreamcore.batch import DreamRequest, dream_photograph
 from dreamcore.images import Format, Photograph, encode
 from dreamcore.memory import choose_tile
 from dreamcore.network import Network
-from dreamcore.picture import Order, dream_photograph
 from dreamcore.settings import DreamSettings
-from flows.machine import at_once
+from flows.machine import batch_size
 
 MEMORY = 2 * 2**30
 STEPS = 2
@@ -34,7 +34,7 @@ def measure_sizes(*, quick: bool) -> list[Row]:
     As many dreams are made at once as a worker makes. Steps are timed from one to the next inside an ascent of one
     octave, so that the looks at the picture before and after, which are few beside ten steps, do not count.
     """
-    network = network_of(BUNDLED_SUBJECT)
+    network = network_for(BUNDLED_SUBJECT)
     sizes = {f"{millions:g} megapixels": _size(millions) for millions in (SIZES[:3] if quick else SIZES)}
     tiles = {name: choose_tile(network, {BUNDLED_SUBJECT.layer}, size, MEMORY) for name, size in sizes.items()}
     contenders = {name: _ascent(network, size, tiles[name]) for name, size in sizes.items()}
@@ -57,7 +57,7 @@ def _size(millions: float) -> Size:
 
 
 def _together(size: Size) -> int:
-    return at_once("cpu", math.prod(size))
+    return batch_size("cpu", math.prod(size))
 
 
 def _ascent(network: Network, size: Size, tile: int) -> Callable[[], Spent]:
@@ -66,7 +66,7 @@ def _ascent(network: Network, size: Size, tile: int) -> Callable[[], Spent]:
 
     def run() -> Spent:
         ends: list[Spent] = []
-        dream(network, samples, tile, lambda _done, _steps: ends.append(now()))
+        ascend(network, samples, tile, lambda _done, _steps: ends.append(now()))
         parts = (len(ends) - 1) * len(samples) * megapixels(size)
         return Spent((ends[-1].wall - ends[0].wall) / parts, (ends[-1].cpu - ends[0].cpu) / parts)
 
@@ -76,9 +76,9 @@ def _ascent(network: Network, size: Size, tile: int) -> Callable[[], Spent]:
 def measure_files(*, quick: bool) -> list[Row]:
     """The section `files`: what each format takes for a dream."""
     height, width = size = SMALL if quick else LARGE
-    order = Order(Photograph(pixels(size), width, height), DreamSettings())
-    dreamt = dream_photograph(network_of(BUNDLED_SUBJECT), order)
-    description = dreamt.description()
+    order = DreamRequest(Photograph(pixels(size), width, height), DreamSettings())
+    dreamt = dream_photograph(network_for(BUNDLED_SUBJECT), order)
+    description = dreamt.metadata()
     encoders = {
         name: partial(encode, dreamt.pixels, format, quality, description) for name, (format, quality) in FILES.items()
     }
@@ -89,7 +89,7 @@ def measure_files(*, quick: bool) -> list[Row]:
             name,
             {
                 "seconds_a_megapixel": found.wall(name) / megapixels(size),
-                "bytes_a_pixel": len(encoder()) / height / width,
+                "bytes_per_pixel": len(encoder()) / height / width,
             },
         )
         for name, encoder in encoders.items()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flows.machine import cores
+from flows.machine import core_count
 
 
 def processor() -> str:
@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
     """The machine, the versions, and how busy it was when this was asked."""
     return {
         "processor": processor(),
-        "cores": cores(),
+        "cores": core_count(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

@@ -19,16 +19,16 @@ from benchmarks.subjects import (
     Size,
     Subject,
     contender,
-    network_of,
+    network_for,
     pictures,
     pixels,
     spelt,
 )
 from benchmarks.timing import Row
+from dreamcore.batch import DreamRequest, dream_photograph
 from dreamcore.images import Photograph
-from dreamcore.picture import Order, dream_photograph
 from dreamcore.settings import DreamSettings
-from flows.machine import give_back_memory
+from flows.worker_process import trim_heap
 
 STATUS = Path("/proc/self/status")
 FEW, HALF, MANY = 200, 1000, 2000
@@ -68,12 +68,12 @@ def sizes() -> Iterator[Size]:
 def prepare_soak() -> Callable[[int], float]:
     """In a process of its own: MiB after so many more small dreams, as after a shard."""
     become_worker()
-    network, settings, endless = network_of(BUNDLED_SUBJECT), DreamSettings(steps=1, octaves=1), sizes()
+    network, settings, endless = network_for(BUNDLED_SUBJECT), DreamSettings(steps=1, octaves=1), sizes()
 
     def soak(count: int) -> float:
         for height, width in islice(endless, count):
-            dream_photograph(network, Order(Photograph(pixels((height, width)), width, height), settings))
-        give_back_memory()
+            dream_photograph(network, DreamRequest(Photograph(pixels((height, width)), width, height), settings))
+        trim_heap()
         return resident("VmRSS")
 
     return soak

@@ -42,7 +42,7 @@ FIGURES = {
     "engine_share": "{:.1%} of it are the dreams alone",
     "engine_share_of_command": "{:.1%} of the whole command",
     "seconds_a_megapixel": "{:.3f} s/MP",
-    "bytes_a_pixel": "{:.2f} bytes/pixel",
+    "bytes_per_pixel": "{:.2f} bytes/pixel",
     "mib_before": "{:.0f} MiB before",
     "mib_at_most": "{:.0f} MiB at most",
     "mib_early": "{:.0f} MiB after 200",

@@ -21,7 +21,7 @@ from benchmarks.subjects import (
     agreement,
     contender,
     megapixels,
-    network_of,
+    network_for,
     pictures,
     spelt,
     step_of,
@@ -137,7 +137,7 @@ def measure_batches(*, quick: bool) -> list[Row]:
     """The section `batches`: small octaves, many at once against one at a time."""
     rows = []
     for subject in SUBJECTS:
-        step = step_of(network_of(subject), subject.layer)
+        step = step_of(network_for(subject), subject.layer)
         batch = pictures(TINY, BATCH)
         singly = [picture[None] for picture in batch]
         together, apart = f"{BATCH} at once", "one at a time"

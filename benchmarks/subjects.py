@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.published import Clean, Published, score
-from dreamcore.catalogue import card
+from dreamcore.catalog import network_spec
 from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.settings import BUNDLED, DreamSettings
@@ -31,7 +31,7 @@ class Subject:
 
     def flops(self, size: Size) -> float:
         """Multiplications and additions of one step, forward and back to the picture, by the network's card."""
-        return card(self.model).layer(self.layer).cost * math.prod(size) * 2.0 * 2.0
+        return network_spec(self.model).layer(self.layer).cost * math.prod(size) * 2.0 * 2.0
 
 
 BUNDLED_SUBJECT = Subject(BUNDLED, "blocks.4")
@@ -56,14 +56,14 @@ def module_of(model: str) -> nn.Module:
     return module
 
 
-def network_of(subject: Subject, device: str = "cpu", *, plain: bool = False) -> Network:
+def network_for(subject: Subject, device: str = "cpu", *, plain: bool = False) -> Network:
     """Dreamgrid's own network."""
-    return Network(module_of(subject.model), card(subject.model), device=device, plain=plain)
+    return Network(module_of(subject.model), network_spec(subject.model), device=device, plain=plain)
 
 
 def in_32_bits(network: Network, layer: str) -> Network:
     """A network whose gradients of a layer are taken in 32 bits on every processor; it has taken no step yet."""
-    with mock.patch("dreamcore.engine.multiplies_bfloat16", return_value=False):
+    with mock.patch("dreamcore.engine.supports_bfloat16", return_value=False):
         assert network.precisions([frozenset([layer])]) == ["float32"]  # which makes the fast copy
     return network
 
@@ -82,9 +82,9 @@ def step_of(network: Network, layer: str) -> Step:
 def contender(name: str, subject: Subject, device: str = "cpu") -> Step:
     """One of the contenders by its name."""
     if name in (ENGINE, ENGINE_32, PLAIN):
-        network = network_of(subject, device, plain=name == PLAIN)
+        network = network_for(subject, device, plain=name == PLAIN)
         return step_of(in_32_bits(network, subject.layer) if name == ENGINE_32 else network, subject.layer)
-    known = card(subject.model)
+    known = network_spec(subject.model)
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (known.mean, known.std))
     kind = Published if name == PUBLISHED else Clean
     return kind(module_of(subject.model).to(device), subject.layer, mean, std)

@@ -17,7 +17,7 @@ from benchmarks.subjects import (
     spelt,
 )
 from benchmarks.timing import Race, Row, Spent, now, race, since
-from flows.machine import cores
+from flows.machine import core_count
 
 ONE, TWO = "1 process of the engine", "2 processes of the engine"
 
@@ -49,7 +49,7 @@ def measure_machine(*, quick: bool) -> list[Row]:
     """The section `machine`: what all cores dream together."""
     seconds, rounds = (0.5, 2) if quick else (2.0, 5)
     rows = []
-    processes = cores()
+    processes = core_count()
     for subject in SUBJECTS[:1] if quick else SUBJECTS:
         arguments = subject, SMALL
         with (

@@ -35,7 +35,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 Pair = tuple[int, int]
 
 
-def quicken(module: nn.Module, side: int) -> tuple[nn.Module, frozenset[str]]:
+def optimize(module: nn.Module, side: int) -> tuple[nn.Module, frozenset[str]]:
     """A copy of a frozen network in evaluation mode that answers the same, sooner; it shares weights where it can.
 
     Args:
@@ -47,29 +47,31 @@ def quicken(module: nn.Module, side: int) -> tuple[nn.Module, frozenset[str]]:
         normalisation behind them, and what lay between that and an activation which they took in, too.
     """
     quick = deepcopy(module, {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]})
-    behind: dict[str, _Behind] = {}
+    behind: dict[str, FoldedNormRemainder] = {}
     changed: set[str] = set()
     for convolution, norm in _foldable(module, side).items():
-        behind[convolution] = _Behind(quick.get_submodule(norm))
-        _put(quick, convolution, _folded(quick.get_submodule(convolution), quick.get_submodule(norm)))
-        _put(quick, norm, behind[convolution])
+        behind[convolution] = FoldedNormRemainder(quick.get_submodule(norm))
+        _replace_module(quick, convolution, _folded(quick.get_submodule(convolution), quick.get_submodule(norm)))
+        _replace_module(quick, norm, behind[convolution])
         changed |= {convolution, *(f"{norm}.{name}" for name, _ in behind[convolution].named_children())}
     for name, part in list(quick.named_modules()):
-        if torch.backends.mkldnn.is_available() and _is_plain(part):  # type: ignore[no-untyped-call]
+        if torch.backends.mkldnn.is_available() and _is_plain_convolution(part):  # type: ignore[no-untyped-call]
             ceiling = behind[name].take_ceiling() if name in behind else None
-            _put(quick, name, First(part, ceiling) if _is_first(part) else Convolution(part, ceiling))
+            _replace_module(
+                quick, name, StemConvolution(part, ceiling) if _is_stem(part) else Convolution(part, ceiling)
+            )
         elif hasattr(part, "inplace") and not isinstance(part, nn.ReLU):
             part.inplace = False  # whose gradient needs what went in, they would copy it first
     return quick.eval().requires_grad_(False), frozenset(changed)
 
 
-def _is_plain(part: nn.Module) -> bool:
+def _is_plain_convolution(part: nn.Module) -> bool:
     """Whether a module is a convolution as all are; with those that make their weights anew, nothing is won."""
     plain = type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)
     return plain or type(part) is Conv2dSame
 
 
-def _is_first(convolution: nn.Conv2d) -> bool:
+def _is_stem(convolution: nn.Conv2d) -> bool:
     across, down = _pair(convolution.stride)
     return (
         across == down > 1
@@ -79,7 +81,7 @@ def _is_first(convolution: nn.Conv2d) -> bool:
     )
 
 
-def _put(module: nn.Module, name: str, part: nn.Module) -> None:
+def _replace_module(module: nn.Module, name: str, part: nn.Module) -> None:
     parent, _, own = name.rpartition(".")
     setattr(module.get_submodule(parent), own, part)
 
@@ -87,7 +89,7 @@ def _put(module: nn.Module, name: str, part: nn.Module) -> None:
 # --- normalisations
 
 
-class _Behind(nn.Module):
+class FoldedNormRemainder(nn.Module):
     """What is left of a normalisation that was folded: what it did besides, by the same names (timm's activations)."""
 
     def __init__(self, norm: nn.Module) -> None:
@@ -107,7 +109,7 @@ class _Behind(nn.Module):
         ceilings = [CEILINGS.get(type(part)) for part in parts.values()]
         if len(ceilings) != 1 or ceilings[0] is None:
             return None
-        _put(self, next(iter(parts)), nn.Identity())
+        _replace_module(self, next(iter(parts)), nn.Identity())
         return ceilings[0]
 
 
@@ -197,15 +199,17 @@ class Convolution(_Padded):
         self.ceiling = ceiling
         self.weight, self.bias, self.groups = plain.weight, plain.bias, plain.groups
         reach = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
-        self.padding_back = reach[0] - self.padding[0], reach[1] - self.padding[1]
+        self.backward_padding = reach[0] - self.padding[0], reach[1] - self.padding[1]
         on_processor = plain.weight.device.type == "cpu"
-        self.goes_back_forward = on_processor and self.stride == (1, 1) and min(self.padding_back) >= 0
-        self.register_buffer("weight_back", _turned(plain) if self.goes_back_forward else None, persistent=False)
+        self.backward_as_forward_conv = on_processor and self.stride == (1, 1) and min(self.backward_padding) >= 0
+        self.register_buffer(
+            "backward_weight", _transposed_weights(plain) if self.backward_as_forward_conv else None, persistent=False
+        )
 
     @property
-    def type_back(self) -> torch.dtype:
+    def backward_dtype(self) -> torch.dtype:
         """The type in which gradients are taken through it."""
-        weight: Tensor = self.weight_back if self.goes_back_forward else self.weight  # type: ignore[assignment]
+        weight: Tensor = self.backward_weight if self.backward_as_forward_conv else self.weight  # type: ignore[assignment]
         return weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,10 +239,10 @@ class _Convolve(torch.autograd.Function):
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         if layer.ceiling is not None:
             gradient = torch.ops.aten.hardtanh_backward(gradient, *ctx.saved_tensors, 0.0, layer.ceiling)
-        if layer.goes_back_forward:
-            weight: Tensor = layer.weight_back  # type: ignore[assignment]
+        if layer.backward_as_forward_conv:
+            weight: Tensor = layer.backward_weight  # type: ignore[assignment]
             back = torch.mkldnn_convolution(
-                gradient.to(weight.dtype), weight, None, layer.padding_back, (1, 1), layer.dilation, layer.groups
+                gradient.to(weight.dtype), weight, None, layer.backward_padding, (1, 1), layer.dilation, layer.groups
             )
             return back.to(gradient.dtype), None
         seen = torch.empty(ctx.shape, memory_format=torch.channels_last)  # only its shape is looked at
@@ -249,7 +253,7 @@ class _Convolve(torch.autograd.Function):
         return back, None
 
 
-class First(_Padded):
+class StemConvolution(_Padded):
     """A frozen convolution of few channels and a stride, as one without a stride of the pixels of each stride's square.
 
     The same sums in another order: a picture (B, 3, H, W) is folded into (B, 3 s s, H / s, W / s), which fills the
@@ -281,16 +285,16 @@ class First(_Padded):
         return self.unfolded(x)  # type: ignore[no-any-return]
 
 
-def _turned(plain: nn.Conv2d) -> Tensor:
+def _transposed_weights(plain: nn.Conv2d) -> Tensor:
     """The weights with which a convolution of the gradient is the gradient of the convolution."""
     out, into, *kernel = plain.weight.shape
     grouped = plain.weight.detach().view(plain.groups, out // plain.groups, into, *kernel).transpose(1, 2)
     turned = grouped.reshape(plain.groups * into, out // plain.groups, *kernel).flip(2, 3)
-    turned = turned.to(torch.bfloat16 if _goes_back_in_half_precision(plain) else turned.dtype)
+    turned = turned.to(torch.bfloat16 if _has_bfloat16_backward(plain) else turned.dtype)
     return turned.contiguous(memory_format=torch.channels_last)
 
 
-def _goes_back_in_half_precision(plain: nn.Conv2d) -> bool:
+def _has_bfloat16_backward(plain: nn.Conv2d) -> bool:
     """Whether a gradient is taken through a convolution in bfloat16, which halves the time where that is its products.
 
     Only back: there half precision leaves an error of 1 % of the gradient (40 dB and more). On the way forward, where
@@ -298,11 +302,11 @@ def _goes_back_in_half_precision(plain: nn.Conv2d) -> bool:
     """
     into, out = plain.in_channels, plain.out_channels
     large = plain.groups == 1 and into * out * math.prod(_pair(plain.kernel_size)) >= LARGE * (into + out)
-    return large and plain.weight.dtype == torch.float32 and multiplies_bfloat16()
+    return large and plain.weight.dtype == torch.float32 and supports_bfloat16()
 
 
 @cache
-def multiplies_bfloat16() -> bool:
+def supports_bfloat16() -> bool:
     """Whether this processor has instructions for it: without, oneDNN takes longer than for 32 bits."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     has_them = known.get("avx512_bf16", False) or known.get("amx_bf16", False)

@@ -19,11 +19,11 @@ TINY = 1e-12
 """Keeps a gradient of zeros at zero."""
 
 
-def treat(gradient: Tensor, settings: DreamSettings, step: int) -> Tensor:
+def filter_gradient(gradient: Tensor, settings: DreamSettings, step: int) -> Tensor:
     """Even out or smooth `gradient` (B, 3, H, W) as the settings say for a step of an octave; it is written over."""
     match settings.gradient:
         case "laplacian":
-            return even_bands(gradient)
+            return normalize_bands(gradient)
         case "gaussian":
             return smooth(gradient, sigma=(step + 1) / settings.steps * 2 + 0.5)
         case "plain":
@@ -100,7 +100,7 @@ class Adam:
         return mean / (square.sqrt() + 1e-8)
 
 
-NORMALISERS: dict[str, Callable[[Tensor], Tensor]] = {
+NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean_abs": mean_abs,
     "std": std,
     "zero_mean_std": zero_mean_std,
@@ -111,11 +111,11 @@ NORMALISERS: dict[str, Callable[[Tensor], Tensor]] = {
 """What divides a gradient by a size of its own; Adam, which remembers, is made anew for each octave."""
 
 
-def normaliser(how: str) -> Callable[[Tensor], Tensor]:
+def normalizer(how: str) -> Callable[[Tensor], Tensor]:
     """What gives the gradients (B, 3, H, W) of one octave a size that does not depend on the network, a sample each."""
     if how == "adam":
         return Adam()
-    return NORMALISERS[how]
+    return NORMALIZERS[how]
 
 
 def smooth(gradient: Tensor, sigma: float) -> Tensor:
@@ -125,7 +125,7 @@ def smooth(gradient: Tensor, sigma: float) -> Tensor:
     return F.conv2d(padded, _cascade(sigma, channels, gradient.device, gradient.dtype), groups=channels)
 
 
-def even_bands(gradient: Tensor) -> Tensor:
+def normalize_bands(gradient: Tensor) -> Tensor:
     """Divide each band of the Laplacian pyramid of `gradient` (B, C, H, W) by its RMS and put them together again.
 
     Burt and Adelson's pyramid (1983) with the kernel 1 4 6 4 1. High frequencies no longer drown the low ones. What is

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandle
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from dreamcore.objectives import Frozen, Objective
 from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import (
     L2,
@@ -39,8 +38,9 @@ from dreamcore.settings import (
     Tile,
     TotalVariation,
     Weights,
-    spell_out,
+    expand_preset,
 )
+from dreamcore.targets import Frozen, Layers
 
 MAX_GRID_POINTS = 10_000
 
@@ -61,7 +61,7 @@ def _not_empty(values: tuple[_T, ...] | None) -> tuple[_T, ...] | None:
 def _as_json(point: dict[str, Any]) -> dict[str, Any]:
     """A point in its one spelling, whatever way it was written."""
     try:
-        point = spell_out(point) if "preset" in point else point
+        point = expand_preset(point) if "preset" in point else point
         settings = DreamSettings.model_validate(point)
     except ValidationError as error:
         raise ValueError("; ".join(map(_complaint, error.errors()))) from error
@@ -98,9 +98,7 @@ class Grid(Frozen):
     preset: Axis[PresetName] = Field(default=None, description=PRESET)
     model: Axis[Model] = None
     weights: Axis[Weights] = None
-    layers: Axis[Objective] = Field(
-        default=None, description="What to excite: each entry is a layer or a mix of layers."
-    )
+    layers: Axis[Layers] = Field(default=None, description="What to excite: each entry is a layer or a mix of layers.")
     guide: Axis[Guide] = None
     mask: Axis[Mask] = None
     octaves: Axis[Octaves] = None

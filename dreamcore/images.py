@@ -146,7 +146,7 @@ def encode(pixels: Array, format: Format, quality: int, description: Mapping[str
     return result.getvalue()
 
 
-def describe(data: bytes) -> dict[str, object] | None:
+def read_metadata(data: bytes) -> dict[str, object] | None:
     """Read the description that `encode` put inside, without decoding pixels; None if there is none or it is malformed.
 
     Raises:
@@ -173,7 +173,7 @@ def describe(data: bytes) -> dict[str, object] | None:
     return description if isinstance(description, dict) else None
 
 
-def looks_like_image(key: str) -> bool:
+def has_image_suffix(key: str) -> bool:
     """Whether an object's key ends in one of `SUFFIXES`, in upper or lower case."""
     _, dot, suffix = key.rpartition(".")
     return bool(dot) and suffix.lower() in SUFFIXES

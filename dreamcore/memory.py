@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dreamcore.network import Network
-from dreamcore.settings import LEAST_TILE
+from dreamcore.settings import MIN_TILE
 from dreamcore.tiles import MULTIPLE
 
 PROBE = 256
@@ -42,7 +42,7 @@ class Allocations(TorchDispatchMode):
         return answer
 
 
-def bytes_a_pixel(network: Network, layers: Collection[str]) -> float:
+def bytes_per_pixel(network: Network, layers: Collection[str]) -> float:
     """Memory of one step up to `layers`, forward and back, for each pixel: measured on what runs for them."""
     known = _measured.setdefault(network, {})
     key = frozenset(layers)
@@ -55,27 +55,27 @@ _measured: WeakKeyDictionary[Network, dict[frozenset[str], float]] = WeakKeyDict
 
 
 def _measure(network: Network, layers: Collection[str]) -> float:
-    structure = network.structure(layers)
-    side = max(PROBE, network.card.min_size)
+    structure = network.without_weights(layers)
+    side = max(PROBE, network.spec.min_size)
     with Allocations() as allocations:
         picture = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)
-        answers = structure.activations(picture, layers)
-        torch.autograd.grad(sum(answer.square().sum() for answer in answers.values()), picture)  # type: ignore[arg-type]
+        activations = structure.activations(picture, layers)
+        torch.autograd.grad(sum(answer.square().sum() for answer in activations.values()), picture)  # type: ignore[arg-type]
     return BESIDES * float(allocations.peak) / side**2
 
 
 def choose_tile(network: Network, layers: Collection[str], size: tuple[int, int], max_memory: int) -> int:
     """Side of the largest tile in which a picture of `size` (H, W) is dreamt in `max_memory` bytes; 0: all at once."""
     pixels = size[0] * size[1]
-    a_pixel = bytes_a_pixel(network, layers)
+    a_pixel = bytes_per_pixel(network, layers)
     left = max_memory - WHOLE_PICTURES * 3 * 4 * pixels
     if a_pixel * pixels <= left:
         return 0
-    least = math.ceil(max(LEAST_TILE, network.card.min_size) / MULTIPLE) * MULTIPLE
+    least = math.ceil(max(MIN_TILE, network.spec.min_size) / MULTIPLE) * MULTIPLE
     return max(least, math.isqrt(max(0, int(left / a_pixel))) // MULTIPLE * MULTIPLE)
 
 
-def choose_batch(network: Network, layers: Collection[str], size: tuple[int, int], max_memory: int) -> int:
+def choose_batch_size(network: Network, layers: Collection[str], size: tuple[int, int], max_memory: int) -> int:
     """How many pictures of `size` (H, W) may be dreamt at once in `max_memory` bytes; at least one."""
-    a_pixel = bytes_a_pixel(network, layers) + WHOLE_PICTURES * 3 * 4
+    a_pixel = bytes_per_pixel(network, layers) + WHOLE_PICTURES * 3 * 4
     return max(1, int(max_memory / (a_pixel * size[0] * size[1])))

@@ -8,12 +8,12 @@ from functools import lru_cache
 import torch
 import torchvision
 
-from dreamcore.cards import Card
-from dreamcore.catalogue import card
+from dreamcore.catalog import network_spec
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.network import Network
 from dreamcore.settings import BUNDLED
-from dreamcore.weights import misfit, other_classes, put, read_tensors
+from dreamcore.spec import NetworkSpec
+from dreamcore.weights import assign, class_count, mismatch, read_tensors
 from dreamcore.zoo import build, classes_of
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -33,7 +33,7 @@ def load_network(model: str, device: str = "cpu") -> Network:
         InvalidInput: no such network, its package is not installed, or the weights are not the ones they should be.
         Unavailable: the weights could not be downloaded.
     """
-    known = card(model)
+    known = network_spec(model)
     try:
         module = build(model, pretrained=True)
     except pickle.UnpicklingError as error:
@@ -46,7 +46,7 @@ def load_network(model: str, device: str = "cpu") -> Network:
     return Network(module, known, labels=_labels(classes_of(model, module)), device=device)
 
 
-def network_with(model: str, data: bytes, sha256: str, name: str, device: str = "cpu") -> Network:
+def load_network_with(model: str, data: bytes, sha256: str, name: str, device: str = "cpu") -> Network:
     """The network called `model` with weights from a file; nothing is downloaded.
 
     A file made for another number of classes gives a network of so many classes.
@@ -65,20 +65,20 @@ def network_with(model: str, data: bytes, sha256: str, name: str, device: str = 
         InvalidInput: no such network, its package is not installed, the file is another one, is no file of weights,
             holds more than tensors, or those of another network.
     """
-    known = card(model)
+    known = network_spec(model)
     tensors = read_tensors(data, sha256, name)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(AUXILIARY)}
     module = build(model, pretrained=False)
-    classes = other_classes(module, tensors)
+    classes = class_count(module, tensors)
     if classes:
         module = build(model, pretrained=False, classes=classes)
-    if reason := misfit(module, tensors):
+    if reason := mismatch(module, tensors):
         raise InvalidInput(f"{name} does not fit {model}: {reason}; name the network that the file was made for")
-    put(tensors, module)
+    assign(tensors, module)
     labels = _labels(classes or classes_of(model, module))
     network = Network(module, replace(known, weights=sha256.lower()), labels, device)
     if classes:
-        network.card = _recounted(network)
+        network.spec = _recounted(network)
     return network
 
 
@@ -89,10 +89,10 @@ def _labels(classes: int) -> Sequence[str]:
 
 
 @torch.no_grad()
-def _recounted(network: Network) -> Card:
-    """The network's card with as many channels on each layer as it answers."""
-    side = network.card.min_size
-    names = [layer.name for layer in network.card.layers]
-    answers = network.activations(torch.zeros(1, 3, side, side, device=network.device), names)
-    layers = tuple(replace(layer, channels=answers[layer.name].shape[1]) for layer in network.card.layers)
-    return replace(network.card, layers=layers)
+def _recounted(network: Network) -> NetworkSpec:
+    """The network's card with as many channels on each layer as it activations."""
+    side = network.spec.min_size
+    names = [layer.name for layer in network.spec.layers]
+    activations = network.activations(torch.zeros(1, 3, side, side, device=network.device), names)
+    layers = tuple(replace(layer, channels=activations[layer.name].shape[1]) for layer in network.spec.layers)
+    return replace(network.spec, layers=layers)

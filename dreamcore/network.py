@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamcore.cards import Card
-from dreamcore.engine import Convolution, quicken
+from dreamcore.engine import Convolution, optimize
 from dreamcore.errors import InvalidInput
-from dreamcore.objectives import LOGITS
+from dreamcore.spec import NetworkSpec
+from dreamcore.targets import LOGITS
 
 LONGEST = 4
 """A picture is shown to the classifier at most so many times longer than the network's own pictures."""
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What a layer answers to those samples of a batch that came as far."""
+class LayerActivations:
+    """What a layer activations to those samples of a batch that came as far."""
 
     samples: list[int]
     """Their numbers in the batch."""
@@ -31,8 +31,8 @@ class Answer:
     """(len(samples), C, h, w), or (len(samples), C) of the whole picture."""
 
 
-class _EveryAnswerIsThere(Exception):
-    """Ends a forward pass when every sample has had the answers of all its layers."""
+class _StopForward(Exception):
+    """Ends a forward pass when every sample has had the activations of all its layers."""
 
 
 class Network:
@@ -47,27 +47,33 @@ class Network:
     """
 
     def __init__(
-        self, module: nn.Module, card: Card, labels: Sequence[str] = (), device: str = "cpu", *, plain: bool = False
+        self,
+        module: nn.Module,
+        spec: NetworkSpec,
+        labels: Sequence[str] = (),
+        device: str = "cpu",
+        *,
+        plain: bool = False,
     ) -> None:
-        self.card = card
+        self.spec = spec
         self.labels = tuple(labels)
         self.device = torch.device(device)
         if self.device.type == "cuda":
             _multiply_all_bits()
         self.module = module.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
-        self.mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
+        self.mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
         self.plain = plain
         self._shortcuts: dict[str, bool] = {}
-        self._known_types_back: dict[frozenset[str], list[str]] = {}
+        self._known_backward_dtypes: dict[frozenset[str], list[str]] = {}
 
     @cached_property
     def _quick(self) -> tuple[nn.Module, frozenset[str]]:
         """The module made fast, and which of its layers do not answer the same."""
-        return quicken(self.module, max(self.card.size, self.card.min_size))
+        return optimize(self.module, max(self.spec.size, self.spec.min_size))
 
     def _running(self, layers: Collection[str]) -> nn.Module:
-        """The module to run: the fast one, if it answers the same in all of `layers`."""
+        """The module to run: the fast one, if it activations the same in all of `layers`."""
         if self.plain or not self._quick[1].isdisjoint(layers):
             return self.module
         return self._quick[0]
@@ -84,29 +90,29 @@ class Network:
         forward = _name(self._dtype)
         if self._running(set().union(*wanted)) is self.module:
             return [forward] * len(wanted)
-        return ["/".join([forward, *self._types_back(layers)]) for layers in wanted]
+        return ["/".join([forward, *self._backward_dtypes(layers)]) for layers in wanted]
 
-    def _types_back(self, layers: frozenset[str]) -> list[str]:
+    def _backward_dtypes(self, layers: frozenset[str]) -> list[str]:
         """Other types than that of the way forward, in which the fast network takes the gradient of `layers`."""
-        if layers not in self._known_types_back:
-            structure, types = self.structure(layers), set[str]()
+        if layers not in self._known_backward_dtypes:
+            structure, types = self.without_weights(layers), set[str]()
             for part in structure.module.modules():
-                if isinstance(part, Convolution) and part.type_back != self._dtype:
-                    part.register_forward_hook(_noting(types, _name(part.type_back)))
-            side = max(self.card.size, self.card.min_size)
+                if isinstance(part, Convolution) and part.backward_dtype != self._dtype:
+                    part.register_forward_hook(_noting(types, _name(part.backward_dtype)))
+            side = max(self.spec.size, self.spec.min_size)
             picture = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)
-            answers = structure.activations(picture, layers)
-            torch.autograd.grad([answer.sum() for answer in answers.values()], picture)
-            self._known_types_back[layers] = sorted(types)
-        return self._known_types_back[layers]
+            activations = structure.activations(picture, layers)
+            torch.autograd.grad([answer.sum() for answer in activations.values()], picture)
+            self._known_backward_dtypes[layers] = sorted(types)
+        return self._known_backward_dtypes[layers]
 
-    def structure(self, layers: Collection[str]) -> "Network":
+    def without_weights(self, layers: Collection[str]) -> "Network":
         """What runs for `layers`, fast or plain, without its weights: it computes nothing but sizes."""
-        return Network(_without_weights(self._running(layers)), self.card, device="meta", plain=True)
+        return Network(_without_weights(self._running(layers)), self.spec, device="meta", plain=True)
 
     @cached_property
     def _structure(self) -> nn.Module:
-        return self.structure(()).module
+        return self.without_weights(()).module
 
     def activations(self, pictures: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """What `layers` answer to `pictures` (B, 3, H, W) in [0, 1]; nothing behind the deepest of them runs.
@@ -114,10 +120,10 @@ class Network:
         Raises:
             InvalidInput: the network has no such layer, or never runs it.
         """
-        answers = self.answers(pictures, [frozenset(layers)] * len(pictures))
-        return {name: answer.features for name, answer in answers.items()}
+        activations = self.sample_activations(pictures, [frozenset(layers)] * len(pictures))
+        return {name: answer.features for name, answer in activations.items()}
 
-    def answers(self, pictures: Tensor, wanted: Sequence[frozenset[str]]) -> dict[str, Answer]:
+    def sample_activations(self, pictures: Tensor, wanted: Sequence[frozenset[str]]) -> dict[str, LayerActivations]:
         """What layers answer to `pictures` (B, 3, H, W) in [0, 1], of which each wants layers of its own.
 
         A sample leaves the network at its deepest layer, unless a shortcut around that layer needs the whole batch.
@@ -127,16 +133,16 @@ class Network:
         """
         padded = self._prepared(pictures)
         running = self._running(set().union(*wanted))
-        with self._listening(running, wanted) as answers:
+        with self._listening(running, wanted) as activations:
             try:
                 running(padded)
-            except _EveryAnswerIsThere:
+            except _StopForward:
                 return {
-                    name: Answer(answer.samples, _cropped(answer.features, pictures, padded))
-                    for name, answer in answers.items()
+                    name: LayerActivations(answer.samples, _cropped(answer.features, pictures, padded))
+                    for name, answer in activations.items()
                 }
-        missing = set().union(*wanted) - set(answers)
-        raise InvalidInput(f"{self.card.model} never runs {', '.join(missing)}: choose other layers")
+        missing = set().union(*wanted) - set(activations)
+        raise InvalidInput(f"{self.spec.model} never runs {', '.join(missing)}: choose other layers")
 
     @torch.no_grad()
     def classify(self, pictures: Tensor) -> Tensor:
@@ -153,22 +159,22 @@ class Network:
 
     def _own_size(self, pictures: Tensor) -> list[int]:
         """The size of `pictures` with the shorter side as the network learnt it."""
-        least, longest = self.card.size, self.card.size * LONGEST  # a strip of pixels would take all memory
+        least, longest = self.spec.size, self.spec.size * LONGEST  # a strip of pixels would take all memory
         scale = least / min(pictures.shape[-2:])
         return [min(max(least, round(side * scale)), longest) for side in pictures.shape[-2:]]
 
     def _prepared(self, pictures: Tensor) -> Tensor:
         """Pictures as the network learnt to see them; mirrored beyond right and lower edge up to a size it takes."""
         height, width = pictures.shape[-2:]
-        below, beside = -height % self.card.multiple, -width % self.card.multiple
+        below, beside = -height % self.spec.multiple, -width % self.spec.multiple
         if below or beside:
             pictures = F.pad(pictures, (0, beside, 0, below), mode="reflect")
         return ((pictures - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     @contextmanager
-    def _listening(self, running: nn.Module, wanted: Sequence[frozenset[str]]) -> Iterator[dict[str, Answer]]:
-        """Collect what each layer answers first, and stop at the last; the hooks go, however the block ends."""
-        answers: dict[str, Answer] = {}
+    def _listening(self, running: nn.Module, wanted: Sequence[frozenset[str]]) -> Iterator[dict[str, LayerActivations]]:
+        """Collect what each layer activations first, and stop at the last; the hooks go, however the block ends."""
+        activations: dict[str, LayerActivations] = {}
         inside = list(range(len(wanted)))  # the samples that are still in the network
         layers = sorted(set().union(*wanted))
         may_leave = set() if len(set(wanted)) == 1 else {each for each in layers if not self._has_shortcut(each)}
@@ -176,32 +182,32 @@ class Network:
         def keep(name: str, features: Tensor) -> Tensor | None:
             """Note an answer; give what goes on behind the layer, where that is not all of it."""
             nonlocal inside
-            if name in answers:
+            if name in activations:
                 return None
-            answers[name] = Answer(inside, features)
-            going = [row for row, sample in enumerate(inside) if not wanted[sample] <= set(answers)]
+            activations[name] = LayerActivations(inside, features)
+            going = [row for row, sample in enumerate(inside) if not wanted[sample] <= set(activations)]
             if not going:
-                raise _EveryAnswerIsThere
+                raise _StopForward
             if len(going) < len(inside) and name in may_leave:
                 inside = [inside[row] for row in going]
                 return features.index_select(0, index(tuple(going), features.device))
-            answers[name] = Answer(inside, features.clone())  # what runs after it may write into it
+            activations[name] = LayerActivations(inside, features.clone())  # what runs after it may write into it
             return None
 
         with ExitStack() as hooks:
             for layer in layers:
-                module = _part(running, self.card.layer(layer).name)
+                module = _part(running, self.spec.layer(layer).name)
                 hooks.enter_context(module.register_forward_hook(_hook(keep, layer)))
-            yield answers
+            yield activations
 
     def _has_shortcut(self, layer: str) -> bool:
         """Whether anything passes by `layer`: then what is behind it needs as many samples as came in.
 
-        Found out once, by showing the network's structure three samples of which two go on.
+        ObjectInfo out once, by showing the network's structure three samples of which two go on.
         """
         if layer not in self._shortcuts:
             module = _part(self._structure, layer)
-            side = max(self.card.size, self.card.min_size)
+            side = max(self.spec.size, self.spec.min_size)
             with module.register_forward_hook(lambda _module, _inputs, answer: answer[:2]), torch.no_grad():
                 try:
                     answer = self._structure(torch.zeros(3, 3, side, side, device="meta", dtype=self._dtype))
@@ -244,7 +250,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _noting(names: set[str], name: str) -> Any:
-    """A hook that puts `name` among `names` when a gradient comes back to what the module answers."""
+    """A hook that puts `name` among `names` when a gradient comes back to what the module activations."""
 
     def listen(_module: nn.Module, _inputs: object, answer: Tensor) -> None:
         answer.register_hook(lambda _gradient: names.add(name))  # type: ignore[no-untyped-call]

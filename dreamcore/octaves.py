@@ -9,7 +9,7 @@ from torch import Tensor
 from dreamcore.errors import ImageError
 from dreamcore.settings import DreamSettings
 
-LEAST_OCTAVE = 32
+MIN_OCTAVE = 32
 """Side in pixels below which an octave shows the network too little to be worth its steps."""
 
 SHRUNK = 32
@@ -22,14 +22,14 @@ Size = tuple[int, int]
 def octave_sizes(size: Size, settings: DreamSettings, min_size: int = 1) -> list[Size]:
     """The size of each octave, the coarsest first, of a picture of `size`.
 
-    Octaves with a side below `LEAST_OCTAVE` or the network's least size are left out, though never the picture's own.
+    Octaves with a side below `MIN_OCTAVE` or the network's least size are left out, though never the picture's own.
 
     Raises:
         ImageError: `too_small`: the picture itself is below the network's least size.
     """
     if min(size) < min_size:
         raise ImageError("too_small", f"{size[1]}x{size[0]} pixels: the network needs {min_size} on each side")
-    least = max(min_size, LEAST_OCTAVE)
+    least = max(min_size, MIN_OCTAVE)
     return [each for each in _all_sizes(size, settings) if each == size or min(each) >= least]
 
 
@@ -48,7 +48,7 @@ def _all_sizes(size: Size, settings: DreamSettings) -> list[Size]:
     return sizes
 
 
-def pictures_at(pictures: Tensor, sizes: Sequence[Size], octave: int, settings: DreamSettings) -> Tensor:
+def images_at(pictures: Tensor, sizes: Sequence[Size], octave: int, settings: DreamSettings) -> Tensor:
     """The undreamt pictures (B, 3, *sizes[octave]) of an octave."""
     if settings.resample == "zoom":  # each from the next larger one
         for size in reversed(sizes[octave:]):

@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from dreamcore.objectives import Frozen, Objective, Target
 from dreamcore.presets import PRESETS
+from dreamcore.targets import Frozen, Layers, Target
 
 ALGORITHM_VERSION = 2
 """Raised whenever the same settings would give another picture; part of every `settings_id`."""
 
 BUNDLED = "efficientnet_lite0"
 """The network that needs no download."""
-DEPTH = "65%"
+DEFAULT_DEPTH = "65%"
 """What is excited in other networks where no layer is named: as deep as `blocks.4` of the bundled one."""
 
 
@@ -32,7 +32,7 @@ class Output(Frozen):
     """The file a dream becomes."""
 
     format: Literal["png", "webp", "jpg"] = "png"
-    """File format."""
+    """FileReference format."""
     quality: int = Field(default=95, ge=1, le=100)
     """Of jpg and webp (100 is lossless webp); png is always lossless."""
 
@@ -63,7 +63,7 @@ def _read_reference(value: object) -> object:
     return {"uri": uri, "sha256": sha256.lower() if sha256 is not None else None}
 
 
-File = Annotated[Reference, BeforeValidator(_read_reference, json_schema_input_type=str)]
+FileReference = Annotated[Reference, BeforeValidator(_read_reference, json_schema_input_type=str)]
 
 Model = Annotated[
     str,
@@ -74,15 +74,16 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[
-    File | None,
+    FileReference | None,
     Field(description="Weights of your own for the network, as URI#sha256=DIGEST: safetensors, or PyTorch tensors."),
 ]
 Guide = Annotated[
-    File | None,
+    FileReference | None,
     Field(description="Picture whose features are excited where they fit best, instead of whatever is there."),
 ]
 Mask = Annotated[
-    File | None, Field(description="Picture laid over every photograph: white dreams, black stays, gray dreams less.")
+    FileReference | None,
+    Field(description="Picture laid over every photograph: white dreams, black stays, gray dreams less."),
 ]
 Octaves = Annotated[int, Field(ge=1, le=32, description="Scales, from coarse to fine; more gives larger creatures.")]
 OctaveScale = Annotated[float, Field(gt=1, le=4, description="Ratio of the sizes of neighbouring octaves.")]
@@ -136,13 +137,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of jitter and flip
 MaxPixels = Annotated[int, Field(ge=1, description="Photographs with more pixels are shrunk to this many.")]
 
 
-def spell_out(fields: Mapping[str, Any]) -> dict[str, Any]:
+def expand_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of settings with `preset` replaced by what it stands for, and a depth where no layer is named."""
     given = dict(fields)
     model = given.get("model", BUNDLED)
     name = given.pop("preset", None)
     if name is None:
-        return given if "layers" in given or model == BUNDLED else {**given, "layers": DEPTH}
+        return given if "layers" in given or model == BUNDLED else {**given, "layers": DEFAULT_DEPTH}
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}: choose {', '.join(PRESETS)}")
     preset = PRESETS[name]
@@ -170,7 +171,7 @@ class DreamSettings(Frozen):
 
     model: Model = BUNDLED
     weights: Weights = None
-    layers: Objective = Field(
+    layers: Layers = Field(
         default=(Target(layer="blocks.4"),), description="What to excite: a layer, or a mix of layers."
     )
     guide: Guide = None
@@ -201,7 +202,7 @@ class DreamSettings(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _without_preset(cls, value: object) -> object:
-        return spell_out(value) if isinstance(value, Mapping) else value
+        return expand_preset(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -211,12 +212,14 @@ class DreamSettings(Frozen):
             raise ValueError(
                 f"octaves_above is {self.octaves_above} of {self.octaves} octaves: one must be the picture"
             )
-        if self.octave_scale**self.octaves_above > LARGEST:
-            raise ValueError(f"octaves_above: the largest octave may have {LARGEST} times the sides of the picture")
+        if self.octave_scale**self.octaves_above > MAX_SCALE_ABOVE:
+            raise ValueError(
+                f"octaves_above: the largest octave may have {MAX_SCALE_ABOVE} times the sides of the picture"
+            )
         if self.resample == "zoom" and self.octaves_above:
             raise ValueError("resample: zoom makes each octave from the next larger one, so octaves_above must be 0")
-        if 0 < self.tile < LEAST_TILE:
-            raise ValueError(f"tile is {self.tile} pixels: make it {LEAST_TILE} or more, or 0 for the whole picture")
+        if 0 < self.tile < MIN_TILE:
+            raise ValueError(f"tile is {self.tile} pixels: make it {MIN_TILE} or more, or 0 for the whole picture")
         return self
 
     def canonical_json(self) -> str:
@@ -224,12 +227,12 @@ class DreamSettings(Frozen):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
-LARGEST = 4
+MAX_SCALE_ABOVE = 4
 """How many times the sides of the picture those of an octave may be."""
-LEAST_TILE = 64
+MIN_TILE = 64
 """Side in pixels of the smallest tile that shows a network enough."""
 
-ALIKE = [
+BATCH_FIELDS = [
     "model",
     "weights",
     "octaves",
@@ -252,7 +255,7 @@ ALIKE = [
 
 def batch_key(settings: DreamSettings) -> tuple[object, ...]:
     """Settings with the same key can be dreamt in one batch, if the pictures have one size."""
-    return tuple(getattr(settings, name) for name in ALIKE)
+    return tuple(getattr(settings, name) for name in BATCH_FIELDS)
 
 
 def digest(*parts: object) -> str:

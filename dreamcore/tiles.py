@@ -18,7 +18,7 @@ INSIDE: Edges = ((False, False), (False, False))
 
 
 @dataclass(frozen=True)
-class Frame:
+class Tile:
     """A part of a picture, in pixels."""
 
     top: int
@@ -26,7 +26,7 @@ class Frame:
     height: int
     width: int
 
-    def of(self, pictures: Tensor) -> Tensor:
+    def crop(self, pictures: Tensor) -> Tensor:
         """That part of `pictures` (..., H, W), as a view of them."""
         return pictures[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
@@ -35,7 +35,7 @@ class Frame:
         bottom, right = self.top + self.height, self.left + self.width
         return (self.top == 0, bottom == size[0]), (self.left == 0, right == size[1])
 
-    def place(self, at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float] | None:
+    def locate(self, at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float] | None:
         """Where a place of a picture of `size` (H, W) lies in this part, both across and down from 0 to 1; or None."""
         across = (pixel(at[0], size[1]) - self.left) / self.width
         down = (pixel(at[1], size[0]) - self.top) / self.height
@@ -47,12 +47,12 @@ def pixel(place: float, length: int) -> float:
     return min(place * length, length - 0.5)
 
 
-def whole(size: tuple[int, int]) -> list[Frame]:
+def whole_image(size: tuple[int, int]) -> list[Tile]:
     """A picture of `size` (H, W) in one piece."""
-    return [Frame(0, 0, *size)]
+    return [Tile(0, 0, *size)]
 
 
-def cut(size: tuple[int, int], side: int, least: int) -> list[Frame]:
+def fixed_tiles(size: tuple[int, int], side: int, least: int) -> list[Tile]:
     """A picture of `size` (H, W) in tiles of `side` pixels; the last ones are what is left.
 
     A rest of less than `least` pixels is joined to the tile before it: nothing is left out.
@@ -60,20 +60,20 @@ def cut(size: tuple[int, int], side: int, least: int) -> list[Frame]:
     return _frames(*(_edges(length, side, least) for length in size))
 
 
-def cut_evenly(size: tuple[int, int], side: int, least: int) -> list[Frame]:
+def even_tiles(size: tuple[int, int], side: int, least: int) -> list[Tile]:
     """A picture of `size` (H, W) in tiles of about equal sizes, with sides of at most about `side` pixels.
 
     A picture of no more pixels than one tile is one, and so is any where `side` is 0. No tile has a side below
     `least` pixels, unless the picture has.
     """
     if not side or size[0] * size[1] <= side * side:
-        return whole(size)
+        return whole_image(size)
     return _frames(*(_even_edges(length, side, least) for length in size))
 
 
-def _frames(rows: list[int], columns: list[int]) -> list[Frame]:
+def _frames(rows: list[int], columns: list[int]) -> list[Tile]:
     return [
-        Frame(top, left, bottom - top, right - left)
+        Tile(top, left, bottom - top, right - left)
         for top, bottom in pairwise(rows)
         for left, right in pairwise(columns)
     ]

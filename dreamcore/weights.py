@@ -52,7 +52,7 @@ def read_tensors(data: bytes, sha256: str, name: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor.detach() for key, tensor in content.items()}
 
 
-def other_classes(module: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
+def class_count(module: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
     """How many classes `tensors` are made for, where they look like those of `module` but for the number of rows."""
     rows = set()
     for key, own in module.state_dict().items():
@@ -64,7 +64,7 @@ def other_classes(module: nn.Module, tensors: Mapping[str, Tensor]) -> int | Non
     return (rows.pop() or None) if len(rows) == 1 else None
 
 
-def misfit(module: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+def mismatch(module: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
     """Why `tensors` are not those of `module`, by the first that is missing, misshaped or one too many; None if not."""
     state = module.state_dict()
     for key, own in state.items():
@@ -80,8 +80,8 @@ def misfit(module: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
     return None if extra is None else f"the network has no {extra}"
 
 
-def put(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
-    """Write `tensors`, of which there is no `misfit`, into `module`.
+def assign(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Write `tensors`, of which there is no `mismatch`, into `module`.
 
     Not by `load_state_dict`: some modules take part in it and refuse what carries no version, as safetensors do.
     """

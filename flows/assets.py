@@ -6,13 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamcore.catalogue import complete
+from dreamcore.catalog import resolve_layers
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph
 from dreamcore.settings import DreamSettings, Reference
 from flows.decoder import decode
-from flows.job import split_uri
-from flows.storage import HASTY, Storage, storage
+from flows.layout import parse_uri
+from flows.storage import FAIL_FAST, Storage, storage
 
 if TYPE_CHECKING:
     from dreamcore.network import Network
@@ -21,7 +21,7 @@ MAX_PIXELS = 4_000_000
 """Guides and masks with more pixels are shrunk to this many."""
 
 
-def settle(settings: DreamSettings, *, local: bool = False) -> DreamSettings:
+def resolve(settings: DreamSettings, *, local: bool = False) -> DreamSettings:
     """The settings with all that they leave open: every layer by its name, every file by what it holds.
 
     Args:
@@ -31,7 +31,7 @@ def settle(settings: DreamSettings, *, local: bool = False) -> DreamSettings:
     Raises:
         InvalidInput: there is no such network, layer, channel or file, or a file is not what it should be.
     """
-    settings = complete(settings)
+    settings = resolve_layers(settings)
     for name in ("guide", "mask", "weights"):
         reference = getattr(settings, name)
         if reference is None:
@@ -46,7 +46,7 @@ def settle(settings: DreamSettings, *, local: bool = False) -> DreamSettings:
 @lru_cache(maxsize=64)
 def _digest(reference: Reference, name: str) -> str:
     """SHA-256 of a file, read once a process, and decoded if it is to be a picture."""
-    data = read(reference, name, lambda: Storage(HASTY))  # whoever wrote the settings waits for the answer
+    data = read(reference, name, lambda: Storage(FAIL_FAST))  # whoever wrote the settings waits for the answer
     if name != "weights":
         _decoded(data, reference, name)
     return hashlib.sha256(data).hexdigest()
@@ -81,7 +81,7 @@ def _read(uri: str, name: str, store: Callable[[], Storage]) -> bytes:
         except OSError as error:
             raise InvalidInput(f"{name}: {uri} cannot be read: {error.strerror}") from error
     try:
-        split_uri(uri)
+        parse_uri(uri)
     except ValueError as error:
         raise InvalidInput(f"{name}: {error}") from error
     data = store().read(uri)
@@ -91,7 +91,7 @@ def _read(uri: str, name: str, store: Callable[[], Storage]) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def picture(reference: Reference, name: str) -> Photograph:
+def load_picture(reference: Reference, name: str) -> Photograph:
     """A guide or a mask, read once a process.
 
     Raises:
@@ -107,22 +107,22 @@ def _decoded(data: bytes, reference: Reference, name: str) -> Photograph:
         raise InvalidInput(f"{name}: {reference.uri}: {error}") from error
 
 
-def pictures(settings: DreamSettings) -> tuple[Photograph | None, Photograph | None]:
+def load_guide_and_mask(settings: DreamSettings) -> tuple[Photograph | None, Photograph | None]:
     """Guide and mask of settled settings."""
-    guide = picture(settings.guide, "guide") if settings.guide else None
-    mask = picture(settings.mask, "mask") if settings.mask else None
+    guide = load_picture(settings.guide, "guide") if settings.guide else None
+    mask = load_picture(settings.mask, "mask") if settings.mask else None
     return guide, mask
 
 
 @lru_cache(maxsize=4)
-def _network_with(model: str, weights: Reference, device: str) -> "Network":
-    from dreamcore.models import network_with
+def _load_network_with(model: str, weights: Reference, device: str) -> "Network":
+    from dreamcore.models import load_network_with
 
     data = read(weights, "weights")
-    return network_with(model, data, str(weights.sha256), weights.uri, device)
+    return load_network_with(model, data, str(weights.sha256), weights.uri, device)
 
 
-def network_of(settings: DreamSettings, device: str) -> "Network":
+def network_for(settings: DreamSettings, device: str) -> "Network":
     """The network that settled settings name, with its weights, loaded once a process.
 
     Raises:
@@ -133,7 +133,7 @@ def network_of(settings: DreamSettings, device: str) -> "Network":
 
     if not settings.weights:
         return load_network(settings.model, device)
-    network = _network_with(settings.model, settings.weights, device)
+    network = _load_network_with(settings.model, settings.weights, device)
     for target in settings.layers:  # weights of one's own may be for other classes
-        network.card.check(target.layer, target.channels)
+        network.spec.check_channels(target.layer, target.channels)
     return network

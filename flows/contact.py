@@ -1,4 +1,4 @@
-"""How a contact sheet is laid out and painted: cells in a table or in rows, and pages where one would be too tall."""
+"""Layout and painting of a contact sheet: cells in a table or in rows, on several pages if one would be too tall."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +33,7 @@ class Cell:
     """Lines; the last one, what the network sees, is fainter."""
 
 
-def layout(labels: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], int]:
+def arrange(labels: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], int]:
     """Column and line of each dream, the photograph being at (0, 0), and how many columns there are in all.
 
     Args:
@@ -73,7 +73,7 @@ def scores(pairs: Sequence[tuple[float, float]]) -> list[str]:
     return [f"score {before:,.{decimals}f} to {after:,.{decimals}f}" for before, after in pairs]
 
 
-def pages(title: str, cells: Iterable[Cell], width: int) -> Iterator[Image.Image]:
+def render_pages(title: str, cells: Iterable[Cell], width: int) -> Iterator[Image.Image]:
     """Sheets of cells that are `width` wide: one, unless it would be too tall."""
     cells = list(cells)
     height = max((cell.picture.height for cell in cells if cell.picture), default=width)
@@ -103,7 +103,7 @@ def _paint(title: str, cells: Sequence[Cell], size: tuple[int, int], line_step: 
     return sheet
 
 
-def wrapped(text: str, width: int) -> list[str]:
+def wrap_text(text: str, width: int) -> list[str]:
     """`text` in lines that are `width` pixels wide, broken at its commas."""
     pen = _Pen(ImageDraw.Draw(Image.new("L", (1, 1))))
     lines: list[str] = []

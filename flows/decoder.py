@@ -30,7 +30,7 @@ from PIL import Image
 from dreamcore import images
 from dreamcore.errors import ErrorKind, ImageError, Unavailable
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph
-from flows.machine import cores_a_worker
+from flows.machine import cores_per_worker
 
 SECONDS = 10.0
 """Of computing that one picture may take."""
@@ -67,7 +67,7 @@ _one_at_a_time = threading.Lock()
 
 @cache
 def _decoders() -> "Decoders":
-    return Decoders(cores_a_worker())
+    return Decoders(cores_per_worker())
 
 
 class Decoders:

@@ -1,17 +1,15 @@
-"""The flow: dream every photograph below a prefix under every point of a grid."""
+"""The Prefect flow: dream every photograph below a prefix under every point of a grid."""
 
 import base64
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import groupby, islice
 from typing import Any
 
-import httpx  # which Prefect speaks to its server with
+import httpx  # Prefect's client raises its errors
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
@@ -23,32 +21,34 @@ from prefect.exceptions import ObjectNotFound
 from prefect.task_runners import ProcessPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from dreamcore.errors import InvalidInput, Unavailable
-from flows import manifest, runs, sheets
-from flows.ahead import as_they_end
-from flows.history import Failures, done_before
+from dreamcore.errors import Unavailable
+from flows import layout, manifest, run_record, sheets
+from flows.executors import submitted
 from flows.job import DreamJob
-from flows.machine import check_environment, start_worker, stop_workers, workers
-from flows.plan import Plan, PlannedSettings, Shard, Source, make_plan
-from flows.runs import Report, Run
-from flows.scan import Scan, check_access, pace, plan_settings, scan, warn_of_store
+from flows.machine import check_environment, worker_count
+from flows.plan import Sources
+from flows.protocol import FinishedRun, OnProgress, run_job
+from flows.run_record import Report, Run
+from flows.scan import check_access, plan_settings, scan, store_warning, throughput
 from flows.storage import storage
 from flows.terminal import one_line
+from flows.work import PlannedSettings, Shard, Source
+from flows.worker_process import start_worker
 
-on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
-"""Called in the flow's own process with the dreams that are there and the dreams planned, after each shard."""
+__all__ = ["checked_settings", "dream_collection", "on_progress"]
 
-SUBMITTED = 64
-"""Shards that are submitted and have not ended, at least: Prefect holds some ten KiB and the photographs of each."""
-SUBMITTED_A_WORKER = 4
-"""The same for each worker process, where there are many: none may idle while a shard is left."""
+on_progress: ContextVar[OnProgress | None] = ContextVar("on_progress", default=None)
+"""Set by a caller in the same process that wants to show progress: called after each shard."""
 
-NAMED = 10
-"""Photographs that came to nothing and are named in the log."""
+checked_settings: ContextVar[tuple[PlannedSettings, ...] | None] = ContextVar("checked_settings", default=None)
+"""Set by a caller in the same process that has already checked the job: the points of its grid."""
+
+NAMED_FAILURES = 10
+"""Failed photographs that the log names."""
 
 
-def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Only trouble of the world is worth another attempt."""
+def _is_retryable(_task: Any, _run: Any, state: Any) -> bool:
+    """Return whether another attempt can help: only infrastructure failures are retried."""
     try:
         state.result()
     except Unavailable:
@@ -58,172 +58,148 @@ def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
     return False
 
 
-patiently: dict[str, Any] = {
-    "retries": 2,  # each request has been tried for a minute by then
+with_retries: dict[str, Any] = {
+    "retries": 2,  # each S3 request has been retried for a minute before
     "retry_delay_seconds": exponential_backoff(backoff_factor=1),
     "retry_jitter_factor": 0.5,
-    "retry_condition_fn": _may_pass,
+    "retry_condition_fn": _is_retryable,
 }
 
 
 @flow(
     name="dream-collection",
-    task_runner=ProcessPoolTaskRunner(workers(), initializer=start_worker),  # type: ignore[arg-type]
+    task_runner=ProcessPoolTaskRunner(worker_count(), initializer=start_worker),  # type: ignore[arg-type]
 )
 def dream_collection(job: DreamJob) -> Report:
     """Dream every photograph below a prefix under every point of a grid.
 
-    Nothing is done twice: what the destination's manifest has is left out, and a run that was stopped goes on.
+    Nothing is done twice: the flow skips what the manifest of the destination has, and continues an unfinished run.
     """
-    started = time.perf_counter()
     settings = check(job)
-    run, shards = runs.claim(job, settings, storage())
-    with begun():
-        if not shards:
-            found, before = find_photographs(job), done_before(job.destination, storage())
-            shards = runs.freeze(run, make_plan(found.sources, settings, before, pace()), storage())
-            if not shards:
-                return nothing_to_do(run, found, before.failures(found.sources, settings))
-        dream(run, shards)
-        report = runs.finish(run, shards, time.perf_counter() - started, storage())
-        runs.release(run.destination, run.run_id, storage())
-    return report if shown(run, shards, report) else report.model_copy(update={"sheets": None})
-
-
-@contextmanager
-def begun() -> Iterator[None]:
-    """What turns out wrong after a run has begun, such as credentials that expired, stops it to be resumed."""
-    try:
-        yield
-    except InvalidInput as error:
-        raise Unavailable(str(error)) from error
+    finished = run_job(
+        job,
+        settings,
+        storage(),
+        submitted(submit_shard),
+        find_sources=find_photographs,
+        throughput=throughput(),
+        on_progress=ProgressBar(on_progress.get()),
+    )
+    return show(finished)
 
 
 @task
 def check(job: DreamJob) -> tuple[PlannedSettings, ...]:
-    """Check, before any network is loaded, that source, destination, networks and layers are there."""
-    check_environment()
-    settings = plan_settings(job)
-    check_access(job)
-    if warning := warn_of_store(job.destination):
+    """Check the source, the destination, the networks and the layers before any network is loaded."""
+    if (settings := checked_settings.get()) is None:
+        check_environment()
+        settings = plan_settings(job)
+        check_access(job)
+    if warning := store_warning(job.destination):
         get_run_logger().warning(warning)
     return settings
 
 
-@task(**patiently)
-def find_photographs(job: DreamJob) -> Scan:
+@task(**with_retries)
+def find_photographs(job: DreamJob) -> Sources:
     """List the source."""
     found = scan(job, storage())
     get_run_logger().info("%d photographs in %s", len(found.sources), job.source)
-    return found
+    return found.sources
 
 
-def nothing_to_do(run: Run, found: Scan, failures: Failures) -> Report:
-    """Say so, and give the destination free."""
-    runs.release(run.destination, run.run_id, storage())
-    report = Report(
-        run_id=None,
-        state="nothing to do",
-        photographs=len(found.sources),
-        photographs_failed_earlier=failures.photographs,
-        failed_earlier=failures.dreams,
-        source=run.job.source,
-        destination=run.destination,
-        manifest=manifest.folder_of(run.destination),
-    )
-    get_run_logger().info("nothing to do: %s", report.why_nothing)
-    return report
+def submit_shard(run: Run, shard: Shard) -> Any:
+    """Submit one shard to the worker processes."""
+    return dream_shard.submit(run.destination, run.run_id, shard, stage_scores=run.job.stage_scores)
 
 
-def dream(run: Run, shards: Plan) -> None:
-    """Fan the shards out over the worker processes, and show how far it is."""
-    planned, counts = shards.dreams, runs.tally(run, storage())
-    description = f"{planned} dreams"
-    artifact: Any = create_progress_artifact(100 * counts.total() / planned, key="dreams", description=description)
-    watch = on_progress.get() or (lambda _finished, _planned: None)
-    watch(counts.total(), planned)
-    submit = partial(dream_shard.submit, run.destination, run.run_id, stage_scores=run.job.stage_scores)
-    todo = runs.remaining(run, shards, storage())  # looked up after the rows were counted, so that none counts twice
-    try:
-        for future in as_they_end(submit, todo, max(SUBMITTED, SUBMITTED_A_WORKER * workers())):
-            counts.update(future.result())
-            runs.check_failures(run, counts, storage())
-            watch(counts.total(), planned)
-            artifact = move_bar(artifact, 100 * counts.total() / planned)
-    except BaseException as error:
-        stop_workers()  # or the pool would dream all that was submitted before it let go
-        if isinstance(error, BrokenProcessPool):
-            raise Unavailable("a worker process died, perhaps for want of memory: try fewer (--workers)") from error
-        raise
-
-
-def move_bar(artifact: Any, percent: float) -> Any:
-    """Move the bar of the run's page; None once that is refused, as where somebody deleted it: a run is worth more."""
-    try:
-        if artifact:
-            update_progress_artifact(artifact, percent)
-    except (httpx.HTTPStatusError, ObjectNotFound) as error:  # a server that is away is trouble enough to stop
-        get_run_logger().warning("the progress bar of this run can be moved no more: %s", type(error).__name__)
-        return None
-    return artifact
-
-
-@task(task_run_name="shard {shard.number}", **patiently)
+@task(task_run_name="shard {shard.number}", **with_retries)
 def dream_shard(destination: str, run_id: str, shard: Shard, *, stage_scores: bool) -> dict[str, int]:
-    """Dream one shard in a worker process, which is told no more of the run than its name.
+    """Dream one shard in a worker process, which reads the record of the run from S3.
 
-    `stage_scores` may differ from what the run was begun with.
+    `stage_scores` may differ from the job that the run was started with.
     """
-    from flows import shard as shards  # imports torch, which the flow's own process can do without
+    from flows import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()
-    counts = shards.dream_shard(_run_of(destination, run_id, stage_scores), shard, storage())
+    counts = shards.dream_shard(_load_run(destination, run_id, stage_scores), shard, storage())
     seconds = time.perf_counter() - started
     get_run_logger().info("shard %d: %s in %.1f s", shard.number, counts, seconds)
     return counts
 
 
 @lru_cache(maxsize=1)
-def _run_of(destination: str, run_id: str, stage_scores: bool) -> Run:
-    """A run, read once a process: it may have hundreds of settings."""
-    run = runs.begun(destination, run_id, storage())
+def _load_run(destination: str, run_id: str, stage_scores: bool) -> Run:
+    """Read the record of a run once per process, because it may have hundreds of settings."""
+    run = run_record.load_run(destination, run_id, storage())
     return run.model_copy(update={"job": run.job.model_copy(update={"stage_scores": stage_scores})})
 
 
-def shown(run: Run, shards: Plan, report: Report) -> bool:
-    """Tell what failed and show what was dreamt; the run is finished, and trouble with that no reason to repeat it."""
+class ProgressBar:
+    """The progress artifact of a run in the Prefect UI. It also calls the caller's `on_progress`."""
+
+    def __init__(self, also: OnProgress | None) -> None:
+        self.also = also
+        self.artifact: Any = None
+        self.created = False
+
+    def __call__(self, finished: int, planned: int) -> None:
+        """Move the bar, and create it on the first call."""
+        percent = 100 * finished / planned
+        if not self.created:
+            self.artifact = create_progress_artifact(percent, key="dreams", description=f"{planned} dreams")
+            self.created = True
+        elif self.artifact:
+            self._update(percent)
+        if self.also:
+            self.also(finished, planned)
+
+    def _update(self, percent: float) -> None:
+        """Move the bar. If the server refuses, because somebody deleted the bar for example, the run goes on."""
+        try:
+            update_progress_artifact(self.artifact, percent)
+        except (httpx.HTTPStatusError, ObjectNotFound) as error:  # an unreachable server raises other errors
+            get_run_logger().warning("the progress bar of this run cannot be moved: %s", type(error).__name__)
+            self.artifact = None
+
+
+def show(finished: FinishedRun) -> Report:
+    """Log the failures and draw contact sheets. The run is finished, so an error here does not fail the run."""
+    run, report, log = finished.run, finished.report, get_run_logger()
+    if report.state == "nothing to do":
+        log.info("nothing to do: %s", report.why_nothing)
+        return report
     try:
-        tell_failures(run, report)
-        show(run, list(islice(shards.sources(), run.job.sheets)), report)
+        log_failures(run, report)
+        draw(run, list(islice(finished.plan.sources(), run.job.sheets)), report)
     except Exception as error:
-        say = get_run_logger().warning
-        say("not everything could be shown (%s); `dreamgrid sheet %s` draws contact sheets", error, run.destination)
-        return False
-    return True
+        log.warning("no contact sheets (%s); draw them with `dreamgrid sheet %s`", error, run.destination)
+        return report.model_copy(update={"sheets": None})
+    return report
 
 
-def tell_failures(run: Run, report: Report) -> None:
-    """Name the first photographs that came to nothing in the flow's log."""
-    if not report.failed + report.skipped:
-        return
-    told = (
-        one_line(f"{row['source_uri']}: {row['error_kind']}, {row['error']}")
-        for row in manifest.rows_of_failures(storage(), run.destination, run.run_id)
-    )
-    lines = [line for line, _ in islice(groupby(told), NAMED)]  # each of a photograph's settings has a row
-    lines.append(f"all of them: dreamgrid manifest failures {run.destination}")
+def log_failures(run: Run, report: Report) -> None:
+    """Name the first photographs that failed or were skipped in the log of the flow."""
     count = report.failed + report.skipped
+    if not count:
+        return
+    messages = (
+        one_line(f"{row['source_uri']}: {row['error_kind']}, {row['error']}")
+        for row in manifest.iter_failures(storage(), run.destination, run.run_id)
+    )
+    lines = [line for line, _ in islice(groupby(messages), NAMED_FAILURES)]  # a photograph has a row per point
+    lines.append(f"list all: dreamgrid manifest failures {run.destination}")
     get_run_logger().warning("%d dreams failed or were skipped:\n%s", count, "\n".join(lines))
 
 
-@task(**patiently)
-def show(run: Run, sources: Sequence[Source], report: Report) -> None:
-    """Draw contact sheets; show them and the counts in the run's artifacts."""
+@task(**with_retries)
+def draw(run: Run, sources: Sequence[Source], report: Report) -> None:
+    """Draw contact sheets, and publish them and the counts as artifacts of the run."""
     counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
     create_table_artifact([counts], key="report", description=f"Dreams in {report.destination}")
     photographs = [(source.uri, source.etag) for source in sources]
     for sheet in sheets.draw_sheets(run.destination, storage(), photographs, get_run_logger().warning):
-        picture = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
-        name = sheet.uri.removeprefix(sheets.folder_of(run.destination)).removesuffix(".jpg")
+        image = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
+        name = sheet.uri.removeprefix(layout.sheets_folder(run.destination)).removesuffix(".jpg")
         key = re.sub(r"[^a-z0-9]+", "-", f"sheet {name.lower()}").strip("-")
-        create_image_artifact(picture, key=key, description=f"Contact sheet of {sheet.name}: {sheet.uri}")
+        create_image_artifact(image, key=key, description=f"Contact sheet of {sheet.name}: {sheet.uri}")

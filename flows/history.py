@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dreamcore.settings import digest
-from flows import manifest
-from flows.ahead import ahead, threads
-from flows.plan import PlannedSettings, Sources, dream_key
-from flows.storage import Found, Storage
+from flows import layout, manifest
+from flows.plan import Sources
+from flows.prefetch import ordered_prefetch, thread_pool
+from flows.storage import ObjectInfo, Storage
+from flows.work import PlannedSettings, dream_key
 
 _READERS = 8
 _COLUMNS = ("shard", *manifest.IDENTITY, "status")
@@ -44,7 +45,7 @@ class Failures(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Done:
+class FinishedDreams:
     """The rows of a destination, by `dream_key`.
 
     A photograph that failed is not tried again until it changes: it would fail again.
@@ -57,35 +58,35 @@ class Done:
 
     def __call__(self, key: int) -> bool:
         """Whether there is a row of this dream, whatever became of it."""
-        return has(self.keys, key)
+        return contains(self.keys, key)
 
     def failures(self, sources: Sources, settings: Sequence[PlannedSettings]) -> Failures:
         """How many of these dreams are not there for all that."""
         photographs = dreams = 0
         for source in sources if len(self.failed) else ():
             keys = (dream_key(source.uri, source.etag, planned.settings_id) for planned in settings)
-            failed = sum(has(self.failed, key) for key in keys)
+            failed = sum(contains(self.failed, key) for key in keys)
             photographs, dreams = photographs + bool(failed), dreams + failed
         return Failures(photographs, dreams)
 
 
-def has(keys: _Numbers, key: int) -> bool:
+def contains(keys: _Numbers, key: int) -> bool:
     """Whether keys in order have this one, by bisection: there may be millions, asked for millions of times."""
     place = np.searchsorted(keys, np.uint64(key))
     return bool(place < len(keys) and keys[place] == key)
 
 
-def done_before(destination: str, storage: Storage) -> Done:
+def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
     """What a destination has rows of, in 8 bytes for each row, and 8 more for each that is not done."""
     keys, failed = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     for index in _tables(destination, storage):
         numbers = index["key"].to_numpy()
         keys.append(numbers)
         failed.append(numbers[pc.not_equal(index["status"], "done").to_numpy()])
-    return Done(np.sort(np.concatenate(keys)), np.sort(np.concatenate(failed)))
+    return FinishedDreams(np.sort(np.concatenate(keys)), np.sort(np.concatenate(failed)))
 
 
-def parts_of(sources: Iterable[str], destination: str, storage: Storage) -> list[str]:
+def parts_with(sources: Iterable[str], destination: str, storage: Storage) -> list[str]:
     """Addresses of the parts that may have rows of these photographs: of runs with an index only those that do."""
     wanted = np.array([_source_number(uri) for uri in sources], np.uint64)
     found: list[str] = []
@@ -94,22 +95,22 @@ def parts_of(sources: Iterable[str], destination: str, storage: Storage) -> list
             found.extend(part.uri for part in parts)
             continue
         shards = set(index["shard"].to_numpy()[np.isin(index["source"].to_numpy(), wanted)].tolist())
-        found.extend(part.uri for part in parts if manifest.shard_of(part.uri) in shards)
+        found.extend(part.uri for part in parts if layout.shard_of_part(part.uri) in shards)
     return found
 
 
-def gather(destination: str, run_id: str, storage: Storage) -> pa.Table:
+def build_index(destination: str, run_id: str, storage: Storage) -> pa.Table:
     """The index of a run, from its parts."""
-    parts = manifest.listed(storage, destination, run_id)
+    parts = manifest.list_parts(storage, destination, run_id)
     tables = [_index_of(part) for part in manifest.read_parts(storage, [part.uri for part in parts], _COLUMNS)]
     return pa.concat_tables([_INDEX.empty_table(), *tables]).replace_schema_metadata({"parts": _fingerprint(parts)})
 
 
-def keep(index: pa.Table, folder: str, storage: Storage) -> None:
+def write_index(index: pa.Table, folder: str, storage: Storage) -> None:
     """Put the index of a run that is over into the folder of its record."""
     sink = io.BytesIO()
     pq.write_table(index, sink, compression="zstd")
-    storage.write_new(f"{folder}index.parquet", sink.getvalue(), manifest.CONTENT_TYPE)
+    storage.write_if_absent(f"{folder}index.parquet", sink.getvalue(), manifest.CONTENT_TYPE)
 
 
 def _tables(destination: str, storage: Storage) -> Iterator[pa.Table]:
@@ -123,21 +124,21 @@ def _tables(destination: str, storage: Storage) -> Iterator[pa.Table]:
     yield from map(_index_of, manifest.read_parts(storage, unknown, _COLUMNS))
 
 
-def _runs(destination: str, storage: Storage) -> Iterator[tuple[list[Found], pa.Table | None]]:
+def _runs(destination: str, storage: Storage) -> Iterator[tuple[list[ObjectInfo], pa.Table | None]]:
     """The parts of each run, and its index, if there is one of these very parts."""
-    runs: dict[str, list[Found]] = defaultdict(list)
-    for part in manifest.listed(storage, destination):
-        runs[manifest.run_of(part.uri)].append(part)
+    runs: dict[str, list[ObjectInfo]] = defaultdict(list)
+    for part in manifest.list_parts(storage, destination):
+        runs[layout.run_id_of_part(part.uri)].append(part)
 
-    def read(run: tuple[str, list[Found]]) -> tuple[list[Found], pa.Table | None]:
+    def read(run: tuple[str, list[ObjectInfo]]) -> tuple[list[ObjectInfo], pa.Table | None]:
         run_id, parts = run
-        return parts, _valid(storage.read(f"{manifest.record_of(destination, run_id)}index.parquet"), parts)
+        return parts, _valid(storage.read(f"{layout.run_folder(destination, run_id)}index.parquet"), parts)
 
-    with threads(_READERS) as readers:
-        yield from ahead(readers, read, runs.items(), _READERS)
+    with thread_pool(_READERS) as readers:
+        yield from ordered_prefetch(readers, read, runs.items(), _READERS)
 
 
-def _valid(data: bytes | None, parts: Sequence[Found]) -> pa.Table | None:
+def _valid(data: bytes | None, parts: Sequence[ObjectInfo]) -> pa.Table | None:
     """An index, if it is one, and of these parts."""
     try:
         index = pq.read_table(io.BytesIO(data or b""))
@@ -147,7 +148,7 @@ def _valid(data: bytes | None, parts: Sequence[Found]) -> pa.Table | None:
     return index if is_theirs else None
 
 
-def _fingerprint(parts: Sequence[Found]) -> bytes:
+def _fingerprint(parts: Sequence[ObjectInfo]) -> bytes:
     return digest(*((part.uri, part.etag) for part in parts)).encode()
 
 

@@ -9,43 +9,15 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from dreamcore.errors import InvalidInput
 from dreamcore.grid import Grid
-from dreamcore.objectives import Frozen
 from dreamcore.settings import DreamSettings, MaxPixels, Output, digest
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`; the key may hold any character, or be empty.
-
-    Raises:
-        ValueError: it is no S3 address.
-    """
-    scheme, _, path = uri.partition("://")
-    bucket, _, key = path.partition("/")
-    if scheme != "s3" or not bucket:
-        raise ValueError(f"{uri!r} is no S3 address: write s3://BUCKET/PREFIX/")
-    return bucket, key
-
-
-def s3_uri(uri: str) -> str:
-    """`uri` itself; raises ValueError where it is no S3 address."""
-    split_uri(uri)
-    return uri
-
-
-def folder_uri(uri: str) -> str:
-    """The address of a folder, with the slash that keeps `out` from being mistaken for `out2`.
-
-    Raises:
-        ValueError: it is no S3 address.
-    """
-    split_uri(uri)
-    return uri.rstrip("/") + "/"
+from dreamcore.targets import Frozen
+from flows.layout import FOLDERS, check_uri, folder_uri
 
 
 class DreamJob(Frozen):
     """Which photographs to dream, how, and where the dreams go."""
 
-    source: Annotated[str, AfterValidator(s3_uri)] = Field(
+    source: Annotated[str, AfterValidator(check_uri)] = Field(
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 prefix of the photographs, or one photograph.",
         examples=["s3://photos/incoming/"],
@@ -77,7 +49,7 @@ class DreamJob(Frozen):
     def _apart(self) -> Self:
         if self.source.rstrip("/") + "/" == self.destination:
             raise ValueError(f"source and destination are both {self.destination}: choose another destination")
-        for folder in ("images", "manifest", "sheets", "_runs"):
+        for folder in FOLDERS:
             if f"{self.source}/".startswith(f"{self.destination}{folder}/"):
                 raise ValueError(
                     f"the source {self.source} lies among the results in {self.destination}: choose another"
@@ -113,7 +85,7 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
     try:
         return DreamJob.model_validate(fields)
     except ValidationError as error:
-        raise InvalidInput(f"{path or 'the job'}: {explain(error)}{_remedy(error)}") from error
+        raise InvalidInput(f"{path or 'the job'}: {explain_validation(error)}{_remedy(error)}") from error
 
 
 def _remedy(error: ValidationError) -> str:
@@ -135,7 +107,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return fields
 
 
-def explain(error: ValidationError) -> str:
+def explain_validation(error: ValidationError) -> str:
     """A validation error in one line: each wrong field, what is wrong with it and what was given."""
     complaints = []
     for detail in error.errors(include_url=False):

@@ -1,216 +1,174 @@
-"""What this machine has to dream with: how many processes, which device for each, and how much memory."""
+"""The capacity of this machine: worker processes, their devices, memory, batch size and prefetch depth."""
 
-import ctypes
 import math
 import multiprocessing
 import os
 import re
-import signal
-import threading
 import warnings
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from dreamcore.errors import InvalidInput
 
+__all__ = [
+    "BATCH",
+    "batch_size",
+    "check_environment",
+    "choose_device",
+    "core_count",
+    "cores_per_worker",
+    "env_int",
+    "gpu_count",
+    "max_memory",
+    "parse_size",
+    "prefetch_depth",
+    "worker_count",
+]
+
 BATCH = 16
-"""Dreams made at once, at most."""
-SMALL = 600_000
-"""Pixels that are dreamt at once on a processor, if one picture has no more."""
-PRIMITIVES = "256"
-"""Convolutions that oneDNN keeps ready, each for one size of picture and with memory of its own: 1,024 by itself, which
-photographs of many sizes fill."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
-_MOST = 2**31 - 1
-"""More is no C int."""
-_LARGE = 64
-"""A block of more than one part in so many of the memory is large."""
+"""Largest default batch size."""
+CPU_BATCH_PIXELS = 600_000
+"""Pixels of a default batch on a CPU, unless a single image already has more."""
+GPU_MEMORY_SHARE, RAM_SHARE = 0.8, 0.6
+"""Shares of the memory of a GPU and of the machine that dreaming may use."""
 UNUSABLE = (
-    "torch can use none of the {} GPUs counted here (is the driver too old, or this torch a build for processors?), so "
-    "processors dream, in a run with one process for each GPU: with CUDA_VISIBLE_DEVICES= there is one for each core"
+    "torch cannot use any of the {} GPUs found here: the driver may be too old, or this torch may be a CPU build. "
+    "Dreaming continues on CPUs, with one process per GPU; set CUDA_VISIBLE_DEVICES= to get one process per core"
 )
 
 
-def asked_for(name: str, what: str) -> int | None:
-    """The number of `what` that a variable of the environment asks for; None where it is not set.
+def env_int(name: str, what: str) -> int | None:
+    """Return the positive number of `what` in the environment variable `name`; None if it is not set.
 
     Raises:
-        InvalidInput: it is no positive number.
+        InvalidInput: the value is not a positive integer.
     """
-    asked = os.environ.get(name)
-    if asked and not (asked.isdecimal() and int(asked)):
-        raise InvalidInput(f"{name} is {asked!r}: give a number of {what}, 1 or more")
-    return int(asked) if asked else None
-
-
-def workers() -> int:
-    """How many processes dream at once: `DREAMGRID_WORKERS`, or one a GPU, or one a core.
-
-    Raises:
-        InvalidInput: `DREAMGRID_WORKERS` is no positive number.
-    """
-    return asked_for("DREAMGRID_WORKERS", "processes") or gpus() or cores()
-
-
-def cores_a_worker() -> int:
-    """Cores that each of `workers` has, at least 1: those that feed a GPU have several; raises as `workers`."""
-    return max(1, cores() // workers())
-
-
-def gpus() -> int:
-    """How many GPUs this process may use; without torch, which is slow to import."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
-    # CUDA looks no further than the first entry that names no GPU, such as -1.
-    return len(list(takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, visible.split(",")))))
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    value = os.environ.get(name)
+    if value and not (value.isdecimal() and int(value)):
+        raise InvalidInput(f"{name} is {value!r}: give a number of {what}, 1 or more")
+    return int(value) if value else None
 
 
 def check_environment() -> None:
-    """See, before anything begins, whether what the environment asks for can be read; workers read it when they dream.
+    """Check the variables that workers read later, before a run starts.
 
     Raises:
-        InvalidInput: `DREAMGRID_WORKERS`, `DREAMGRID_BATCH` or `DREAMGRID_MAX_MEMORY` is nothing of the kind.
+        InvalidInput: `DREAMGRID_WORKERS`, `DREAMGRID_BATCH` or `DREAMGRID_MAX_MEMORY` is malformed.
     """
-    workers()
-    _asked_batch()
-    _asked_memory()
+    worker_count()
+    _env_batch_size()
+    _env_max_memory()
 
 
-def start_worker() -> None:
-    """Set up a worker process: one thread of arithmetic, since there is one process a core."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which only worker processes do
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVES)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the flow decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def worker_count() -> int:
+    """Return the number of worker processes: `DREAMGRID_WORKERS`, or one per GPU, or one per core.
+
+    Raises:
+        InvalidInput: `DREAMGRID_WORKERS` is not a positive integer.
+    """
+    return env_int("DREAMGRID_WORKERS", "processes") or gpu_count() or core_count()
 
 
-def _end_with_parent() -> None:
-    """An idle worker would wait for ever for a flow that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def cores_per_worker() -> int:
+    """Return the number of cores for each worker, at least 1. A worker that feeds a GPU often has several."""
+    return max(1, core_count() // worker_count())
 
 
-def stop_workers() -> None:
-    """Kill this process's workers where they are: what they had not delivered is dreamt again by the next run."""
-    for child in multiprocessing.active_children():
-        child.kill()
+def gpu_count() -> int:
+    """Return the number of GPUs that this process may use, without importing torch, which is slow."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+    # CUDA ignores every entry from the first one on that names no GPU, such as -1.
+    return len(list(takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, visible.split(",")))))
+
+
+def core_count() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device() -> str:
+    """Return the device of this worker process: its GPU, assigned round-robin, or the CPU."""
+    import torch  # slow to import, and not needed to count processes
+
+    if not torch.cuda.is_available():
+        if found := gpu_count():  # as many workers were started, and nobody else notices the mistake
+            warnings.warn(UNUSABLE.format(found), stacklevel=2)
+        return "cpu"
+    ordinal = (multiprocessing.current_process()._identity or (1,))[0] - 1
+    return f"cuda:{ordinal % torch.cuda.device_count()}"
 
 
 def max_memory(device: str) -> int:
-    """Bytes that a process may dream in: `DREAMGRID_MAX_MEMORY`, or its share of what the machine has.
+    """Return the bytes that a worker may use for dreaming: `DREAMGRID_MAX_MEMORY`, or its share of the machine.
 
-    What is free at the moment does not count: the same machine dreams the same pictures, whatever else it does.
+    The share is computed from the total memory and not from the free memory, so that the tiles, and with them the
+    dreams, do not depend on what else the machine does.
 
     Raises:
-        InvalidInput: `DREAMGRID_MAX_MEMORY` is no size.
+        InvalidInput: `DREAMGRID_MAX_MEMORY` is not a size.
     """
-    if asked := _asked_memory():
-        return asked
+    if limit := _env_max_memory():
+        return limit
     if device.startswith("cuda"):
         import torch
 
-        sharing = math.ceil(workers() / torch.cuda.device_count())  # of this GPU, or of another one
-        return int(torch.cuda.get_device_properties(device).total_memory * 0.8 / sharing)
+        workers_per_gpu = math.ceil(worker_count() / torch.cuda.device_count())
+        return int(torch.cuda.get_device_properties(device).total_memory * GPU_MEMORY_SHARE / workers_per_gpu)
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    limit = Path("/sys/fs/cgroup/memory.max")  # of the container
-    if limit.exists() and (text := limit.read_text().strip()).isdecimal():
+    limit_of_container = Path("/sys/fs/cgroup/memory.max")
+    if limit_of_container.exists() and (text := limit_of_container.read_text().strip()).isdecimal():
         sizes.append(int(text))
-    return int(min(sizes) * 0.6 / workers())
-
-
-def _asked_memory() -> int | None:
-    asked = os.environ.get("DREAMGRID_MAX_MEMORY")
-    try:
-        return parse_size(asked) if asked else None
-    except InvalidInput as error:
-        raise InvalidInput(f"DREAMGRID_MAX_MEMORY: {error}") from error
-
-
-def keep_memory(max_memory: int) -> None:
-    """Let this process keep the memory of a step's tensors for the next step.
-
-    Left alone, glibc gives large blocks back to the system at once, and the system clears every page of them before
-    it gives them out again: at a megapixel that was up to half of a step. Other C libraries are left alone.
-
-    Args:
-        max_memory: bytes that the process may dream in. Blocks above a small part of it still go back: kept, they
-            would leave holes that nothing fits into.
-    """
-    if (set_option := _of_libc("mallopt")) is not None:
-        set_option(_M_MMAP_THRESHOLD, min(max_memory // _LARGE, _MOST))
-        set_option(_M_TRIM_THRESHOLD, _MOST)
-
-
-def give_back_memory() -> None:
-    """Give the system back what nobody uses of the memory kept: between blocks of many sizes it is ever more."""
-    if (trim := _of_libc("malloc_trim")) is not None:
-        trim(0)
-
-
-def _of_libc(name: str) -> Any:
-    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
+    return int(min(sizes) * RAM_SHARE / worker_count())
 
 
 def parse_size(text: str) -> int:
-    """Bytes from `2GiB`, `500 MB` or `1000000`.
+    """Return the bytes of a size such as `2GiB`, `500 MB` or `1000000`.
 
     Raises:
-        InvalidInput: it is no size.
+        InvalidInput: `text` is not a size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
     power = " KMGT".index((match[2] or " ").upper()) if match else 0
     size = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
     if not size:
-        raise InvalidInput(f"{text!r} is no amount of memory: write such as 2GiB or 500MB")
+        raise InvalidInput(f"{text!r} is not an amount of memory: write for example 2GiB or 500MB")
     return size
 
 
-def at_once(device: str, pixels: int) -> int:
-    """How many dreams of one size a process makes at once, if memory allows: `DREAMGRID_BATCH`.
+def batch_size(device: str, pixels: int) -> int:
+    """Return how many dreams of one size a worker computes together, if memory allows: `DREAMGRID_BATCH`.
 
-    By itself `BATCH` on a GPU, which one picture does not fill. On processors as many as have `SMALL` pixels together:
-    small octaves gain up to three times the speed, and large ones leave the caches. Either way a dream is the one that
-    it would be alone: to rounding, which the ascent lets grow, and on processors to the bit with most networks, among
-    them the bundled one.
+    The default is `BATCH` on a GPU, which a single image does not fill. On a CPU it is as many images as have
+    `CPU_BATCH_PIXELS` together: batches make small octaves up to three times faster, while large ones overflow the
+    caches. The batch size does not change a dream beyond rounding, which the ascent amplifies. On CPUs most networks,
+    including the bundled one, give identical bits.
 
     Args:
-        device: where they are dreamt.
-        pixels: of one of them.
+        device: the device of the worker.
+        pixels: pixels of one image.
 
     Raises:
-        InvalidInput: `DREAMGRID_BATCH` is no positive number.
+        InvalidInput: `DREAMGRID_BATCH` is not a positive integer.
     """
-    if asked := _asked_batch():
-        return asked
-    return BATCH if device.startswith("cuda") else max(1, min(BATCH, SMALL // pixels))
+    if size := _env_batch_size():
+        return size
+    return BATCH if device.startswith("cuda") else max(1, min(BATCH, CPU_BATCH_PIXELS // pixels))
 
 
-def _asked_batch() -> int | None:
-    return asked_for("DREAMGRID_BATCH", "dreams")
-
-
-def lookahead(device: str) -> int:
-    """Photographs loaded ahead, and dreams encoded and uploaded behind, of those being dreamt: a batch of a GPU."""
+def prefetch_depth(device: str) -> int:
+    """Return how many photographs a worker loads ahead, and how many dreams it uploads behind: a batch of a GPU."""
     return BATCH if device.startswith("cuda") else 2
 
 
-def choose_device() -> str:
-    """The GPU of this worker process, counted round the machine's GPUs, or the CPU."""
-    import torch  # slow to import; whoever counts processes can do without
+def _env_batch_size() -> int | None:
+    return env_int("DREAMGRID_BATCH", "dreams")
 
-    if not torch.cuda.is_available():
-        if counted := gpus():  # as many processes were begun, and to nobody else does this look wrong
-            warnings.warn(UNUSABLE.format(counted), stacklevel=2)
-        return "cpu"
-    ordinal = (multiprocessing.current_process()._identity or (1,))[0] - 1
-    return f"cuda:{ordinal % torch.cuda.device_count()}"
+
+def _env_max_memory() -> int | None:
+    value = os.environ.get("DREAMGRID_MAX_MEMORY")
+    try:
+        return parse_size(value) if value else None
+    except InvalidInput as error:
+        raise InvalidInput(f"DREAMGRID_MAX_MEMORY: {error}") from error

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dreamcore.errors import ErrorKind
-from dreamcore.objectives import Target, objective_label
-from flows.ahead import ahead, threads
-from flows.storage import Found, Storage
+from dreamcore.targets import Target, layers_label
+from flows import layout
+from flows.prefetch import ordered_prefetch, thread_pool
+from flows.storage import ObjectInfo, Storage
 
 SCHEMA_VERSION = "2"
 """Columns are only ever added, and nullable; then this is raised."""
@@ -108,31 +109,6 @@ SCHEMA = pa.schema(
 )
 
 
-def folder_of(destination: str, run_id: str | None = None) -> str:
-    """Folder of the parts of a destination, or of one run."""
-    return f"{destination}manifest/" + (f"run={run_id}/" if run_id else "")
-
-
-def part_uri(destination: str, run_id: str, shard: int) -> str:
-    """Address of the part that says a shard is done."""
-    return f"{folder_of(destination, run_id)}shard-{shard:06d}.parquet"
-
-
-def run_of(uri: str) -> str:
-    """The run that a part is of, by its address."""
-    return uri.rpartition("/run=")[2].partition("/")[0]
-
-
-def shard_of(uri: str) -> int:
-    """The shard that a part is of, by its address."""
-    return int(uri.rpartition("/shard-")[2].removesuffix(".parquet"))
-
-
-def record_of(destination: str, run_id: str) -> str:
-    """Folder of what is kept of a run besides its parts."""
-    return f"{destination}_runs/{run_id}/"
-
-
 def to_parquet(rows: Sequence[Row]) -> bytes:
     """A part, whole: it is put in one piece, so that no reader ever meets half of one."""
     sink = io.BytesIO()
@@ -148,10 +124,10 @@ def read(
     where: pc.Expression | None = None,
 ) -> pa.Table:
     """The manifest of a destination, or one run's part of it: these columns of the rows that `where` chooses."""
-    return rows_in(storage, parts(storage, destination, run_id), columns, where)
+    return read_rows(storage, part_uris(storage, destination, run_id), columns, where)
 
 
-def rows_in(
+def read_rows(
     storage: Storage, uris: Iterable[str], columns: Iterable[str] | None = None, where: pc.Expression | None = None
 ) -> pa.Table:
     """These columns of the rows that `where` chooses in the parts with these addresses."""
@@ -161,9 +137,11 @@ def rows_in(
     return pa.concat_tables(chosen) if chosen else _schema(wanted).empty_table()
 
 
-def tables(storage: Storage, destination: str, columns: Sequence[str], run_id: str | None = None) -> Iterator[pa.Table]:
+def iter_tables(
+    storage: Storage, destination: str, columns: Sequence[str], run_id: str | None = None
+) -> Iterator[pa.Table]:
     """The same part by part, of which only a few are in memory."""
-    yield from read_parts(storage, parts(storage, destination, run_id), columns)
+    yield from read_parts(storage, part_uris(storage, destination, run_id), columns)
 
 
 def read_parts(storage: Storage, uris: Iterable[str], columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -173,8 +151,8 @@ def read_parts(storage: Storage, uris: Iterable[str], columns: Sequence[str]) ->
         data = storage.read(uri)  # a part may have been deleted meanwhile
         return from_parquet(data, columns) if data else _schema(columns).empty_table()
 
-    with threads(_READERS) as readers:
-        yield from ahead(readers, read_part, uris, _READERS)
+    with thread_pool(_READERS) as readers:
+        yield from ordered_prefetch(readers, read_part, uris, _READERS)
 
 
 def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
@@ -186,23 +164,23 @@ def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
     return table.select(columns).cast(_schema(columns))
 
 
-def statuses(part: bytes) -> dict[str, int]:
+def count_statuses(part: bytes) -> dict[str, int]:
     """How many rows of a part have each status."""
-    return counted(from_parquet(part, ["status"])["status"])
+    return value_counts(from_parquet(part, ["status"])["status"])
 
 
 def _schema(columns: Iterable[str]) -> pa.Schema:
     return pa.schema([SCHEMA.field(name) for name in columns])
 
 
-def parts(storage: Storage, destination: str, run_id: str | None = None) -> list[str]:
+def part_uris(storage: Storage, destination: str, run_id: str | None = None) -> list[str]:
     """Addresses of the parts of a destination, or of one run."""
-    return [found.uri for found in listed(storage, destination, run_id)]
+    return [found.uri for found in list_parts(storage, destination, run_id)]
 
 
-def listed(storage: Storage, destination: str, run_id: str | None = None) -> list[Found]:
+def list_parts(storage: Storage, destination: str, run_id: str | None = None) -> list[ObjectInfo]:
     """The parts of a destination, or of one run, as they are listed."""
-    there = storage.list(folder_of(destination, run_id))
+    there = storage.list(layout.manifest_folder(destination, run_id))
     return sorted((found for found in there if found.uri.endswith(".parquet")), key=lambda found: found.uri)
 
 
@@ -214,7 +192,7 @@ def summary(storage: Storage, destination: str) -> dict[str, Any]:
     columns = ["run_id", "status", "error_kind", "source_uri", "settings_id", "score_before", "score_after"]
     points: dict[str, dict[str, Any]] = {}  # long texts, the same for many rows
     found = [_schema(columns).empty_table()]
-    for part in tables(storage, destination, [*columns, *_POINT]):
+    for part in iter_tables(storage, destination, [*columns, *_POINT]):
         for number, settings_id in enumerate(part["settings_id"].to_pylist()):
             if settings_id not in points:
                 (points[settings_id],) = part.slice(number, 1).select(_POINT).to_pylist()
@@ -228,8 +206,8 @@ def summary(storage: Storage, destination: str) -> dict[str, Any]:
         "rows": len(table),
         "photographs": pc.count_distinct(table["source_uri"]).as_py(),
         "runs": pc.count_distinct(table["run_id"]).as_py(),
-        "statuses": counted(table["status"]),
-        "errors": counted(table["error_kind"].drop_null()),
+        "statuses": value_counts(table["status"]),
+        "errors": value_counts(table["error_kind"].drop_null()),
         "settings": [_mean_scores(row, points[row["settings_id"]]) for row in means.to_pylist()],
     }
 
@@ -244,13 +222,13 @@ def failures(storage: Storage, destination: str) -> list[dict[str, Any]]:
     return alike.rename_columns([*_FAILURE, "dreams"]).sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
 
 
-def rows_of_failures(storage: Storage, destination: str, run_id: str) -> Iterator[dict[str, Any]]:
+def iter_failures(storage: Storage, destination: str, run_id: str) -> Iterator[dict[str, Any]]:
     """What a run failed at or skipped, row by row: there may be more of it than fits."""
-    for table in tables(storage, destination, _FAILURE, run_id):
+    for table in iter_tables(storage, destination, _FAILURE, run_id):
         yield from table.filter(pc.field("status") != "done").to_pylist()
 
 
-def counted(column: pa.ChunkedArray) -> dict[str, int]:
+def value_counts(column: pa.ChunkedArray) -> dict[str, int]:
     """How often a column has each of its values."""
     return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
 
@@ -260,7 +238,7 @@ def _mean_scores(row: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     return {
         "settings_id": row["settings_id"],
         "model": point["model"],
-        "layers": objective_label(tuple(layers)),
+        "layers": layers_label(tuple(layers)),
         "octaves": point["octaves"],
         "steps": point["steps"],
         "dreams": row["score_after_count"],

@@ -8,17 +8,15 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby, islice
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dreamcore.objectives import Frozen, objective_label
-from dreamcore.settings import DreamSettings, digest
+from flows.cost import ONE_CORE, Throughput, estimate_seconds
+from flows.work import PlannedSettings, Shard, Source, Work, dream_key
 
 SHARD_SECONDS = 60.0
 """A shard is cut at about this much work on one process: long against a task's overhead, short to lose."""
@@ -26,69 +24,6 @@ SHARDS_A_PROCESS = 4
 """A small run is still cut into so many shards at least, so that all processes have work and the progress moves."""
 SHARDS_AT_MOST = 10_000
 """A large run is cut into no more: each is a task of Prefect's and a part of the manifest that readers open."""
-
-_BITS_A_PIXEL = {"jpg": 2.5, "jpeg": 2.5, "jpe": 2.5, "webp": 2.0, "png": 12.0, "gif": 6.0}
-_BITS_A_PIXEL_UNPACKED = 24.0
-_STEP_PASSES = 2.0
-"""A step runs forward and back to the picture: about two forward passes."""
-_SECONDS_BESIDES = 0.1
-"""To read, decode, encode and write, whatever is dreamt."""
-CORE, GPU = 25e9, 2e12
-"""Multiply-adds in a second: of one core of 2024, measured, and of a GPU, a guess from data sheets."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast a run is dreamt, roughly: the processes, and the multiply-adds that each of them makes in a second."""
-
-    processes: int
-    speed: float
-
-
-ONE_CORE = Pace(1, CORE)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One photograph: one version of one object."""
-
-    uri: str
-    name: str
-    """Its key below the source prefix: the end of its address."""
-    etag: str
-    size: int
-    """Bytes."""
-
-
-class PlannedSettings(Frozen):
-    """One point of the grid, ready to be dreamt."""
-
-    settings: DreamSettings
-    settings_id: str
-    weights: str
-    cost: int
-    """Multiply-adds of one forward pass for each pixel of the picture."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One photograph and the settings, by their index in the run, under which a shard dreams it."""
-
-    source: Source
-    settings: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """The work of one task."""
-
-    number: int
-    works: tuple[Work, ...]
-
-    @property
-    def dreams(self) -> int:
-        """How many rows the shard's part of the manifest will have."""
-        return sum(len(work.settings) for work in self.works)
 
 
 _SOURCES = pa.schema([("uri", pa.string()), ("name_length", pa.int32()), ("etag", pa.string()), ("size", pa.int64())])
@@ -175,34 +110,8 @@ def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def dream_key(source_uri: str, etag: str, settings_id: str) -> int:
-    """Identity of one dream in a destination, in 8 bytes; the manifest holds exactly one row for each."""
-    return int(digest(source_uri, etag, settings_id), 16)
-
-
-def estimate_pixels(source: Source, max_pixels: int) -> int:
-    """Pixels that will be dreamt, guessed from the file's size: a scan does not open photographs."""
-    bits = _BITS_A_PIXEL.get(source.name.rpartition(".")[2].lower(), _BITS_A_PIXEL_UNPACKED)
-    return max(1, min(max_pixels, round(source.size * 8 / bits)))
-
-
-def estimate_seconds(source: Source, planned: PlannedSettings, speed: float = CORE) -> float:
-    """Seconds of one dream on a process that makes `speed` multiply-adds in a second, roughly."""
-    settings = planned.settings
-    octaves = _octaves(settings.octaves, settings.octaves_above, settings.octave_scale)
-    passes = octaves * settings.steps * _STEP_PASSES
-    multiply_adds = estimate_pixels(source, settings.max_pixels) * passes * planned.cost
-    return _SECONDS_BESIDES + multiply_adds / speed
-
-
-@lru_cache
-def _octaves(octaves: int, above: int, scale: float) -> float:
-    """Pixels of all octaves together, in pictures."""
-    return sum(scale ** (2 * (above - level)) for level in range(octaves))
-
-
 def make_plan(
-    sources: Sources, settings: Sequence[PlannedSettings], is_done: Callable[[int], bool], pace: Pace = ONE_CORE
+    sources: Sources, settings: Sequence[PlannedSettings], is_done: Callable[[int], bool], pace: Throughput = ONE_CORE
 ) -> Plan:
     """Cut what is not done yet into shards of about equal cost.
 
@@ -261,29 +170,3 @@ def _cut(estimated: _Estimated, seconds_a_shard: float) -> Iterator[tuple[Any, .
             shares.setdefault(number, []).append(index)
         for shard, indices in shares.items():
             yield shard, source.uri, source.name, source.etag, source.size, indices
-
-
-def result_name(source: Source, planned: PlannedSettings, result_id: str) -> str:
-    """Key of a dream below the destination: `images/<source>/<readable label>-<result_id>.<suffix>`."""
-    settings = planned.settings
-    label = quote(f"{objective_label(settings.layers)}-{settings.octaves}x{settings.steps}", safe="=+,")[:60]
-    return f"images/{safe_name(source.name)}/{label}-{result_id}.{settings.output.format}"
-
-
-def safe_name(name: str) -> str:
-    """`name` as a key that every store keeps apart: what reads as a path step or a control code is spelt out."""
-    # Some stores take a backslash for a slash.
-    spelt = "".join(quote(c) if c in "%\\" or not c.isprintable() else c for c in name)
-    # A key has 1,024 bytes, of which the destination needs some, and in some stores 255 from slash to slash.
-    return _cut_short("/".join(_cut_short(_safe_part(part), 200) for part in spelt.split("/")), 800)
-
-
-def _safe_part(part: str) -> str:
-    # Neither %20 nor %2D can come from a name: a space and a hyphen stay as they are.
-    return "%2E" * len(part) if part in (".", "..") else part or "%20"
-
-
-def _cut_short(name: str, most: int) -> str:
-    """At most so many bytes; what a long name says beyond them is told apart by its digest."""
-    data = name.encode()
-    return name if len(data) <= most else data[: most - 100].decode(errors="ignore") + "%2D" + digest(name)

@@ -1,24 +1,25 @@
 """One photograph dreamt at each stage of a network, on one sheet, from file to file: to choose layers by eye."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import ValidationError
 
-from dreamcore.catalogue import card
+from dreamcore.catalog import network_spec
 from dreamcore.errors import InvalidInput
 from dreamcore.images import encode
-from dreamcore.objectives import objective_label
 from dreamcore.settings import DreamSettings, Output, format_of
-from flows.contact import Cell, cell_width, pages, scores, thumbnail
-from flows.job import explain
-from flows.sheets import sees
-from flows.single import check_result, dream_settled, read_file, to_photograph, write_file
+from dreamcore.targets import layers_label
+from flows.contact import Cell, cell_width, render_pages, scores, thumbnail
+from flows.job import explain_validation
+from flows.sheets import top_classes
+from flows.single import check_result, decode_named, dream_resolved, read_file, write_file
 
 if TYPE_CHECKING:
-    from dreamcore.picture import Dreamt
+    from dreamcore.batch import Dream
 
 COLUMNS = 4
 MAX_PIXELS = 120_000
@@ -26,7 +27,7 @@ MAX_PIXELS = 120_000
 QUALITY = 70
 
 
-def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], None]) -> "list[Dreamt]":
+def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], None]) -> "list[Dream]":
     """Dream the photograph in `source` at each stage of `model`, and draw all of it on one sheet in `result`.
 
     Args:
@@ -39,7 +40,7 @@ def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], 
         InvalidInput: no such file or network, nowhere to write to, or over the photograph.
         ImageError: the file is no picture, or one that cannot be dreamt.
     """
-    known = card(model)
+    known = network_spec(model)
     stages = known.stages()
     settings = [
         DreamSettings.model_validate({"model": model, "layers": [{"layer": stage.name}], "max_pixels": MAX_PIXELS})
@@ -47,39 +48,42 @@ def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], 
     ]
     output = _output(result)
     check_result(result, source)
-    photograph = to_photograph(read_file(source), source, MAX_PIXELS)
-    dreams: list[Dreamt] = []
+    photograph = decode_named(read_file(source), source, MAX_PIXELS)
+    dreams: list[Dream] = []
     for entry in settings:
         watch_one = _watch_among(watch, len(dreams), len(settings))
-        dreams.append(dream_settled(photograph, entry, watch_one))
+        dreams.append(dream_resolved(photograph, entry, watch_one))
 
     width = cell_width(COLUMNS)
     cells = [
         Cell(
-            0, 0, thumbnail(photograph.pixels, width), ("the photograph", sees(dreams[0].measures()["classes_before"]))
+            0,
+            0,
+            thumbnail(photograph.pixels, width),
+            ("the photograph", top_classes(asdict(dreams[0].measurements)["classes_before"])),
         )
     ]
-    found = [dreamt.measures() for dreamt in dreams]
+    found = [asdict(dreamt.measurements) for dreamt in dreams]
     written = scores([(each["score_before"], each["score_after"]) for each in found])
     for place, (stage, dreamt, measured, score) in enumerate(zip(stages, dreams, found, written, strict=True), start=1):
         text = (
             f"{stage.name}   stride {stage.stride}, field {stage.receptive_field} px",
             score,
-            sees(measured["classes_after"]),
+            top_classes(measured["classes_after"]),
         )
         cells.append(Cell(place % COLUMNS, place // COLUMNS, thumbnail(dreamt.pixels, width), text))
-    (sheet, *_) = pages(f"{source.name}   {model}", cells, width)
+    (sheet, *_) = render_pages(f"{source.name}   {model}", cells, width)
     write_file(
         result, encode(np.asarray(sheet), output.format, output.quality, {"model": model, "stages": summary(dreams)})
     )
     return dreams
 
 
-def summary(dreams: "list[Dreamt]") -> list[dict[str, object]]:
+def summary(dreams: "list[Dream]") -> list[dict[str, object]]:
     """Layer and scores of each dream, the deepest last."""
     names = ("score_before", "score_after", "classes_after")
     return [
-        {"layer": objective_label(dreamt.settings.layers), **{name: dreamt.measures()[name] for name in names}}
+        {"layer": layers_label(dreamt.settings.layers), **{name: asdict(dreamt.measurements)[name] for name in names}}
         for dreamt in dreams
     ]
 
@@ -93,4 +97,4 @@ def _output(result: Path) -> Output:
     try:
         return Output.model_validate({"format": format_of(result.suffix), "quality": QUALITY})
     except ValidationError as error:
-        raise InvalidInput(explain(error)) from error
+        raise InvalidInput(explain_validation(error)) from error

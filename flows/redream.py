@@ -22,17 +22,18 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
-from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, describe, encode
-from dreamcore.objectives import Frozen
+from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, encode, read_metadata
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Output, format_of, settings_id
-from flows.assets import settle
-from flows.job import explain, split_uri
-from flows.single import check_result, description, dream_settled, read_file, to_photograph, write_file
-from flows.storage import HASTY, Found, Storage
+from dreamcore.targets import Frozen
+from flows.assets import resolve
+from flows.job import explain_validation
+from flows.layout import parse_uri
+from flows.single import check_result, decode_named, description, dream_resolved, read_file, write_file
+from flows.storage import FAIL_FAST, Storage
 from flows.terminal import one_line
 
 if TYPE_CHECKING:
-    from dreamcore.picture import Dreamt, Watch
+    from dreamcore.batch import Dream, OnStep
 
 SAME_SCORE = 0.001
 """Two scores of one photograph differ by less, on whatever machine: as a share of them, or at all."""
@@ -71,7 +72,7 @@ class Description(Frozen):
             raise ValueError(f"max_pixels is over {MAX_SOURCE_PIXELS:,}, more than any photograph that is read has")
         return self
 
-    def differences(self, now: "Dreamt") -> tuple[str, ...]:
+    def differences(self, now: "Dream") -> tuple[str, ...]:
         """What is no longer as it was when the dream was made, for people to read."""
         found, weights = [], now.weights
         if self.weights_sha256 != weights:
@@ -97,7 +98,7 @@ class Description(Frozen):
 
 
 @dataclass(frozen=True)
-class Redreamt:
+class Reproduction:
     """A dream made anew, held against the one it was made after."""
 
     settings_id: str
@@ -131,8 +132,8 @@ class Redreamt:
 
 
 def redream(
-    dream: str, result: Path, source: Path | None, watch: "Watch", files: Mapping[str, Path] | None = None
-) -> Redreamt:
+    dream: str, result: Path, source: Path | None, watch: "OnStep", files: Mapping[str, Path] | None = None
+) -> Reproduction:
     """Make the dream in `dream` anew, write it to `result` and tell how close it came.
 
     Args:
@@ -155,23 +156,23 @@ def redream(
     check_result(result, dream, source or dream, *files.values())
     wanted = _with_files(then.settings, files, dream).model_copy(update={"output": output})
     try:
-        settings = settle(wanted, local=True)
+        settings = resolve(wanted, local=True)
     except (InvalidInput, Unavailable) as error:
         raise type(error)(one_line(str(error))) from error
     photograph = _read_photograph(then, source, dream)
-    picture = to_photograph(data, dream).pixels
+    picture = decode_named(data, dream).pixels
     _check_size(photograph, picture, dream)
     with threads(1 if then.source_uri else None):
-        dreamt = dream_settled(photograph, settings, watch)
+        dreamt = dream_resolved(photograph, settings, watch)
     new = encode(dreamt.pixels, output.format, output.quality, _description(dreamt, None if source else then))
     write_file(result, new)
     identity = settings_id(then.settings, dreamt.weights)
-    return Redreamt(
+    return Reproduction(
         settings_id=identity,
         same_settings=identity == then.settings_id,
-        psnr_db=psnr(picture, to_photograph(new, result).pixels),
+        psnr_db=psnr(picture, decode_named(new, result).pixels),
         score_after_then=then.score_after,
-        score_after_now=dreamt.measures()["score_after"],
+        score_after_now=dreamt.measurements.score_after,
         result=str(result),
         differences=then.differences(dreamt),
     )
@@ -185,7 +186,7 @@ def read_description(data: bytes, name: str) -> Description:
         ImageError: it is no picture.
     """
     try:
-        inside = describe(data)
+        inside = read_metadata(data)
     except ImageError as error:
         raise ImageError(error.kind, f"{name}: {error}") from error
     if inside is None:
@@ -193,7 +194,9 @@ def read_description(data: bytes, name: str) -> Description:
     try:
         return Description.model_validate(inside)
     except ValidationError as error:
-        raise InvalidInput(f"{name}: the description inside is malformed: {one_line(explain(error))}") from error
+        raise InvalidInput(
+            f"{name}: the description inside is malformed: {one_line(explain_validation(error))}"
+        ) from error
 
 
 def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
@@ -219,10 +222,10 @@ def _read_dream(dream: str) -> bytes:
     if not dream.startswith("s3://"):
         return read_file(Path(dream))
     try:
-        _, key = split_uri(dream)
+        _, key = parse_uri(dream)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    data = Storage(HASTY).read(dream) if key else None
+    data = Storage(FAIL_FAST).read(dream) if key else None
     if data is None:
         raise InvalidInput(f"there is no {dream}: name one dream, as the manifest has it in result_uri")
     return data
@@ -234,26 +237,26 @@ def _output(then: Output, result: Path) -> Output:
     try:
         return then if suffix == then.format else Output.model_validate({"format": suffix})
     except ValidationError as error:
-        raise InvalidInput(f"{result}: {explain(error)}") from error
+        raise InvalidInput(f"{result}: {explain_validation(error)}") from error
 
 
 def _read_photograph(then: Description, source: Path | None, dream: str) -> Photograph:
     """The photograph of then, from `source` or in its version from the store."""
     limit = then.settings.max_pixels
     if source is not None:
-        return to_photograph(read_file(source), source, limit)
+        return decode_named(read_file(source), source, limit)
     if then.source_uri is None or then.source_etag is None:
         raise InvalidInput(f"{dream} names no source in S3, as the dreams of `dreamgrid image` do not: {REMEDY}")
     uri = one_line(then.source_uri)
     try:
-        data = Storage(HASTY).read_version(Found(then.source_uri, then.source_etag, 0))
+        data = Storage(FAIL_FAST).read_version(then.source_uri, then.source_etag)
     except ImageError as error:
         happened = {"source_missing": "is gone", "source_changed": "is no longer the one that was dreamt"}
         why = happened.get(error.kind, f"cannot be had ({one_line(str(error))})")
         raise InvalidInput(f"{uri} {why}: {REMEDY}") from error
     except (InvalidInput, Unavailable) as error:
         raise type(error)(f"{one_line(str(error))}; or {REMEDY}") from error
-    return to_photograph(data, uri, limit)
+    return decode_named(data, uri, limit)
 
 
 def _with_files(settings: DreamSettings, files: Mapping[str, Path], dream: str) -> DreamSettings:
@@ -287,7 +290,7 @@ def _check_size(photograph: Photograph, picture: NDArray[np.uint8], dream: str) 
         )
 
 
-def _description(dreamt: "Dreamt", then: Description | None) -> dict[str, Any]:
+def _description(dreamt: "Dream", then: Description | None) -> dict[str, Any]:
     """What is written into the new picture; `then` where its source is known to be the same."""
     told = description(dreamt) | {"created_at": datetime.now(UTC).isoformat()}
     return told | (then.model_dump(include={"source_uri", "source_etag"}) if then else {})

@@ -7,18 +7,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dreamcore.catalogue import card, weights_of
+from dreamcore.catalog import network_spec, weights_identity_of
 from dreamcore.errors import InvalidInput, Unavailable
-from dreamcore.images import looks_like_image
+from dreamcore.images import has_image_suffix
 from dreamcore.settings import DreamSettings, settings_id
-from flows import runs
-from flows.assets import settle
-from flows.history import done_before
-from flows.job import DreamJob, explain, split_uri
-from flows.machine import gpus, workers
-from flows.plan import CORE, GPU, Pace, Plan, PlannedSettings, Source, Sources, estimate_seconds, make_plan
-from flows.runs import Run
-from flows.storage import HASTY, Found, Storage, storage
+from flows import layout, run_record
+from flows.assets import resolve
+from flows.cost import CORE, GPU, Throughput, estimate_seconds
+from flows.history import finished_dreams
+from flows.job import DreamJob, explain_validation
+from flows.layout import parse_uri
+from flows.machine import gpu_count, worker_count
+from flows.plan import Plan, Sources, make_plan
+from flows.run_record import Run
+from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
+from flows.work import PlannedSettings, Source
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
     """
     planned = {}
     for settings in _settled(job):
-        known, weights = card(settings.model), weights_of(settings)
+        known, weights = network_spec(settings.model), weights_identity_of(settings)
         cost = max(known.layer(target.layer).cost for target in settings.layers)
         identity = settings_id(settings, weights)
         planned[identity] = PlannedSettings(settings=settings, settings_id=identity, weights=weights, cost=cost)
@@ -48,9 +51,9 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
 def _settled(job: DreamJob) -> list[DreamSettings]:
     """Every point of the job's grid with its files and layers, which are looked at before anything begins."""
     try:
-        return [settle(settings) for settings in job.settings()]
+        return [resolve(settings) for settings in job.settings()]
     except ValidationError as error:
-        raise InvalidInput(f"grid: {explain(error)}") from error
+        raise InvalidInput(f"grid: {explain_validation(error)}") from error
     except Unavailable as error:
         raise InvalidInput(str(error)) from error
 
@@ -61,7 +64,7 @@ def check_access(job: DreamJob) -> None:
     Raises:
         InvalidInput: no credentials, refused, no such bucket, nothing answers, or the source is mistyped.
     """
-    store = Storage(HASTY)
+    store = Storage(FAIL_FAST)
     try:
         store.check_bucket(job.source)
         store.check_bucket(job.destination)
@@ -75,12 +78,12 @@ def _check_source(job: DreamJob, store: Storage) -> None:
 
     One that is spelt as a folder may be empty: a job of every night may begin before the first photograph arrives.
     """
-    if job.source.endswith("/") or not split_uri(job.source)[1]:
+    if job.source.endswith("/") or not parse_uri(job.source)[1]:
         return
     there = store.find(job.source)
-    if (there and looks_like_image(job.source)) or any(True for _ in store.list(f"{job.source}/")):
+    if (there and has_image_suffix(job.source)) or any(True for _ in store.list(f"{job.source}/")):
         return
-    if store.find(runs.active_uri(job.destination)):
+    if store.find(layout.active_uri(job.destination)):
         return  # that run goes on with the photographs that it found, even if they are gone by now
     if there:
         raise InvalidInput(f"{job.source} is no photograph by its name, which would end in .jpg, .png or the like")
@@ -91,12 +94,12 @@ def _check_source(job: DreamJob, store: Storage) -> None:
 
 
 @lru_cache
-def warn_of_store(destination: str) -> str | None:
+def store_warning(destination: str) -> str | None:
     """What to tell people where the store ignores conditional writes, on which the protocol rests; else None.
 
     Tried once a process: the command asks before the flow does.
     """
-    if storage().honours_conditions(f"{destination}_runs/"):
+    if storage().supports_conditional_writes(f"{destination}_runs/"):
         return None
     return f"{storage().endpoint} ignores conditional writes: let no other run write to {destination} meanwhile"
 
@@ -106,14 +109,14 @@ def scan(job: DreamJob, store: Storage) -> Scan:
     ignored = 0
     folder = job.source.rstrip("/") + "/"
     left_out = () if folder.startswith(job.destination) else job.destination  # a job's source is not among its results
-    alone = store.find(job.source) if looks_like_image(split_uri(job.source)[1]) else None
+    alone = store.find(job.source) if has_image_suffix(parse_uri(job.source)[1]) else None
 
     def photographs() -> Iterator[Source]:
         nonlocal ignored
         for found in [alone] if alone else store.list(folder):
             if found.uri.startswith(left_out) or found.uri.endswith("/"):
                 continue
-            if looks_like_image(found.uri):
+            if has_image_suffix(found.uri):
                 yield _source(found, folder)
             else:
                 ignored += 1
@@ -122,21 +125,21 @@ def scan(job: DreamJob, store: Storage) -> Scan:
     return Scan(sources, ignored)
 
 
-def _source(found: Found, folder: str) -> Source:
+def _source(found: ObjectInfo, folder: str) -> Source:
     below = found.uri.removeprefix(folder) if found.uri.startswith(folder) else found.uri.rpartition("/")[2]
     return Source(found.uri, below, found.etag, found.size)
 
 
-def pace() -> Pace:
+def throughput() -> Throughput:
     """How fast this machine dreams, for a plan to be cut by.
 
     Raises:
         InvalidInput: `DREAMGRID_WORKERS` is no positive number.
     """
-    return Pace(workers(), GPU if gpus() else CORE)
+    return Throughput(worker_count(), GPU if gpu_count() else CORE)
 
 
-def outlook(job: DreamJob) -> dict[str, Any]:
+def estimate(job: DreamJob) -> dict[str, Any]:
     """What a run of the job would do and about what it would cost; nothing is touched.
 
     Raises:
@@ -145,10 +148,10 @@ def outlook(job: DreamJob) -> dict[str, Any]:
     settings = plan_settings(job)
     check_access(job)
     found = scan(job, storage())
-    before, here = done_before(job.destination, storage()), pace()
+    before, here = finished_dreams(job.destination, storage()), throughput()
     run, frozen, refusal = _going_on(job, settings)
     if run and frozen:
-        everything, todo = frozen.dreams, runs.remaining(run, frozen, storage())
+        everything, todo = frozen.dreams, run_record.remaining_shards(run, frozen, storage())
     else:
         everything, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, before, here))
     shards = planned = 0
@@ -178,7 +181,7 @@ def outlook(job: DreamJob) -> dict[str, Any]:
 def _going_on(job: DreamJob, settings: Sequence[PlannedSettings]) -> tuple[Run | None, Plan | None, str | None]:
     """The run that would be gone on with, its plan if there is one already, or else why a run would be refused."""
     try:
-        run, plan = runs.going_on(job, settings, storage()) or (None, None)
+        run, plan = run_record.resumable_run(job, settings, storage()) or (None, None)
     except InvalidInput as error:
         return None, None, str(error)
     return run, plan, None

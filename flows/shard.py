@@ -1,30 +1,32 @@
-"""Dreams one shard: load | dream | deliver, overlapped, and one part of the manifest at the end."""
+"""AscentResult one shard: load | dream | deliver, overlapped, and one part of the manifest at the end."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs, observe_photographs
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
-from dreamcore.images import Photograph, content_type, describe, encode
+from dreamcore.images import Photograph, content_type, encode, read_metadata
 from dreamcore.network import Network
-from dreamcore.objectives import Target
-from dreamcore.picture import Dreamt, Limits, Order, dream_photographs, see
-from dreamcore.scores import Sight
+from dreamcore.observation import Observation
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key
-from flows import decoder, manifest
-from flows.ahead import ahead, threads
-from flows.assets import network_of, pictures
-from flows.batches import in_batches
-from flows.machine import at_once, choose_device, give_back_memory, keep_memory, lookahead, max_memory
+from dreamcore.targets import Target
+from flows import decoder, layout, manifest
+from flows.assets import load_guide_and_mask, network_for
+from flows.machine import batch_size, choose_device, max_memory, prefetch_depth
 from flows.manifest import Row
-from flows.plan import PlannedSettings, Shard, Source, Work
-from flows.runs import Run
-from flows.storage import Found, Storage
+from flows.prefetch import ordered_prefetch, thread_pool
+from flows.run_record import Run
+from flows.storage import Storage
+from flows.work import PlannedSettings, Shard, Source, Work
+from flows.worker_process import disable_heap_trimming, trim_heap
+
+_Item = TypeVar("_Item")
 
 WAITING = 32
-"""Dreams that wait for others of their size to fill a batch."""
+"""AscentResult that wait for others of their size to fill a batch."""
 
 
 def dream_shard(run: Run, shard: Shard, storage: Storage) -> dict[str, int]:
@@ -39,12 +41,12 @@ def dream_shard(run: Run, shard: Shard, storage: Storage) -> dict[str, int]:
     Raises:
         Unavailable: the store is in trouble; nothing is lost, run it again.
     """
-    uri = manifest.part_uri(run.destination, run.run_id, shard.number)
+    uri = layout.part_uri(run.destination, run.run_id, shard.number)
     part = storage.read(uri)
     if part is None:
         ours = manifest.to_parquet(_Dreamer(run, shard, storage).rows())
-        part = ours if storage.write_new(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
-    return manifest.statuses(part)
+        part = ours if storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
+    return manifest.count_statuses(part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class _Loaded:
     photographs: dict[int, Photograph]
     """By `max_pixels`."""
     trouble: ImageError | None = None
-    sights: dict[tuple[object, ...], Sight] = field(default_factory=dict)
+    observations: dict[tuple[object, ...], Observation] = field(default_factory=dict)
     """What the networks see in it undreamt, by how it is measured: told once."""
 
 
@@ -68,7 +70,7 @@ class _Outcome:
     row: Row
     planned: PlannedSettings
     loaded: _Loaded | None = None
-    dreamt: Dreamt | None = None
+    dreamt: Dream | None = None
 
     @property
     def photograph(self) -> Photograph:
@@ -77,10 +79,10 @@ class _Outcome:
         return self.loaded.photographs[self.planned.settings.max_pixels]
 
     @property
-    def sights(self) -> dict[tuple[object, ...], Sight]:
+    def observations(self) -> dict[tuple[object, ...], Observation]:
         """What is known of what networks see in it."""
         assert self.loaded is not None  # noqa: S101 - of an outcome that is to be dreamt
-        return self.loaded.sights
+        return self.loaded.observations
 
     def troubled(self, error: ImageError) -> "_Outcome":
         """The outcome of a photograph that could not be dreamt."""
@@ -95,16 +97,16 @@ class _Dreamer:
         self.device = choose_device()
         memory = max_memory(self.device)
         if self.device == "cpu":
-            keep_memory(memory)
+            disable_heap_trimming(memory)
         self.limits = Limits(memory, run.job.stage_scores)
-        self.ahead = lookahead(self.device)
+        self.ahead = prefetch_depth(self.device)
 
     def rows(self) -> list[Row]:
         """One row for each photograph and settings of the shard; the dreams are in the store."""
-        with threads(self.ahead) as readers, threads(self.ahead) as writers:
-            loaded = ahead(readers, self.load, self.shard.works, self.ahead)
-            rows = list(ahead(writers, self.deliver, self.dream(loaded), self.ahead))
-        give_back_memory()
+        with thread_pool(self.ahead) as readers, thread_pool(self.ahead) as writers:
+            loaded = ordered_prefetch(readers, self.load, self.shard.works, self.ahead)
+            rows = list(ordered_prefetch(writers, self.deliver, self.dream(loaded), self.ahead))
+        trim_heap()
         return rows
 
     def load(self, work: Work) -> _Loaded:
@@ -119,7 +121,7 @@ class _Dreamer:
             large = ImageError("too_large", f"a file of {work.source.size} bytes: at most {decoder.MEMORY} are read")
             return _Loaded(work, there, {}, large)
         try:
-            data = self.storage.read_version(Found(work.source.uri, work.source.etag, work.source.size))
+            data = self.storage.read_version(work.source.uri, work.source.etag)
             return _Loaded(work, there, {limit: decoder.decode(data, max_pixels=limit) for limit in limits})
         except ImageError as error:
             return _Loaded(work, there, {}, error)
@@ -127,7 +129,7 @@ class _Dreamer:
     def dream(self, loaded: Iterable[_Loaded]) -> Iterator[_Outcome]:
         """Dream photographs under each of their settings, in batches of one size; trouble with one becomes its rows."""
         outcomes = (outcome for photograph in loaded for outcome in self._outcomes(photograph))
-        for batch in in_batches(outcomes, _goes_with, self._at_once, WAITING):
+        for batch in group_by_size(outcomes, _goes_with, self._at_once, WAITING):
             yield from self._dream_batch(batch) if batch[0].loaded else batch
 
     def _outcomes(self, loaded: _Loaded) -> Iterator[_Outcome]:
@@ -143,38 +145,50 @@ class _Dreamer:
 
     def _at_once(self, outcome: _Outcome) -> int:
         height, width = outcome.photograph.pixels.shape[:2]
-        return at_once(self.device, height * width)
+        return batch_size(self.device, height * width)
 
     def _dream_batch(self, outcomes: Sequence[_Outcome]) -> Iterator[_Outcome]:
         """Photographs of one size under settings that go together."""
-        network = network_of(outcomes[0].planned.settings, self.device)
+        network = network_for(outcomes[0].planned.settings, self.device)
         try:
-            orders = self._orders(network, outcomes)
+            requests = self._requests(network, outcomes)
         except ImageError as error:  # of this size they cannot even be looked at
             yield from (outcome.troubled(error) for outcome in outcomes)
             return
-        for outcome, result in zip(outcomes, dream_photographs(network, orders, self.limits), strict=True):
+        for outcome, result in zip(outcomes, dream_photographs(network, requests, self.limits), strict=True):
             if isinstance(result, ImageError):
                 yield outcome.troubled(result)
             else:
-                yield replace(outcome, row=replace(outcome.row, **result.measures()), loaded=None, dreamt=result)
+                yield replace(
+                    outcome, row=replace(outcome.row, **asdict(result.measurements)), loaded=None, dreamt=result
+                )
 
-    def _orders(self, network: Network, outcomes: Sequence[_Outcome]) -> list[Order]:
-        """The orders of a batch, with what the network sees in each photograph before it is dreamt."""
-        orders = [
-            Order(outcome.photograph, outcome.planned.settings, *pictures(outcome.planned.settings))
+    def _requests(self, network: Network, outcomes: Sequence[_Outcome]) -> list[DreamRequest]:
+        """The requests of a batch, with what the network sees in each photograph before it is dreamt."""
+        requests = [
+            DreamRequest(outcome.photograph, outcome.planned.settings, *load_guide_and_mask(outcome.planned.settings))
             for outcome in outcomes
         ]
-        places = [(outcome.sights, _measured_alike(outcome.planned.settings)) for outcome in outcomes]
-        unseen = {(id(sights), how): number for number, (sights, how) in enumerate(places) if how not in sights}
+        places = [(outcome.observations, _measured_alike(outcome.planned.settings)) for outcome in outcomes]
+        unseen = {
+            (id(observations), how): number
+            for number, (observations, how) in enumerate(places)
+            if how not in observations
+        }
         if unseen:
-            seen = see(
-                network, [orders[number] for number in unseen.values()], self._targets(orders[0].settings), self.limits
+            seen = observe_photographs(
+                network,
+                [requests[number] for number in unseen.values()],
+                self._targets(requests[0].settings),
+                self.limits,
             )
-            for number, sight in zip(unseen.values(), seen, strict=True):
-                sights, how = places[number]
-                sights[how] = sight
-        return [replace(order, before=sights[how]) for order, (sights, how) in zip(orders, places, strict=True)]
+            for number, observation in zip(unseen.values(), seen, strict=True):
+                observations, how = places[number]
+                observations[how] = observation
+        return [
+            replace(order, before=observations[how])
+            for order, (observations, how) in zip(requests, places, strict=True)
+        ]
 
     def _targets(self, settings: DreamSettings) -> list[Target]:
         """All that the run measures in photographs as these settings do, but for their guide; each once."""
@@ -191,13 +205,13 @@ class _Dreamer:
         if row.status != "done" or row.result_uri is None:
             return row
         if outcome.dreamt is not None:
-            description = outcome.dreamt.description() | {name: getattr(row, name) for name in _SOURCE}
+            description = outcome.dreamt.metadata() | {name: getattr(row, name) for name in _SOURCE}
             description["created_at"] = row.created_at.isoformat()
             try:
                 data = encode(outcome.dreamt.pixels, output.format, output.quality, description)
             except ImageError as error:
                 return _troubled(row, error)
-            if self.storage.write_new(row.result_uri, data, content_type(output.format)):
+            if self.storage.write_if_absent(row.result_uri, data, content_type(output.format)):
                 return _with_result(row, data)
         return self._take_over(row)
 
@@ -207,7 +221,7 @@ class _Dreamer:
         if data is None:
             raise Unavailable(f"{row.result_uri} was there and has gone: who removes dreams while they are made?")
         try:
-            inside = describe(data) or {}
+            inside = read_metadata(data) or {}
         except ImageError:
             inside = {}
         if inside.get("settings_id") != row.settings_id:
@@ -269,3 +283,39 @@ def _troubled(row: Row, error: ImageError) -> Row:
 
 def _with_result(row: Row, data: bytes) -> Row:
     return replace(row, result_bytes=len(data), result_sha256=hashlib.sha256(data).hexdigest())
+
+
+def group_by_size(
+    items: Iterable[_Item],
+    goes_with: Callable[[_Item], Hashable | None],
+    batch_size: Callable[[_Item], int],
+    most: int,
+) -> Iterator[list[_Item]]:
+    """Group items into batches, none of which waits for the end of the stream longer than it must.
+
+    Args:
+        items: a stream of any length.
+        goes_with: those with an equal key go into one batch; one with None passes by itself, and at once.
+        batch_size: how many of its like fill a batch.
+        most: so many items may wait; when more do, the batch that waits longest goes as it is.
+
+    Returns:
+        Every item exactly once, in batches of one key.
+    """
+    waiting: dict[Hashable, list[_Item]] = {}
+    held = 0
+    for item in items:
+        key = goes_with(item)
+        if key is None:
+            yield [item]
+            continue
+        batch = waiting.setdefault(key, [])
+        batch.append(item)
+        held += 1
+        if len(batch) < batch_size(item):
+            if held <= most:
+                continue
+            key = next(iter(waiting))
+        held -= len(waiting[key])
+        yield waiting.pop(key)
+    yield from waiting.values()

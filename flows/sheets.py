@@ -11,14 +11,15 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dreamcore.errors import ImageError
-from dreamcore.objectives import objective_label
 from dreamcore.settings import DreamSettings, Reference, nearest_preset
+from dreamcore.targets import layers_label
 from flows import history, manifest
-from flows.ahead import ahead, threads
-from flows.contact import Cell, cell_width, layout, pages, scores, thumbnail, wrapped
+from flows.contact import Cell, arrange, cell_width, render_pages, scores, thumbnail, wrap_text
 from flows.decoder import decode
-from flows.storage import Found, Storage
-from flows.trouble import Rotten
+from flows.layout import sheet_uri
+from flows.prefetch import ordered_prefetch, thread_pool
+from flows.s3_errors import CorruptObject
+from flows.storage import Storage
 
 _READERS = 4
 _COLUMNS = [
@@ -45,11 +46,6 @@ class _Entry:
     settings: DreamSettings
 
 
-def folder_of(destination: str) -> str:
-    """Folder of the contact sheets of a destination."""
-    return f"{destination}sheets/"
-
-
 def draw_sheets(
     destination: str, storage: Storage, photographs: Sequence[tuple[str, str]], warn: Callable[[str], None]
 ) -> Iterator[Sheet]:
@@ -64,14 +60,14 @@ def draw_sheets(
         warn: called with what kept a sheet from being drawn, which is no trouble of the run's.
 
     Returns:
-        The pages of all sheets as they are drawn; mostly a sheet is one page.
+        The render_pages of all sheets as they are drawn; mostly a sheet is one page.
     """
     if not photographs:
         return
     chosen = pc.field("source_uri").isin([uri for uri, _ in photographs]) & (pc.field("status") == "done")
     dreams: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    parts = history.parts_of((uri for uri, _ in photographs), destination, storage)
-    for row in _in_order(manifest.rows_in(storage, parts, _COLUMNS, chosen).to_pylist()):
+    parts = history.parts_with((uri for uri, _ in photographs), destination, storage)
+    for row in _in_order(manifest.read_rows(storage, parts, _COLUMNS, chosen).to_pylist()):
         dreams.setdefault((row["source_uri"], row["source_etag"]), []).append(row)
     for uri, etag in photographs:
         entries = list(_entries(dreams.get((uri, etag), [])))
@@ -79,19 +75,18 @@ def draw_sheets(
             continue
         name = entries[0].row["result_uri"].removeprefix(f"{destination}images/").rpartition("/")[0]
         try:
-            photograph = storage.read_version(Found(uri, etag, entries[0].row["source_bytes"]))
+            photograph = storage.read_version(uri, etag)
             drawn = list(_draw(name, photograph, entries, storage))
         except (ImageError, OSError) as error:  # of one photograph; trouble of the world is told by other errors
             warn(f"no contact sheet of {uri}: {error}")
             continue
         for number, jpeg in enumerate(drawn, start=1):
-            # No name of a photograph has %2D in it: no page of one is the sheet of another.
-            sheet = Sheet(name, f"{folder_of(destination)}{name}{f'%2D{number}' if number > 1 else ''}.jpg", jpeg)
+            sheet = Sheet(name, sheet_uri(destination, name, number), jpeg)
             storage.write(sheet.uri, jpeg, "image/jpeg")
             yield sheet
 
 
-def newest(destination: str, storage: Storage, count: int, part: str = "") -> list[tuple[str, str]]:
+def latest_photographs(destination: str, storage: Storage, count: int, part: str = "") -> list[tuple[str, str]]:
     """Address and ETag of the photographs that were dreamt last, at most `count`, each as it was dreamt last.
 
     Only of those with `part` in their address.
@@ -129,12 +124,12 @@ def read_settings(written: dict[str, Any]) -> DreamSettings | None:
 
 
 def _draw(name: str, photograph: bytes, entries: Sequence[_Entry], storage: Storage) -> Iterator[bytes]:
-    """The pages of the sheet of one photograph, as JPEGs."""
+    """The render_pages of the sheet of one photograph, as JPEGs."""
     settings = [entry.settings for entry in entries]
     several_models = len({each.model for each in settings}) > 1
     lines = [_line(each, several_models) for each in settings]
-    labels = list(zip(lines, told_apart(settings, ("model", "layers")), strict=True))
-    places, across = layout(labels)
+    labels = list(zip(lines, distinguishing_settings(settings, ("model", "layers")), strict=True))
+    places, across = arrange(labels)
     width = cell_width(across)
 
     def small(data: bytes) -> Image.Image:
@@ -144,30 +139,30 @@ def _draw(name: str, photograph: bytes, entries: Sequence[_Entry], storage: Stor
         try:
             data = storage.read(uri)
             return small(data) if data else None
-        except (ImageError, Rotten):  # a dream that is damaged leaves its place empty
+        except (ImageError, CorruptObject):  # a dream that is damaged leaves its place empty
             return None
 
-    cells = [Cell(0, 0, small(photograph), ("the photograph", sees(entries[0].row["classes_before"])))]
+    cells = [Cell(0, 0, small(photograph), ("the photograph", top_classes(entries[0].row["classes_before"])))]
     written = scores([(entry.row["score_before"], entry.row["score_after"]) for entry in entries])
-    with threads(_READERS) as readers:
-        pictures = ahead(readers, lambda entry: read(entry.row["result_uri"]), entries, _READERS)
+    with thread_pool(_READERS) as readers:
+        pictures = ordered_prefetch(readers, lambda entry: read(entry.row["result_uri"]), entries, _READERS)
         for entry, label, score, (column, line), picture in zip(
             entries, labels, written, places, pictures, strict=True
         ):
-            text = (label[0], *wrapped(label[1], width), score, sees(entry.row["classes_after"]))
+            text = (label[0], *wrap_text(label[1], width), score, top_classes(entry.row["classes_after"]))
             cells.append(Cell(column, line, picture, text))
-    for page in pages(f"{name}   {settings[0].model}", cells, width):
+    for page in render_pages(f"{name}   {settings[0].model}", cells, width):
         sink = io.BytesIO()
         page.save(sink, "JPEG", quality=85)
         yield sink.getvalue()
 
 
 def _line(settings: DreamSettings, several_models: bool) -> str:
-    label = objective_label(settings.layers)
+    label = layers_label(settings.layers)
     return f"{settings.model} {label}" if several_models else label
 
 
-def told_apart(among: Sequence[DreamSettings], besides: Collection[str]) -> list[str]:
+def distinguishing_settings(among: Sequence[DreamSettings], besides: Collection[str]) -> list[str]:
     """What varies among settings, but for the fields `besides`.
 
     Where a preset is followed or more than three fields vary, only what is not as usual, or as in the preset.
@@ -201,6 +196,6 @@ def _shortest(uri: str, uris: Collection[str]) -> str:
     return next(own, uri)
 
 
-def sees(classes: list[dict[str, Any]] | None) -> str:
+def top_classes(classes: list[dict[str, Any]] | None) -> str:
     """The likeliest class, as it is written below a picture."""
     return f"sees {classes[0]['label']}, {classes[0]['p']:.0%}" if classes else ""

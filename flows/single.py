@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, encode
 from dreamcore.settings import DreamSettings
-from flows.assets import network_of, pictures, settle
+from flows.assets import load_guide_and_mask, network_for, resolve
 from flows.decoder import decode
-from flows.machine import choose_device, keep_memory, max_memory
+from flows.machine import choose_device, max_memory
+from flows.worker_process import disable_heap_trimming
 
 if TYPE_CHECKING:
-    from dreamcore.picture import Dreamt, Watch
+    from dreamcore.batch import Dream, OnStep
 
 
 def dream_file(
-    source: Path, result: Path, settings: DreamSettings, watch: "Watch", *, stages: bool = False
-) -> "Dreamt":
+    source: Path, result: Path, settings: DreamSettings, watch: "OnStep", *, stages: bool = False
+) -> "Dream":
     """Dream the picture in `source` and write it, with its settings inside, to `result`.
 
     Args:
@@ -32,35 +33,37 @@ def dream_file(
     """
     files = [file.uri for file in (settings.guide, settings.mask, settings.weights) if file]
     check_result(result, source, *files)
-    settings = settle(settings, local=True)
-    photograph = to_photograph(read_file(source), source, settings.max_pixels)
-    dreamt = dream_settled(photograph, settings, watch, stages=stages)
+    settings = resolve(settings, local=True)
+    photograph = decode_named(read_file(source), source, settings.max_pixels)
+    dreamt = dream_resolved(photograph, settings, watch, stages=stages)
     write_file(result, encode(dreamt.pixels, settings.output.format, settings.output.quality, description(dreamt)))
     return dreamt
 
 
-def dream_settled(photograph: Photograph, settings: DreamSettings, watch: "Watch", *, stages: bool = False) -> "Dreamt":
+def dream_resolved(
+    photograph: Photograph, settings: DreamSettings, watch: "OnStep", *, stages: bool = False
+) -> "Dream":
     """Dream a photograph under settled settings on this machine's device."""
     # It imports torch, which takes seconds: what is wrong with files is told before.
-    from dreamcore.picture import Limits, Order, dream_photograph
+    from dreamcore.batch import DreamRequest, Limits, dream_photograph
 
     device = choose_device()
     memory = max_memory(device)
     if device == "cpu":
-        keep_memory(memory)
-    guide, mask = pictures(settings)
-    order = Order(photograph, settings, guide, mask)
-    return dream_photograph(network_of(settings, device), order, Limits(memory, stages), watch)
+        disable_heap_trimming(memory)
+    guide, mask = load_guide_and_mask(settings)
+    request = DreamRequest(photograph, settings, guide, mask)
+    return dream_photograph(network_for(settings, device), request, Limits(memory, stages), watch)
 
 
-def description(dreamt: "Dreamt") -> dict[str, Any]:
+def description(dreamt: "Dream") -> dict[str, Any]:
     """What is written into a picture: of files on this machine no more than their names."""
     named = {
         name: file.model_copy(update={"uri": Path(file.uri).name})
         for name in ("guide", "mask", "weights")
         if (file := getattr(dreamt.settings, name)) and not file.uri.startswith("s3://")
     }
-    return dreamt.description() | {"settings": dreamt.settings.model_copy(update=named).model_dump(mode="json")}
+    return dreamt.metadata() | {"settings": dreamt.settings.model_copy(update=named).model_dump(mode="json")}
 
 
 def check_result(result: Path, *made_of: str | Path) -> None:
@@ -87,7 +90,7 @@ def write_file(path: Path, data: bytes) -> None:
         raise InvalidInput(f"{path} cannot be written: {error.strerror}") from error
 
 
-def to_photograph(data: bytes, name: object, max_pixels: int | None = None) -> Photograph:
+def decode_named(data: bytes, name: object, max_pixels: int | None = None) -> Photograph:
     """Decode a picture, and name it in the `ImageError` that says why not."""
     try:
         return decode(data, max_pixels=max_pixels)

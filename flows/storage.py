@@ -3,7 +3,7 @@
 Objects go by their address, `s3://bucket/key`. Credentials, region and endpoint come from the usual AWS chain, so
 `AWS_ENDPOINT_URL` points the same code at any store that speaks S3.
 
-A request whose trouble may pass is tried again until patience ends, and all trying again is here: botocore's own stops
+A request whose trouble may pass is tried again until retry ends, and all trying again is here: botocore's own stops
 when its quota is spent, which half of the answers being "slow down" does within seconds, and knows no clock.
 """
 
@@ -24,9 +24,18 @@ from botocore.exceptions import BotoCoreError, FlexibleChecksumError
 from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
-from flows.job import split_uri
-from flows.machine import asked_for
-from flows.trouble import TROUBLE, Conflict, Missing, Rotten, Unreadable, expired, explain, may_pass
+from flows.layout import parse_uri
+from flows.machine import env_int
+from flows.s3_errors import (
+    S3_ERRORS,
+    CorruptObject,
+    NotFound,
+    PreconditionFailed,
+    UnreadableObject,
+    is_expired,
+    is_transient,
+    translate,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -36,7 +45,7 @@ if TYPE_CHECKING:
 logging.getLogger("botocore").setLevel(logging.INFO)
 
 
-class Patience(NamedTuple):
+class RetryPolicy(NamedTuple):
     """How long a request is tried."""
 
     seconds: float
@@ -45,8 +54,9 @@ class Patience(NamedTuple):
     """Seconds that one attempt waits for the store to say anything."""
 
 
-PATIENT = Patience(60, 30)
-HASTY = Patience(4, 5)
+DEFAULT_RETRY = RetryPolicy(60, 30)
+RETRY_VARIABLES = ("DREAMGRID_RETRY_SECONDS", "DREAMGRID_PATIENCE")
+FAIL_FAST = RetryPolicy(4, 5)
 """To find out quickly whether a job can run at all."""
 
 CONNECTIONS = 256
@@ -56,7 +66,7 @@ _Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
-class Found:
+class ObjectInfo:
     """An object as a listing shows it."""
 
     uri: str
@@ -69,20 +79,20 @@ class Storage:
     """S3 with the conditional reads and writes that the protocol rests on.
 
     Every method raises `InvalidInput` when access is refused or the bucket is not there, and `Unavailable` when the
-    store does not answer as it should before patience ends.
+    store does not answer as it should before retry ends.
 
     Args:
-        patience: how long to try.
+        retry: how long to try.
         environment: where to find endpoint, region and credentials, instead of the usual chain.
     """
 
-    def __init__(self, patience: Patience = PATIENT, environment: Mapping[str, str] | None = None) -> None:
-        self._patience, self._environment = patience, environment
+    def __init__(self, retry: RetryPolicy = DEFAULT_RETRY, environment: Mapping[str, str] | None = None) -> None:
+        self._retry, self._environment = retry, environment
         self._client = self._connect()
 
     def _connect(self) -> "S3Client":
         """A client with the credentials that the chain gives now."""
-        environment, timeout = self._environment, self._patience.timeout
+        environment, timeout = self._environment, self._retry.timeout
         chain = {
             "endpoint_url": environment["AWS_ENDPOINT_URL"],
             "region_name": environment["AWS_DEFAULT_REGION"],
@@ -106,33 +116,33 @@ class Storage:
         """Address of the store."""
         return self._client.meta.endpoint_url
 
-    def list(self, prefix: str) -> Iterator[Found]:
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object whose address begins with `prefix`, in the store's own order, which differs between stores."""
-        bucket, key = split_uri(prefix)
+        bucket, key = parse_uri(prefix)
         rest: dict[str, Any] = {}
         while True:
-            page = self._ask(prefix, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, **rest))  # noqa: B023 - asked at once
+            page = self._request(prefix, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, **rest))  # noqa: B023 - asked at once
             for entry in page.get("Contents", ()):
-                yield Found(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
+                yield ObjectInfo(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
             if not page.get("IsTruncated"):
                 return
             rest = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def find(self, uri: str) -> Found | None:
+    def find(self, uri: str) -> ObjectInfo | None:
         """The object at `uri`, or None."""
-        bucket, key = split_uri(uri)
-        with suppress(Missing):
-            head = self._ask(uri, lambda s3: s3.head_object(Bucket=bucket, Key=key))
-            return Found(uri, head["ETag"].strip('"'), head["ContentLength"])
+        bucket, key = parse_uri(uri)
+        with suppress(NotFound):
+            head = self._request(uri, lambda s3: s3.head_object(Bucket=bucket, Key=key))
+            return ObjectInfo(uri, head["ETag"].strip('"'), head["ContentLength"])
         return None
 
     def read(self, uri: str) -> bytes | None:
         """The bytes at `uri`, or None."""
-        with suppress(Missing):
-            return self._ask(uri, _reading(uri))
+        with suppress(NotFound):
+            return self._request(uri, _reading(uri))
         return None
 
-    def read_version(self, source: Found) -> bytes:
+    def read_version(self, uri: str, etag: str) -> bytes:
         """The bytes of one version of a photograph, never of another.
 
         Raises:
@@ -140,85 +150,87 @@ class Storage:
                 `source_unreadable` there.
         """
         try:
-            return self._ask(source.uri, _reading(source.uri, source.etag))
-        except Missing as error:
-            raise ImageError("source_missing", f"{source.uri} was deleted after the scan") from error
-        except Conflict as error:
-            raise ImageError("source_changed", f"{source.uri} was replaced after the scan") from error
-        except Rotten as error:
+            return self._request(uri, _reading(uri, etag))
+        except NotFound as error:
+            raise ImageError("source_missing", f"{uri} was deleted after the scan") from error
+        except PreconditionFailed as error:
+            raise ImageError("source_changed", f"{uri} was replaced after the scan") from error
+        except CorruptObject as error:
             raise ImageError("damaged", str(error)) from error
-        except Unreadable as error:
+        except UnreadableObject as error:
             raise ImageError(
                 "source_unreadable", f"{error}: it is archived, or encrypted with a key of its own"
             ) from error
 
     def write(self, uri: str, data: bytes, content_type: str) -> None:
         """Put `data` at `uri`, over what may be there."""
-        bucket, key = split_uri(uri)
-        self._ask(uri, lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type))
+        bucket, key = parse_uri(uri)
+        self._request(uri, lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type))
 
-    def write_new(self, uri: str, data: bytes, content_type: str) -> bool:
+    def write_if_absent(self, uri: str, data: bytes, content_type: str) -> bool:
         """Put `data` at `uri` only if nothing is there; says whether what is there now is `data`.
 
         A retried put may find its own first attempt, whose answer was lost: so what is there is read and compared.
         """
-        bucket, key = split_uri(uri)
+        bucket, key = parse_uri(uri)
         what = {"Bucket": bucket, "Key": key, "ContentType": content_type, "IfNoneMatch": "*"}
-        with suppress(Conflict):
-            self._ask(uri, lambda s3: s3.put_object(Body=data, **what))  # type: ignore[arg-type]
+        with suppress(PreconditionFailed):
+            self._request(uri, lambda s3: s3.put_object(Body=data, **what))  # type: ignore[arg-type]
             return True
         return self.read(uri) == data
 
     def delete(self, uri: str) -> None:
         """Remove the object at `uri`, if there is one."""
-        bucket, key = split_uri(uri)
-        self._ask(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
+        bucket, key = parse_uri(uri)
+        self._request(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 
-    def delete_same(self, uri: str, data: bytes) -> None:
+    def delete_if_unchanged(self, uri: str, data: bytes) -> None:
         """Remove the object at `uri` only if it holds `data`, and never what another puts there meanwhile."""
-        bucket, key = split_uri(uri)
+        bucket, key = parse_uri(uri)
         found = self.find(uri)
         if found is not None and self.read(uri) == data:
-            with suppress(Missing, Conflict):
-                self._ask(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key, IfMatch=f'"{found.etag}"'))
+            with suppress(NotFound, PreconditionFailed):
+                self._request(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key, IfMatch=f'"{found.etag}"'))
 
     def check_bucket(self, uri: str) -> None:
         """Raise `InvalidInput` unless the bucket of `uri` can be listed."""
-        bucket, key = split_uri(uri)
-        self._ask(uri, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1))
+        bucket, key = parse_uri(uri)
+        self._request(uri, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1))
 
     def create_bucket(self, uri: str) -> None:
         """Create the bucket of `uri` unless it is there."""
-        bucket, _ = split_uri(uri)
-        with suppress(Conflict):
-            self._ask(uri, lambda s3: s3.create_bucket(Bucket=bucket))
+        bucket, _ = parse_uri(uri)
+        with suppress(PreconditionFailed):
+            self._request(uri, lambda s3: s3.create_bucket(Bucket=bucket))
 
-    def honours_conditions(self, folder: str) -> bool:
+    def supports_conditional_writes(self, folder: str) -> bool:
         """Whether the store refuses a conditional write over an object that is there; some ignore the condition."""
         uri = f"{folder}probe-{uuid.uuid4().hex}"
         try:
-            return self.write_new(uri, b"first", "text/plain") and not self.write_new(uri, b"second", "text/plain")
+            return self.write_if_absent(uri, b"first", "text/plain") and not self.write_if_absent(
+                uri, b"second", "text/plain"
+            )
         finally:
             with suppress(InvalidInput, Unavailable):
                 self.delete(uri)
 
-    def _ask(self, uri: str, request: "Callable[[S3Client], _Answer]") -> _Answer:
+    def _request(self, uri: str, request: "Callable[[S3Client], _Answer]") -> _Answer:
         """What the store answers, at last; or its trouble in our words."""
         try:
             try:
                 return self._retried(request)
-            except TROUBLE as error:
-                if not expired(error):
+            except S3_ERRORS as error:
+                if not is_expired(error):
                     raise
                 self._client = self._connect()
                 return self._retried(request)
-        except TROUBLE as error:
-            raise explain(error, uri, self.endpoint) from error
+        except S3_ERRORS as error:
+            raise translate(error, uri, self.endpoint) from error
 
     def _retried(self, request: "Callable[[S3Client], _Answer]") -> _Answer:
-        seconds = self._patience.seconds
+        seconds = self._retry.seconds
         retrying = Retrying(
-            retry=retry_if_exception(may_pass),
+            retry=retry_if_exception(is_transient),
             wait=wait_random_exponential(multiplier=0.1, max=seconds / 10),
             stop=stop_before_delay(seconds),
             reraise=True,
@@ -231,7 +243,7 @@ def _reading(uri: str, etag: str | None = None) -> "Callable[[S3Client], bytes]"
 
     botocore holds an answer's length, and its checksum where the store keeps one, against what came.
     """
-    bucket, key = split_uri(uri)
+    bucket, key = parse_uri(uri)
     condition = {"IfMatch": f'"{etag}"'} if etag else {}
     harmed: set[str] = set()
 
@@ -240,12 +252,12 @@ def _reading(uri: str, etag: str | None = None) -> "Callable[[S3Client], bytes]"
             answer = s3.get_object(Bucket=bucket, Key=key, **condition)  # type: ignore[arg-type]
             with closing(answer["Body"]) as body:  # unread, it would keep its connection
                 if etag not in (None, answer["ETag"].strip('"')):  # some stores ignore the condition
-                    raise Conflict(f"{uri} is another version than {etag}")
+                    raise PreconditionFailed(f"{uri} is another version than {etag}")
                 data = body.read()
             _check_md5(answer, data, bucket)
         except FlexibleChecksumError as error:
             if str(error) in harmed:
-                raise Rotten(f"{uri} is damaged in the store: {error}") from error
+                raise CorruptObject(f"{uri} is damaged in the store: {error}") from error
             harmed.add(str(error))
             raise
         return data
@@ -265,13 +277,15 @@ def _check_md5(answer: Mapping[str, Any], data: bytes, bucket: str) -> None:
 
 @lru_cache(maxsize=1)
 def storage() -> Storage:
-    """This process's patient storage; `DREAMGRID_PATIENCE` says how many seconds.
+    """Return the storage of this process; `DREAMGRID_RETRY_SECONDS` sets how long requests are retried.
+
+    `DREAMGRID_PATIENCE` is the former name of the variable and still works.
 
     Raises:
-        InvalidInput: `DREAMGRID_PATIENCE` is no number of seconds.
+        InvalidInput: the variable is not a positive integer.
     """
-    seconds = asked_for("DREAMGRID_PATIENCE", "seconds") or PATIENT.seconds
-    return Storage(Patience(seconds, min(seconds, PATIENT.timeout)))
+    seconds = next(filter(None, (env_int(name, "seconds") for name in RETRY_VARIABLES)), DEFAULT_RETRY.seconds)
+    return Storage(RetryPolicy(seconds, min(seconds, DEFAULT_RETRY.timeout)))
 
 
 def probe(environment: Mapping[str, str]) -> None:
@@ -280,7 +294,7 @@ def probe(environment: Mapping[str, str]) -> None:
     Raises:
         Unavailable, InvalidInput: it did not work.
     """
-    store = Storage(HASTY, environment)
+    store = Storage(FAIL_FAST, environment)
     uri, word = "s3://dreamgrid-ready/ready", os.urandom(8)
     store.create_bucket(uri)
     store.write(uri, word, "application/octet-stream")

@@ -17,12 +17,12 @@ def show_json(value: object) -> None:
     click.echo(json.dumps(value, indent=1))
 
 
-def tell(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line of a result; names in it may be strangers'."""
     click.echo(printable(line))
 
 
-def say(message: object, style: str) -> None:
+def print_message(message: object, style: str) -> None:
     """Tell people something on standard error, line by line; names in it may be strangers'."""
     told = "\n".join(map(printable, str(message).split("\n")))
     screen.print(f"dreamgrid: {told}", style=style, soft_wrap=True)

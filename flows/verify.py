@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from dreamcore.errors import ImageError
-from dreamcore.images import describe
-from dreamcore.objectives import Frozen
+from dreamcore.images import read_metadata
 from dreamcore.settings import DreamSettings
-from flows import manifest, runs
-from flows.ahead import ahead, threads
+from dreamcore.targets import Frozen
+from flows import layout, manifest, run_record
 from flows.decoder import Decoders
-from flows.history import has
-from flows.machine import cores
+from flows.history import contains
+from flows.machine import core_count
 from flows.manifest import IDENTITY
-from flows.plan import dream_key
-from flows.runs import Run
+from flows.prefetch import ordered_prefetch, thread_pool
+from flows.run_record import Run
 from flows.storage import Storage
+from flows.work import dream_key
 
 Kind = Literal[
     "missing",  # a row says done, and its object is not there
@@ -41,7 +41,7 @@ Kind = Literal[
 ]
 
 SHOWN = 1000
-"""So many troubles are kept to be shown; all are counted."""
+"""So many problems are kept to be shown; all are counted."""
 
 _COLUMNS = [*IDENTITY, "status", "settings", "result_uri", "result_bytes", "result_sha256", "width", "height"]
 _TOLD = ["source_etag", "settings_id", "settings", "width", "height"]
@@ -49,7 +49,7 @@ _TOLD = ["source_etag", "settings_id", "settings", "width", "height"]
 _Numbers = NDArray[np.uint64]
 
 
-class Trouble(Frozen):
+class Problem(Frozen):
     """One thing that is not as it should be."""
 
     kind: Kind
@@ -58,7 +58,7 @@ class Trouble(Frozen):
     what: str
 
 
-class Verdict(Frozen):
+class VerifyReport(Frozen):
     """What became of looking at a destination."""
 
     rows: int
@@ -68,11 +68,11 @@ class Verdict(Frozen):
     """The run that holds the destination: pictures of its plan need no row yet."""
     counts: dict[Kind, int]
     """Troubles of each kind; empty when all is well."""
-    troubles: list[Trouble]
+    problems: list[Problem]
     """The first of them."""
 
 
-def verify(storage: Storage, destination: str, watch: Callable[[int, int], None]) -> Verdict:
+def verify(storage: Storage, destination: str, watch: Callable[[int, int], None]) -> VerifyReport:
     """Look at everything in a destination, also while a run works there.
 
     The objects are listed first, then the unfinished run is looked up, then come the parts: so each object that was
@@ -85,45 +85,45 @@ def verify(storage: Storage, destination: str, watch: Callable[[int, int], None]
 
     Raises:
         InvalidInput: access is refused, or there is no such bucket.
-        Unavailable: the store is in trouble.
+        Unavailable: the store is in problem.
     """
     listed = _sorted(map(_number, _objects(storage, destination)))
-    unfinished = runs.unfinished(destination, storage)
-    look = _Look(storage, destination)
+    unfinished = run_record.load_active_run(destination, storage)
+    look = _Verifier(storage, destination)
     counts: Counter[Kind] = Counter()
-    shown: list[Trouble] = []
+    shown: list[Problem] = []
     with closing(look.decoders):
-        for trouble in look.troubles(listed, unfinished, watch):
-            counts[trouble.kind] += 1
+        for problem in look.problems(listed, unfinished, watch):
+            counts[problem.kind] += 1
             if len(shown) < SHOWN:
-                shown.append(trouble)
-    return Verdict(
+                shown.append(problem)
+    return VerifyReport(
         rows=len(look.dreams),
         objects=len(listed),
         unfinished=unfinished.run_id if unfinished else None,
         counts=dict(counts),
-        troubles=shown,
+        problems=shown,
     )
 
 
-class _Look:
+class _Verifier:
     """One look through a destination, and the numbers that it keeps of the rows that it saw."""
 
     def __init__(self, storage: Storage, destination: str) -> None:
         self.storage, self.destination = storage, destination
         self.dreams, self.named = array("Q"), array("Q")  # by `dream_key` of a row, and by `_number` of its object
-        self.decoders = Decoders(cores())
+        self.decoders = Decoders(core_count())
 
-    def troubles(
+    def problems(
         self, listed: _Numbers, unfinished: Run | None, watch: Callable[[int, int], None]
-    ) -> Iterator[Trouble]:
+    ) -> Iterator[Problem]:
         """All that is wrong, in several passes; the later ones read only where there is something to be named."""
-        at_once = 2 * cores()
-        with threads(at_once) as readers:
-            for trouble in ahead(readers, self.look_at, self.rows(), at_once):
+        at_once = 2 * core_count()
+        with thread_pool(at_once) as readers:
+            for problem in ordered_prefetch(readers, self.look_at, self.rows(), at_once):
                 watch(len(self.dreams), max(len(self.dreams), len(listed)))
-                if trouble:
-                    yield trouble
+                if problem:
+                    yield problem
         dreams = np.sort(np.array(self.dreams, np.uint64))
         yield from self.duplicates({int(number) for number in dreams[1:][dreams[1:] == dreams[:-1]]})
         yield from self.lost(dreams)
@@ -131,10 +131,10 @@ class _Look:
         owned = np.concatenate([np.array(self.named, np.uint64), planned])
         yield from self.orphans({int(number) for number in np.setdiff1d(listed, owned)})
 
-    def rows(self) -> Iterator[dict[str, Any] | Trouble]:
-        """Every row, part by part, its numbers noted; a part that cannot be read is a trouble in its place."""
+    def rows(self) -> Iterator[dict[str, Any] | Problem]:
+        """Every row, part by part, its numbers noted; a part that cannot be read is a problem in its place."""
         for _, part in self.parts(_COLUMNS):
-            if isinstance(part, Trouble):
+            if isinstance(part, Problem):
                 yield part
                 continue
             for row in part.to_pylist():
@@ -143,76 +143,78 @@ class _Look:
                     self.named.append(_number(row["result_uri"]))
                 yield row
 
-    def parts(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table | Trouble]]:
+    def parts(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table | Problem]]:
         """Every part with its address."""
-        for uri in manifest.parts(self.storage, self.destination):
+        for uri in manifest.part_uris(self.storage, self.destination):
             try:
                 yield uri, manifest.from_parquet(self.storage.read(uri) or b"", columns)
             except (pa.ArrowException, OSError) as error:
-                yield uri, Trouble(kind="damaged", uri=uri, what=f"this part cannot be read: {error}")
+                yield uri, Problem(kind="damaged", uri=uri, what=f"this part cannot be read: {error}")
 
-    def look_at(self, row: dict[str, Any] | Trouble) -> Trouble | None:
+    def look_at(self, row: dict[str, Any] | Problem) -> Problem | None:
         """Hold one row against its object."""
-        if isinstance(row, Trouble):
+        if isinstance(row, Problem):
             return row
         if row["status"] != "done":
             return None
         uri = str(row["result_uri"])
         data = self.storage.read(uri) if row["result_uri"] else None
         if data is None:
-            return Trouble(kind="missing", uri=uri, what=f"the row of {row['source_uri']} says done; it is not there")
+            return Problem(kind="missing", uri=uri, what=f"the row of {row['source_uri']} says done; it is not there")
         if len(data) != row["result_bytes"]:
-            return Trouble(kind="changed", uri=uri, what=f"{len(data)} bytes; the row says {row['result_bytes']}")
+            return Problem(kind="changed", uri=uri, what=f"{len(data)} bytes; the row says {row['result_bytes']}")
         if (sha256 := hashlib.sha256(data).hexdigest()) != row["result_sha256"]:
-            return Trouble(kind="changed", uri=uri, what=f"SHA-256 {sha256}; the row says {row['result_sha256']}")
+            return Problem(kind="changed", uri=uri, what=f"SHA-256 {sha256}; the row says {row['result_sha256']}")
         try:
             height, width, _ = self.decoders.decode(data).pixels.shape
-            inside = describe(data) or {}
+            inside = read_metadata(data) or {}
         except ImageError as error:
-            return Trouble(kind="damaged", uri=uri, what=str(error))
+            return Problem(kind="damaged", uri=uri, what=str(error))
         told = {**inside, "width": width, "height": height, "settings": _known(inside.get("settings"))}
         said = {**row, "settings": _known(json.loads(row["settings"]))}
         differing = [name for name in _TOLD if told.get(name) != said[name]]
         what = f"the picture and its row tell of another {', '.join(differing)}"
-        return Trouble(kind="other_dream", uri=uri, what=what) if differing else None
+        return Problem(kind="other_dream", uri=uri, what=what) if differing else None
 
-    def duplicates(self, numbers: set[int]) -> Iterator[Trouble]:
+    def duplicates(self, numbers: set[int]) -> Iterator[Problem]:
         """Rows that have their identity in common with an earlier one, as `numbers` says that some do."""
         first: dict[tuple[str, ...], str] = {}
         for uri, part in self.parts(IDENTITY) if numbers else ():
-            for identity in () if isinstance(part, Trouble) else zip(*part.to_pydict().values(), strict=True):
+            for identity in () if isinstance(part, Problem) else zip(*part.to_pydict().values(), strict=True):
                 if dream_key(*identity) not in numbers:
                     continue
                 if identity in first:
                     what = f"{uri} has a row of it under settings {identity[2]}, as has {first[identity]}"
-                    yield Trouble(kind="duplicate", uri=identity[0], what=what)
+                    yield Problem(kind="duplicate", uri=identity[0], what=what)
                 first.setdefault(identity, uri)
 
-    def lost(self, dreams: _Numbers) -> Iterator[Trouble]:
+    def lost(self, dreams: _Numbers) -> Iterator[Problem]:
         """What finished runs planned, if no row tells of it."""
-        for run_id in runs.finished(self.destination, self.storage):
+        for run_id in run_record.finished_run_ids(self.destination, self.storage):
             try:
-                for source, identities in runs.planned(self.destination, run_id, self.storage):
+                for source, identities in run_record.planned_dreams(self.destination, run_id, self.storage):
                     keys = [dream_key(source.uri, source.etag, each) for each in identities]
-                    for identity in (each for each, key in zip(identities, keys, strict=True) if not has(dreams, key)):
+                    for identity in (
+                        each for each, key in zip(identities, keys, strict=True) if not contains(dreams, key)
+                    ):
                         what = f"run {run_id} planned it under settings {identity}, and no row tells of it"
-                        yield Trouble(kind="lost", uri=source.uri, what=what)
+                        yield Problem(kind="lost", uri=source.uri, what=what)
             except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
                 what = f"the record of this run cannot be read: {error}"
-                yield Trouble(kind="damaged", uri=manifest.record_of(self.destination, run_id), what=what)
+                yield Problem(kind="damaged", uri=layout.run_folder(self.destination, run_id), what=what)
 
     def planned(self, unfinished: Run | None) -> Iterator[str]:
         """Addresses of all the dreams of the unfinished run."""
-        plan = runs.frozen_plan(unfinished, self.storage) if unfinished else None
+        plan = run_record.read_plan(unfinished.destination, unfinished.run_id, self.storage) if unfinished else None
         if unfinished and plan:
             for work in plan.works():
                 yield from (unfinished.result_uri(work.source, unfinished.settings[index]) for index in work.settings)
 
-    def orphans(self, numbers: set[int]) -> Iterator[Trouble]:
+    def orphans(self, numbers: set[int]) -> Iterator[Problem]:
         """The objects of these numbers."""
         for uri in _objects(self.storage, self.destination) if numbers else ():
             if _number(uri) in numbers:
-                yield Trouble(kind="orphan", uri=uri, what="no row and no plan of an unfinished run names it")
+                yield Problem(kind="orphan", uri=uri, what="no row and no plan of an unfinished run names it")
 
 
 def _objects(storage: Storage, destination: str) -> Iterator[str]:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from flows import stack as embedded
-from flows.stack import Stack
+from flows.local import stack as embedded
+from flows.local.stack import Stack
 from flows.storage import Storage
 
 REPOSITORY = Path(__file__).parents[1]

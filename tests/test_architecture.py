@@ -69,7 +69,7 @@ def test_the_core_knows_no_s3_no_prefect_and_no_flows(module: str) -> None:
 @pytest.mark.parametrize("module", FLOWS)
 def test_only_storage_knows_boto(module: str) -> None:
     assert bool(packages(FLOWS[module]) & {"boto3"}) == (module == "flows.storage")
-    assert bool(packages(FLOWS[module]) & {"botocore"}) == (module in ("flows.storage", "flows.trouble"))
+    assert bool(packages(FLOWS[module]) & {"botocore"}) == (module in ("flows.storage", "flows.s3_errors"))
 
 
 @pytest.mark.parametrize("module", sorted(FLOWS.keys() - {"flows.decoder"}))
@@ -81,12 +81,12 @@ def test_only_the_decoder_meets_pixels_of_strangers(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["flows.plan", "flows.job"])
 def test_plans_and_jobs_know_only_settings(module: str) -> None:
-    settings = {"dreamcore.settings", "dreamcore.objectives", "dreamcore.grid", "dreamcore.errors"}
+    settings = {"dreamcore.settings", "dreamcore.targets", "dreamcore.grid", "dreamcore.errors"}
     assert ours(FLOWS[module]) <= settings
 
 
 def test_the_ascent_never_meets_a_file() -> None:
-    reached, waiting = set(), ["dreamcore.dream"]
+    reached, waiting = set(), ["dreamcore.ascent"]
     while waiting:
         module = waiting.pop()
         reached.add(module)
@@ -122,8 +122,8 @@ def test_modules_are_named_by_what_they_are() -> None:
     [
         ("dreamcore", {"prefect", "boto3", "torch"}),
         ("dreamcore.settings", {"torch"}),
-        ("dreamcore.catalogue", {"torch", "timm"}),
-        ("dreamcore.picture", {"prefect", "boto3", "flows"}),
+        ("dreamcore.catalog", {"torch", "timm"}),
+        ("dreamcore.batch", {"prefect", "boto3", "flows"}),
         ("flows.decoder", {"torch", "prefect", "boto3", "pydantic"}),
         ("flows.plan", {"torch", "prefect", "boto3"}),
         ("flows.job", {"torch", "prefect", "boto3"}),
@@ -137,7 +137,7 @@ def test_importing_stays_cheap(module: str, absent: set[str]) -> None:
 
 
 def test_planning_with_the_bundled_network_imports_no_torch() -> None:
-    code = "import sys; from dreamcore.catalogue import *; card(BUNDLED); print('torch' in sys.modules)"
+    code = "import sys; from dreamcore.catalog import *; network_spec(BUNDLED); print('torch' in sys.modules)"
     there = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert there.stdout.strip() == "False"
 

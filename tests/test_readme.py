@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from dreamcore.grid import Grid
-from dreamcore.objectives import Frozen, objective_label
 from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings
+from dreamcore.targets import Frozen, layers_label
+from flows.cli.options import values_of
 from flows.job import DreamJob
-from flows.options import values_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,7 +28,7 @@ def rows_of(model: type[Frozen], *leave_out: str) -> list[str]:
     rows = []
     for name, field in model.model_fields.items():
         if name not in leave_out:
-            default = objective_label(field.default) if name == "layers" else field.default
+            default = layers_label(field.default) if name == "layers" else field.default
             plain = "" if field.is_required() or default is None else f" {default}"
             values = f" |{in_table(values_of(field.annotation))}" if model is DreamSettings else ""
             rows.append(f"| `{name}` |{plain}{values} | {field.description}")

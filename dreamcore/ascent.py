@@ -1,0 +1,182 @@
+"""DeepDream in six steps, on tensors.
+
+The method is that of Mordvintsev, Olah and Tyka, "Inceptionism: Going Deeper into Neural Networks" (2015):
+
+1. Forward an image through a trained network up to a chosen layer.
+2. Choose what to excite: the objective.
+3. Measure the activations.
+4. Take the gradient of that score with respect to the image.
+5. Step up the gradient.
+6. Repeat, over octaves from coarse to fine.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreamcore.gradients import filter_gradient, normalizer, penalty_gradient
+from dreamcore.network import Network
+from dreamcore.objective import Objective, measure
+from dreamcore.octaves import Size, carry, images_at, mask_at, octave_sizes, resize
+from dreamcore.settings import DreamSettings
+from dreamcore.tiles import Tile, even_tiles, fixed_tiles
+from dreamcore.views import Views
+
+__all__ = ["AscentResult", "OnStep", "Sample", "ascend"]
+
+OnStep = Callable[[int, int], None]
+"""Called after every step with the number of finished steps and the total number of steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image of a batch and its settings."""
+
+    image: Tensor
+    """(3, H, W) in [0, 1], on the device of the network."""
+    settings: DreamSettings
+    """`model`, `weights`, `guide`, `mask`, `max_pixels` and `output` are ignored here."""
+    guide: Tensor | None = None
+    """(3, h, w) in [0, 1]. With a guide, features that resemble the guide's are excited."""
+    mask: Tensor | None = None
+    """(1, H, W) in [0, 1]. Where the mask is 1 the image changes, where it is 0 the image stays."""
+
+
+@dataclass(frozen=True, eq=False)
+class AscentResult:
+    """The dreams of one batch."""
+
+    images: Tensor
+    """(B, 3, H, W) in [0, 1]. A sample whose ascent diverged contains NaN."""
+    measured: Tensor
+    """(B, targets): the measured value of each target in the finished dreams."""
+    octave_scores: Tensor
+    """(B, octaves): the scores after each octave."""
+    skipped_octaves: int
+    """Number of octaves that were skipped because they are too small for the network."""
+
+
+def ascend(
+    network: Network, samples: Sequence[Sample], tile_size: int = 0, on_step: OnStep | None = None
+) -> AscentResult:
+    """Run gradient ascent on a batch of images of one size.
+
+    Args:
+        network: the network to dream with.
+        samples: images of one size whose settings have the same `batch_key`. Each sample gets the result that it
+            would get in a batch of its own.
+        tile_size: side in pixels of the memory tiles. Octaves with more pixels than one such tile are computed tile by
+            tile. The result has one gradient for the whole image. 0 disables memory tiles.
+        on_step: called after every step with the finished and the total number of steps.
+
+    Raises:
+        ImageError: `too_small`: the images are smaller than the network accepts.
+    """
+    shared = samples[0].settings  # every setting in `BATCH_FIELDS` is the same for all samples
+    images = torch.stack([sample.image for sample in samples]) if len(samples) > 1 else samples[0].image[None]
+    full = (images.shape[-2], images.shape[-1])
+    sizes = octave_sizes(full, shared, network.spec.min_size)
+    batch = _Batch(network, samples)
+    objective = batch.objective  # step 2: choose what to excite
+    base = dreams = images_at(images, sizes, 0, shared)
+    octave_scores = []
+    for octave, size in enumerate(sizes):  # step 6: repeat, over octaves from coarse to fine
+        previous, base = base, images_at(images, sizes, octave, shared)
+        mask = mask_at([sample.mask for sample in samples], size, base)
+        dreams = carry(dreams, previous, base, mask, shared) if octave else base
+        tiles = batch.tiles(size, tile_size)
+        joint = len(tiles) > 1 and not shared.tile  # memory tiles share one score; `tile` gives each its own
+        sums = measure(network, dreams, objective, tiles) if joint else None
+        active, normalize = torch.ones_like(batch.step_size), normalizer(shared.normalise)
+        for step in range(shared.steps):
+            views = Views.choose(batch.settings, octave, step, size, random_tile_offset=joint)
+            seen = views.apply(dreams)
+            gradient, tile_sums = torch.empty_like(seen), []
+            for tile in tiles:
+                patch = tile.crop(seen).detach().requires_grad_()
+                activations = network.sample_activations(patch, objective.layers)  # step 1: forward to the layers
+                tile_sum = objective.sums(activations, views.locator(tile), tile.edges(size))  # step 3: measure
+                score = objective.score(tile_sum, sums)
+                tile.crop(gradient)[:] = _gradient(score, patch)  # step 4: gradient with respect to the image
+                tile_sums.append(tile_sum.detach())
+            gradient = batch.subtract_penalties(gradient, seen, base, views)
+            del (
+                seen,
+                patch,
+                activations,
+                tile_sum,
+                score,
+            )  # free memory: the next lines hold several images of full size
+            direction = normalize(views.invert(filter_gradient(gradient, shared, step)))
+            dreams = batch.clip(direction.mul_(batch.step_length(active, mask)).add_(dreams))  # step 5: step up
+            total = torch.stack(tile_sums).sum(0)
+            sums = total if joint else None
+            active = active * (objective.score(total).view_as(active) <= batch.stop_at)
+            if on_step:
+                on_step(octave * shared.steps + step + 1, len(sizes) * shared.steps)
+            if batch.may_stop_early and not active.any():
+                break
+        measured = measure(network, dreams, objective, tiles)
+        octave_scores.append(objective.score(measured))
+    finished = resize(dreams, full, shared.resample).clamp(0, 1)
+    if not (shared.clip and sizes[-1] == full):
+        measured = measure(network, finished, objective, even_tiles(full, tile_size, network.spec.min_size))
+    skipped = shared.octaves - len(sizes)
+    return AscentResult(finished, objective.each(measured), torch.stack(octave_scores, 1), skipped)
+
+
+def _gradient(score: Tensor, images: Tensor) -> Tensor:
+    """Return the gradient of the scores (B,) with respect to `images` (B, 3, H, W)."""
+    if not score.requires_grad:  # the tile contains none of the places to excite
+        return torch.zeros_like(images)
+    return torch.autograd.grad(score.sum(), images)[0]
+
+
+class _Batch:
+    """The settings in which the samples of a batch differ, as tensors (B, 1, 1, 1)."""
+
+    def __init__(self, network: Network, samples: Sequence[Sample]) -> None:
+        self.settings = [sample.settings for sample in samples]
+        self.shared = self.settings[0]
+        self.min_size = network.spec.min_size
+        targets = [settings.layers for settings in self.settings]
+        self.objective = Objective(network, targets, self.shared.measure, [sample.guide for sample in samples])
+        like = samples[0].image
+        self.step_size = _column([settings.step_size for settings in self.settings], like)
+        stop_at = [torch.inf if settings.stop_at is None else settings.stop_at for settings in self.settings]
+        self.stop_at = _column(stop_at, like)
+        self.may_stop_early = min(stop_at) < torch.inf
+        self.total_variation = _column([settings.total_variation for settings in self.settings], like)
+        self.l2 = _column([settings.l2 for settings in self.settings], like)
+        self.penalized = any(settings.total_variation or settings.l2 for settings in self.settings)
+        self.unit = network.std if self.shared.space == "network" else None
+        """Length in the image of a step of 1 in network space; None: steps are taken in the image itself."""
+
+    def tiles(self, size: Size, tile_size: int) -> list[Tile]:
+        """Return the tiles of an octave of `size` (H, W): those of the setting `tile`, or else memory tiles."""
+        if self.shared.tile:
+            return fixed_tiles(size, self.shared.tile, self.min_size)
+        return even_tiles(size, tile_size, self.min_size)
+
+    def subtract_penalties(self, gradient: Tensor, seen: Tensor, base: Tensor, views: Views) -> Tensor:
+        """Return `gradient` (B, 3, H, W) minus the gradient of the penalties, in the space of the steps."""
+        if self.penalized:
+            gradient -= penalty_gradient(seen, views.apply(base), self.total_variation, self.l2)
+        return gradient if self.unit is None else gradient * self.unit
+
+    def step_length(self, active: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the step length of each sample and, with a mask, of each pixel; 0 for samples that have stopped."""
+        length = self.step_size * active
+        length = length if self.unit is None else length * self.unit
+        return length if mask is None else length * mask
+
+    def clip(self, dreams: Tensor) -> Tensor:
+        """Clip `dreams` to [0, 1] in place if the setting `clip` is on."""
+        return dreams.clamp_(0, 1) if self.shared.clip else dreams
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return one value per sample as a tensor (B, 1, 1, 1)."""
+    return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)

@@ -1,0 +1,1 @@
+"""The `dreamgrid` command."""

@@ -1,0 +1,154 @@
+"""Every address in S3: how one is parsed, and where a destination keeps what.
+
+    DEST/images/<source key>/<label>-<result_id>.<suffix>    the dreams
+    DEST/manifest/run=<run_id>/shard-<number>.parquet        one part of the manifest for each shard
+    DEST/sheets/<source key>.jpg                             contact sheets
+    DEST/_runs/active.json                                   which run is unfinished
+    DEST/_runs/<run_id>/                                     the record of a run: job, plan, index, success
+
+`DEST` always ends with a slash.
+"""
+
+from urllib.parse import quote
+
+from dreamcore.settings import DreamSettings, digest
+from dreamcore.targets import layers_label
+
+__all__ = [
+    "FOLDERS",
+    "active_uri",
+    "check_uri",
+    "folder_uri",
+    "images_folder",
+    "manifest_folder",
+    "parse_uri",
+    "part_uri",
+    "result_name",
+    "run_folder",
+    "run_id_of_part",
+    "runs_folder",
+    "safe_name",
+    "shard_of_part",
+    "sheet_uri",
+    "sheets_folder",
+]
+
+FOLDERS = ("images", "manifest", "sheets", "_runs")
+"""The folders of a destination."""
+
+MAX_KEY_BYTES = 800
+"""Of a source's name in a key. S3 allows 1,024 bytes in all, and the destination needs some of them."""
+MAX_PART_BYTES = 200
+"""Between two slashes. Some stores allow 255."""
+MAX_LABEL = 60
+"""Characters of the readable label in the name of a dream."""
+
+
+def parse_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of `s3://bucket/key`. The key may hold any character, or be empty.
+
+    Raises:
+        ValueError: `uri` is not an S3 address.
+    """
+    scheme, _, path = uri.partition("://")
+    bucket, _, key = path.partition("/")
+    if scheme != "s3" or not bucket:
+        raise ValueError(f"{uri!r} is not an S3 address: write s3://BUCKET/PREFIX/")
+    return bucket, key
+
+
+def check_uri(uri: str) -> str:
+    """Return `uri`; raise ValueError if it is not an S3 address."""
+    parse_uri(uri)
+    return uri
+
+
+def folder_uri(uri: str) -> str:
+    """Return the address of a folder, with exactly one slash at its end, so that `out` never matches `out2`.
+
+    Raises:
+        ValueError: `uri` is not an S3 address.
+    """
+    parse_uri(uri)
+    return uri.rstrip("/") + "/"
+
+
+def images_folder(destination: str) -> str:
+    """Return the folder of the dreams."""
+    return f"{destination}images/"
+
+
+def result_name(source_name: str, settings: DreamSettings, result_id: str) -> str:
+    """Return the key of a dream below the destination: `images/<source>/<label>-<result_id>.<suffix>`."""
+    label = f"{layers_label(settings.layers)}-{settings.octaves}x{settings.steps}"
+    name = f"{quote(label, safe='=+,')[:MAX_LABEL]}-{result_id}.{settings.output.format}"
+    return f"images/{safe_name(source_name)}/{name}"
+
+
+def manifest_folder(destination: str, run_id: str | None = None) -> str:
+    """Return the folder of the manifest's parts, of all runs or of one."""
+    return f"{destination}manifest/" + (f"run={run_id}/" if run_id else "")
+
+
+def part_uri(destination: str, run_id: str, shard: int) -> str:
+    """Return the address of the manifest part of one shard. A shard is finished when this object exists."""
+    return f"{manifest_folder(destination, run_id)}shard-{shard:06d}.parquet"
+
+
+def run_id_of_part(uri: str) -> str:
+    """Return the run of a part from the part's address."""
+    return uri.rpartition("/run=")[2].partition("/")[0]
+
+
+def shard_of_part(uri: str) -> int:
+    """Return the number of the shard of a part from the part's address."""
+    return int(uri.rpartition("/shard-")[2].removesuffix(".parquet"))
+
+
+def sheets_folder(destination: str) -> str:
+    """Return the folder of the contact sheets."""
+    return f"{destination}sheets/"
+
+
+def sheet_uri(destination: str, name: str, page: int) -> str:
+    """Return the address of one page of the contact sheet of the photograph with this safe name."""
+    # Safe names never contain %2D, so a page of one photograph cannot be the sheet of another.
+    suffix = f"%2D{page}" if page > 1 else ""
+    return f"{sheets_folder(destination)}{name}{suffix}.jpg"
+
+
+def runs_folder(destination: str) -> str:
+    """Return the folder of the records of all runs."""
+    return f"{destination}_runs/"
+
+
+def run_folder(destination: str, run_id: str) -> str:
+    """Return the folder of the record of one run."""
+    return f"{runs_folder(destination)}{run_id}/"
+
+
+def active_uri(destination: str) -> str:
+    """Return the address of the mark that names the unfinished run."""
+    return f"{runs_folder(destination)}active.json"
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as part of a key that every store keeps distinct.
+
+    Path steps (`.`, `..`, empty parts), control characters, `%` and backslashes are percent-encoded, and long names
+    are shortened with a digest at the end.
+    """
+    # Some stores treat a backslash as a slash.
+    encoded = "".join(quote(c) if c in "%\\" or not c.isprintable() else c for c in name)
+    return _shorten("/".join(_shorten(_safe_part(part), MAX_PART_BYTES) for part in encoded.split("/")), MAX_KEY_BYTES)
+
+
+def _safe_part(part: str) -> str:
+    # No name is encoded to %20 or %2D, because spaces and hyphens stay as they are.
+    return "%2E" * len(part) if part in (".", "..") else part or "%20"
+
+
+def _shorten(name: str, max_bytes: int) -> str:
+    """Return `name`, or its beginning and a digest of the whole if it has more than `max_bytes` bytes."""
+    data = name.encode()
+    return name if len(data) <= max_bytes else data[: max_bytes - 100].decode(errors="ignore") + "%2D" + digest(name)

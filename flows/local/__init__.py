@@ -1,0 +1,1 @@
+"""The embedded stack: SeaweedFS and Prefect on loopback, and the demo that runs on them."""

@@ -1,0 +1,63 @@
+"""Work in threads or tasks that runs ahead of its reader, by a bounded number of items."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar
+
+__all__ = ["AnyFuture", "bounded_as_completed", "ordered_prefetch", "thread_pool"]
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+class AnyFuture(Protocol):
+    """A future of `concurrent.futures` or of Prefect."""
+
+    def add_done_callback(self, fn: Callable[[Any], None], /) -> None:
+        """Call `fn` with this future when it is done."""
+
+    def result(self) -> Any:
+        """Wait for the result and return it, or raise the error."""
+
+
+_Future = TypeVar("_Future", bound=AnyFuture)
+
+
+@contextmanager
+def thread_pool(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of `count` threads. On exit, also after an error, calls that have not started are cancelled."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def ordered_prefetch(
+    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], count: int
+) -> Iterator[_Out]:
+    """Map `function` over `items` in a pool and yield the results in order, at most `count` ahead of the reader."""
+    running: deque[Future[_Out]] = deque()
+    for item in items:
+        running.append(pool.submit(function, item))
+        if len(running) > count:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def bounded_as_completed(submit: Callable[[_In], _Future], items: Iterable[_In], count: int) -> Iterator[_Future]:
+    """Submit `items` and yield their futures as they complete, with at most `count` unfinished at any time."""
+    completed: SimpleQueue[_Future] = SimpleQueue()
+    running = 0
+    for item in items:
+        if running == count:
+            yield completed.get()
+            running -= 1
+        submit(item).add_done_callback(completed.put)
+        running += 1
+    for _ in range(running):
+        yield completed.get()

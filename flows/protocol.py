@@ -1,0 +1,231 @@
+"""The run protocol: claim a destination, plan, execute the shards, finish.
+
+Nothing here knows Prefect. The Prefect flow, `dreamgrid run` and the tests that kill processes all call `run_job`;
+they differ only in the executor, which says where the shards run.
+
+1. Claim: a conditional write of `active.json` takes the destination. If this job has an unfinished run there, that run
+   continues.
+2. Plan: what the manifest does not have yet is cut into shards, and the plan is frozen.
+3. Execute: each shard writes its dreams and then its part of the manifest.
+4. Finish: `index.parquet`, then `success.json`, then the destination is released.
+
+S3 is the truth, and no decision depends on a clock. A process may sleep at any point and wake up after its run was
+finished, or abandoned and followed by other runs. Therefore each file of a run is written once, by whoever is first,
+and `active.json` is removed only by the run that it names.
+"""
+
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
+from flows import history, layout, manifest, run_record
+from flows.cost import Throughput
+from flows.job import DreamJob
+from flows.plan import Plan, Sources, make_plan
+from flows.prefetch import ordered_prefetch, thread_pool
+from flows.run_record import Report, Run
+from flows.storage import Storage
+from flows.work import PlannedSettings, Shard
+
+__all__ = ["Executor", "FinishedRun", "OnProgress", "abandon", "run_job"]
+
+MIN_ROWS = 100
+"""A run is stopped for too many failures only after this many rows."""
+WRITERS = 8
+
+OnProgress = Callable[[int, int], None]
+"""Called after each shard with the number of finished dreams and the number of planned dreams."""
+
+
+class Executor(Protocol):
+    """Where shards run. An executor yields the number of rows by status of each shard, in any order."""
+
+    def __call__(self, run: Run, shards: Iterator[Shard], /) -> Generator[Mapping[str, int], None, None]:
+        """Run the shards. Closing the generator stops what still runs."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has reached its end, and its report."""
+
+    run: Run
+    plan: Plan
+    """Empty if there was nothing to do."""
+    report: Report
+
+
+def run_job(
+    job: DreamJob,
+    settings: Sequence[PlannedSettings],
+    storage: Storage,
+    executor: Executor,
+    *,
+    find_sources: Callable[[DreamJob], Sources],
+    throughput: Throughput,
+    on_progress: OnProgress = lambda _finished, _planned: None,
+) -> FinishedRun:
+    """Run a job to its end, or continue its unfinished run.
+
+    Args:
+        job: the job, already checked.
+        settings: every point of the job's grid.
+        storage: access to S3.
+        executor: runs the shards.
+        find_sources: lists the photographs of the job.
+        throughput: the speed of the machines that will dream; the plan is cut for it.
+        on_progress: called after each shard.
+
+    Raises:
+        InvalidInput: another job's run is unfinished in the destination; nothing was started.
+        Unavailable: the run stopped and can be resumed.
+        DreamgridError: too many dreams failed, or the run was abandoned by another process.
+    """
+    started = time.perf_counter()
+    run, plan = claim(job, settings, storage)
+    with _resumable():
+        if not plan:
+            sources, finished = find_sources(job), history.finished_dreams(job.destination, storage)
+            plan = freeze(run, make_plan(sources, settings, finished, throughput), storage)
+            if not plan:
+                release(job.destination, run.run_id, storage)
+                failures = finished.failures(sources, settings)
+                return FinishedRun(run, plan, run_record.nothing_to_do(job, len(sources), failures))
+        execute(run, plan, storage, executor, on_progress)
+        report = finish(run, plan, time.perf_counter() - started, storage)
+        release(job.destination, run.run_id, storage)
+    return FinishedRun(run, plan, report)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """After the claim, invalid input (such as credentials that expired) stops the run so that it can be resumed."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise Unavailable(str(error)) from error
+
+
+def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) -> tuple[Run, Plan | None]:
+    """Claim the destination for a new run of this job, or continue the job's unfinished run.
+
+    Returns:
+        The run, and its plan if the plan is frozen already.
+
+    Raises:
+        InvalidInput: another job's run is unfinished there, or this job's run was started with other settings.
+    """
+    run = Run(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", job=job, settings=tuple(settings))
+    mark = json.dumps({"run_id": run.run_id, "job_id": job.job_id}).encode()
+    while True:
+        active = run_record.active_run_id(job, storage)
+        if active is None:
+            run_record.write(run, "job.json", run.model_dump_json(indent=1), storage)
+            if storage.write_if_absent(layout.active_uri(job.destination), mark, run_record.JSON):
+                return run, None
+        elif (plan := run_record.read_plan(job.destination, active, storage)) is not None and not plan:
+            release(job.destination, active, storage)  # that run had nothing to do and was stopped before its release
+        else:
+            run = run.model_copy(update={"run_id": active})
+            run_record.check_unchanged(run, storage)
+            return run, plan
+
+
+def freeze(run: Run, plan: Plan, storage: Storage) -> Plan:
+    """Freeze the plan of a run, even an empty one. If two attempts plan at the same time, the first plan wins.
+
+    Raises:
+        Unavailable: another attempt found nothing to do and ended the run, or the run was abandoned.
+    """
+    frozen = run_record.write_plan(run.destination, run.run_id, plan, storage)
+    if frozen is None or (plan and not frozen):
+        raise Unavailable(f"another process ended the run {run.run_id} before anything was dreamt: run the job again")
+    return frozen
+
+
+def execute(run: Run, plan: Plan, storage: Storage, executor: Executor, on_progress: OnProgress) -> None:
+    """Run all shards that have no part yet, and stop if too many dreams fail."""
+    planned, counts = plan.dreams, run_record.count_rows(run, storage)
+    on_progress(counts.total(), planned)
+    shards = run_record.remaining_shards(run, plan, storage)  # after the rows were counted, so that none counts twice
+    with closing(executor(run, shards)) as outcomes:
+        for outcome in outcomes:
+            counts.update(outcome)
+            check_failures(run, counts, storage)
+            on_progress(counts.total(), planned)
+
+
+def check_failures(run: Run, counts: Mapping[str, int], storage: Storage) -> None:
+    """Raise `DreamgridError` if more dreams failed than the job allows; `counts` are rows by status."""
+    rows, failed = sum(counts.values()), counts.get("failed", 0)
+    if rows < MIN_ROWS or failed <= rows * run.job.max_failures:
+        return
+    failures = manifest.iter_failures(storage, run.destination, run.run_id)
+    kinds = Counter(row["error_kind"] for row in failures if row["status"] == "failed")
+    raise DreamgridError(
+        f"the run {run.run_id} was stopped: {failed} of the first {rows} dreams failed "
+        f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}). Finished dreams are kept. To "
+        "continue anyway, run it again with --max-failures 1; to give it up, add --abandon"
+    )
+
+
+def finish(run: Run, plan: Plan, seconds: float, storage: Storage) -> Report:
+    """Count the rows of the run, and write its index and `success.json`.
+
+    Raises:
+        DreamgridError: the manifest does not have exactly one row for each planned dream.
+    """
+    index, planned = history.build_index(run.destination, run.run_id, storage), plan.dreams
+    counts = Counter(manifest.value_counts(index["status"]))
+    if counts.total() != planned:
+        raise DreamgridError(
+            f"the run {run.run_id} has {counts.total()} rows, but {planned} dreams were planned: another process "
+            "abandoned it, or parts of its manifest were removed. Finished dreams are kept; add --abandon to start a "
+            "new run with what is missing"
+        )
+    report = run_record.completed(run, plan, counts, seconds)
+    history.write_index(index, run.folder, storage)
+    run_record.write(run, "success.json", report.model_dump_json(indent=1), storage)
+    return report
+
+
+def release(destination: str, run_id: str, storage: Storage) -> None:
+    """Release the destination if this run still holds it."""
+    uri = layout.active_uri(destination)
+    mark = storage.read(uri)
+    if mark is not None and json.loads(mark)["run_id"] == run_id:
+        storage.delete_if_unchanged(uri, mark)
+
+
+def abandon(destination: str, storage: Storage) -> None:
+    """Give up the unfinished run of a destination, if there is one. Its finished parts stay valid.
+
+    A process of that run may still work or sleep, but cannot add rows any more: this function writes an empty plan, or
+    an empty part for every shard without one. So another run may dream what is missing immediately.
+    """
+    if (mark := run_record.read_mark(destination, storage)) is None:
+        return
+    run_id, empty = mark["run_id"], manifest.to_parquet([])
+    nothing = make_plan(Sources(()), (), lambda _key: True)
+    plan = run_record.read_plan(destination, run_id, storage)
+    if plan is None:
+        plan = run_record.write_plan(destination, run_id, nothing, storage) or nothing
+    missing = run_record.shards_without_part(destination, run_id, plan, storage)
+    parts = (layout.part_uri(destination, run_id, shard.number) for shard in missing)
+
+    def close(part: str) -> bool:
+        return storage.write_if_absent(part, empty, manifest.CONTENT_TYPE)
+
+    with thread_pool(WRITERS) as writers:
+        for _ in ordered_prefetch(writers, close, parts, WRITERS):
+            pass
+    if plan:
+        index = history.build_index(destination, run_id, storage)
+        history.write_index(index, layout.run_folder(destination, run_id), storage)
+    release(destination, run_id, storage)

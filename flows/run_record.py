@@ -1,0 +1,311 @@
+"""The record of a run in its destination, and how it is read and written.
+
+    DEST/_runs/<run_id>/job.json       the job with every point of its grid; written first
+    DEST/_runs/active.json             the mark: which run of this destination is unfinished
+    DEST/_runs/<run_id>/plan.parquet   the frozen plan; without rows if there was nothing to do
+    DEST/_runs/<run_id>/index.parquet  a summary of the run's parts for later runs (see `history`)
+    DEST/_runs/<run_id>/success.json   the report; written last
+
+`protocol` says in which order a run writes these files.
+"""
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from dreamcore.errors import InvalidInput, Unavailable
+from dreamcore.settings import result_id
+from dreamcore.targets import Frozen
+from flows import layout, manifest
+from flows.history import Failures
+from flows.job import DreamJob
+from flows.plan import Plan
+from flows.storage import Storage
+from flows.work import PlannedSettings, Shard, Source
+
+__all__ = [
+    "Report",
+    "Run",
+    "active_job",
+    "active_run_id",
+    "completed",
+    "count_rows",
+    "load_active_run",
+    "load_run",
+    "nothing_to_do",
+    "remaining_shards",
+    "resumable_run",
+]
+
+JSON = "application/json"
+SHUFFLE_WINDOW = 64
+"""The next shard is chosen at random from this many."""
+_random = secrets.SystemRandom()
+_CHANGED = (
+    "other files or another version of Dreamgrid: restore them and run the job again to finish it, or add --abandon "
+    "to give it up"
+)
+
+
+class Run(Frozen):
+    """One run of a job: everything that a shard needs to know about it."""
+
+    run_id: str
+    job: DreamJob
+    settings: tuple[PlannedSettings, ...]
+
+    @property
+    def destination(self) -> str:
+        """Folder of the results."""
+        return self.job.destination
+
+    @property
+    def folder(self) -> str:
+        """Folder of this run's record."""
+        return layout.run_folder(self.destination, self.run_id)
+
+    def result_uri(self, source: Source, planned: PlannedSettings) -> str:
+        """Return the address of the dream of a photograph under one point of the grid."""
+        identity = result_id(source.etag, planned.settings_id)
+        return self.destination + layout.result_name(source.name, planned.settings, identity)
+
+
+class Report(Frozen):
+    """The outcome of a run."""
+
+    run_id: str | None
+    """None if there was nothing to do."""
+    state: Literal["completed", "nothing to do"]
+    planned: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    photographs: int = 0
+    """Photographs in the source. For a completed run: photographs in its plan."""
+    photographs_failed_earlier: int = 0
+    """If there was nothing to do: photographs without some of their dreams because these failed in earlier runs."""
+    failed_earlier: int = 0
+    """The number of these dreams."""
+    seconds: float = 0.0
+    source: str
+    destination: str
+    manifest: str
+    """Address of the manifest, for any reader of Parquet."""
+    sheets: str | None = None
+    """Address of the contact sheets; None if none were drawn."""
+
+    @property
+    def why_nothing(self) -> str:
+        """The reason why there was nothing to do."""
+        if not self.photographs:
+            return f"there is no photograph in {self.source}"
+        if self.failed_earlier:
+            return (
+                f"{self.failed_earlier} dreams of {self.photographs_failed_earlier} photographs failed earlier and are "
+                f"tried again when the photograph changes; see `dreamgrid manifest failures {self.destination}`"
+            )
+        return "every photograph has its dreams"
+
+
+def completed(run: Run, plan: Plan, counts: Mapping[str, int], seconds: float) -> Report:
+    """Return the report of a run that came to its end; `counts` are rows by status."""
+    drawn = run.job.sheets and counts.get("done", 0)
+    return Report(
+        run_id=run.run_id,
+        state="completed",
+        planned=plan.dreams,
+        done=counts.get("done", 0),
+        failed=counts.get("failed", 0),
+        skipped=counts.get("skipped", 0),
+        photographs=sum(1 for _ in plan.sources()),
+        seconds=round(seconds, 3),
+        source=run.job.source,
+        destination=run.destination,
+        manifest=layout.manifest_folder(run.destination),
+        sheets=layout.sheets_folder(run.destination) if drawn else None,
+    )
+
+
+def nothing_to_do(job: DreamJob, photographs: int, failures: Failures) -> Report:
+    """Return the report of a run whose plan is empty; `failures` are dreams that failed in earlier runs."""
+    return Report(
+        run_id=None,
+        state="nothing to do",
+        photographs=photographs,
+        photographs_failed_earlier=failures.photographs,
+        failed_earlier=failures.dreams,
+        source=job.source,
+        destination=job.destination,
+        manifest=layout.manifest_folder(job.destination),
+    )
+
+
+# --- the unfinished run
+
+
+def read_mark(destination: str, storage: Storage) -> dict[str, str] | None:
+    """Return `run_id` and `job_id` of the unfinished run; None if the destination is free."""
+    mark = storage.read(layout.active_uri(destination))
+    return dict(json.loads(mark)) if mark is not None else None
+
+
+def active_run_id(job: DreamJob, storage: Storage) -> str | None:
+    """Return the unfinished run of this job, which the next run continues; None if the destination is free.
+
+    Raises:
+        InvalidInput: another job's run is unfinished there.
+    """
+    mark = read_mark(job.destination, storage)
+    if mark is None:
+        return None
+    if mark["job_id"] != job.job_id:
+        raise InvalidInput(
+            f"{job.destination} is held by the unfinished run {mark['run_id']} of another job: finish that run with "
+            f"`dreamgrid run --resume {job.destination}`, or add --abandon to give it up"
+        )
+    return mark["run_id"]
+
+
+def load_active_run(destination: str, storage: Storage) -> Run | None:
+    """Return the unfinished run of a destination as it was started; None if the destination is free."""
+    mark = read_mark(destination, storage)
+    return _load(destination, mark["run_id"], storage) if mark else None
+
+
+def active_job(destination: str, storage: Storage) -> dict[str, Any]:
+    """Return the fields of the job whose run is unfinished.
+
+    Raises:
+        InvalidInput: the destination has no unfinished run.
+    """
+    run = load_active_run(destination, storage)
+    if run is None:
+        raise InvalidInput(f"{destination} has no unfinished run to resume")
+    return run.job.model_dump(mode="json")
+
+
+def resumable_run(
+    job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage
+) -> tuple[Run, Plan | None] | None:
+    """Return the run and the plan that a claim would continue; None if it would start a new run. Changes nothing.
+
+    Raises:
+        InvalidInput: a claim would be refused.
+    """
+    active = active_run_id(job, storage)
+    plan = read_plan(job.destination, active, storage) if active else None
+    if active is None or (plan is not None and not plan):
+        return None
+    run = Run(run_id=active, job=job, settings=tuple(settings))
+    check_unchanged(run, storage)
+    return run, plan
+
+
+def check_unchanged(run: Run, storage: Storage) -> None:
+    """Raise `InvalidInput` if the settings of a run are not those it was started with."""
+    started = _load(run.destination, run.run_id, storage) or run
+    if [each.settings_id for each in started.settings] != [each.settings_id for each in run.settings]:
+        raise InvalidInput(f"the unfinished run {run.run_id} was started with {_CHANGED}")
+
+
+# --- any run
+
+
+def load_run(destination: str, run_id: str, storage: Storage) -> Run:
+    """Return a run as it was started. A worker gets only its name and reads the rest.
+
+    Raises:
+        Unavailable: the record of the run is missing.
+    """
+    run = _load(destination, run_id, storage)
+    if run is None:
+        uri = f"{layout.run_folder(destination, run_id)}job.json"
+        raise Unavailable(f"{uri} is missing: restore it, or add --abandon to give the run up")
+    return run
+
+
+def _load(destination: str, run_id: str, storage: Storage) -> Run | None:
+    data = storage.read(f"{layout.run_folder(destination, run_id)}job.json")
+    try:
+        return Run.model_validate_json(data) if data else None
+    except ValidationError as error:
+        raise InvalidInput(f"the run {run_id} in {destination} was started with {_CHANGED}") from error
+
+
+def finished_run_ids(destination: str, storage: Storage) -> Iterator[str]:
+    """Yield the name of every finished run."""
+    for info in storage.list(layout.runs_folder(destination)):
+        folder, _, name = info.uri.rpartition("/")
+        if name == "success.json":
+            yield folder.rpartition("/")[2]
+
+
+def planned_dreams(destination: str, run_id: str, storage: Storage) -> Iterator[tuple[Source, list[str]]]:
+    """Yield each photograph of a run and its `settings_id`s. Works for records of every version of Dreamgrid.
+
+    Raises:
+        ValueError, LookupError, TypeError: the record is incomplete.
+    """
+    record = json.loads(storage.read(f"{layout.run_folder(destination, run_id)}job.json") or b"")
+    identities = [str(each["settings_id"]) for each in record["settings"]]
+    plan = read_plan(destination, run_id, storage)
+    if plan is None:
+        raise ValueError("it has no plan")
+    for work in plan.works():
+        yield work.source, [identities[index] for index in work.settings]
+
+
+def count_rows(run: Run, storage: Storage) -> Counter[str]:
+    """Return how many rows of each status the manifest has of this run."""
+    counts = Counter[str]()
+    for table in manifest.iter_tables(storage, run.destination, ["status"], run.run_id):
+        counts.update(manifest.value_counts(table["status"]))
+    return counts
+
+
+# --- plans and shards
+
+
+def read_plan(destination: str, run_id: str, storage: Storage) -> Plan | None:
+    """Return the frozen plan of a run; None if it has none yet."""
+    data = storage.read(_plan_uri(destination, run_id))
+    return Plan(data) if data is not None else None
+
+
+def write_plan(destination: str, run_id: str, plan: Plan, storage: Storage) -> Plan | None:
+    """Write the plan of a run unless it has one. Return the plan that it has now; None if that has disappeared."""
+    is_ours = storage.write_if_absent(_plan_uri(destination, run_id), plan.parquet, manifest.CONTENT_TYPE)
+    return plan if is_ours else read_plan(destination, run_id, storage)
+
+
+def _plan_uri(destination: str, run_id: str) -> str:
+    return f"{layout.run_folder(destination, run_id)}plan.parquet"
+
+
+def remaining_shards(run: Run, plan: Plan, storage: Storage) -> Iterator[Shard]:
+    """Yield the shards without a part, each built when it is needed, because all of them may not fit into memory.
+
+    The order is random, so that two processes that run the same plan share the shards and rarely do the same one.
+    """
+    window: list[Shard] = []
+    for shard in shards_without_part(run.destination, run.run_id, plan, storage):
+        window.append(shard)
+        if len(window) == SHUFFLE_WINDOW:
+            yield window.pop(_random.randrange(SHUFFLE_WINDOW))
+    _random.shuffle(window)
+    yield from window
+
+
+def shards_without_part(destination: str, run_id: str, plan: Plan, storage: Storage) -> Iterator[Shard]:
+    """Return the shards that have no part of the manifest yet, in order."""
+    existing = set(manifest.part_uris(storage, destination, run_id))
+    return (shard for shard in plan if layout.part_uri(destination, run_id, shard.number) not in existing)
+
+
+def write(run: Run, name: str, text: str, storage: Storage) -> None:
+    """Write one JSON file of a run's record, unless it exists."""
+    storage.write_if_absent(f"{run.folder}{name}", text.encode(), JSON)

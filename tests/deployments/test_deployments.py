@@ -1,0 +1,326 @@
+"""The deployments as people use them: `prefect deploy`, a process worker in a folder of its own, a run asked for."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Cancelling, Scheduled
+
+from dreamcore.settings import DreamSettings
+from flows import manifest
+from flows.job import DreamJob
+from flows.local.stack import Stack
+from flows.storage import Storage
+from tests.conftest import Command
+from tests.support.kills import Observer, put_photographs
+
+ROOT = Path(__file__).parents[2]
+DEPLOYMENTS = ROOT / "deployments"
+POOL = "dreamgrid"
+BUCKET = "s3://test-deployments/"
+JOB: dict[str, Any] = {
+    "source": f"{BUCKET}photos/",
+    "destination": f"{BUCKET}dreams/",
+    "grid": {"octaves": [2], "steps": [1]},
+    "max_pixels": 64 * 48,
+}
+NEVER = datetime.now(UTC) + timedelta(days=365)  # no worker takes a run as early as this
+
+
+def prefect(stack: Stack, folder: Path, *arguments: str, seconds: float = 300) -> str:
+    """What the command prints, which must succeed without asking anything."""
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *arguments],
+        cwd=folder,
+        env=os.environ | stack.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> Iterator[SyncPrefectClient]:
+    with SyncPrefectClient(stack.environment()["PREFECT_API_URL"], httpx_settings={"trust_env": False}) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def deployed(stack: Stack, client: SyncPrefectClient) -> Iterator[dict[str, DeploymentResponse]]:
+    """Both deployments by name; they and their pool are gone from the server afterwards."""
+    prefect(stack, ROOT, "work-pool", "create", POOL, "--type", "process")
+    try:
+        prefect(stack, ROOT, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
+        yield {name: client.read_deployment_by_name(f"dream-collection/{name}") for name in ("nightly", "grid")}
+    finally:
+        for deployment in client.read_deployments():
+            if deployment.work_pool_name == POOL:
+                client.delete_deployment(deployment.id)
+        client.delete_work_pool(POOL)
+
+
+@pytest.fixture
+def worker(
+    stack: Stack, client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], tmp_path: Path
+) -> Iterator[Path]:
+    """The log of a worker that runs in an empty folder, and takes nothing but what a test asks for."""
+    client.pause_deployment(deployed["nightly"].id)  # should it be 02:00 just now
+    log = tmp_path / "worker.log"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
+    mark = {"DREAMGRID_TEST": str(tmp_path)}  # each run has a session of its own, but inherits this
+    environment = os.environ | stack.environment() | mark | {"DREAMGRID_WORKERS": "1"}
+    with log.open("w") as sink, subprocess.Popen(
+        command, cwd=elsewhere, env=environment, stdout=sink, stderr=sink, start_new_session=True
+    ) as process:  # fmt: skip
+        try:
+            yield log
+        finally:
+            process.kill()
+            assert all_end(f"DREAMGRID_TEST={tmp_path}"), "something outlives the worker"
+
+
+def all_end(mark: str) -> bool:
+    """Kill every process with `mark` in its environment; whether the last of them is gone within a minute."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        alive = [int(file.parent.name) for file in Path("/proc").glob("[0-9]*/environ") if has(file, mark)]
+        if not alive:
+            return True
+        for pid in alive:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    return False
+
+
+def has(environ: Path, mark: str) -> bool:
+    try:
+        return mark.encode() in environ.read_bytes().split(b"\0")
+    except OSError:  # it ended, or is somebody else's
+        return False
+
+
+def photograph() -> bytes:
+    sink = io.BytesIO()
+    with Image.open(ROOT / "examples" / "photos" / "chelsea.png") as picture:
+        picture.convert("RGB").resize((64, 48)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def test_nightly_runs_at_two_one_run_at_a_time(deployed: dict[str, DeploymentResponse]) -> None:
+    nightly = deployed["nightly"]
+    assert [entry.schedule.model_dump(include={"cron", "timezone"}) for entry in nightly.schedules] == [
+        {"cron": "0 2 * * *", "timezone": "UTC"}
+    ]
+    assert nightly.schedules[0].active
+    assert not nightly.paused
+    assert nightly.global_concurrency_limit is not None
+    assert nightly.global_concurrency_limit.limit == 1
+    assert nightly.concurrency_options is not None
+    assert nightly.concurrency_options.collision_strategy == "ENQUEUE"
+    job = DreamJob.model_validate(nightly.parameters["job"])
+    assert (job.source, job.destination) == ("s3://photos/", "s3://dreams/nightly/")
+    assert job.settings() == (DreamSettings(),), "the example is the default dream"
+
+
+def test_grid_runs_on_demand(deployed: dict[str, DeploymentResponse]) -> None:
+    assert deployed["grid"].schedules == []
+    assert deployed["grid"].parameters == {}
+
+
+def test_both_are_described_and_held_to_their_form(deployed: dict[str, DeploymentResponse]) -> None:
+    for deployment in deployed.values():
+        assert deployment.description
+        assert deployment.enforce_parameter_schema
+        assert deployment.work_pool_name == POOL
+        assert deployment.entrypoint == "flows/dream_collection.py:dream_collection"
+        assert (deployment.parameter_openapi_schema or {})["required"] == ["job"]
+        form = (deployment.parameter_openapi_schema or {})["definitions"]["DreamJob"]["properties"]
+        assert all(field["description"] for field in form.values())
+
+
+def test_the_files_name_no_machine_and_no_secret() -> None:
+    for file in DEPLOYMENTS.rglob("*.*"):
+        text = file.read_text()
+        assert str(ROOT) not in text
+        assert not re.search(r"AKIA|AWS_SECRET_ACCESS_KEY['\"]?\s*[:=]\s*\S|aws_secret", text), file
+
+
+def test_the_policy_allows_what_the_code_calls() -> None:
+    action = {
+        "list_objects_v2": "s3:ListBucket",
+        "head_object": "s3:GetObject",
+        "get_object": "s3:GetObject",
+        "put_object": "s3:PutObject",
+        "delete_object": "s3:DeleteObject",
+        "create_bucket": None,  # only the demonstration does
+    }
+    code = (ROOT / "flows" / "storage.py").read_text()
+    called = set(re.findall(r"\bs3\.(\w+)\(", code))
+    statements = json.loads((DEPLOYMENTS / "iam-policy.json").read_text())["Statement"]
+    allowed = [entry["Action"] if isinstance(entry["Action"], list) else [entry["Action"]] for entry in statements]
+    assert {name for names in allowed for name in names} == {action[call] for call in called} - {None}
+    assert [entry["Resource"] for entry in statements if "s3:DeleteObject" in entry["Action"]] == [
+        [f"arn:aws:s3:::DESTINATION_BUCKET/PREFIX/_runs/{name}" for name in ("active.json", "probe-*")]
+    ]
+
+
+def test_the_server_takes_the_kubernetes_template(stack: Stack, client: SyncPrefectClient) -> None:
+    template = "deployments/kubernetes/base-job-template.json"
+    prefect(stack, ROOT, "work-pool", "create", "gpu", "--type", "kubernetes", "--base-job-template", template)
+    try:
+        pool = client.read_work_pool("gpu")
+    finally:
+        client.delete_work_pool("gpu")
+    assert pool.base_job_template["variables"]["properties"]["gpu_count"]["default"] == "1"
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(pool.base_job_template["job_configuration"])))
+    assert used == set(pool.base_job_template["variables"]["properties"])
+
+
+def test_the_schedule_makes_runs(client: SyncPrefectClient, deployed: dict[str, DeploymentResponse]) -> None:
+    mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployed["nightly"].id]))
+    deadline = time.monotonic() + 300  # it looks once a minute
+    while not (runs := client.read_flow_runs(deployment_filter=mine, limit=3)):
+        assert time.monotonic() < deadline, "the server's scheduler made no run: see its log"
+        time.sleep(0.5)
+    assert all(run.auto_scheduled and run.state_type is StateType.SCHEDULED for run in runs)
+    assert {(run.expected_start_time or NEVER).strftime("%H:%M") for run in runs} == {"02:00"}
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"grid": {"layers": ["blocks.4", "blocks.3=0.3+blocks.4", "blocks.4:12,17"]}},
+        {"grid": {"layers": [{"blocks.2": 0.5, "blocks.4": 1}]}},
+        {"grid": {"layers": [[{"layer": "blocks.3", "weight": 0.3}, {"layer": "blocks.4", "channels": [12]}]]}},
+        {"grid": {"octaves": [2, 4], "steps": None, "points": [{"layers": "blocks.3", "octaves": 2}]}},
+        {"output": {"format": "jpg", "quality": 80}},
+        {},
+        yaml.safe_load((ROOT / "examples" / "job.yaml").read_text()),
+    ],
+    ids=["text", "mix", "targets", "axes and points", "output", "no grid", "job.yaml"],
+)
+def test_jobs_as_people_write_them_fit_the_form(
+    client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], job: dict[str, Any]
+) -> None:
+    job = {"source": "s3://photos/", "destination": "s3://dreams/grid/", **job}
+    assert DreamJob.model_validate(job)
+    run = client.create_flow_run_from_deployment(
+        deployed["grid"].id, parameters={"job": job}, state=Scheduled(scheduled_time=NEVER)
+    )
+    client.delete_flow_run(run.id)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({}, "'job' is a required property"),
+        ({"job": {"source": "s3://photos/"}}, "'destination' is a required property"),
+        ({"job": JOB | {"sorce": "s3://photos/"}}, "'sorce' was unexpected"),
+        ({"job": JOB | {"grid": {"octavs": [4]}}}, "'octavs' was unexpected"),
+        ({"job": JOB | {"grid": {"octaves": ["many"]}}}, "'many' is not of type"),
+        ({"job": JOB | {"grid": {"octaves": [99]}}}, "99 is greater than the maximum"),
+        ({"job": JOB | {"output": {"format": "gif"}}}, "'gif' is not one of"),
+    ],
+)
+def test_a_wrong_job_is_refused_when_the_run_is_asked_for(
+    client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], parameters: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(PrefectHTTPStatusError) as error:
+        client.create_flow_run_from_deployment(
+            deployed["grid"].id, parameters=parameters, state=Scheduled(scheduled_time=NEVER)
+        )
+    assert told in error.value.response.json()["detail"]
+
+
+def test_a_worker_somewhere_else_dreams(
+    stack: Stack, client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], worker: Path, storage: Storage
+) -> None:
+    source = photograph()
+    storage.create_bucket(BUCKET)
+    storage.write(f"{BUCKET}photos/cat.png", source, "image/png")
+    parameters = json.dumps({"job": JOB})
+    watch = ("--watch", "--watch-interval", "1", "--watch-timeout", "240")
+    try:
+        told = prefect(
+            stack, worker.parent, "deployment", "run", "dream-collection/nightly", "--params", parameters, *watch
+        )
+    except (AssertionError, subprocess.TimeoutExpired) as error:
+        pytest.fail(f"{error}\nThe worker's log:\n{worker.read_text()}")
+    env_int = re.search(r"UUID: (\S+)", told)
+    assert env_int
+    run = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [env_int[1]]}}))[0]
+    assert run.state_type is StateType.COMPLETED
+    assert run.deployment_id == deployed["nightly"].id
+
+    rows = manifest.read(storage, JOB["destination"]).to_pylist()
+    assert [(row["status"], row["source_uri"], row["octaves"]) for row in rows] == [
+        ("done", f"{BUCKET}photos/cat.png", 2)
+    ]
+    dream = storage.read(rows[0]["result_uri"])
+    assert dream is not None
+    assert hashlib.sha256(dream).hexdigest() == rows[0]["result_sha256"]
+    with Image.open(io.BytesIO(dream)) as picture, Image.open(io.BytesIO(source)) as photo:
+        assert picture.size == photo.size == (64, 48)
+        assert picture.convert("RGB").tobytes() != photo.tobytes()
+
+
+@pytest.mark.soak
+def test_a_run_that_is_cancelled_stops_and_another_goes_on(
+    client: SyncPrefectClient,
+    deployed: dict[str, DeploymentResponse],
+    worker: Path,
+    storage: Storage,
+    source: str,
+    destination: str,
+    dreamgrid: Command,
+) -> None:
+    put_photographs(storage, source, 40)
+    grid = {"layers": ["blocks.1"], "octaves": [2], "steps": [100]}
+    job = {"source": source, "destination": destination, "grid": grid}
+    run = client.create_flow_run_from_deployment(deployed["grid"].id, parameters={"job": job})
+    observer = Observer(storage, destination)
+
+    def await_or_fail(seconds: float, happened: Callable[[], object]) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline, f"The worker's log:\n{worker.read_text()}"
+            time.sleep(0.5)
+            observer.look()
+
+    await_or_fail(240, lambda: observer.dreams)
+    client.set_flow_run_state(run.id, Cancelling())
+    await_or_fail(120, lambda: client.read_flow_run(run.id).state_type is StateType.CANCELLED)
+    there = len(observer.dreams)
+    time.sleep(5)
+    observer.look()
+    assert len(observer.dreams) == there < 40, "nothing of it works on"
+
+    resumed = dreamgrid("run", "--resume", destination)
+    assert resumed.returncode == 0, resumed.stderr
+    observer.check_finished(DreamJob.model_validate(job))

@@ -1,0 +1,178 @@
+"""The main story: a collection is dreamt, dreamt again, added to; against a real S3 and a real Prefect server."""
+
+import base64
+import hashlib
+import io
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.dataset as ds
+import pyarrow.fs
+import pytest
+from PIL import Image
+
+from dreamcore.images import decode, read_metadata
+from flows import manifest
+from flows.local.stack import Stack
+from flows.storage import Storage
+from tests.conftest import PHOTOS, Command
+
+
+def photograph(name: str, width: int = 72, height: int = 48) -> bytes:
+    """A small real photograph."""
+    sink = io.BytesIO()
+    with Image.open(PHOTOS / name) as image:
+        image.convert("RGB").resize((width, height)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def report_of(finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert finished.returncode == 0, finished.stderr
+    return dict(json.loads(finished.stdout))
+
+
+def test_a_collection_is_dreamt_once_and_then_only_what_is_new(
+    stack: Stack,
+    storage: Storage,
+    source: str,
+    destination: str,
+    dreamgrid: Command,
+    prefect_api: Callable[[str, dict[str, Any]], Any],
+    tmp_path: Path,
+) -> None:
+    storage.write(source + "cat.png", photograph("chelsea.png"), "image/png")
+    storage.write(source + "deep/er/coffee cup.png", photograph("coffee.jpg"), "image/png")
+    storage.write(source + "broken.jpg", b"<html>no photograph</html>", "image/jpeg")
+    storage.write(source + "notes.txt", b"not looked at", "text/plain")
+    job = ["--source", source, "--destination", destination, "--max-pixels", "4096"]
+    grid = [
+        "--layers",
+        "blocks.2",
+        "--layers",
+        "blocks.1=0.5+blocks.2",
+        "--octaves",
+        "1",
+        "--octaves",
+        "2",
+        "--steps",
+        "2",
+    ]
+
+    report = report_of(dreamgrid("run", *job, *grid, "--json"))
+    counts = {name: report[name] for name in ("state", "planned", "done", "failed", "skipped")}
+    assert counts == {"state": "completed", "planned": 12, "done": 8, "failed": 4, "skipped": 0}
+    assert json.loads(storage.read(f"{destination}_runs/{report['run_id']}/success.json") or b"")["done"] == 8
+    assert storage.find(f"{destination}_runs/active.json") is None
+
+    rows = manifest.read(storage, destination).to_pylist()
+    check_rows(rows, storage)
+    assert {row["error_kind"] for row in rows if row["status"] == "failed"} == {"not_an_image"}
+    check_strangers_can_read(stack, storage, destination, rows, tmp_path)
+    check_prefect_page(prefect_api, report)
+    check_failures_are_logged(prefect_api, source)
+
+    again = report_of(dreamgrid("run", *job, *grid, "--json"))
+    assert (again["state"], again["planned"], again["run_id"]) == ("nothing to do", 0, None)
+    assert (again["photographs_failed_earlier"], again["failed_earlier"]) == (1, 4)
+    told = dreamgrid("run", *job, *grid, "--strict")
+    assert told.returncode == 1, told.stderr
+    assert "4 dreams failed earlier (photographs: 1), which are tried again when the photograph changes" in told.stdout
+
+    storage.write(source + "rocket.png", photograph("rocket.jpg"), "image/png")
+    planned = report_of(dreamgrid("plan", *job, *grid, "--json"))
+    assert (planned["photographs"], planned["planned"], planned["done"], planned["failed_earlier"]) == (4, 4, 12, 4)
+    added = report_of(dreamgrid("run", *job, *grid, "--json", "--strict"))
+    assert (added["planned"], added["done"]) == (4, 4)
+    assert len(manifest.read(storage, destination)) == 16
+
+    shown = report_of(dreamgrid("manifest", destination, "--json"))
+    assert (shown["rows"], shown["photographs"], shown["runs"]) == (16, 4, 2)
+    assert shown["statuses"] == {"done": 12, "failed": 4}
+    assert shown["errors"] == {"not_an_image": 4}
+    (failure,) = json.loads(dreamgrid("manifest", "failures", destination, "--json").stdout)
+    named = {name: failure[name] for name in ("source_uri", "status", "error_kind", "dreams")}
+    assert named == {"source_uri": source + "broken.jpg", "status": "failed", "error_kind": "not_an_image", "dreams": 4}
+    assert f"manifest failures {destination}" in dreamgrid("manifest", destination).stdout
+    table = dreamgrid("manifest", "failures", destination).stdout
+    assert "broken.jpg" in table
+    assert "4 dreams failed or were skipped." in table
+    assert len(shown["settings"]) == 4
+
+
+def check_rows(rows: list[dict[str, Any]], storage: Storage) -> None:
+    """One row for each photograph and settings; every result is what its row says, with its settings inside."""
+    identities = {(row["source_uri"], row["source_etag"], row["settings_id"]) for row in rows}
+    assert len(identities) == len(rows) == 12
+    for row in rows:
+        if row["status"] == "done":
+            data = storage.read(row["result_uri"])
+            assert data is not None
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (row["result_bytes"], row["result_sha256"])
+            assert decode(data).pixels.shape == (row["height"], row["width"], 3) == (48, 72, 3)
+            inside = read_metadata(data) or {}
+            assert inside["settings"] == json.loads(row["settings"])
+            assert (inside["settings_id"], inside["score_after"]) == (row["settings_id"], row["score_after"])
+            assert row["score_after"] > row["score_before"]
+            assert len(row["classes_before"]) == len(row["classes_after"]) == 5
+        else:
+            assert row["result_uri"] is None
+            assert "no picture" in row["error"]
+
+
+def check_strangers_can_read(
+    stack: Stack, storage: Storage, destination: str, rows: list[dict[str, Any]], folder: Path
+) -> None:
+    """pyarrow and DuckDB see the same rows with no code of ours."""
+    endpoint = stack.s3_url.removeprefix("http://")
+    filesystem = pyarrow.fs.S3FileSystem(
+        access_key=stack.access_key, secret_key=stack.secret_key, endpoint_override=endpoint, scheme="http"
+    )
+    path = destination.removeprefix("s3://") + "manifest"
+    table = ds.dataset(path, filesystem=filesystem, partitioning="hive").to_table()
+    assert sorted(table["settings_id"].to_pylist()) == sorted(row["settings_id"] for row in rows)
+
+    for uri in manifest.part_uris(storage, destination):
+        copy = folder / uri.removeprefix(destination)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(storage.read(uri) or b"")
+    query = (
+        f"select status, count(*) from read_parquet('{folder}/manifest/*/*.parquet', hive_partitioning=true) group by 1"
+    )
+    with duckdb.connect() as database:
+        assert dict(database.sql(query).fetchall()) == {"done": 8, "failed": 4}
+
+
+def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report: dict[str, Any]) -> None:
+    """The run, its shards, the progress at its end and the contact sheets are what the page shows."""
+    flow_runs = prefect_api("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    assert flow_runs[0]["state_type"] == "COMPLETED"
+    of_this_run = {"flow_runs": {"id": {"any_": [flow_runs[0]["id"]]}}}
+    deadline = time.monotonic() + 120
+    told: Counter[tuple[bool, str]] = Counter()
+    while told[True, "COMPLETED"] < 8 or {state for _, state in told} != {"COMPLETED"}:
+        assert time.monotonic() < deadline, told  # the server notes what tasks tell of themselves some seconds later
+        time.sleep(0.2)
+        task_runs = prefect_api("task_runs/filter", of_this_run)
+        told = Counter((run["name"].startswith("shard "), run["state_type"]) for run in task_runs)
+    assert told[True, "COMPLETED"] == 8
+    artifacts = prefect_api("artifacts/filter", of_this_run)
+    (progress,) = (artifact for artifact in artifacts if artifact["type"] == "progress")
+    assert float(progress["data"]) == pytest.approx(100)
+    sheets = [artifact for artifact in artifacts if artifact["type"] == "image"]
+    assert len(sheets) == 2
+    for sheet in sheets:
+        picture = sheet["data"].partition("data:image/jpeg;base64,")[2]
+        assert min(decode(base64.b64decode(picture)).pixels.shape[:2]) > 100
+
+
+def check_failures_are_logged(prefect_api: Callable[[str, dict[str, Any]], Any], source: str) -> None:
+    """The flow's log names what failed, and why."""
+    logged = [entry["message"] for entry in prefect_api("logs/filter", {"logs": {"level": {"ge_": 30}}})]
+    (warning,) = (message for message in logged if source in message)
+    assert warning.startswith(f"4 dreams failed or were skipped:\n{source}broken.jpg: not_an_image, ")

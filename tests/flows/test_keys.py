@@ -1,0 +1,86 @@
+"""Photographs by any name: each goes through a whole run and comes out under its own, and none as a path."""
+
+import pytest
+
+from dreamcore.images import decode, read_metadata
+from flows import manifest, protocol
+from flows.history import finished_dreams
+from flows.layout import safe_name
+from flows.plan import make_plan
+from flows.scan import plan_settings, scan
+from flows.shard import dream_shard
+from flows.sheets import draw_sheets
+from flows.storage import Storage
+from flows.verify import verify
+from tests.support.shards import plan_run, put_photograph
+
+KEYS = [
+    "a b.png",
+    " .png",
+    "a+b.png",
+    "a%2Fb.png",
+    "a/b.png",
+    "100%.png",
+    "%2E%2E/up.png",
+    "...png",
+    "caf\N{LATIN SMALL LETTER E WITH ACUTE}.png",
+    "cafe\N{COMBINING ACUTE ACCENT}.png",
+    "\N{CAT FACE}.png",
+    "<script>alert('&amp;')</script>.png",
+    "new\nline\r\t\x01\x7f.png",
+    "\N{RIGHT-TO-LEFT OVERRIDE}gnp.png",
+    "a?b#c:*|\"'.png",
+    "s3://photos/cat.png",
+    "cat.png",
+    "cat.png.png",
+    "cat.png/cat.png",
+    "d/" * 480 + "deep.png",
+    "\N{CAT FACE}" * 60 + ".png",
+]
+"""Keys that SeaweedFS takes. It refuses `.` and `..` and more than 255 bytes from slash to slash, takes `\\` for `/`
+and `//` for `/`: what such names become in a destination is shown by the properties of `safe_name`."""
+
+
+def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, destination: str) -> None:
+    for number, key in enumerate(KEYS):
+        put_photograph(storage, source + key, number)
+    there = {found.uri for found in storage.list(source)}
+    assert there == {source + key.replace("//", "/") for key in KEYS}
+
+    job = plan_run(storage, source, destination, ["blocks.0"], sheets=len(KEYS))[0].job
+    run, _ = protocol.claim(job, plan_settings(job), storage)
+    before = finished_dreams(destination, storage)
+    plan = protocol.freeze(run, make_plan(scan(job, storage).sources, run.settings, before), storage)
+    assert {found.uri for found in plan.sources()} == there
+    for shard in plan:
+        dream_shard(run, shard, storage)
+    photographs = [(each.uri, each.etag) for each in plan.sources()]
+    sheets = list(draw_sheets(destination, storage, photographs, pytest.fail))
+    protocol.finish(run, plan, 1.0, storage)
+    protocol.release(destination, run.run_id, storage)
+
+    rows = manifest.read(storage, destination).to_pylist()
+    assert {row["source_uri"] for row in rows} == there
+    assert {row["status"] for row in rows} == {"done"}
+    assert len({row["result_uri"] for row in rows}) == len({sheet.uri for sheet in sheets}) == len(KEYS)
+    for row in rows:
+        assert (read_metadata(storage.read(row["result_uri"]) or b"") or {})["source_uri"] == row["source_uri"]
+    results = {found.uri for folder in ("images", "sheets") for found in storage.list(f"{destination}{folder}/")}
+    assert results == {row["result_uri"] for row in rows} | {sheet.uri for sheet in sheets}
+    assert all(uri.isprintable() for uri in results)
+    verdict = verify(storage, destination, lambda _done, _all: None)
+    assert (verdict.rows, verdict.objects, verdict.problems) == (len(KEYS), len(KEYS), [])
+    assert not list(make_plan(scan(job, storage).sources, run.settings, finished_dreams(job.destination, storage)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../" * 3 + "up.png", "x//y.png", "/lead.png", "x\\y.png", "x" * 1000 + ".png"],
+    ids=["up", "empty part", "lead", "backslash", "long"],
+)
+def test_names_that_the_source_may_have_and_not_the_destination(storage: Storage, destination: str, name: str) -> None:
+    """Such a photograph may lie in another store; its dream has a name that this one keeps to the letter."""
+    uri = f"{destination}images/{safe_name(name)}/dream.png"
+    put_photograph(storage, uri)
+    assert [found.uri for found in storage.list(destination)] == [uri]
+    assert decode(storage.read(uri) or b"").width == 56

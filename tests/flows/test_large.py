@@ -1,0 +1,134 @@
+"""Large collections in bounded memory: a million photographs planned and handed out, thousands dreamt in a process."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from flows.storage import Storage
+from tests.support.tiny import pixels
+
+# Programs by themselves, which print MiB: the peak, or what is held after each shard. VmHWM begins anew with a program.
+
+MEMORY = """
+def memory(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+"""
+
+PLAN_MANY = (
+    MEMORY
+    + """
+import hashlib, io, sys
+from concurrent.futures import Future
+import pyarrow as pa, pyarrow.parquet as pq
+from flows.prefetch import bounded_as_completed
+from flows.executors import MIN_SUBMITTED
+from flows.job import DreamJob
+from flows.plan import make_plan
+from flows.protocol import freeze
+from flows.run_record import Run, remaining_shards
+from flows.history import finished_dreams
+from flows.scan import plan_settings, scan
+from flows.storage import ObjectInfo
+
+
+COUNT = int(sys.argv[1])
+
+
+class Lister:
+    '''A store with so many photographs, and a manifest of as many others; it keeps what is written.'''
+    def list(self, prefix):
+        if prefix == job.source:
+            for n in range(COUNT):
+                etag = hashlib.md5(b"%d" % n).hexdigest()
+                yield ObjectInfo(f"{prefix}2026/{n % 1000:04d}/IMG_{n:08d}.jpg", etag, 2_000_000 + n)
+        else:
+            yield from (ObjectInfo(f"{prefix}run=old/shard-{n:06d}.parquet", "", 0) for n in range(COUNT // 10_000))
+    def find(self, uri):
+        return None
+    def read(self, uri):
+        if "/manifest/" not in uri:
+            return self.__dict__.get(uri)
+        part = int(uri[-14:-8]) * 10_000
+        uris = [f"{job.source}2025/IMG_{n:08d}.jpg" for n in range(part, part + 10_000)]
+        sink = io.BytesIO()
+        same = {"shard": [part] * len(uris), "status": ["done"] * len(uris)}
+        pq.write_table(pa.table({"source_uri": uris, "source_etag": uris, "settings_id": uris, **same}), sink)
+        return sink.getvalue()
+    def write(self, uri, data, content_type):
+        self.__dict__[uri] = data
+    def write_if_absent(self, uri, data, content_type):
+        self.__dict__[uri] = data
+
+job = DreamJob.model_validate({"source": "s3://photos/incoming/", "destination": "s3://dreams/all/"})
+store, settings = Lister(), plan_settings(job)
+found = scan(job, store)
+plan = make_plan(found.sources, settings, finished_dreams(job.destination, store))
+run = Run(run_id="run", job=job, settings=settings)
+frozen = freeze(run, plan, store)
+assert frozen.dreams == len(found.sources) == COUNT
+
+
+def submit(shard):
+    '''A task that ends at once, and keeps its shard as long as it is kept itself.'''
+    future = Future()
+    future.set_result(shard)
+    return future
+
+
+ended = bounded_as_completed(submit, remaining_shards(run, frozen, store), MIN_SUBMITTED)
+assert sum(future.result().dreams for future in ended) == COUNT
+print(memory("VmHWM"))
+"""
+)
+
+DREAM_MANY = (
+    MEMORY
+    + """
+import sys
+from flows.work import Shard
+from flows.shard import dream_shard
+from flows.storage import Storage
+from tests.support.shards import plan_run
+
+source, destination, each = sys.argv[1], sys.argv[2], int(sys.argv[3])
+storage = Storage()
+run, everything = plan_run(storage, source, destination, ["blocks.0"])
+for first in range(0, len(everything.works), each):
+    shard = Shard(first // each, everything.works[first : first + each])
+    assert dream_shard(run, shard, storage) == {"done": each}
+    print(memory("VmRSS"), flush=True)
+"""
+)
+
+
+def measured(program: str, *arguments: object) -> list[float]:
+    """What a program prints, run by itself."""
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in a worker process
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
+    assert done.returncode == 0, done.stderr
+    return [float(line) for line in done.stdout.split()]
+
+
+@pytest.mark.parametrize(("photographs", "most"), [(100_000, 360), pytest.param(10**6, 500, marks=pytest.mark.soak)])
+def test_photographs_are_scanned_planned_and_handed_out_in_little_memory(photographs: int, most: int) -> None:
+    (peak,) = measured(PLAN_MANY, photographs)
+    assert peak < most, f"{peak:.0f} MiB"
+
+
+@pytest.mark.parametrize("photographs", [120, pytest.param(5000, marks=pytest.mark.soak)])
+def test_memory_is_flat_however_many_photographs_are_dreamt(
+    storage: Storage, source: str, destination: str, photographs: int
+) -> None:
+    sink = io.BytesIO()
+    Image.fromarray(pixels(32, 32)).save(sink, "PNG")
+    for number in range(photographs):
+        storage.write(f"{source}{number}.png", sink.getvalue(), "image/png")
+    held = measured(DREAM_MANY, source, destination, 10)
+    warm, rest = max(held[:4]), held[4:]
+    assert max(rest) < warm * 1.03, held

@@ -1,0 +1,211 @@
+"""Plans: nothing is lost, nothing is done twice, and no name escapes from the destination."""
+
+import math
+import re
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dreamcore.settings import DreamSettings, settings_id
+from flows.cost import CORE, GPU, Throughput, estimate_pixels, estimate_seconds
+from flows.layout import result_name, safe_name
+from flows.plan import SHARD_SECONDS, SHARDS_A_PROCESS, SHARDS_AT_MOST, Plan, Sources, make_plan, shards_for
+from flows.work import PlannedSettings, Shard, Source, dream_key
+
+HOSTILE = ("..", ".", "", "...", "%", "%2E", "%2F", "%20", "%2D", " ", "-", "\0", "\n", "\x7f", "\u202e", "\\", "~")
+HOSTILE_PARTS = (*HOSTILE, "é", "e\N{COMBINING ACUTE ACCENT}", "🐱", "a b", "x" * 300, "🐱" * 200, "photo.jpg")
+PARTS = st.sampled_from(HOSTILE_PARTS) | st.text(max_size=8)
+NAMES = st.lists(PARTS, min_size=1, max_size=6).map("/".join).filter(lambda name: len(name.encode()) <= 1024)
+
+
+def source(name: str = "a.jpg", size: int = 500_000, etag: str = "e") -> Source:
+    return Source(f"s3://photos/{name}", name, etag, size)
+
+
+def planned(cost: int = 20_000, weights: str = "w", **fields: object) -> PlannedSettings:
+    settings = DreamSettings.model_validate(fields)
+    identity = settings_id(settings, weights)
+    return PlannedSettings(settings=settings, settings_id=identity, weights=weights, cost=cost)
+
+
+def shards_of(sources: list[Source], points: list[PlannedSettings], is_done: Callable[[int], bool]) -> list[Shard]:
+    return list(make_plan(Sources(sources), points, is_done))
+
+
+def never(_key: int) -> bool:
+    return False
+
+
+SOURCES = st.lists(
+    st.builds(source, NAMES, st.integers(0, 10**8), st.text("0123456789abcdef-", max_size=4)),
+    max_size=12,
+    unique_by=lambda source: source.uri,
+)
+POINTS = st.lists(
+    st.builds(planned, st.integers(0, 10**6), st.just("w"), steps=st.integers(0, 100), octaves=st.integers(1, 8)),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda planned: planned.settings_id,
+)
+
+
+def dreams(shards: list[Shard]) -> list[tuple[Source, int]]:
+    return [(work.source, index) for shard in shards for work in shard.works for index in work.settings]
+
+
+def seconds(shard: Shard, points: list[PlannedSettings]) -> float:
+    return sum(estimate_seconds(source, points[index]) for source, index in dreams([shard]))
+
+
+@given(SOURCES, POINTS, st.integers(1, 4))
+def test_all_that_is_not_done_is_in_exactly_one_shard(
+    sources: list[Source], points: list[PlannedSettings], undone: int
+) -> None:
+    def is_done(key: int) -> bool:
+        return key % undone != 0
+
+    expected = {
+        (source, index)
+        for source in sources
+        for index, point in enumerate(points)
+        if not is_done(dream_key(source.uri, source.etag, point.settings_id))
+    }
+    shards = shards_of(sources, points, is_done)
+    assert len(dreams(shards)) == len(expected)
+    assert set(dreams(shards)) == expected
+    assert [shard.number for shard in shards] == list(range(len(shards)))
+    assert sum(shard.dreams for shard in shards) == len(expected)
+    for shard in shards:
+        assert shard.works
+        assert len({work.source for work in shard.works}) == len(shard.works)
+
+
+@given(SOURCES, POINTS, st.randoms(use_true_random=False))
+def test_the_order_of_the_sources_does_not_matter(
+    sources: list[Source], points: list[PlannedSettings], random: Random
+) -> None:
+    shuffled = random.sample(sources, len(sources))
+    assert shards_of(shuffled, points, never) == shards_of(sources, points, never)
+
+
+@given(SOURCES, POINTS)
+def test_shards_are_of_about_equal_cost(sources: list[Source], points: list[PlannedSettings]) -> None:
+    shards = shards_of(sources, points, never)
+    costs = [seconds(shard, points) for shard in shards]
+    dearest = max((estimate_seconds(source, point) for source in sources for point in points), default=0)
+    wanted = min(len(sources) * len(points), max(SHARDS_A_PROCESS, math.ceil(sum(costs) / SHARD_SECONDS)))
+    assert len(shards) <= wanted
+    assert all(cost <= sum(costs) / wanted + dearest + 1e-6 for cost in costs)
+
+
+@pytest.mark.parametrize("steps", [0, 10])
+@pytest.mark.parametrize("count", [3, 8, 100, 1000])
+def test_equal_dreams_are_dealt_evenly(count: int, steps: int) -> None:
+    """Even when the settings ask for no steps at all."""
+    sources = [source(f"{number:04d}.jpg", size=10) for number in range(count)]
+    sizes = [shard.dreams for shard in shards_of(sources, [planned(steps=steps)], never)]
+    assert len(sizes) == min(count, SHARDS_A_PROCESS)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_shard_takes_about_a_minute_of_a_large_collection() -> None:
+    sources = [source(f"{number}.jpg", size=20_000) for number in range(300)]
+    points = [planned(), planned(steps=20)]
+    shards = shards_of(sources, points, never)
+    assert len(shards) > SHARDS_A_PROCESS
+    for shard in shards:
+        assert seconds(shard, points) == pytest.approx(SHARD_SECONDS, rel=0.1)
+
+
+def test_shards_are_cut_for_the_machine_that_dreams_them() -> None:
+    sources = Sources(source(f"{number:04d}.jpg", size=200_000) for number in range(6000))
+    core, gpu = (len(make_plan(sources, [planned()], never, Throughput(2, speed))) for speed in (CORE, GPU))
+    assert core > 10 * gpu > 20 * SHARDS_A_PROCESS
+    assert shards_for(1, 16) == 16 * SHARDS_A_PROCESS, "every process has work"
+    assert shards_for(1e9, 16) == SHARDS_AT_MOST, "a large run makes no more tasks and parts than a server can bear"
+    assert shards_for(1e9, 3000) == 3000 * SHARDS_A_PROCESS
+
+
+def test_when_all_is_done_there_is_nothing_to_plan() -> None:
+    assert shards_of([source()], [planned()], lambda _key: True) == []
+    assert shards_of([], [planned()], never) == []
+
+
+def test_a_replaced_photograph_is_dreamt_again() -> None:
+    done = {dream_key("s3://photos/a.jpg", "e", planned().settings_id)}
+    assert shards_of([source()], [planned()], done.__contains__) == []
+    assert len(shards_of([source(etag="new")], [planned()], done.__contains__)) == 1
+
+
+@given(SOURCES, POINTS)
+def test_a_plan_survives_its_parquet(sources: list[Source], points: list[PlannedSettings]) -> None:
+    plan = make_plan(Sources(sources), points, never)
+    frozen = Plan(plan.parquet)
+    assert list(frozen) == list(plan)
+    assert (len(frozen), frozen.dreams) == (len(list(plan)), len(sources) * len(points))
+    assert list(frozen.sources()) == sorted(sources, key=lambda source: source.uri)
+
+
+# --- estimates
+
+
+def test_more_pixels_steps_and_cost_take_longer() -> None:
+    cheap = estimate_seconds(source(size=10_000), planned())
+    assert 0 < cheap < estimate_seconds(source(size=50_000), planned())
+    assert cheap < estimate_seconds(source(size=10_000), planned(steps=20))
+    assert cheap < estimate_seconds(source(size=10_000), planned(cost=30_000))
+    assert cheap < estimate_seconds(source(size=10_000), planned(octaves=9))
+
+
+def test_no_more_pixels_are_expected_than_allowed() -> None:
+    assert estimate_pixels(source(size=10**9), 1000) == 1000
+    assert estimate_pixels(source(size=0), 1000) == 1
+    assert estimate_pixels(source("a.JPG", 3000), 10**6) > estimate_pixels(source("a.png", 3000), 10**6)
+
+
+# --- names
+
+
+@given(st.lists(NAMES, max_size=8))
+@example(["a//b", "a/\0/b", "a/%00/b", "a/%20/b", "a/ /b"])
+@example(["a\\b", "a/b", "a%5Cb"])
+@example(["a/./b", "a/%2E/b", "a/../b", "a/%2E%2E/b"])
+@example([spelt := "🐱" * 256, safe_name(spelt), "🐱" * 255])
+def test_no_two_photographs_share_a_name(names: list[str]) -> None:
+    assert len({safe_name(name) for name in names}) == len(set(names))
+
+
+@given(NAMES)
+@example("x/" * 500)
+@example("x" * 1000)
+@example("a" * 690 + "/" + "\\" * 300)
+@example("\N{RIGHT-TO-LEFT OVERRIDE}" * 340)
+def test_a_name_is_a_key_that_every_store_takes(name: str) -> None:
+    key = result_name(name, planned(layers="a+b:1,2+c=-0.5").settings, "0123456789abcdef")
+    assert len(key.encode()) <= 1024 - 100, "no room is left for the destination's own prefix"
+    assert not {"", ".", ".."} & set(key.split("/"))
+    assert max(len(part.encode()) for part in key.split("/")) <= 255
+    assert key.isprintable()
+    assert "\\" not in key
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "2019/07 holidays/café.jpg", "a+b (1).png", ".hidden", "日本.jpg", "a/...jpg"]
+)
+def test_an_ordinary_name_stays_as_it_is(name: str) -> None:
+    assert safe_name(name) == name
+
+
+def test_a_result_tells_its_source_and_settings() -> None:
+    settings = planned(layers="blocks.4+blocks.3=0.3", octaves=4, output={"format": "webp"})
+    key = result_name("cats/a.jpg", settings.settings, "0123456789abcdef")
+    assert key == "images/cats/a.jpg/blocks.3=0.3+blocks.4-4x10-0123456789abcdef.webp"
+
+
+def test_a_long_label_is_cut() -> None:
+    many = planned(layers={f"layer/{number}": 1 for number in range(20)})
+    key = result_name(source().name, many.settings, "0123456789abcdef")
+    assert re.fullmatch(r"images/a\.jpg/[\w%+]{60}-0123456789abcdef\.png", key)

@@ -1,0 +1,219 @@
+"""One shard, dreamt in this process against a real S3: what an attempt leaves, the next one takes over."""
+
+import hashlib
+import io
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from dreamcore.errors import InvalidInput
+from dreamcore.images import decode, encode
+from flows import layout, protocol, run_record
+from flows.job import DreamJob
+from flows.scan import scan
+from flows.shard import dream_shard
+from flows.sheets import draw_sheets
+from flows.storage import Storage
+from flows.work import Shard
+from tests.support.shards import plan_run, put_photograph, rows_of
+from tests.support.tiny import pixels
+
+
+def test_a_second_attempt_takes_the_dreams_of_the_first(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    assert dream_shard(run, shard, storage) == {"done": 2}
+    first = rows_of(storage, run)
+    versions = {found.uri: found for found in storage.list(f"{destination}images/")}
+    storage.delete(layout.part_uri(destination, run.run_id, 0))  # killed just before the part was put
+
+    assert dream_shard(run, shard, storage) == {"done": 2}
+    assert rows_of(storage, run) == first, "the same rows, measured seconds and time of creation included"
+    assert {found.uri: found for found in storage.list(f"{destination}images/")} == versions
+
+
+def test_a_half_done_shard_dreams_only_what_is_missing(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    dream_shard(run, shard, storage)
+    first = {row["result_uri"]: row for row in rows_of(storage, run)}
+    lost, kept = sorted(str(uri) for uri in first)
+    storage.delete(layout.part_uri(destination, run.run_id, 0))
+    storage.delete(lost)
+
+    dream_shard(run, shard, storage)
+    again = {row["result_uri"]: row for row in rows_of(storage, run)}
+    assert again[kept] == first[kept]
+    assert again[lost]["created_at"] != first[lost]["created_at"]
+    assert storage.find(lost) is not None
+
+
+def test_photographs_of_one_size_are_dreamt_together_as_they_would_be_alone(
+    storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, height in enumerate((40, 48, 40, 48, 40)):
+        put_photograph(storage, f"{source}{number}.png", number, height)
+    storage.write(source + "broken.png", b"no picture", "image/png")
+    dreamt = {}
+    for batch in ("", "1"):
+        monkeypatch.setenv("DREAMGRID_BATCH", batch)
+        run, shard = plan_run(storage, source, f"{destination}{batch}/", ["blocks.0", "blocks.1"])
+        assert dream_shard(run, shard, storage) == {"done": 10, "failed": 2}
+        rows = [row for row in rows_of(storage, run) if row["status"] == "done"]
+        assert sorted(str(row["batch"]) for row in rows) == ["1"] * 10 if batch else ["4"] * 4 + ["6"] * 6
+        dreamt[batch] = {
+            (row["source_uri"], row["settings_id"]): decode(storage.read(str(row["result_uri"])) or b"").pixels.tolist()
+            for row in rows
+        }
+    assert dreamt[""] == dreamt["1"]
+
+
+def test_the_first_part_of_a_shard_stays(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    dream_shard(run, shard, storage)
+    part = storage.read(layout.part_uri(destination, run.run_id, 0))
+    dream_shard(run, shard, storage)
+    assert storage.read(layout.part_uri(destination, run.run_id, 0)) == part
+
+
+def test_trouble_with_one_photograph_is_its_rows_and_nothing_else(
+    storage: Storage, source: str, destination: str
+) -> None:
+    for number, name in enumerate(("changed.png", "deleted.png", "good.png")):
+        put_photograph(storage, source + name, number)
+    storage.write(source + "empty.png", b"", "image/png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    put_photograph(storage, source + "changed.png", seed=9)
+    storage.delete(source + "deleted.png")
+
+    assert dream_shard(run, shard, storage) == {"done": 2, "failed": 2, "skipped": 4}
+    found = {(str(r["source_uri"]).removeprefix(source), r["status"], r["error_kind"]) for r in rows_of(storage, run)}
+    assert found == {
+        ("good.png", "done", None),
+        ("empty.png", "failed", "not_an_image"),
+        ("changed.png", "skipped", "source_changed"),
+        ("deleted.png", "skipped", "source_missing"),
+    }
+
+
+def test_a_dream_names_its_pictures_bytes(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    dream_shard(run, shard, storage)
+    (row,) = rows_of(storage, run)
+    data = storage.read(str(row["result_uri"])) or b""
+    assert row["result_sha256"] == hashlib.sha256(data).hexdigest()
+    assert (row["width"], row["height"]) == (56, 40)
+
+
+@pytest.mark.parametrize("other", [encode(pixels(), "png", 95, {"somebody": "else"}), b"no picture", b""])
+def test_something_else_in_the_place_of_a_dream_is_told(
+    storage: Storage, source: str, destination: str, other: bytes
+) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    dream_shard(run, shard, storage)
+    (row,) = rows_of(storage, run)
+    storage.delete(layout.part_uri(destination, run.run_id, 0))
+    storage.write(str(row["result_uri"]), other, "image/png")
+    with pytest.raises(InvalidInput, match="is there but is no dream of this kind: move it away") as told:
+        dream_shard(run, shard, storage)
+    assert str(row["result_uri"]) in str(told.value)
+
+
+def test_a_file_that_is_larger_than_a_decoder_may_be_is_not_even_read(
+    storage: Storage, source: str, destination: str
+) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    (work,) = shard.works
+    storage.delete(source + "cat.png")
+    assert dream_shard(run, Shard(0, (replace(work, source=replace(work.source, size=2**31)),)), storage) == {
+        "failed": 1
+    }
+    (row,) = rows_of(storage, run)
+    assert (row["error_kind"], row["error"]) == ("too_large", f"a file of {2**31} bytes: at most {2**30} are read")
+
+
+def test_a_destination_below_the_source_never_dreams_its_own_dreams(storage: Storage, source: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    put_photograph(storage, source + "dreams2/dog.png", seed=1)
+    run, shard = plan_run(storage, source, source + "dreams/", ["blocks.0"])
+    assert dream_shard(run, shard, storage) == {"done": 2}
+    names = [found.name for found in scan(run.job, storage).sources]
+    assert sorted(names) == ["cat.png", "dreams2/dog.png"]
+
+
+@pytest.mark.parametrize("part", ["in/", "in/cat.png"])
+def test_a_source_may_lie_below_its_destination(storage: Storage, destination: str, part: str) -> None:
+    put_photograph(storage, f"{destination}in/cat.png")
+    run, shard = plan_run(storage, destination + part, destination, ["blocks.0"])
+    assert dream_shard(run, shard, storage) == {"done": 1}
+    assert [found.uri for found in scan(run.job, storage).sources] == [f"{destination}in/cat.png"]
+
+
+def test_a_source_is_a_folder_and_not_all_that_begins_alike(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "in/cat.png")
+    put_photograph(storage, source + "in2/dog.png", seed=1)
+    job = DreamJob.model_validate({"source": source + "in", "destination": destination})
+    assert [found.uri for found in scan(job, storage).sources] == [source + "in/cat.png"]
+
+
+def test_a_single_photograph_is_a_source(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    put_photograph(storage, source + "cat.png.png", seed=1)
+    job = DreamJob.model_validate({"source": source + "cat.png", "destination": destination})
+    (found,) = scan(job, storage).sources
+    assert (found.uri, found.name) == (source + "cat.png", "cat.png")
+
+
+def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, _ = plan_run(storage, source, destination, ["blocks.0"])
+    other, _ = plan_run(storage, source, destination, ["blocks.1"])
+    first, _ = protocol.claim(run.job, run.settings, storage)
+    assert protocol.claim(run.job, run.settings, storage)[0].run_id == first.run_id, "the same job goes on with its run"
+    ways_out = f"`dreamgrid run --resume {destination}`, or add --abandon"
+    with pytest.raises(InvalidInput, match=f"held by the unfinished run {first.run_id} of another job.*{ways_out}"):
+        protocol.claim(other.job, other.settings, storage)
+    assert DreamJob.model_validate(run_record.active_job(destination, storage)) == run.job
+    protocol.release(destination, first.run_id, storage)
+    with pytest.raises(InvalidInput, match="has no unfinished run to go on with"):
+        run_record.active_job(destination, storage)
+    second, _ = protocol.claim(other.job, other.settings, storage)
+    assert second.run_id != first.run_id
+    protocol.release(destination, first.run_id, storage)
+    assert run_record.active_run_id(other.job, storage) == second.run_id, "a run removes no mark but its own"
+    protocol.abandon(destination, storage)
+    assert run_record.active_run_id(other.job, storage) is None
+
+
+def test_a_dream_that_its_format_cannot_hold_is_a_failed_row(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    sink = io.BytesIO()
+    Image.fromarray(pixels(4, 17000)).save(sink, "PNG")
+    storage.write(source + "panorama.png", sink.getvalue(), "image/png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"], output={"format": "webp"})
+    assert dream_shard(run, shard, storage) == {"done": 1, "failed": 1}
+    (failed,) = (row for row in rows_of(storage, run) if row["status"] == "failed")
+    assert (failed["error_kind"], failed["result_uri"]) == ("too_large", None)
+    assert "16383" in str(failed["error"])
+
+
+def test_sheets_show_what_was_dreamt_and_nothing_else(storage: Storage, source: str, destination: str) -> None:
+    for number, name in enumerate(("cat.png", "changed.png", "deleted.png")):
+        put_photograph(storage, source + name, number)
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    dream_shard(run, shard, storage)
+    storage.write(source + "changed.png", b"no picture any more", "image/png")
+    storage.delete(source + "deleted.png")
+    told: list[str] = []
+    photographs = [(work.source.uri, work.source.etag) for work in shard.works]
+    (sheet,) = draw_sheets(destination, storage, photographs, told.append)
+    assert (sheet.name, sheet.uri) == ("cat.png", f"{destination}sheets/cat.png.jpg")
+    assert storage.read(sheet.uri) == sheet.jpeg
+    assert decode(sheet.jpeg).width > 2 * 120
+    assert [text.partition(":")[0] for text in told] == ["no contact sheet of s3"] * 2
+    assert list(draw_sheets(destination, storage, [], told.append)) == []

@@ -1,0 +1,174 @@
+"""What ends the real command: kill -9, a dead worker, SIGTERM, Prefect's server gone; the next one goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from flows import run_record
+from flows.job import DreamJob
+from flows.local import stack as embedded
+from flows.local.stack import Stack
+from flows.storage import Storage
+from tests.conftest import DREAMGRID
+from tests.support.kills import Observer, put_photographs
+
+GIVEN_UP_SECONDS = 25
+AWAY_SECONDS = 600
+"""In which a run gives up a Prefect server that is gone for good."""
+GRID = {"layers": ["blocks.0", "blocks.1"], "octaves": [2], "steps": [30]}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """The command under way, leader of a process group."""
+
+    def popen(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [DREAMGRID, "run", *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return popen
+
+
+def workers_of(command: subprocess.Popen[str]) -> list[int]:
+    """Process numbers of the processes that dream."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == command.pid and b"spawn_main" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def await_more(observer: Observer, command: subprocess.Popen[str]) -> None:
+    """Returns when there are more dreams than now, when the command has just been started."""
+    observer.look()  # the one before it may have delivered some that nobody has seen yet
+    before = len(observer.dreams)
+    while len(observer.dreams) == before:
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.1)
+        observer.look()
+
+
+def end(command: subprocess.Popen[str], within: float = 300) -> tuple[int, str]:
+    """Exit code and standard error; nothing of it is left."""
+    _, errors = command.communicate(timeout=within)
+    deadline = time.monotonic() + 60
+    with suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(command.pid, 0)
+            time.sleep(0.05)
+        raise AssertionError("something outlives the command")
+    return command.returncode, errors
+
+
+def test_whatever_ends_the_command_the_next_one_goes_on(
+    stack: Stack,
+    storage: Storage,
+    source: str,
+    destination: str,
+    start: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    put_photographs(storage, source, 20)
+    job = DreamJob.model_validate({"source": source, "destination": destination, "grid": GRID})
+    (tmp_path / "job.yaml").write_text(job.model_dump_json())
+    observer = Observer(storage, destination)
+
+    command = start("job.yaml")
+    await_more(observer, command)
+    os.killpg(command.pid, signal.SIGKILL)
+    assert end(command)[0] == -signal.SIGKILL
+
+    command = start("job.yaml")
+    await_more(observer, command)
+    os.kill(workers_of(command)[0], signal.SIGKILL)
+    code, errors = end(command)
+    assert (code, "a worker process died" in errors) == (3, True), errors
+
+    command = start("job.yaml")
+    await_more(observer, command)
+    stopped = time.monotonic()
+    os.killpg(command.pid, signal.SIGTERM)  # as systemd does
+    code, errors = end(command)
+    assert (code, "goes on where this one stopped" in errors) == (3, True), errors
+    assert time.monotonic() - stopped < GIVEN_UP_SECONDS
+
+    command = start("job.yaml")
+    await_more(observer, command)
+    os.kill(command.pid, signal.SIGINT)  # to the command alone, as Docker and Kubernetes do
+    code, errors = end(command)
+    assert (code, "goes on where this one stopped" in errors) == (3, True), errors
+
+    held = run_record.load_active_run(destination, storage)
+    assert held is not None
+    command = start("--resume", destination, "--json")
+    await_more(observer, command)
+    os.kill(stack.servers[1].pid, signal.SIGKILL)
+    assert embedded.up(stack.folder).prefect_url == stack.prefect_url
+    output, errors = command.communicate(timeout=300)
+    assert command.returncode == 0, errors
+    assert json.loads(output)["run_id"] == held.run_id
+    observer.check_finished(job)
+    assert len(observer.rows) == 40
+
+
+def test_a_command_that_cannot_end_is_ended() -> None:
+    never = """
+import time
+from flows.cli import main as cli
+
+def for_ever(**_):
+    print("there", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+
+cli.STOP_SECONDS, cli.cli = 1, for_ever
+cli.main()
+"""
+    command = subprocess.Popen([sys.executable, "-c", never], stdout=subprocess.PIPE, text=True)
+    assert command.stdout
+    with command.stdout:
+        assert command.stdout.readline() == "there\n"
+        command.terminate()
+        assert command.wait(60) == 3
+
+
+@pytest.mark.soak
+def test_a_prefect_server_that_never_returns_ends_a_run_in_bounded_time(
+    stack: Stack, storage: Storage, source: str, destination: str, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    put_photographs(storage, source, 12)
+    job = DreamJob.model_validate({"source": source, "destination": destination, "grid": GRID})
+    grid = ["--layers=blocks.0", "--layers=blocks.1", "--octaves=2", "--steps=30"]  # as `GRID`
+    observer = Observer(storage, destination)
+    command = start("--source", source, "--destination", destination, *grid)
+    await_more(observer, command)
+    os.kill(stack.servers[1].pid, signal.SIGKILL)
+    try:
+        code, errors = end(command, AWAY_SECONDS)
+    finally:
+        embedded.up(stack.folder)
+    assert code == 3, errors
+    finished = start("--resume", destination, "--json")
+    output, errors = finished.communicate(timeout=300)
+    assert finished.returncode == 0, errors
+    assert json.loads(output)["planned"] == 24
+    observer.check_finished(job)

@@ -1,0 +1,192 @@
+"""The conditional reads and writes that the protocol rests on, against real S3 servers of several makes."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from dreamcore.errors import ImageError, InvalidInput, Unavailable
+from flows import scan
+from flows.layout import parse_uri
+from flows.local.stack import Stack
+from flows.s3_errors import UnreadableObject, is_transient, translate
+from flows.shard import dream_shard
+from flows.storage import FAIL_FAST, RetryPolicy, Storage
+from tests.conftest import Command
+from tests.support import servers as stores
+from tests.support.servers import Store
+from tests.support.shards import plan_run, put_photograph, rows_of
+
+
+@pytest.fixture(scope="module", params=["seaweedfs", "moto", "rclone", "ceph"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Each of the servers in turn."""
+    if request.param == "seaweedfs":
+        yield stores.seaweedfs(request.getfixturevalue("stack"))
+    else:
+        with getattr(stores, request.param)(tmp_path_factory.mktemp(request.param)) as running:
+            yield running
+
+
+@pytest.fixture
+def storage(store: Store) -> Storage:
+    return Storage(environment=store.environment)
+
+
+def test_what_is_written_is_found_listed_and_read(storage: Storage, source: str) -> None:
+    for name in ("b.png", "a b+c%2F.png", "ä/🎈.png", "out2/x", "out/x"):
+        storage.write(source + name, name.encode(), "image/png")
+    listed = {found.uri: found for found in storage.list(source)}
+    assert set(listed) == {source + name for name in ("b.png", "a b+c%2F.png", "ä/🎈.png", "out2/x", "out/x")}
+    for uri, found in listed.items():
+        assert storage.read(uri) == uri.removeprefix(source).encode()
+        assert storage.find(uri) == found
+    assert [found.uri for found in storage.list(source + "out/")] == [source + "out/x"]
+
+
+def test_what_is_not_there_is_none(storage: Storage, source: str) -> None:
+    assert storage.read(source + "nothing") is None
+    assert storage.find(source + "nothing") is None
+    storage.delete(source + "nothing")
+
+
+def test_a_version_is_read_or_told_to_be_gone(storage: Storage, source: str) -> None:
+    storage.write(source + "cat.png", b"first", "image/png")
+    (first,) = storage.list(source)
+    assert storage.read_version(first.uri, first.etag) == b"first"
+    storage.write(source + "cat.png", b"second", "image/png")
+    with pytest.raises(ImageError, match="replaced") as changed:
+        storage.read_version(first.uri, first.etag)
+    assert changed.value.kind == "source_changed"
+    storage.delete(source + "cat.png")
+    with pytest.raises(ImageError, match="deleted") as missing:
+        storage.read_version(first.uri, first.etag)
+    assert missing.value.kind == "source_missing"
+
+
+@pytest.mark.parametrize(
+    ("store", "kept", "code"),
+    [
+        ("moto", {"StorageClass": "GLACIER"}, "InvalidObjectState"),
+        ("seaweedfs", {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": os.urandom(32)}, "InvalidArgument"),
+    ],
+    indirect=["store"],
+    ids=["archived", "encrypted"],
+)
+def test_a_photograph_that_the_store_does_not_give_out_is_a_failed_row(
+    storage: Storage, source: str, destination: str, kept: dict[str, Any], code: str
+) -> None:
+    put_photograph(storage, source + "good.png")
+    bucket, key = parse_uri(source + "kept.png")
+    storage._client.put_object(Bucket=bucket, Key=key, Body=b"not to be had", **kept)
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    assert dream_shard(run, shard, storage) == {"done": 1, "failed": 1}
+    (failed,) = (row for row in rows_of(storage, run) if row["status"] == "failed")
+    assert failed["error_kind"] == "source_unreadable"
+    assert f"{source}kept.png: the store at {storage.endpoint} answers {code} " in str(failed["error"])
+    with pytest.raises(Unavailable, match=code):  # of what is no photograph it stops a run
+        storage.read(source + "kept.png")
+
+
+@pytest.mark.parametrize("reason", ["DisabledException", "KMSInvalidStateException", "NotFoundException"])
+def test_what_a_key_of_kms_does_not_open_is_not_given_out(reason: str) -> None:
+    answer: Any = {"Error": {"Code": f"KMS.{reason}"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    error = ClientError(answer, "GetObject")
+    assert not is_transient(error)
+    assert type(translate(error, "s3://photos/x", "https://s3")) is UnreadableObject
+
+
+def test_the_first_writer_wins(store: Store, storage: Storage, source: str) -> None:
+    if not store.conditional_writes:
+        pytest.skip("this store ignores conditional writes")
+    assert storage.write_if_absent(source + "x", b"first", "text/plain")
+    assert storage.write_if_absent(source + "x", b"first", "text/plain"), "one's own first attempt is no loss"
+    assert not storage.write_if_absent(source + "x", b"second", "text/plain")
+    assert storage.read(source + "x") == b"first"
+
+
+def test_an_object_is_removed_only_as_it_was_read(storage: Storage, source: str) -> None:
+    storage.write(source + "x", b"first", "text/plain")
+    storage.delete_if_unchanged(source + "x", b"second")
+    assert storage.read(source + "x") == b"first"
+    for _ in range(2):  # the second time there is nothing to remove
+        storage.delete_if_unchanged(source + "x", b"first")
+        assert storage.read(source + "x") is None
+
+
+def test_the_probe_of_conditions_is_right_and_leaves_nothing(store: Store, storage: Storage, source: str) -> None:
+    assert storage.supports_conditional_writes(source) == store.conditional_writes
+    assert list(storage.list(source)) == []
+
+
+def test_a_store_that_ignores_conditional_writes_is_told_aloud(
+    store: Store, storage: Storage, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "storage", lambda: storage)
+    warning = scan.store_warning(source)
+    if store.conditional_writes:
+        assert warning is None
+    else:
+        assert f"{storage.endpoint} ignores conditional writes: let no other run write to {source}" in str(warning)
+
+
+def test_a_missing_bucket_is_named(storage: Storage) -> None:
+    for attempt in (
+        lambda: list(storage.list("s3://nowhere/x/")),
+        lambda: storage.check_bucket("s3://nowhere/x/"),
+        lambda: storage.write("s3://nowhere/x", b"", "text/plain"),
+        lambda: storage.read("s3://nowhere/x"),
+    ):
+        with pytest.raises(InvalidInput, match="no bucket 'nowhere'"):
+            attempt()
+
+
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_refused_credentials_are_told(store: Store, source: str, variable: str) -> None:
+    if not store.asks_for_credentials:
+        pytest.skip("this store lets everybody in")
+    stranger = Storage(FAIL_FAST, store.environment | {variable: "wrong"})
+    with pytest.raises(InvalidInput, match="refuses access") as refused:
+        list(stranger.list(source))
+    assert store.environment["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
+    with pytest.raises(InvalidInput, match="refuses access"):
+        stranger.find(source + "x")
+    with pytest.raises(InvalidInput, match="refuses access"):
+        stranger.read_version(source + "x", "etag")
+
+
+NOBODY = dict.fromkeys(("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "nobody")
+
+
+def test_an_endpoint_that_does_not_answer_is_the_worlds_trouble() -> None:
+    nobody = Storage(RetryPolicy(1, 1), NOBODY | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9 does not answer"):
+        nobody.read("s3://photos/x")
+
+
+def test_an_endpoint_that_is_no_address_is_told() -> None:
+    with pytest.raises(InvalidInput, match="nonsense"):
+        Storage(environment=NOBODY | {"AWS_ENDPOINT_URL": "nonsense"})
+
+
+@pytest.mark.soak
+def test_a_run_completes_on_every_store_and_finds_nothing_to_do_then(
+    store: Store, stack: Stack, storage: Storage, source: str, destination: str, dreamgrid: Command
+) -> None:
+    for number in range(4):
+        put_photograph(storage, f"{source}{number}.png", number)
+    grid = ["--layers", "blocks.0", "--octaves", "1", "--steps", "1"]
+    variables = {
+        **stack.environment(),
+        **store.environment,
+        "AWS_ENDPOINT_URL_S3": store.environment["AWS_ENDPOINT_URL"],
+    }
+    for state, done in (("completed", 4), ("nothing to do", 0)):
+        ran = dreamgrid("run", "--source", source, "--destination", destination, *grid, "--json", **variables)
+        assert ran.returncode == 0, ran.stderr
+        report = json.loads(ran.stdout)
+        assert (report["state"], report["done"], report["failed"]) == (state, done, 0)
+        assert ("ignores conditional writes" in ran.stderr) != store.conditional_writes

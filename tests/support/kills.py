@@ -1,0 +1,236 @@
+"""Runs that are killed or put to sleep: each attempt at a job is a process of its own, forked from one that is warm.
+
+An attempt goes through the protocol as the flow does, without Prefect. It may be told to send itself a signal at any
+one of its calls to S3, just before the request or just after the answer; or whoever started it sends one. An observer
+reads whatever can be seen of a destination at any instant.
+"""
+
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from dreamcore.batch import DreamRequest, Limits, dream_photographs
+from dreamcore.errors import DreamgridError
+from dreamcore.images import Photograph, decode, read_metadata
+from dreamcore.settings import DreamSettings
+from flows import layout, shard
+from flows.assets import network_for
+from flows.cost import CORE, Throughput
+from flows.executors import in_this_process
+from flows.job import DreamJob
+from flows.machine import max_memory
+from flows.protocol import run_job
+from flows.scan import plan_settings, scan
+from flows.storage import ObjectInfo, Storage
+from tests.support.tiny import pixels
+
+BATCH = 2
+"""AscentResult that an attempt makes at once: few, since its runs are small."""
+REFUSED = 3
+"""Exit code of an attempt that ended with one of our own errors."""
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload([__name__])
+
+_exit_codes = threading.Lock()
+"""multiprocessing reads the exit code of every child whenever it starts one or is asked for one. An exit code can be
+read once: of two threads that read the same, one finds 255."""
+
+
+def _warm_up() -> None:
+    """What a fork need not do any more: load the network, and dream the first time, which takes longest."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # others would not be there after a fork
+    for layers in ("blocks.0", "blocks.1"):
+        settings = DreamSettings.model_validate({"layers": layers, "octaves": 1, "steps": 1})
+        request = DreamRequest(Photograph(pixels(32, 40), 40, 32), settings)
+        dream_photographs(network_for(settings, "cpu"), [request], Limits(max_memory("cpu")))
+    torch.set_num_threads(threads)
+
+
+_warm_up()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process that goes through a job once."""
+
+    environment: Mapping[str, str]
+    """Where S3 is."""
+    job: DreamJob
+    made: Path
+    """A file that grows by a byte for each dream that is made."""
+    event: int | None = None
+    """When the process sends itself a signal: each call to S3 is two events, numbered from 1."""
+    signal: int = signal.SIGKILL
+
+    def start(self) -> ForkServerProcess:
+        """The process, under way."""
+        process = _forks.Process(target=_go, args=(self,))
+        with _exit_codes:
+            process.start()
+        return process
+
+    def run(self) -> int | None:
+        """The exit code: 0 when it got through."""
+        return wait(self.start())
+
+
+def lives(process: ForkServerProcess) -> bool:
+    """Whether an attempt is under way still."""
+    return not connection.wait([process.sentinel], 0)
+
+
+def wait(process: ForkServerProcess) -> int | None:
+    """The exit code of an attempt under way."""
+    connection.wait([process.sentinel], 120)
+    with _exit_codes:
+        return process.exitcode
+
+
+@contextmanager
+def sleeping(attempt: Attempt) -> Iterator[Callable[[], int | None] | None]:
+    """An attempt that sleeps (SIGSTOP), as what wakes it up and gives its exit code; None where it got through."""
+    process = attempt.start()
+
+    def wake() -> int | None:
+        os.kill(process.pid or 0, signal.SIGCONT)
+        return wait(process)
+
+    def sleeps() -> bool:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended, or does while it is looked at
+            return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return False
+
+    try:
+        while lives(process) and not sleeps():
+            time.sleep(0.005)
+        yield wake if sleeps() else None
+    finally:
+        process.kill()
+        wait(process)
+
+
+def _go(attempt: Attempt) -> None:
+    """In the fork."""
+    os.environ["DREAMGRID_BATCH"] = str(BATCH)
+    torch.set_num_threads(1)
+    _count_dreams(attempt.made)
+    storage = Storage(environment=attempt.environment)
+    _watch_calls(storage, attempt)
+    try:
+        _run_job(attempt.job, storage)
+    except DreamgridError:
+        sys.exit(REFUSED)
+
+
+def _run_job(job: DreamJob, storage: Storage) -> None:
+    """The product's own protocol, with all shards in this process."""
+    run_job(
+        job,
+        plan_settings(job),
+        storage,
+        in_this_process(storage),
+        find_sources=lambda job: scan(job, storage).sources,
+        throughput=Throughput(4, CORE),
+    )
+
+
+def _count_dreams(made: Path) -> None:
+    def counting(network: Any, orders: Any, *limits: Any) -> Any:
+        with made.open("ab", buffering=0) as file:
+            file.write(b"." * len(orders))
+        return dream_photographs(network, orders, *limits)
+
+    patch.object(shard, "dream_photographs", counting).start()
+
+
+def _watch_calls(storage: Storage, attempt: Attempt) -> None:
+    events = itertools.count(1)
+
+    def event(**_: object) -> None:
+        if next(events) == attempt.event:
+            os.kill(os.getpid(), attempt.signal)
+
+    for name in ("before-send.s3", "response-received.s3"):
+        storage._client.meta.events.register(name, event)
+
+
+def put_photographs(storage: Storage, source: str, count: int) -> None:
+    """Small photographs, all different."""
+    for number in range(count):
+        sink = io.BytesIO()
+        Image.fromarray(pixels(32, 40, number)).save(sink, "PNG")
+        storage.write(f"{source}{number:03d}.png", sink.getvalue(), "image/png")
+
+
+Identity = tuple[str, str, str]
+"""Photograph, its version, settings: what has one row."""
+
+
+def wanted(job: DreamJob, storage: Storage) -> set[Identity]:
+    """The rows that a destination must have when the job is done."""
+    sources, settings = scan(job, storage).sources, plan_settings(job)
+    return {(source.uri, source.etag, each.settings_id) for source in sources for each in settings}
+
+
+class Observer:
+    """Looks at a destination while it grows: every object is complete when it first appears, and never changes."""
+
+    def __init__(self, storage: Storage, destination: str) -> None:
+        self.storage, self.destination = storage, destination
+        self.rows: dict[Identity, dict[str, Any]] = {}
+        self.dreams: dict[str, tuple[int, str]] = {}
+        """Bytes and SHA-256 by address."""
+        self._etags: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Read what has come since the last look. What a part names is there before the part."""
+        parts = list(self.storage.list(f"{self.destination}manifest/"))
+        for found in self._new(list(self.storage.list(f"{self.destination}images/"))):
+            data = self.storage.read(found.uri) or b""
+            assert decode(data)
+            assert read_metadata(data), f"{found.uri} is no whole dream"
+            self.dreams[found.uri] = len(data), hashlib.sha256(data).hexdigest()
+        for found in self._new(parts):
+            for row in pq.read_table(io.BytesIO(self.storage.read(found.uri) or b"")).to_pylist():
+                self._look_at(row)
+
+    def _new(self, listed: Iterable[ObjectInfo]) -> Iterable[ObjectInfo]:
+        for found in listed:
+            if found.uri not in self._etags:
+                self._etags[found.uri] = found.etag
+                yield found
+            assert self._etags[found.uri] == found.etag, f"{found.uri} was written again"
+
+    def _look_at(self, row: dict[str, Any]) -> None:
+        identity = row["source_uri"], row["source_etag"], row["settings_id"]
+        assert identity not in self.rows, f"{identity} has two rows"
+        self.rows[identity] = row
+        if row["status"] == "done":
+            assert self.dreams[row["result_uri"]] == (row["result_bytes"], row["result_sha256"])
+
+    def check_finished(self, *jobs: DreamJob) -> None:
+        """Nothing is lost, nothing is twice, no dream is without its row, and the destination is free."""
+        self.look()
+        assert set(self.rows) == {identity for job in jobs for identity in wanted(job, self.storage)}
+        assert set(self.dreams) == {row["result_uri"] for row in self.rows.values() if row["status"] == "done"}
+        assert self.storage.find(layout.active_uri(self.destination)) is None
