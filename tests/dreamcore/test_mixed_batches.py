@@ -301,5 +301,5 @@ def test_a_batch_too_small_for_the_network_is_as_many_errors() -> None:
 def test_settings_of_one_batch_share_what_shapes_the_batch() -> None:
     assert batch_key(changed(octaves=3)) != batch_key(SETTINGS)
     assert batch_key(changed(steps=3)) != batch_key(SETTINGS)
-    assert batch_key(changed(tile_size=64)) != batch_key(SETTINGS)
+    assert batch_key(changed(tile=64)) != batch_key(SETTINGS)
     assert batch_key(changed(output={"format": "jpg"})) == batch_key(SETTINGS)

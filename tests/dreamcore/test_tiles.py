@@ -121,7 +121,7 @@ def test_every_pixel_moves_and_the_whole_picture_by_step_size() -> None:
 
 def test_tiles_that_are_dreamt_each_for_itself_make_one_step_too() -> None:
     start = picture(170, 230)
-    change = dreams(tiny_network(), start, changed(**PLAIN, tile_size=64)) - start
+    change = dreams(tiny_network(), start, changed(**PLAIN, tile=64)) - start
     assert (change.abs().amax(1) > 0).all()
     assert change.abs().mean().item() == pytest.approx(1e-3, rel=1e-3)
 
