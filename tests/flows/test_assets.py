@@ -298,14 +298,14 @@ def test_a_picture_that_is_not_there_or_is_none_is_refused(
 @pytest.mark.parametrize("name", ["guide", "mask", "weights"])
 def test_a_run_reads_no_file_of_this_machine(name: str, uri: str) -> None:
     message = refusal("s3://photos/x/", "s3://dreams/x/", **{name: f"{uri}#sha256={digest(b'')}"})
-    assert message == f"{name}: {uri!r} is no S3 address, and a run reads nothing else"
+    assert message == f"{name}: {uri!r} is not an S3 address, and a run reads nothing else"
 
 
 @pytest.mark.parametrize("name", ["guide", "mask", "weights"])
 def test_an_address_of_no_object_is_refused(name: str, storage: Storage, source: str, destination: str) -> None:
     for uri in ("s3://", "s3:///a.png", "s3://photos", "s3://photos/"):
         message = refusal(source, destination, **{name: f"{uri}#sha256={digest(b'')}"})
-        assert f"{uri} is no address of an object" in message or f"{name}: {uri!r} is no S3 address" in message
+        assert f"{uri} is no address of an object" in message or f"{name}: {uri!r} is not an S3 address" in message
 
 
 def test_weights_are_refused_without_a_digest(storage: Storage, source: str, destination: str) -> None:

@@ -89,7 +89,7 @@ def test_a_run_with_too_few_rows_is_not_finished(storage: Storage, source: str, 
     plan = make_plan(scan(run.job, storage).sources, run.settings, finished_dreams(run.destination, storage))
     first, *_ = shards = protocol.freeze(run, plan, storage)
     dream_shard(run, first, storage)
-    with pytest.raises(DreamgridError, match="1 rows of 2 planned: it was given up"):
+    with pytest.raises(DreamgridError, match="1 rows, but 2 dreams were planned: another process abandoned it"):
         protocol.finish(run, shards, 0.0, storage)
     assert storage.find(f"{run.folder}success.json") is None
 
@@ -100,7 +100,7 @@ def test_a_run_that_another_process_ended_cannot_be_planned(storage: Storage, so
     same = begin(storage, source, destination)
     assert same.run_id == run.run_id
     assert not protocol.freeze(same, make_plan(Sources(()), (), lambda _key: True), storage)
-    with pytest.raises(Unavailable, match="was ended by another process"):
+    with pytest.raises(Unavailable, match="another process ended the run"):
         protocol.freeze(run, make_plan(scan(run.job, storage).sources, run.settings, lambda _: False), storage)
     assert begin(storage, source, destination).run_id != run.run_id, "the next one begins anew"
 
@@ -109,7 +109,7 @@ def test_a_worker_reads_the_run_that_it_is_told_the_name_of(storage: Storage, so
     run = begin(storage, source, destination)
     assert run_record.load_run(destination, run.run_id, storage) == run
     storage.delete(f"{run.folder}job.json")
-    with pytest.raises(Unavailable, match=r"job\.json is gone: put it back"):
+    with pytest.raises(Unavailable, match=r"job\.json is missing: restore it"):
         run_record.load_run(destination, run.run_id, storage)
 
 
@@ -171,7 +171,7 @@ def test_a_collection_of_web_pages_stops_and_goes_on_when_told_to(
     job = ("--source", source, "--destination", destination, *("--steps", "1", "--steps", "2", "--steps", "3"))
     stopped = dreamgrid("run", *job)
     assert stopped.returncode == 1, stopped.stderr
-    assert "not_an_image). What is there stays." in stopped.stderr
+    assert "not_an_image). Finished dreams are kept." in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert len(manifest.read(storage, destination)) > 100
 

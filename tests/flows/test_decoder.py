@@ -46,6 +46,14 @@ def shared() -> Iterator[Decoder]:
     decoder.close()
 
 
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    """One of the test's own, to be broken."""
+    decoder = Decoder(seconds=30)
+    yield decoder
+    decoder.close()
+
+
 @contextmanager
 def another_process(code: str) -> Iterator[tuple[int, int, IO[str]]]:
     """A process that runs `code`, to be killed: its pid, that of its child, which it tells, and what else it says."""

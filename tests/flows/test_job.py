@@ -38,9 +38,9 @@ def test_an_address_is_a_bucket_and_any_key(uri: str, parts: tuple[str, str]) ->
 
 @pytest.mark.parametrize("uri", ["", "s3://", "s3:///key", "s3:b/key", "http://b/key", "/b/key", "b/key", "S3://b"])
 def test_what_is_no_s3_address_is_refused(uri: str) -> None:
-    with pytest.raises(ValueError, match="is no S3 address: write s3://"):
+    with pytest.raises(ValueError, match="is not an S3 address: write s3://"):
         parse_uri(uri)
-    with pytest.raises(ValidationError, match="is no S3 address"):
+    with pytest.raises(ValidationError, match="is not an S3 address"):
         job(source=uri)
 
 

@@ -33,7 +33,7 @@ def test_gpus_that_torch_cannot_use_are_told(monkeypatch: pytest.MonkeyPatch) ->
     """Two workers were begun for them, which are few for the cores."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.warns(UserWarning, match="torch can use none of the 2 GPUs .* with CUDA_VISIBLE_DEVICES= there is"):
+    with pytest.warns(UserWarning, match="torch cannot use any of the 2 GPUs .* with CUDA_VISIBLE_DEVICES= there is"):
         assert choose_device() == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert choose_device() == "cpu"
@@ -80,7 +80,9 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     "nonsense", ["", "much", "GiB", "-1GB", "0", "0GiB", "0.5", "1e9", "1,5GB", "2GiBs", "2PB", "1.GB", "nan", "inf"]
 )
 def test_what_is_no_size_is_told(nonsense: str) -> None:
-    with pytest.raises(InvalidInput, match=f"^{nonsense!r} is no amount of memory: write such as 2GiB or 500MB$"):
+    with pytest.raises(
+        InvalidInput, match=f"^{nonsense!r} is not an amount of memory: write for example 2GiB or 500MB$"
+    ):
         parse_size(nonsense)
 
 
@@ -102,7 +104,7 @@ def test_the_environment_says_how_much_memory_there_is(monkeypatch: pytest.Monke
     monkeypatch.setenv("DREAMGRID_MAX_MEMORY", "1.5GiB")
     assert max_memory(device) == 3 * 2**29
     monkeypatch.setenv("DREAMGRID_MAX_MEMORY", "plenty")
-    with pytest.raises(InvalidInput, match="'plenty' is no amount of memory"):
+    with pytest.raises(InvalidInput, match="'plenty' is not an amount of memory"):
         max_memory(device)
 
 
@@ -133,7 +135,7 @@ def test_a_batch_of_nonsense_is_told(monkeypatch: pytest.MonkeyPatch, nonsense: 
 
 @pytest.mark.parametrize(("asked", "found"), [({}, "1 256"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}, "1 64")])
 def test_a_worker_has_one_thread_and_few_sizes_of_convolutions(asked: dict[str, str], found: str) -> None:
-    code = "import os, flows.machine as machine; machine.start_worker(); "
+    code = "import os; from flows.worker_process import start_worker; start_worker(); "
     code += "print(os.environ['OMP_NUM_THREADS'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
     env = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")} | asked
     command = [sys.executable, "-c", code]

@@ -180,7 +180,7 @@ def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: st
         protocol.claim(other.job, other.settings, storage)
     assert DreamJob.model_validate(run_record.active_job(destination, storage)) == run.job
     protocol.release(destination, first.run_id, storage)
-    with pytest.raises(InvalidInput, match="has no unfinished run to go on with"):
+    with pytest.raises(InvalidInput, match="has no unfinished run to resume"):
         run_record.active_job(destination, storage)
     second, _ = protocol.claim(other.job, other.settings, storage)
     assert second.run_id != first.run_id

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +31,6 @@ def many_scans(times: int, side: int = 3000) -> bytes:
 
 ENDLESS = many_scans(20_000)
 """Half a megabyte that is decoded for minutes."""
-
-
-@pytest.fixture
-def decoder() -> Iterator[Decoder]:
-    """One of the test's own, to be broken."""
-    decoder = Decoder(seconds=30)
-    yield decoder
-    decoder.close()
 
 
 def pid(decoder: Decoder) -> int:

@@ -14,32 +14,34 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from dreamcore.batch import DreamRequest, Limits, dream_photographs
-from dreamcore.errors import DreamgridError
+from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs
+from dreamcore.errors import DreamgridError, ImageError
 from dreamcore.images import Photograph, decode, read_metadata
+from dreamcore.network import Network
 from dreamcore.settings import DreamSettings
-from flows import layout, shard
+from flows import layout
 from flows.assets import network_for
 from flows.cost import CORE, Throughput
-from flows.executors import in_this_process
 from flows.job import DreamJob
 from flows.machine import max_memory
-from flows.protocol import run_job
+from flows.protocol import Executor, run_job
+from flows.run_record import Run
 from flows.scan import plan_settings, scan
+from flows.shard import dream_shard
 from flows.storage import ObjectInfo, Storage
+from flows.work import Shard
 from tests.support.tiny import pixels
 
 BATCH = 2
@@ -130,37 +132,37 @@ def sleeping(attempt: Attempt) -> Iterator[Callable[[], int | None] | None]:
 
 
 def _go(attempt: Attempt) -> None:
-    """In the fork."""
+    """Run the product's own protocol in the forked process, with all shards in this process."""
     os.environ["DREAMGRID_BATCH"] = str(BATCH)
     torch.set_num_threads(1)
-    _count_dreams(attempt.made)
     storage = Storage(environment=attempt.environment)
     _watch_calls(storage, attempt)
     try:
-        _run_job(attempt.job, storage)
+        run_job(
+            attempt.job,
+            plan_settings(attempt.job),
+            storage,
+            _counting_executor(attempt.made, storage),
+            find_sources=lambda job: scan(job, storage).sources,
+            throughput=Throughput(4, CORE),
+        )
     except DreamgridError:
         sys.exit(REFUSED)
 
 
-def _run_job(job: DreamJob, storage: Storage) -> None:
-    """The product's own protocol, with all shards in this process."""
-    run_job(
-        job,
-        plan_settings(job),
-        storage,
-        in_this_process(storage),
-        find_sources=lambda job: scan(job, storage).sources,
-        throughput=Throughput(4, CORE),
-    )
+def _counting_executor(made: Path, storage: Storage) -> Executor:
+    """Return an executor that appends a byte to `made` for each dream that it computes."""
 
-
-def _count_dreams(made: Path) -> None:
-    def counting(network: Any, orders: Any, *limits: Any) -> Any:
+    def dream(network: Network, requests: Sequence[DreamRequest], limits: Limits) -> list[Dream | ImageError]:
         with made.open("ab", buffering=0) as file:
-            file.write(b"." * len(orders))
-        return dream_photographs(network, orders, *limits)
+            file.write(b"." * len(requests))
+        return dream_photographs(network, requests, limits)
 
-    patch.object(shard, "dream_photographs", counting).start()
+    def execute(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
+        for shard in shards:
+            yield dream_shard(run, shard, storage, dream)
+
+    return execute
 
 
 def _watch_calls(storage: Storage, attempt: Attempt) -> None:

@@ -150,7 +150,10 @@ REFUSED = {
         ("--quality", "200"),
         "output.quality: input should be less than or equal to 100, not '200'",
     ),
-    "no amount of memory": (("--max-memory", "nonsense"), "'nonsense' is no amount of memory: write such as 2GiB"),
+    "no amount of memory": (
+        ("--max-memory", "nonsense"),
+        "'nonsense' is not an amount of memory: write for example 2GiB",
+    ),
     "a tile too small": (("--tile", "10"), "tile is 10 pixels: make it 64 or more"),
     "no octave is the picture": (
         ("--preset", "tf2", "--octaves", "2"),

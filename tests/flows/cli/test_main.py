@@ -142,7 +142,7 @@ def bad_access(stack: Stack) -> dict[str, tuple[str, str, dict[str, str], str]]:
         "Prefect's page": (here, there, {"PREFECT_API_URL": stack.prefect_url}, "no Prefect server to work with at"),
         "same place": (here, "s3://photos/x", {}, "source and destination are both s3://photos/x/"),
         "among the results": ("s3://dreams/x/images/", there, {}, "lies among the results"),
-        "no address": ("photos/x", there, {}, "source: 'photos/x' is no S3 address"),
+        "no address": ("photos/x", there, {}, "source: 'photos/x' is not an S3 address"),
     }
 
 
@@ -169,7 +169,10 @@ def test_bad_access_starts_nothing(case: str, dreamgrid: Command, stack: Stack, 
         ("DREAMGRID_WORKERS", "DREAMGRID_WORKERS is 'lots': give a number of processes, 1 or more"),
         ("DREAMGRID_BATCH", "DREAMGRID_BATCH is 'lots': give a number of dreams, 1 or more"),
         ("DREAMGRID_PATIENCE", "DREAMGRID_PATIENCE is 'lots': give a number of seconds, 1 or more"),
-        ("DREAMGRID_MAX_MEMORY", "DREAMGRID_MAX_MEMORY: 'lots' is no amount of memory: write such as 2GiB or 500MB"),
+        (
+            "DREAMGRID_MAX_MEMORY",
+            "DREAMGRID_MAX_MEMORY: 'lots' is not an amount of memory: write for example 2GiB or 500MB",
+        ),
     ],
 )
 def test_a_bad_environment_starts_nothing(
@@ -224,7 +227,7 @@ def test_no_key_steers_the_terminal(dreamgrid: Command, destination: str, capsys
     ("flags", "fault", "call", "told", "again"),
     [
         ((), Fault.UNKNOWN, "api/artifacts", "501 Not Implemented", "the same command"),
-        (("--abandon",), Fault.GONE, "set_state", "404 Not ObjectInfo", "the same command without --abandon"),
+        (("--abandon",), Fault.GONE, "set_state", "404 Not Found", "the same command without --abandon"),
     ],
     ids=["bad answer", "deleted"],
 )
