@@ -15,7 +15,7 @@ TORCH_FAMILY := ^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak lint bench clean FORCE
+.PHONY: help demo test soak lint bench docs clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ lint: .venv/.installed-dev  ## ruff, mypy and hadolint
 
 bench: .venv/.installed-dev  ## measure speed and memory on this machine; ARGS goes to the benchmark
 	.venv/bin/python -m benchmarks $(ARGS)
+
+docs: .venv/.installed  ## write the tables of docs/settings.md from the code
+	.venv/bin/python docs/make_settings.py
 
 clean:  ## stop the embedded stack; remove .venv, .dreamgrid and caches
 	@if [ -d .dreamgrid ] && [ -x .venv/bin/dreamgrid ]; then \

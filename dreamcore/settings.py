@@ -32,7 +32,7 @@ class Output(Frozen):
     """The file a dream becomes."""
 
     format: Literal["png", "webp", "jpg"] = "png"
-    """FileReference format."""
+    """File format."""
     quality: int = Field(default=95, ge=1, le=100)
     """Of jpg and webp (100 is lossless webp); png is always lossless."""
 

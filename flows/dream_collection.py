@@ -97,8 +97,8 @@ def check(job: DreamJob) -> tuple[PlannedSettings, ...]:
     return settings
 
 
-# Prefect pickles the bodies of flows and tasks by value, and a ContextVar cannot be pickled. So only plain functions and
-# classes, which are pickled by reference, read the two above.
+# Prefect pickles the bodies of flows and tasks by value, and a ContextVar cannot be pickled. Therefore only plain
+# functions and classes, which are pickled by reference, read the two above.
 
 
 def plan_and_check(job: DreamJob) -> tuple[PlannedSettings, ...]:
