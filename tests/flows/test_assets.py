@@ -287,7 +287,7 @@ def test_a_picture_that_is_not_there_or_is_none_is_refused(
     for uri, complaint in (
         (f"{source}missing.png", f"there is no {source}missing.png"),
         ("s3://nowhere/guide.png", "there is no bucket 'nowhere'"),
-        (f"{source}page.png", f"{source}page.png: no picture"),
+        (f"{source}page.png", f"{source}page.png: not an image"),
         (f"{source}empty.png", f"{source}empty.png: "),
         (f"{source}damaged.png", f"{source}damaged.png: PNG: "),
     ):

@@ -122,7 +122,7 @@ def check_rows(rows: list[dict[str, Any]], storage: Storage) -> None:
             assert len(row["classes_before"]) == len(row["classes_after"]) == 5
         else:
             assert row["result_uri"] is None
-            assert "no picture" in row["error"]
+            assert "not an image" in row["error"]
 
 
 def check_strangers_can_read(

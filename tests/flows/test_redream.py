@@ -462,11 +462,11 @@ def test_a_result_that_is_no_picture_is_named(tmp_path: Path, cat: Path, dreamgr
     (tmp_path / "page.png").write_text("<html>")
     for dream, source in (("page.png", "cat.png"), ("forged.png", "page.png")):
         forge(tmp_path)
-        with pytest.raises(ImageError, match=r"page\.png: no picture"):
+        with pytest.raises(ImageError, match=r"page\.png: not an image"):
             redream(str(tmp_path / dream), tmp_path / "again.png", tmp_path / source, OnStep())
     done = dreamgrid("redream", "page.png", "again.png", "--source", "cat.png")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "page.png: no picture" in done.stderr
+    assert "page.png: not an image" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -164,7 +164,7 @@ REFUSED = {
     "no such stage": (("--layers", "x40%"), "has no layer 'x40%'"),
     "no guide": (("--guide", "missing.png"), "guide: missing.png cannot be read: No such file or directory"),
     "a folder": (("--mask", "."), "mask: . cannot be read: Is a directory"),
-    "no picture": (("--guide", "page.png"), "guide: page.png: no picture"),
+    "no picture": (("--guide", "page.png"), "guide: page.png: not an image"),
     "half a picture": (("--mask", "half.jpg"), "mask: half.jpg: JPEG: "),
     "another guide": (("--guide", f"cat.png#sha256={'0' * 64}"), "guide: cat.png has the SHA-256 "),
     "other weights": (("--weights", f"page.png#sha256={'0' * 64}"), "weights: page.png has the SHA-256 "),

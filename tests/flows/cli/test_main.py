@@ -60,7 +60,7 @@ def test_one_picture_needs_no_s3_and_no_prefect(dreamgrid: Command, tmp_path: Pa
 def test_what_cannot_be_dreamt_is_told(dreamgrid: Command, tmp_path: Path) -> None:
     (tmp_path / "page.jpg").write_text("<html>")
     for arguments, message in (
-        (("page.jpg", "out.png"), "page.jpg: no picture"),
+        (("page.jpg", "out.png"), "page.jpg: not an image"),
         (("missing.jpg", "out.png"), "missing.jpg cannot be read"),
         (("page.jpg", "out.gif"), "'png', 'webp' or 'jpg', not 'gif'"),
         (("page.jpg", "no/folder/out.png"), "no folder"),

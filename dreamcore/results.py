@@ -1,0 +1,158 @@
+"""What goes into a dream and what comes out: the request, the dream, and its measurements."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dreamcore.images import Photograph
+from dreamcore.observation import Observation
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, settings_id
+
+__all__ = ["ClassProbability", "Dream", "DreamRequest", "LayerScore", "Measurements"]
+
+
+@dataclass(frozen=True, eq=False)
+class DreamRequest:
+    """One photograph, to be dreamt with one point of the grid."""
+
+    photograph: Photograph
+    """Decoded, with at most `settings.max_pixels` pixels."""
+    settings: DreamSettings
+    guide: Photograph | None = None
+    """The decoded image that `settings.guide` names."""
+    mask: Photograph | None = None
+    """The decoded image that `settings.mask` names. It is stretched to the size of the photograph."""
+    before: Observation | None = None
+    """The observation of the photograph, if it is known already. Otherwise the network computes it."""
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """The score of one layer in the photograph and in the dream."""
+
+    layer: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class ClassProbability:
+    """A class and the probability that the network gives it."""
+
+    label: str
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What was measured of a dream, and how it was computed. The fields are columns of the manifest."""
+
+    source_width: int
+    """Width of the photograph in pixels, before it was shrunk to `max_pixels`."""
+    source_height: int
+    """Height of the photograph in pixels, before it was shrunk to `max_pixels`."""
+    score_before: float
+    """Weighted sum over the targets, in the photograph."""
+    score_after: float
+    """Weighted sum over the targets, in the dream."""
+    layer_scores: list[LayerScore]
+    """The score of each target."""
+    octave_scores: list[float]
+    """The score after each octave, from coarse to fine."""
+    stage_scores: list[LayerScore] | None
+    """The score of each stage of the network; None unless it was requested."""
+    classes_before: list[ClassProbability]
+    """The five likeliest classes of the photograph, the likeliest first; empty for a network without classes."""
+    classes_after: list[ClassProbability]
+    """The five likeliest classes of the dream, the likeliest first; empty for a network without classes."""
+    octaves_left_out: int
+    """Number of octaves that were skipped because they are too small for the network."""
+    width: int
+    """Width of the dream in pixels."""
+    height: int
+    """Height of the dream in pixels."""
+    device: str
+    """Name of the GPU, or `cpu`."""
+    precision: str
+    """The dtype of the arithmetic, as `Network.precisions` returns it."""
+    batch: int
+    """Size of the batch."""
+    tile: int | None
+    """Side of the tiles in pixels; None: the whole image was computed at once."""
+    seconds: float
+    """This dream's share of the time of its batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dream:
+    """A finished dream."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, 3), sRGB."""
+    request: DreamRequest
+    weights: str
+    """Identity of the network's weights."""
+    before: Observation
+    """The observation of the photograph."""
+    after: Observation
+    """The observation of the dream."""
+    octave_scores: list[float]
+    """The score after each octave, from coarse to fine."""
+    skipped_octaves: int
+    """Number of octaves that were skipped because they are too small for the network."""
+    device: str
+    """Name of the GPU, or `cpu`."""
+    precision: str
+    """The dtype of the arithmetic, as `Network.precisions` returns it."""
+    batch: int
+    """Size of the batch."""
+    tile: int | None
+    """Side of the tiles in pixels; None: the whole image was computed at once."""
+    seconds: float
+    """This dream's share of the time of its batch, for the ascent and the observation of the result."""
+
+    @property
+    def settings(self) -> DreamSettings:
+        """The settings of the dream."""
+        return self.request.settings
+
+    @property
+    def measurements(self) -> Measurements:
+        """Sizes, scores, classes and circumstances of the dream."""
+        names = [target.name for target in self.settings.layers]
+        return Measurements(
+            source_width=self.request.photograph.width,
+            source_height=self.request.photograph.height,
+            score_before=self.before.score(self.settings.layers),
+            score_after=self.after.score(self.settings.layers),
+            layer_scores=_layer_scores(names, self.before.scores, self.after.scores),
+            octave_scores=self.octave_scores,
+            stage_scores=_layer_scores(self.after.stages, self.before.stages, self.after.stages) or None,
+            classes_before=[ClassProbability(*each) for each in self.before.classes],
+            classes_after=[ClassProbability(*each) for each in self.after.classes],
+            octaves_left_out=self.skipped_octaves,
+            width=self.pixels.shape[1],
+            height=self.pixels.shape[0],
+            device=self.device,
+            precision=self.precision,
+            batch=self.batch,
+            tile=self.tile,
+            seconds=round(self.seconds, 4),
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what is written into the image file: enough to reproduce the dream and to compare the result."""
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "settings_id": settings_id(self.settings, self.weights),
+            "weights_sha256": self.weights,
+            "algorithm_version": ALGORITHM_VERSION,
+            **asdict(self.measurements),
+        }
+
+
+def _layer_scores(names: Iterable[str], before: dict[str, float], after: dict[str, float]) -> list[LayerScore]:
+    return [LayerScore(name, before[name], after[name]) for name in names]
