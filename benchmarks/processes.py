@@ -1,4 +1,4 @@
-"""Processes that work side by side, each after preparing itself."""
+"""Processes that work at the same time, after each has prepared itself."""
 
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -12,23 +12,26 @@ from flows.machine import max_memory
 from flows.worker_process import disable_heap_trimming, start_worker
 
 Prepare = Callable[..., Callable[[Any], Any]]
-"""Called once in each process; what it gives answers one question after the other."""
+"""Called once in each process. Returns the function that handles the requests, one after the other."""
 
 
 def become_worker() -> None:
-    """Set this process of a crew up as a run sets up the workers that dream on processors."""
+    """Configure this process in the same way as a worker that dreams on a CPU."""
     start_worker()
     disable_heap_trimming(max_memory("cpu"))
 
 
-class Crew:
-    """Processes that answer questions all at the same time; they are there inside a `with` block.
+class ProcessGroup:
+    """Processes that handle requests at the same time, for the duration of a `with` block.
 
     Args:
-        prepare: a function of a module; `Crew` waits until every process has called it.
-        arguments: what it is called with.
-        processes: how many.
-        threads: of arithmetic in each process; None: as many as torch takes by itself.
+        prepare: a function at module level. The constructor waits until every process has called it.
+        arguments: arguments of `prepare`.
+        processes: number of processes.
+        threads: torch threads in each process; None: torch's default.
+
+    Raises:
+        RuntimeError: a process ended.
     """
 
     def __init__(
@@ -38,26 +41,30 @@ class Crew:
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(processes):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, prepare, tuple(arguments), threads), daemon=True)
+            parent_end, child_end = context.Pipe()
+            process = context.Process(target=_serve, args=(child_end, prepare, tuple(arguments), threads), daemon=True)
             process.start()
-            theirs.close()  # so that the end of the process is the end of the pipe
-            self._pipes.append(ours)
+            child_end.close()  # so that the pipe ends when the process ends
+            self._pipes.append(parent_end)
             self._processes.append(process)
-        self.threads = int(self._hear()[0])
-        """Of arithmetic, as each process says."""
+        self.threads = int(self._receive()[0])
+        """Torch threads in each process."""
 
-    def ask(self, *questions: object) -> list[Any]:
-        """The answers of as many processes as there are questions, each to its own; they work at the same time."""
-        for pipe, question in zip(self._pipes, questions, strict=False):
-            pipe.send((question,))
-        return self._hear(len(questions))
+    def ask(self, *requests: object) -> list[Any]:
+        """Send one request to each of as many processes, and return their results when all have finished.
 
-    def _hear(self, count: int | None = None) -> list[Any]:
+        Raises:
+            RuntimeError: a process ended.
+        """
+        for pipe, request in zip(self._pipes, requests, strict=False):
+            pipe.send((request,))
+        return self._receive(len(requests))
+
+    def _receive(self, count: int | None = None) -> list[Any]:
         try:
             return [pipe.recv() for pipe in self._pipes[:count]]
         except EOFError as error:
-            raise RuntimeError("a process of the benchmark ended; standard error has the reason") from error
+            raise RuntimeError("a process of the benchmark ended: see its traceback on standard error") from error
 
     def __enter__(self) -> Self:
         return self
@@ -72,13 +79,14 @@ class Crew:
 
 
 def _serve(pipe: Connection, prepare: Prepare, arguments: tuple[object, ...], threads: int | None) -> None:
+    """Prepare this process, report its number of threads, and handle requests until the pipe ends."""
     if threads:
         torch.set_num_threads(threads)
-    answer = prepare(*arguments)
+    handle = prepare(*arguments)
     pipe.send(torch.get_num_threads())
     while True:
         try:
-            (question,) = pipe.recv()
+            (request,) = pipe.recv()
         except EOFError:
             return
-        pipe.send(answer(question))
+        pipe.send(handle(request))
