@@ -84,12 +84,12 @@ def test_a_point_may_be_a_preset_with_changes() -> None:
         ({"guide": [""]}, "grid.guide[0]", "at least 1 character"),
         ({"mask": ["s3://b/k#sha256=12"]}, "grid.mask[0]", "sha256"),
         # what only fails together, each axis for itself being right
-        ({"weights": ["s3://b/k"]}, "weights", "write s3://b/k#sha256=DIGEST"),
-        ({"octaves": [2, 3], "octaves_above": [2]}, "octaves_above", "one must be the picture"),
-        ({"preset": ["keras", "tf2"], "octaves": [2]}, "octaves_above", "one must be the picture"),
+        ({"weights": ["s3://b/k"]}, "weights need a SHA-256", "write s3://b/k#sha256=DIGEST"),
+        ({"octaves": [2, 3], "octaves_above": [2]}, "octaves_above", "it must be less than octaves"),
+        ({"preset": ["keras", "tf2"], "octaves": [2]}, "octaves_above", "it must be less than octaves"),
         ({"preset": ["google2015"], "octaves_above": [0, 1]}, "resample", "octaves_above must be 0"),
-        ({"tile": [0, 10]}, "tile", "make it 64 or more"),
-        ({"points": [{"octaves": 3, "octaves_above": 3}]}, "grid.points[0]", "one must be the picture"),
+        ({"tile": [0, 10]}, "tile", "use 64 or more"),
+        ({"points": [{"octaves": 3, "octaves_above": 3}]}, "grid.points[0]", "it must be less than octaves"),
     ],
 )
 def test_a_grid_with_a_wrong_point_is_a_job_refused_in_one_line(

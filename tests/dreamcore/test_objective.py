@@ -111,7 +111,7 @@ def test_the_gradient_of_each_position_is_the_guides_vector_of_largest_dot_produ
     features, guide = heard()[:1], torch.randn(6, 7, 3, generator=torch.Generator().manual_seed(9))
     expected = guided_gradient(features[0].numpy(), guide.numpy())
     for at_once in (2**22, 50):
-        monkeypatch.setattr("dreamcore.objective.MATCHED", at_once)
+        monkeypatch.setattr("dreamcore.objective._MAX_PRODUCTS", at_once)
         gradient = guided(features, guide)[1][0].numpy()
         np.testing.assert_allclose(gradient / np.abs(gradient).mean(), expected / np.abs(expected).mean(), rtol=1e-5)
 

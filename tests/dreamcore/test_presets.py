@@ -151,7 +151,7 @@ def test_what_is_given_goes_before_what_the_preset_says() -> None:
 
 
 def test_a_preset_that_is_not_known_names_those_that_are() -> None:
-    with pytest.raises(ValueError, match="no preset 'google': choose google2015, tf2, tf2_tiled, keras, gordic"):
+    with pytest.raises(ValueError, match="no preset 'google'; choose google2015, tf2, tf2_tiled, keras, gordic"):
         DreamSettings.model_validate({"preset": "google"})
 
 

@@ -125,7 +125,7 @@ def test_files_count_by_what_they_hold_and_weights_by_their_identity() -> None:
     for name in ("guide", "mask"):
         assert identity(**{name: f"s3://a/b#sha256={SHA}"}) == identity(**{name: {"uri": "c.png", "sha256": SHA}})
         assert identity(**{name: f"s3://a/b#sha256={SHA}"}) != identity(**{name: f"s3://a/b#sha256={SHA[::-1]}"})
-        with pytest.raises(ValueError, match=f"{name} has no SHA-256 yet: s3://a/b must be read first"):
+        with pytest.raises(ValueError, match=f"{name} has no SHA-256; read s3://a/b first"):
             identity(**{name: "s3://a/b"})
     assert identity(guide=f"a#sha256={SHA}") != identity(mask=f"a#sha256={SHA}")
     assert identity(weights=f"a#sha256={SHA}") == identity()
@@ -209,16 +209,16 @@ def test_identities_are_the_same_in_every_process(hash_seed: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"layers": "a b"}, "is no target"),
-        ({"layers": ""}, "is no target"),
+        ({"layers": "a b"}, "is not a target"),
+        ({"layers": ""}, "is not a target"),
         ({"layers": []}, "at least one layer"),
         ({"layers": "a+a=2"}, "a is in the mix twice"),
-        ({"layers": "a=0"}, "leave the layer out"),
-        ({"layers": "logits:3@0.5,0.5"}, "of the whole picture"),
+        ({"layers": "a=0"}, "remove the layer"),
+        ({"layers": "logits:3@0.5,0.5"}, "no position in the image"),
         ({"layers": "a@0.5,1.5"}, "less than or equal to 1"),
         ({"layers": "a=much"}, "valid number"),
         ({"layers": {"a": float("nan")}}, "finite"),
-        ({"layers": 4}, "is no objective"),
+        ({"layers": 4}, "is not an objective"),
         ({"octaves": 0}, "greater than or equal to 1"),
         ({"octave_scale": 1}, "greater than 1"),
         ({"step_size": float("inf")}, "step_size"),
@@ -226,13 +226,13 @@ def test_identities_are_the_same_in_every_process(hash_seed: str) -> None:
         ({"gradient": "sobel"}, "'laplacian', 'gaussian' or 'plain'"),
         ({"output": {"format": "gif"}}, "'png', 'webp' or 'jpg'"),
         ({"octave": 3}, "octave"),
-        ({"weights": "s3://b/w.safetensors"}, "weights: write s3://b/w.safetensors#sha256=DIGEST"),
+        ({"weights": "s3://b/w.safetensors"}, "weights need a SHA-256; write s3://b/w.safetensors#sha256=DIGEST"),
         ({"guide": "s3://b/k#sha256=12"}, "sha256"),
-        ({"octaves": 3, "octaves_above": 3}, "one must be the picture"),
+        ({"octaves": 3, "octaves_above": 3}, "it must be less than octaves"),
         ({"octaves": 9, "octaves_above": 8}, "4 times the sides"),
         ({"resample": "zoom", "octaves_above": 1}, "octaves_above must be 0"),
-        ({"tile": 10}, "tile is 10 pixels: make it 64 or more"),
-        ({"preset": "none"}, "no preset 'none': choose google2015"),
+        ({"tile": 10}, "tile is 10 pixels; use 64 or more"),
+        ({"preset": "none"}, "no preset 'none'; choose google2015"),
     ],
 )
 def test_nonsense_is_refused_with_a_reason(fields: dict[str, object], complaint: str) -> None:
@@ -316,8 +316,8 @@ def test_a_point_is_the_same_however_it_is_written() -> None:
         ({"octaves": "many"}, "octaves", "valid integer"),
         ({"steps": [5, {"a": 1}]}, "steps", "valid integer"),
         ({"gradient": ["laplacian", "sobel"]}, "gradient", "plain"),
-        ({"layers": ["a", None]}, "layers", "no objective"),
-        ({"seed": list(range(MAX_GRID_POINTS + 1))}, None, "10,001 points, 10,000 are allowed"),
+        ({"layers": ["a", None]}, "layers", "not an objective"),
+        ({"seed": list(range(MAX_GRID_POINTS + 1))}, None, "10,001 points, but at most 10,000"),
         ({"points": [{"steps": -1}]}, "points", "steps: Input should be greater"),
         ({"points": [{"stepps": 1}]}, "points", "stepps"),
         ({"max_pixels": 10}, "max_pixels", "not permitted"),

@@ -311,7 +311,9 @@ def test_an_address_of_no_object_is_refused(name: str, storage: Storage, source:
 def test_weights_are_refused_without_a_digest(storage: Storage, source: str, destination: str) -> None:
     put(storage, f"{source}own.safetensors", b"tensors")
     message = refusal(source, destination, weights=f"{source}own.safetensors")
-    assert f"weights: write {source}own.safetensors#sha256=DIGEST, with what `sha256sum` says of the file" in message
+    assert (
+        f"weights need a SHA-256; write {source}own.safetensors#sha256=DIGEST with the output of `sha256sum`" in message
+    )
 
 
 @pytest.mark.parametrize("name", ["guide", "mask", "weights"])

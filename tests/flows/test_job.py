@@ -162,7 +162,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"grid": {}}, "grid: it is empty: give an axis"),
         ({"grid": {"octaves": []}}, "grid.octaves: the list is empty"),
         ({"grid": {"octaves": [3, "many"]}}, "grid.octaves[1]: input should be a valid integer"),
-        ({"grid": {"layers": ["a b"]}}, "grid.layers[0]: 'a b' is no target"),
+        ({"grid": {"layers": ["a b"]}}, "grid.layers[0]: 'a b' is not a target"),
         ({"grid": {"points": [{"steps": -1}]}}, "grid.points[0]: steps: Input should be greater"),
         ({"max_pixels": 0}, "max_pixels: input should be greater than or equal to 1, not 0"),
         ({"output": {"format": "gif"}}, "output.format: input should be 'png', 'webp' or 'jpg', not 'gif'"),

@@ -405,7 +405,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "no digest": ({"settings": {"guide": {"uri": "a", "sha256": "../../etc/passwd"}}}, "settings.guide.sha256: "),
     "a guide in no bucket": ({"settings": {"guide": {"uri": "s3://", "sha256": "0" * 64}}}, "is not an S3 address"),
     "a preset": ({"settings": {"preset": "\x1b[2J"}}, "there is no preset"),
-    "a tile of a pixel": ({"settings": {"tile": 1}}, "make it 64 or more"),
+    "a tile of a pixel": ({"settings": {"tile": 1}}, "use 64 or more"),
     "too large an octave": ({"settings": {"octaves": 9, "octaves_above": 8}}, "4 times the sides"),
     "a header in the ETag": ({"source_uri": "s3://photos/cat.png", "source_etag": '0"\r\nHost: x'}, "source_etag: "),
 }

@@ -138,7 +138,7 @@ def jpeg_of_half() -> bytes:
 REFUSED = {
     "no such preset": (
         ("--preset", "wrong"),
-        "there is no preset 'wrong': choose google2015, tf2, tf2_tiled, keras, gordic",
+        "there is no preset 'wrong'; choose google2015, tf2, tf2_tiled, keras, gordic",
     ),
     "two layers": (
         ("--layers", "blocks.3", "--layers", "blocks.4"),
@@ -154,12 +154,15 @@ REFUSED = {
         ("--max-memory", "nonsense"),
         "'nonsense' is not an amount of memory: write for example 2GiB",
     ),
-    "a tile too small": (("--tile", "10"), "tile is 10 pixels: make it 64 or more"),
+    "a tile too small": (("--tile", "10"), "tile is 10 pixels; use 64 or more"),
     "no octave is the picture": (
         ("--preset", "tf2", "--octaves", "2"),
-        "octaves_above is 2 of 2 octaves: one must be the picture",
+        "octaves_above is 2; it must be less than octaves (2)",
     ),
-    "no digest": (("--weights", "own.pth"), "weights: write own.pth#sha256=DIGEST, with what `sha256sum` says"),
+    "no digest": (
+        ("--weights", "own.pth"),
+        "weights need a SHA-256; write own.pth#sha256=DIGEST with the output of `sha256sum`",
+    ),
     "half a digest": (("--weights", "own.pth#sha256=12ab"), "weights.sha256: "),
     "no such stage": (("--layers", "x40%"), "has no layer 'x40%'"),
     "no guide": (("--guide", "missing.png"), "guide: missing.png cannot be read: No such file or directory"),

@@ -95,7 +95,7 @@ BAD_JOBS = {
     "empty axis": ("octaves: []", "grid.octaves: the list is empty"),
     "wrong type": ("octaves: [three]", "grid.octaves[0]: input should be a valid integer"),
     "unknown axis": ("octave: [3]", "grid.octave: there is no such field"),
-    "no objective": ("layers: [3]", "grid.layers[0]: 3 is no objective"),
+    "no objective": ("layers: [3]", "grid.layers[0]: 3 is not an objective"),
 }
 
 
