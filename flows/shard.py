@@ -35,7 +35,13 @@ DreamFunction = Callable[[Network, Sequence[DreamRequest], Limits], list[Dream |
 _Item = TypeVar("_Item")
 
 
-def dream_shard(run: Run, shard: Shard, storage: Storage, dream: DreamFunction = dream_photographs) -> dict[str, int]:
+def dream_shard(
+    run: Run,
+    shard: Shard,
+    storage: Storage,
+    dream: DreamFunction = dream_photographs,
+    decode: Callable[..., Photograph] = decoder.decode,
+) -> dict[str, int]:
     """Dream one shard and write its part of the manifest.
 
     The function is idempotent. If the part exists, nothing is done. If a dream exists, its row is rebuilt from the
@@ -46,6 +52,7 @@ def dream_shard(run: Run, shard: Shard, storage: Storage, dream: DreamFunction =
         shard: the photographs and settings to dream.
         storage: access to S3.
         dream: dreams one batch.
+        decode: decodes one photograph, as `flows.decoder.decode` does.
 
     Returns:
         The number of rows of the part by status: done, failed and skipped.
@@ -56,7 +63,7 @@ def dream_shard(run: Run, shard: Shard, storage: Storage, dream: DreamFunction =
     uri = layout.part_uri(run.destination, run.run_id, shard.number)
     part = storage.read(uri)
     if part is None:
-        ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream).rows())
+        ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows())
         part = ours if storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
     return manifest.count_statuses(part)
 
@@ -106,8 +113,10 @@ class _Outcome:
 class _Dreamer:
     """The three stages that the photographs of a shard pass through."""
 
-    def __init__(self, run: Run, shard: Shard, storage: Storage, dream: DreamFunction) -> None:
-        self.run, self.shard, self.storage, self.dream_requests = run, shard, storage, dream
+    def __init__(
+        self, run: Run, shard: Shard, storage: Storage, dream: DreamFunction, decode: Callable[..., Photograph]
+    ) -> None:
+        self.run, self.shard, self.storage, self.dream_requests, self.decode = run, shard, storage, dream, decode
         self.device = choose_device()
         memory = max_memory(self.device)
         if self.device == "cpu":
@@ -136,7 +145,7 @@ class _Dreamer:
         sizes = {self.run.settings[index].settings.max_pixels for index in work.settings}
         try:
             data = self.storage.read_version(work.source.uri, work.source.etag)
-            return _Loaded(work, existing, {size: decoder.decode(data, max_pixels=size) for size in sizes})
+            return _Loaded(work, existing, {size: self.decode(data, max_pixels=size) for size in sizes})
         except ImageError as error:
             return _Loaded(work, existing, {}, error)
 

@@ -235,7 +235,7 @@ def test_a_runs_dream_with_guide_and_mask_comes_out_the_same_by_itself(
     another_process()
     with pytest.raises(InvalidInput, match=r"guide: .*assets/guide\.png has the SHA-256"):
         redream(uri, tmp_path / "new.png", None, OnStep())
-    with pytest.raises(InvalidInput, match=r"mask: there is no .*assets/mask\.png"):
+    with pytest.raises(InvalidInput, match=r"mask: .*assets/mask\.png does not exist"):
         redream(uri, tmp_path / "new.png", None, OnStep(), {"guide": places["guide"]})
     assert not (tmp_path / "new.png").exists()
     found = redream(uri, tmp_path / "new.png", None, OnStep(), places)

@@ -201,7 +201,7 @@ def test_a_mistyped_source_starts_nothing(dreamgrid: Command, storage: Storage, 
     for wrong, message in (
         ("chelsea.pgn", f"neither a photograph nor a folder {source}chelsea.pgn: correct it"),
         ("ch", f"neither a photograph nor a folder {source}ch: correct it"),
-        ("notes.txt", f"{source}notes.txt is no photograph by its name"),
+        ("notes.txt", f"{source}notes.txt is not a photograph: its name does not end in"),
     ):
         for command in ("plan", "run"):
             done = dreamgrid(command, "--source", source + wrong, "--destination", destination, "--json")
