@@ -49,7 +49,7 @@ def test_octaves_below_the_least_size_are_left_out() -> None:
 
 
 def test_a_network_that_takes_one_size_only_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="vit_b_16 takes pictures of one size only: choose a convolutional network"):
+    with pytest.raises(InvalidInput, match="vit_b_16 takes images of one size only: choose a convolutional network"):
         trace_network("vit_b_16")
 
 
