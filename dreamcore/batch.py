@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamcore.ascent import AscentResult, OnStep, Sample, ascend
-from dreamcore.errors import ImageError
+from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph
 from dreamcore.memory import choose_batch_size, choose_tile
 from dreamcore.network import Network
@@ -154,7 +154,12 @@ def dream_photographs(
     Returns:
         In the order of `requests`: the dream, or the reason why there is none: `too_small` for the network,
         `out_of_memory`, or `non_finite`.
+
+    Raises:
+        InvalidInput: the settings name another network, or a guide or mask that the request lacks.
     """
+    for request in requests:
+        _check_request(network, request)
     height, width = requests[0].photograph.pixels.shape[:2]
     try:
         sizes = octave_sizes((height, width), requests[0].settings, network.spec.min_size)
@@ -166,6 +171,15 @@ def dream_photographs(
     for first in range(0, len(requests), batch_size):
         results += _dream_batch(network, requests[first : first + batch_size], tile, limits, on_step)
     return results
+
+
+def _check_request(network: Network, request: DreamRequest) -> None:
+    """Raise `InvalidInput` if the settings name another network, or a guide or mask that the request lacks."""
+    if request.settings.model != network.spec.model:
+        raise InvalidInput(f"the settings name the network {request.settings.model}, not {network.spec.model}")
+    for name in ("guide", "mask"):
+        if getattr(request.settings, name) and getattr(request, name) is None:
+            raise InvalidInput(f"the settings name a {name}, but the request has no {name} image")
 
 
 def _choose_batch_and_tile(

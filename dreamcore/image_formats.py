@@ -78,7 +78,7 @@ def open_image(data: bytes) -> Iterator[ImageFile.ImageFile]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError("too_large", _one_line(error)) from error
+        raise ImageError("too_large", one_line(error)) from error
     except MemoryError as error:
         raise ImageError("out_of_memory", f"{_format_of(data)}: not enough memory to decode the image") from error
     except Exception as error:  # for corrupt bytes Pillow raises almost every exception type of Python
@@ -97,7 +97,7 @@ def _rejection(data: bytes, error: Exception) -> ImageError:
         error = _header_error(name, data)
     # Pillow raises the same exception type for unsupported and for damaged files. Only the messages differ.
     unsupported = re.search("unsupported|unknown pixel mode", str(error), re.IGNORECASE)
-    return ImageError("unsupported" if unsupported else "damaged", f"{name}: {_one_line(error)}")
+    return ImageError("unsupported" if unsupported else "damaged", f"{name}: {one_line(error)}")
 
 
 def _header_error(name: str, data: bytes) -> Exception:
@@ -113,5 +113,5 @@ def _format_of(data: bytes) -> str | None:
     return next((name for signature, name in _SIGNATURES if re.match(signature, data, re.DOTALL)), None)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

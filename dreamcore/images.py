@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile
+from PIL import ExifTags, Image, ImageCms
 
 from dreamcore.errors import ImageError
-from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, open_image
+from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image
 
 __all__ = [
     "FORMATS",
@@ -32,6 +32,7 @@ __all__ = [
     "content_type",
     "decode",
     "encode",
+    "from_pillow",
     "has_image_suffix",
     "read_metadata",
 ]
@@ -104,16 +105,47 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_source_pixels: int
         size = _fit(width, height, max_pixels)
         draft = image.draft(None, size)  # decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is still large enough
         image.load()
-        orientation = _orientation(image)
-        frame = _to_8_bits(image)
-        if frame.size != size:
-            frame = frame.resize(size, Image.Resampling.LANCZOS, box=draft[1] if draft else None, reducing_gap=3.0)
-        frame = _over_white(_to_srgb(frame, image.info.get("icc_profile")))
-        if orientation in _TRANSPOSITIONS:
-            frame = frame.transpose(_TRANSPOSITIONS[orientation])
-        if orientation >= 5:
-            width, height = height, width
-        return Photograph(np.array(frame), width, height)
+        return _convert(image, (width, height), size, draft[1] if draft else None)
+
+
+def from_pillow(image: Image.Image, *, max_pixels: int | None = None) -> Photograph:
+    """Convert a Pillow image of any mode to upright sRGB, in the same way as `decode` converts a file.
+
+    Args:
+        image: the image; it stays unchanged.
+        max_pixels: an image with more pixels is shrunk to at most this many.
+
+    Raises:
+        ImageError: ``damaged``: the file behind the image cannot be decoded; ``unsupported``: the mode has no
+            conversion to RGB.
+    """
+    try:
+        image.load()
+        return _convert(image, image.size, _fit(*image.size, max_pixels))
+    except ValueError as error:
+        raise ImageError("unsupported", f"mode {image.mode} cannot be converted to RGB: {one_line(error)}") from error
+    except (OSError, SyntaxError) as error:
+        raise ImageError("damaged", f"the file cannot be decoded: {one_line(error)}") from error
+
+
+def _convert(
+    image: Image.Image,
+    original: tuple[int, int],
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> Photograph:
+    """Convert a loaded image of any mode to upright sRGB of `size` (W, H); `box` is the part of it that is used."""
+    width, height = original
+    orientation = _orientation(image)
+    frame = _to_8_bits(image)
+    if frame.size != size:
+        frame = frame.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    frame = _over_white(_to_srgb(frame, image.info.get("icc_profile")))
+    if orientation in _TRANSPOSITIONS:
+        frame = frame.transpose(_TRANSPOSITIONS[orientation])
+    if orientation >= 5:
+        width, height = height, width
+    return Photograph(np.array(frame), width, height)
 
 
 def encode(pixels: Array, format: Format, quality: int, metadata: Mapping[str, object]) -> bytes:
@@ -212,7 +244,7 @@ def _fit(width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
     return min(new_width, max_pixels // new_height), new_height
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8. Pillow rotates a TIFF itself while loading it, and this is then 1."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)

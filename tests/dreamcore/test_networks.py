@@ -49,7 +49,7 @@ def test_octaves_below_the_minimum_size_are_skipped() -> None:
 
 
 def test_a_network_with_a_fixed_input_size_is_rejected() -> None:
-    with pytest.raises(InvalidInput, match="vit_b_16 takes pictures of one size only: choose a convolutional network"):
+    with pytest.raises(InvalidInput, match="vit_b_16 takes images of one size only: choose a convolutional network"):
         trace_network("vit_b_16")
 
 

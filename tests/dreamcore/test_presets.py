@@ -160,5 +160,5 @@ def test_the_names_are_the_tables() -> None:
 
 
 def test_depths_that_cancel_each_other_out_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="weights add up to 0"):
+    with pytest.raises(InvalidInput, match="add up to 0"):
         resolve_layers(DreamSettings.model_validate({"layers": "62%+64%=-1"}))

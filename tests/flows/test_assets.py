@@ -257,7 +257,9 @@ def test_a_pickle_that_holds_more_than_tensors_runs_nothing(
     monkeypatch.setenv("MISCHIEF", str(tmp_path / "done"))
     weights = put(storage, f"{source}own.pth", pickle.dumps({"conv_stem.weight": Mischief()}))
     (planned,) = plan_settings(job_of(source, destination, weights=weights))
-    with pytest.raises(InvalidInput, match=r"own\.pth holds more than tensors, or is damaged; nothing of it ran"):
+    with pytest.raises(
+        InvalidInput, match=r"own\.pth contains more than tensors, or is damaged; no code of it was run"
+    ):
         assets.network_for(planned.settings, "cpu")
     assert not (tmp_path / "done").exists()
     pickle.loads(pickle.dumps(Mischief()))
@@ -332,7 +334,7 @@ def test_a_file_that_is_not_the_one_of_its_digest_is_refused(
 
 def test_a_network_that_is_not_there_is_told_before_its_weights_are_read() -> None:
     message = refusal("s3://photos/x/", "s3://dreams/x/", model="nonet", weights=f"s3://b/k#sha256={digest(b'')}")
-    assert "there is no network 'nonet'" in message
+    assert "network 'nonet' does not exist" in message
 
 
 def test_a_store_that_does_not_answer_is_bad_access_with_a_guide_as_without(

@@ -388,9 +388,12 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "a word for a number": ({"settings": {"steps": "many"}}, "settings.steps: "),
     "too many octaves": ({"settings": {"octaves": 10**6}}, "settings.octaves: "),
     "no such setting": ({"settings": {"\x1b[2J": 1}}, "there is no such field"),
-    "no such network": ({"settings": {"model": "timm/hf-hub:stranger/network"}}, "there is no network"),
-    "no such layer": ({"settings": {"layers": "blocks.44"}}, "no layer 'blocks.44'"),
-    "no such channel": ({"settings": {"layers": "blocks.0:5000"}}, "no channel 5000"),
+    "no such network": (
+        {"settings": {"model": "timm/hf-hub:stranger/network"}},
+        "network 'timm/hf-hub:stranger/network' does not exist",
+    ),
+    "no such layer": ({"settings": {"layers": "blocks.44"}}, "layer 'blocks.44' does not exist"),
+    "no such channel": ({"settings": {"layers": "blocks.0:5000"}}, "channel 5000 does not exist"),
     "a layer that clears the screen": (
         {"settings": {"layers": [{"layer": "\x1b[2J\n", "weight": 0}]}},
         "settings.layers",

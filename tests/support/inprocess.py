@@ -1,4 +1,4 @@
-"""The command line inside the process of the tests: the same `main`, without the seconds that a process needs to start."""
+"""Run the command line inside the test process: the same `main`, without the seconds that a process takes to start."""
 
 import os
 import signal

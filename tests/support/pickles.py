@@ -1,10 +1,10 @@
-"""Pickles that would run code if something loaded them."""
+"""A pickle that runs code when it is loaded."""
 
 import os
 
 
-class Mischief:
-    """What a pickle may hold besides tensors: a call."""
+class RunsCode:
+    """Its pickle makes the folder that the environment variable `PICKLE_FOLDER` names."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (os.environ["MISCHIEF"],)
+        return os.mkdir, (os.environ["PICKLE_FOLDER"],)

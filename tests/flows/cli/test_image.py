@@ -164,7 +164,7 @@ REFUSED = {
         "weights need a SHA-256; write own.pth#sha256=DIGEST with the output of `sha256sum`",
     ),
     "half a digest": (("--weights", "own.pth#sha256=12ab"), "weights.sha256: "),
-    "no such stage": (("--layers", "x40%"), "has no layer 'x40%'"),
+    "no such stage": (("--layers", "x40%"), "layer 'x40%' does not exist"),
     "no guide": (("--guide", "missing.png"), "guide: missing.png cannot be read: No such file or directory"),
     "a folder": (("--mask", "."), "mask: . cannot be read: Is a directory"),
     "no picture": (("--guide", "page.png"), "guide: page.png: not an image"),
@@ -173,7 +173,7 @@ REFUSED = {
     "other weights": (("--weights", f"page.png#sha256={'0' * 64}"), "weights: page.png has the SHA-256 "),
     "no weights": (
         ("--weights", "page.png#sha256=" + hashlib.sha256(b"<html>").hexdigest()),
-        "page.png is no file of weights",
+        "page.png is not a weights file",
     ),
 }
 
@@ -223,7 +223,7 @@ def test_weights_that_cannot_be_had_promise_nothing(dreamgrid: Command, tmp_path
     done = dreamgrid("image", "cat.png", "dream.png", "--model", "resnet18", *QUICK, **nowhere)
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert "the weights of resnet18 could not be had" in line
+    assert "the weights of resnet18 could not be downloaded" in line
 
 
 def test_a_picture_too_small_for_the_network_is_told(dreamgrid: Command, tmp_path: Path) -> None:

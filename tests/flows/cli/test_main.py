@@ -88,8 +88,11 @@ def test_the_stack_of_an_empty_folder(dreamgrid: Command) -> None:
 
 
 BAD_JOBS = {
-    "unknown model": ("model: [efficientnet_lite9]", "no network 'efficientnet_lite9' (nearest: efficientnet_lite"),
-    "unknown layer": ("layers: [blocks.44]", "no layer 'blocks.44' (nearest: blocks.4,"),
+    "unknown model": ("model: [efficientnet_lite9]", "does not exist; did you mean efficientnet_lite"),
+    "unknown layer": (
+        "layers: [blocks.44]",
+        "layer 'blocks.44' does not exist in efficientnet_lite0; did you mean blocks.4,",
+    ),
     "unknown channel": ("layers: ['blocks.4:112']", "no channel 112: it has 112"),
     "empty grid": ("", "grid: it is empty"),
     "empty axis": ("octaves: []", "grid.octaves: the list is empty"),
