@@ -31,7 +31,7 @@ from flows.shard import dream_shard
 from flows.single import dream_file
 from flows.storage import Storage
 from tests.conftest import Command
-from tests.support.caches import another_process
+from tests.support.caches import clear_caches
 from tests.support.tiny import pixels
 
 SETTINGS = DreamSettings.model_validate({"layers": "blocks.0", "octaves": 1, "steps": 1, "jitter": 4})
@@ -232,7 +232,7 @@ def test_a_runs_dream_with_guide_and_mask_comes_out_the_same_by_itself(
 
     storage.write(addresses["guide"], photograph(seed=4, size=(30, 20)), "image/png")
     storage.delete(addresses["mask"])
-    another_process()
+    clear_caches()
     with pytest.raises(InvalidInput, match=r"guide: .*assets/guide\.png has the SHA-256"):
         redream(uri, tmp_path / "new.png", None, OnStep())
     with pytest.raises(InvalidInput, match=r"mask: .*assets/mask\.png does not exist"):
