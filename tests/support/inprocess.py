@@ -1,4 +1,4 @@
-"""Run the command line inside the test process: the same `main`, without the seconds that a process takes to start."""
+"""The command line in the process of the tests: the same `main`, without the start-up time of a process."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from flows.cli.main import main
+from flows.redream import threads
 from flows.storage import storage
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -47,3 +48,10 @@ def _restored_state() -> Iterator[None]:
         storage.cache_clear()
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread. On a busy machine, several threads need ten times longer for a small image."""
+    with threads(1):
+        yield
