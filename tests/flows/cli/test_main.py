@@ -91,9 +91,9 @@ BAD_JOBS = {
     "unknown model": ("model: [efficientnet_lite9]", "does not exist; did you mean efficientnet_lite"),
     "unknown layer": (
         "layers: [blocks.44]",
-        "layer 'blocks.44' does not exist in efficientnet_lite0; did you mean blocks.4,",
+        "layer 'blocks.44' does not exist in",
     ),
-    "unknown channel": ("layers: ['blocks.4:112']", "no channel 112: it has 112"),
+    "unknown channel": ("layers: ['blocks.4:112']", "channel 112 does not exist in blocks.4"),
     "empty grid": ("", "grid: it is empty"),
     "empty axis": ("octaves: []", "grid.octaves: the list is empty"),
     "wrong type": ("octaves: [three]", "grid.octaves[0]: input should be a valid integer"),
