@@ -23,7 +23,7 @@ from dreamcore.catalog import resolve_layers
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph, encode
 from dreamcore.inputs import ImageLike, read_image, read_images, read_mask
-from dreamcore.memory import choose_batch_size
+from dreamcore.memory import bytes_per_pixel, choose_batch_size
 from dreamcore.models import IMAGENET_MEAN, IMAGENET_STD, check_device, load_network, network_from_module
 from dreamcore.network import Network
 from dreamcore.octaves import octave_sizes
@@ -188,6 +188,7 @@ def dream(
         found = _find_network(network, chosen.model, device, mean, std)
         chosen = resolve_layers(_with_identities(chosen, references, found), found.spec)
         _check_sizes(photographs, chosen, found)
+        _check_memory(found, chosen, memory)
         dreams = _dream_all(found, photographs, chosen, references, memory, on_step)
     return dreams if several else dreams[0]
 
@@ -356,6 +357,23 @@ def _check_sizes(photographs: Mapping[str, Photograph], settings: DreamSettings,
             raise ImageError(error.kind, f"{name}: {error}") from error
 
 
+def _check_memory(network: Network, settings: DreamSettings, max_memory: int | None) -> None:
+    """Raise `InvalidInput` if a limit is given but the memory that the network takes cannot be estimated."""
+    if max_memory is None:
+        return
+    try:
+        bytes_per_pixel(network, _layers(settings))
+    except Exception as error:  # the estimate runs the module's own code on the meta device
+        raise InvalidInput(
+            f"max_memory: the memory of {network.spec.model} cannot be estimated, because it does not run on the meta "
+            "device: leave max_memory out, or lower max_pixels"
+        ) from error
+
+
+def _layers(settings: DreamSettings) -> set[str]:
+    return {target.layer for target in settings.layers}
+
+
 def _octaves(photograph: Photograph, settings: DreamSettings, network: Network) -> list[tuple[int, int]]:
     """Return height and width of each octave of an image."""
     height, width = photograph.pixels.shape[:2]
@@ -397,8 +415,7 @@ def _batches(
         largest = max(_octaves(photographs[names[0]], settings, network))
         size = default_batch_size(network.device.type, largest[0] * largest[1])
         if max_memory is not None:
-            layers = {target.layer for target in settings.layers}
-            size = min(size, choose_batch_size(network, layers, largest, max_memory))
+            size = min(size, choose_batch_size(network, _layers(settings), largest, max_memory))
         for first in range(0, len(names), size):
             yield names[first : first + size]
 
