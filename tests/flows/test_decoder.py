@@ -420,7 +420,7 @@ def test_a_child_that_cannot_start_is_unavailable(monkeypatch: pytest.MonkeyPatc
 def test_a_malformed_reply_fails_the_image(
     decoder: Decoder, reply: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another program takes the place of the child, as if an image had taken control of it."""
+    """Another program stands for a child that an image has taken control of."""
     program = tmp_path / "flows" / "decoder.py"
     program.parent.mkdir()
     program.with_name("__init__.py").touch()

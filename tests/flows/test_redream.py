@@ -401,8 +401,8 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "too many octaves": ({"settings": {"octaves": 10**6}}, "settings.octaves: "),
     "unknown setting": ({"settings": {"\x1b[2J": 1}}, "unknown field"),
     "unknown network": ({"settings": {"model": "timm/hf-hub:stranger/network"}}, "no network"),
-    "unknown layer": ({"settings": {"layers": "blocks.44"}}, "no layer 'blocks.44'"),
-    "unknown channel": ({"settings": {"layers": "blocks.0:5000"}}, "no channel 5000"),
+    "unknown layer": ({"settings": {"layers": "blocks.44"}}, "layer 'blocks.44' does not exist"),
+    "unknown channel": ({"settings": {"layers": "blocks.0:5000"}}, "channel 5000 does not exist"),
     "a layer that clears the screen": (
         {"settings": {"layers": [{"layer": "\x1b[2J\n", "weight": 0}]}},
         "settings.layers",

@@ -206,7 +206,7 @@ REFUSED = {
         "weights: write own.pth#sha256=DIGEST, with what `sha256sum` says",
     ),
     "half a digest": (("--weights", "own.pth#sha256=12ab"), "weights.sha256: "),
-    "unknown stage": (("--layers", "x40%"), "has no layer 'x40%'"),
+    "unknown stage": (("--layers", "x40%"), "layer 'x40%' does not exist"),
     "missing guide": (("--guide", "missing.png"), "guide: missing.png cannot be read: No such file or directory"),
     "folder as mask": (("--mask", "."), "mask: . cannot be read: Is a directory"),
     "guide that is not an image": (("--guide", "page.png"), "guide: page.png: no picture"),
