@@ -164,7 +164,7 @@ Space = Annotated[
 StopAt = Annotated[
     float | None,
     BeforeValidator(lambda value: None if value == "none" else value),
-    Field(description="Score at which an octave ends early; none runs every step."),
+    Field(description="Score at which an octave ends early; none runs all steps."),
 ]
 Clip = Annotated[bool, Field(description="Clip the pixels to the range from black to white after every step.")]
 Jitter = Annotated[int, Field(ge=0, le=4096, description="Maximum random shift before each step, in pixels.")]
@@ -188,12 +188,13 @@ Carry = Annotated[
     Literal["detail", "result", "result_8bit"],
     Field(description="What an octave passes on: its changes (detail), its image (result), or that image in 8 bits."),
 ]
-Flip = Annotated[bool, Field(description="Mirror the image in a random half of the steps.")]
+Flip = Annotated[bool, Field(description="Mirror the image in about half of the steps, at random.")]
 TotalVariation = Annotated[
     float, Field(ge=0, description="Weight of the total variation penalty; larger values give a smoother image.")
 ]
 L2 = Annotated[
-    float, Field(ge=0, description="Weight of the mean squared change as a penalty; larger values change less.")
+    float,
+    Field(ge=0, description="Weight of the penalty on the mean squared change; larger values change the image less."),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="Random seed of jitter and flip.")]
 MaxPixels = Annotated[int, Field(ge=1, description="Images with more pixels are downscaled to this number of pixels.")]

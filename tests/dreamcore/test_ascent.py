@@ -36,10 +36,10 @@ def score_of(network: Network, images: Tensor, settings: DreamSettings) -> float
 
 
 @pytest.mark.parametrize("gradient", ["laplacian", "gaussian", "plain"])
-@pytest.mark.parametrize("bend", [nn.SiLU, nn.ReLU])
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.ReLU])
 @pytest.mark.parametrize("layers", ["stem", "deep_bend", "body:0,5=2+deep"])
-def test_the_score_rises(gradient: str, bend: Callable[[], nn.Module], layers: str) -> None:
-    network, settings = tiny_network(bend), changed(gradient=gradient, layers=layers)
+def test_the_score_rises(gradient: str, activation: Callable[[], nn.Module], layers: str) -> None:
+    network, settings = tiny_network(activation), changed(gradient=gradient, layers=layers)
     before = score_of(network, picture(), settings)
     after = score_of(network, dreams(network, picture(), settings), settings)
     assert after > before + 0.1

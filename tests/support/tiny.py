@@ -22,22 +22,22 @@ SETTINGS = DreamSettings.model_validate(
 """Fast settings; most tests change one of them with `changed`."""
 
 
-def tiny_network(bend: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> Network:
+def tiny_network(activation: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> Network:
     """Return three convolutions and a classifier of seven classes, always with the same weights.
 
     Args:
-        bend: activation function after each convolution.
+        activation: activation function after each convolution.
         min_size: smallest side that the network accepts, in pixels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts: dict[str, nn.Module] = {
             "stem": nn.Conv2d(3, 8, 5, stride=2, padding=2),
-            "stem_bend": bend(),
+            "stem_bend": activation(),
             "body": nn.Conv2d(8, 12, 3, padding=1),
-            "body_bend": bend(),
+            "body_bend": activation(),
             "deep": nn.Conv2d(12, 16, 3, stride=2, padding=1),
-            "deep_bend": bend(),
+            "deep_bend": activation(),
             "pool": nn.AdaptiveAvgPool2d(1),
             "flat": nn.Flatten(),
             "head": nn.Linear(16, len(LABELS)),

@@ -12,7 +12,10 @@ from tests.support.faults import Fault, Proxy, first
 
 BAD_GRIDS = {
     "unknown model": ("model: [efficientnet_lite9]", "no network 'efficientnet_lite9' (nearest: efficientnet_lite"),
-    "unknown layer": ("layers: [blocks.44]", "layer 'blocks.44' does not exist in efficientnet_lite0; did you mean blocks.4,"),
+    "unknown layer": (
+        "layers: [blocks.44]",
+        "layer 'blocks.44' does not exist in efficientnet_lite0; did you mean blocks.4,",
+    ),
     "unknown channel": ("layers: ['blocks.4:112']", "channel 112 does not exist in blocks.4"),
     "empty grid": ("", "grid: the grid is empty"),
     "empty axis": ("octaves: []", "grid.octaves: the list is empty"),
