@@ -118,7 +118,7 @@ def test_something_else_in_the_place_of_a_dream_is_told(
     (row,) = rows_of(storage, run)
     storage.delete(layout.part_uri(destination, run.run_id, 0))
     storage.write(str(row["result_uri"]), other, "image/png")
-    with pytest.raises(InvalidInput, match="is there but is no dream of this kind: move it away") as told:
+    with pytest.raises(InvalidInput, match="exists but is not the dream that belongs there: move it away") as told:
         dream_shard(run, shard, storage)
     assert str(row["result_uri"]) in str(told.value)
 
