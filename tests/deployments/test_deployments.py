@@ -30,7 +30,7 @@ from flows import manifest
 from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.storage import Storage
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.kills import Observer, put_photographs
 
 ROOT = Path(__file__).parents[2]

@@ -24,8 +24,8 @@ from dreamcore.memory import (
 from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.settings import BUNDLED
-from tests.conftest import REPOSITORY
 from tests.support.architectures import network
+from tests.support.command import REPOSITORY
 from tests.support.tiny import changed, picture, pixels, tiny_network
 
 GIB = 2**30

@@ -30,8 +30,8 @@ from flows.local.stack import Stack
 from flows.scan import plan_settings
 from flows.shard import dream_shard
 from flows.storage import DEFAULT_RETRY, RetryPolicy, Storage
-from tests.conftest import Command
 from tests.support.caches import clear_caches
+from tests.support.command import Command
 from tests.support.faults import Fault, Proxy, first
 from tests.support.shards import plan_run, put_photograph, rows_of
 from tests.support.tiny import pixels

@@ -21,7 +21,7 @@ from dreamcore.images import decode, read_metadata
 from flows import manifest
 from flows.local.stack import Stack
 from flows.storage import Storage
-from tests.conftest import PHOTOS, Command
+from tests.support.command import PHOTOS, Command
 
 
 def photograph(name: str, width: int = 72, height: int = 48) -> bytes:

@@ -18,7 +18,7 @@ from flows.run_record import Run
 from flows.scan import estimate, plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import Storage
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.shards import put_photograph
 
 BYTES = {

@@ -23,7 +23,7 @@ from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import RetryPolicy, Storage
 from flows.work import Shard
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.faults import Call, Choice, Fault, Proxy, after, first, some
 from tests.support.shards import plan_run, put_photograph, rows_of
 

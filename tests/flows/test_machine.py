@@ -13,7 +13,7 @@ from dreamcore.errors import InvalidInput
 from flows.cost import CORE, GPU, Throughput
 from flows.machine import batch_size, choose_device, max_memory, parse_size, worker_count
 from flows.scan import throughput
-from tests.conftest import REPOSITORY
+from tests.support.command import REPOSITORY
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from flows import manifest
 from flows.layout import part_uri
 from flows.manifest import SCHEMA, SCHEMA_VERSION, Row, to_parquet
 from flows.storage import Storage
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.rows import DONE, FAILED
 
 ROWS = [FAILED, DONE]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.storage import Storage
-from tests.conftest import REPOSITORY, Command
+from tests.support.command import REPOSITORY, Command
 
 FIXTURE = REPOSITORY / "tests" / "fixtures" / "destination-0.1"
 SOURCE, DESTINATION = "s3://photos/old/", "s3://dreams/old/"

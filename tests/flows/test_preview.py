@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dreamcore.images import read_metadata
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.tiny import pixels
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -30,8 +30,8 @@ from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
 from flows.single import dream_file
 from flows.storage import Storage
-from tests.conftest import Command
 from tests.support.caches import clear_caches
+from tests.support.command import Command
 from tests.support.tiny import pixels
 
 SETTINGS = DreamSettings.model_validate({"layers": "blocks.0", "octaves": 1, "steps": 1, "jitter": 4})

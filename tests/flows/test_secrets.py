@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from flows.local.stack import Stack
 from flows.storage import Storage
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.shards import put_photograph
 
 EVERYTHING = {

@@ -25,7 +25,7 @@ from flows.manifest import Row
 from flows.s3_errors import CorruptObject
 from flows.sheets import Sheet, distinguishing_settings, draw_sheets
 from flows.storage import Storage
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.tiny import pixels
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)

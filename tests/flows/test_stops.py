@@ -16,7 +16,7 @@ from flows.job import DreamJob
 from flows.local import stack as embedded
 from flows.local.stack import Stack
 from flows.storage import Storage
-from tests.conftest import DREAMGRID
+from tests.support.command import DREAMGRID
 from tests.support.kills import Observer, put_photographs
 
 STOPPED_SECONDS = 25

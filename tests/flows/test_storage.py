@@ -15,8 +15,8 @@ from flows.s3_errors import UnreadableObject, is_transient, translate
 from flows.scan import store_warning
 from flows.shard import dream_shard
 from flows.storage import DEFAULT_RETRY, FAIL_FAST, RetryPolicy, Storage, retry_policy
-from tests.conftest import Command
 from tests.support import servers as stores
+from tests.support.command import Command
 from tests.support.servers import Store
 from tests.support.shards import plan_run, put_photograph, rows_of
 

@@ -22,7 +22,7 @@ from flows.shard import dream_shard
 from flows.storage import Storage
 from flows.verify import Problem, VerifyReport, verify
 from flows.work import Shard
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.shards import plan_run, put_photograph
 
 LAYERS = ["blocks.0", "blocks.1"]

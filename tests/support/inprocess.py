@@ -1,9 +1,9 @@
-"""The command line in the process of the tests: the same `main`, without the start-up time of a process."""
+"""Run the command line inside the test process: the same `main`, without the seconds that a process takes to start."""
 
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -13,8 +13,7 @@ import pytest
 from flows.cli.main import main
 from flows.redream import threads
 from flows.storage import storage
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
+from tests.support.command import Command
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dreamcore.settings import DreamSettings, Output
 from flows.cli.main import cli
 from flows.cli.options import metavar_of
 from flows.job import DreamJob
-from tests.conftest import Command
+from tests.support.command import Command
 
 HEAVY = ("torch", "prefect", "boto3", "pyarrow")
 

@@ -21,7 +21,7 @@ from dreamcore.images import decode, read_metadata
 from dreamcore.presets import PRESETS, PresetName
 from dreamcore.settings import BUNDLED, DreamSettings
 from dreamcore.zoo import build
-from tests.conftest import DREAMGRID, PHOTOS, Command
+from tests.support.command import DREAMGRID, PHOTOS, Command
 from tests.support.tiny import pixels
 
 pytestmark = pytest.mark.usefixtures("one_thread")

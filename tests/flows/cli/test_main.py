@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.terminal import print_message
-from tests.conftest import Command
+from tests.support.command import Command
 
 
 def test_usage_errors_exit_with_2(dreamgrid: Command, dreamgrid_inprocess: Command) -> None:

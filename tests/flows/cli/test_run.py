@@ -7,7 +7,7 @@ import pytest
 
 from flows.local.stack import Stack
 from flows.storage import Storage
-from tests.conftest import PHOTOS, Command
+from tests.support.command import PHOTOS, Command
 from tests.support.faults import Fault, Proxy, first
 
 BAD_GRIDS = {
