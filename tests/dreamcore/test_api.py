@@ -277,6 +277,19 @@ def test_a_gpu_that_does_not_exist_is_invalid_input(device: Any) -> None:
         load_network(BUNDLED, device)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_network_on_the_cpu_dreams_on_the_gpu_and_stays_on_the_cpu() -> None:
+    on_cpu = tiny_dream(pixels(), steps=1)
+    on_gpu = tiny_dream(pixels(), steps=1, device="cuda")
+    assert on_gpu.measurements.device == torch.cuda.get_device_name()
+    assert TINY.device.type == next(TINY.module.parameters()).device.type == "cpu"
+    assert np.abs(on_cpu.array.astype(int) - on_gpu.array).max() <= 1
+    module = Net()
+    assert custom_dream(module, device="cuda").measurements.device == torch.cuda.get_device_name()
+    assert custom_dream(module.cuda()).measurements.device == torch.cuda.get_device_name()
+    assert custom_dream(module, device="cpu").measurements.device == "cpu"
+
+
 @pytest.mark.parametrize("name", ["guide", "mask"])
 def test_a_request_without_its_guide_or_mask_is_rejected(name: str) -> None:
     request = DreamRequest(Photograph(pixels(), 64, 48), changed(**{name: "s3://bucket/image.png"}))
