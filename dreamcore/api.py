@@ -143,9 +143,9 @@ def dream(
 
     Example:
         >>> from PIL import Image
-        >>> result = dream(Image.new("RGB", (64, 48), "gray"), octaves=1, steps=2)
+        >>> result = dream(Image.linear_gradient("L"), max_pixels=4096, octaves=1)
         >>> result.array.shape
-        (48, 64, 3)
+        (64, 64, 3)
         >>> score = result.scores["blocks.4"]
         >>> score.after > score.before
         True

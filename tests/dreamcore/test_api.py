@@ -20,7 +20,10 @@ from dreamcore.images import Photograph, decode, read_metadata
 from dreamcore.models import _load_default
 from dreamcore.settings import BUNDLED
 from tests.support.downloads import put_weights, random_module
+from tests.support.threads import one_thread
 from tests.support.tiny import changed, picture, pixels, tiny_network
+
+__all__ = ["one_thread"]  # a fixture that is used without being named
 
 CHELSEA = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.png"
 QUICK: dict[str, Any] = {"layers": "deep", "octaves": 2, "steps": 3, "step_size": 0.02, "jitter": 4}
@@ -272,6 +275,19 @@ def test_a_gpu_that_does_not_exist_is_invalid_input(device: Any) -> None:
         tiny_dream(pixels(), device=device)
     with pytest.raises(InvalidInput, match="finds no usable GPU"):
         load_network(BUNDLED, device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_network_on_the_cpu_dreams_on_the_gpu_and_stays_on_the_cpu() -> None:
+    on_cpu = tiny_dream(pixels(), steps=1)
+    on_gpu = tiny_dream(pixels(), steps=1, device="cuda")
+    assert on_gpu.measurements.device == torch.cuda.get_device_name()
+    assert TINY.device.type == next(TINY.module.parameters()).device.type == "cpu"
+    assert np.abs(on_cpu.array.astype(int) - on_gpu.array).max() <= 1
+    module = Net()
+    assert custom_dream(module, device="cuda").measurements.device == torch.cuda.get_device_name()
+    assert custom_dream(module.cuda()).measurements.device == torch.cuda.get_device_name()
+    assert custom_dream(module, device="cpu").measurements.device == "cpu"
 
 
 @pytest.mark.parametrize("name", ["guide", "mask"])
