@@ -21,6 +21,10 @@ from flows.local.stack import Stack
 from flows.storage import Storage
 from tests.support.command import DREAMGRID, Command
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker of pytest-xdist has a core. Threads of several processes that share cores wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Children stop at Ctrl-C even if the process that runs the tests ignores it, as background jobs of a shell do.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
