@@ -196,7 +196,7 @@ def test_the_command_says_what_is_wrong_and_exits_with_1(
 ) -> None:
     dreamt(storage, source, destination)
     fine = dreamgrid("manifest", "verify", destination)
-    assert (fine.returncode, fine.stdout) == (0, "6 rows, 4 objects: all is well.\n"), fine.stderr
+    assert (fine.returncode, fine.stdout) == (0, "6 rows, 4 objects: no problems.\n"), fine.stderr
     orphan = f"{destination}images/[red]stray\x1b[31m.png"
     storage.write(orphan, b"", "image/png")
     told = dreamgrid("manifest", "verify", destination, COLUMNS="300")
