@@ -249,4 +249,4 @@ def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
             table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
     console.print(table)
     if refusal:
-        print_message(f"a run would be refused now: {refusal}", "yellow")
+        print_message(f"a run would be refused: {refusal}", "yellow")

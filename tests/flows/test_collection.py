@@ -37,7 +37,7 @@ def report_of(finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return dict(json.loads(finished.stdout))
 
 
-def test_a_collection_is_dreamt_once_and_then_only_new_photographs(
+def test_a_second_run_dreams_only_new_photographs(
     stack: Stack,
     storage: Storage,
     source: str,
