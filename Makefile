@@ -33,7 +33,7 @@ test: .venv/.installed-dev  ## run the tests; ARGS goes to pytest
 	$(PYTEST) $(ARGS)
 
 soak: .venv/.installed-dev  ## run the tests that take longer than a suite may; ARGS goes to pytest
-	.venv/bin/python -m pytest -m soak $(ARGS)
+	$(PYTEST) -m soak $(ARGS)
 
 lint: .venv/.installed-dev  ## ruff, mypy and hadolint
 	.venv/bin/ruff check .
