@@ -39,7 +39,7 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. Once 100 dreams are finished, the run stops if more failed.",
+        description="Share of dreams that may fail. After 100 dreams, the run stops if the failed share is larger.",
     )
     sheets: int = Field(
         default=24, ge=0, le=1000, description="Number of photographs that get a contact sheet after the run."
