@@ -367,6 +367,13 @@ def test_a_custom_module_dreams_what_its_own_activations_say() -> None:
     assert result.scores["body"].after > result.scores["body"].before
 
 
+def test_the_settings_of_a_custom_module_need_the_module() -> None:
+    settings = custom_dream(Net()).settings
+    with pytest.raises(InvalidInput, match=r"^the settings name the network custom:Net: give its module as network="):
+        dream(pixels(), settings=settings)
+    assert dream(pixels(), settings=settings, network=Net()).settings == settings
+
+
 def test_the_layers_of_a_custom_module_are_found() -> None:
     spec = network_from_module(Net(classes=6)).spec
     assert [layer.name for layer in spec.layers] == ["stem", "norm", "body.0", "body.1", "body.2", "body", "logits"]
