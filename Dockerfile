@@ -1,25 +1,25 @@
-# The GPU worker image: a Prefect worker (Docker, Kubernetes, ECS) starts it with a command of its own, for example
-# `prefect flow-run execute`, and finds the flow as flows/dream_collection.py:dream_collection below /app.
-# The CUDA libraries come with torch's wheels and the driver comes from the host, so a plain Python image is base enough.
+# The GPU worker image. A Prefect worker (Docker, Kubernetes, ECS) starts it with a command of its own, for example
+# `prefect flow-run execute`. The flow is flows/dream_collection.py:dream_collection in /app.
+# The CUDA libraries come with PyTorch's wheels and the driver comes from the host, so the base is a plain Python image.
 #
-# The root file system may be read-only; the one folder written to is the home of the user:
+# The root file system may be read-only. Only the home of the user is written to:
 #   docker run --gpus all --read-only --tmpfs /home/dreamgrid:exec,uid=10001 dreamgrid
 #
-# A tag can move. To pin the very bytes, ask for the digest and build with it:
+# A tag can move. To pin the base image, look up its digest and build with it:
 #   docker buildx imagetools inspect python:3.11-slim-bookworm
 #   docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:... -t dreamgrid .
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-# Another build of torch, for a driver too old for the tested one: the index that pytorch.org's install page names for it.
+# Index of another PyTorch build, for example for an older driver; pytorch.org's install page shows its address.
 ARG TORCH_INDEX=
 WORKDIR /app
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 COPY pyproject.toml constraints.txt LICENSE ./
-# The packages themselves are not here yet: this layer of several GB changes only with pyproject.toml and constraints.txt.
-# The installed `dreamgrid` points at /app, where the next stage puts them.
-# DL3013: constraints.txt pins every version, except those of a torch build that somebody names on purpose.
+# Install the dependencies before the sources are copied, so that this layer of several GB changes only with
+# pyproject.toml and constraints.txt. The installed `dreamgrid` points at /app, where the next stage copies the sources.
+# DL3013: constraints.txt pins every version, except those of a PyTorch build selected with TORCH_INDEX.
 # hadolint ignore=DL3013
 RUN --mount=type=cache,target=/root/.cache/pip \
     mkdir dreamcore flows && touch README.md dreamcore/__init__.py flows/__init__.py \
@@ -38,7 +38,7 @@ COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY dreamcore/ dreamcore/
 COPY flows/ flows/
-# Caches, Prefect's own files and temporary files all lie below HOME. The bundled network's weights are a package in /opt/venv.
+# Caches, Prefect's files and temporary files are all below HOME. The bundled network's weights are a package in /opt/venv.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/dreamgrid \
     USER=dreamgrid \

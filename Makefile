@@ -3,11 +3,14 @@
 #   PYTHON       which Python makes .venv:      make demo PYTHON=python3.12
 #   TORCH_INDEX  another build of torch (processors only, another CUDA): the address of the package index that
 #                pytorch.org's install page names for it. Remembered in .venv; `TORCH_INDEX=` goes back.
-#   ARGS         what pytest gets:              make test ARGS="tests/test_plan.py -k shards"
+#   ARGS         what pytest gets:              make test ARGS="tests/flows/test_plan.py -k shards"
 #                or the benchmark:              make bench ARGS="--quick --only engine null"
+#   JOBS         processes that run the tests; by default one a core, at most four
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -le 4 ] && echo "$$n" || echo 4)
+PYTEST := .venv/bin/python -m pytest -n $(JOBS) --dist worksteal
 TORCH_WAS := $(shell cat .venv/.torch-index 2>/dev/null)
 TORCH_INDEX ?= $(TORCH_WAS)
 TORCH_FAMILY := ^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==
@@ -15,7 +18,7 @@ TORCH_FAMILY := ^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak lint bench clean FORCE
+.PHONY: help demo check test soak lint bench docs clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -23,11 +26,14 @@ help:  ## this list
 demo: .venv/.installed  ## dream the photographs in examples/photos, on this machine alone
 	.venv/bin/dreamgrid demo
 
+check: lint  ## lint, types and the fast tests, in under three minutes; ARGS goes to pytest
+	$(PYTEST) -m "not soak and not servers and not slow" $(ARGS)
+
 test: .venv/.installed-dev  ## run the tests; ARGS goes to pytest
-	.venv/bin/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 soak: .venv/.installed-dev  ## run the tests that take longer than a suite may; ARGS goes to pytest
-	.venv/bin/python -m pytest -m soak $(ARGS)
+	$(PYTEST) -m soak $(ARGS)
 
 lint: .venv/.installed-dev  ## ruff, mypy and hadolint
 	.venv/bin/ruff check .
@@ -41,6 +47,9 @@ lint: .venv/.installed-dev  ## ruff, mypy and hadolint
 
 bench: .venv/.installed-dev  ## measure speed and memory on this machine; ARGS goes to the benchmark
 	.venv/bin/python -m benchmarks $(ARGS)
+
+docs: .venv/.installed  ## write the tables of docs/settings.md from the code
+	.venv/bin/python docs/make_settings.py
 
 clean:  ## stop the embedded stack; remove .venv, .dreamgrid and caches
 	@if [ -d .dreamgrid ] && [ -x .venv/bin/dreamgrid ]; then \

@@ -1,1 +1,1 @@
-"""What Dreamgrid takes in time and memory, beside the same step in plain torch; `python -m benchmarks` measures it."""
+"""Time and memory of Dreamgrid, beside the same step in plain torch. Run `python -m benchmarks`."""

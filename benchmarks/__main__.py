@@ -1,4 +1,4 @@
-"""Measures Dreamgrid on this machine: `python -m benchmarks`, or `make bench`."""
+"""Measure Dreamgrid on this machine: `python -m benchmarks`, or `make bench`."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import collection, dreams, gpu, host, memory, report, steps, whole
+from benchmarks import collection, dreams, gpu, host, machine, memory, report, steps
 from benchmarks.timing import Row
 from flows.machine import max_memory
 from flows.worker_process import disable_heap_trimming
@@ -22,31 +22,37 @@ STEPS = ("engine", "null", "peak")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the JSON; an exit code that is not 0 where contenders do different things."""
-    wanted = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: the servers of `collection` are stopped
-    machine = host.describe() | {"quick": wanted.quick}  # before the number of threads is set
+    """Measure, print the table and write the JSON. Return 1 if contenders compute different steps, otherwise 0."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does, so that `collection` stops its servers
+    conditions = host.describe() | {"quick": options.quick}  # before the number of threads is set
     torch.set_num_threads(1)
-    disable_heap_trimming(max_memory("cpu"))  # as a worker does; in this process it serves all contenders
+    disable_heap_trimming(max_memory("cpu"))  # as in a worker; here it applies to all contenders
     started = time.perf_counter()
-    sections = measure(wanted.only or list(report.TITLES), quick=wanted.quick, soak=wanted.soak)
-    machine["seconds"] = round(time.perf_counter() - started, 1)
-    return conclude(machine, sections, wanted.json)
+    sections = measure(options.only or list(report.TITLES), quick=options.quick, soak=options.soak)
+    conditions["seconds"] = round(time.perf_counter() - started, 1)
+    return conclude(conditions, sections, options.json)
 
 
-def conclude(machine: Mapping[str, Any], sections: report.Sections, file: Path) -> int:
-    """Print the table and write the JSON to `file`; the exit code of the program."""
+def conclude(conditions: Mapping[str, Any], sections: report.Sections, file: Path) -> int:
+    """Print the table, write the JSON to `file`, and return the exit code."""
     trusted = steps.is_trusted(sections["null"]) if "null" in sections else None
-    file.write_text(json.dumps(report.to_json(machine, sections, trusted), indent=1) + "\n")
-    report.show(machine, sections, trusted, Console(width=None if sys.stdout.isatty() else 160))
-    print(f"\n{machine['seconds']:.0f} s; as JSON in {file}")
+    file.write_text(json.dumps(report.to_json(conditions, sections, trusted), indent=1) + "\n")
+    report.show(conditions, sections, trusted, Console(width=None if sys.stdout.isatty() else 160))
+    print(f"\n{conditions['seconds']:.0f} s; JSON written to {file}")
     return 1 if report.disagreeing(sections) else 0
 
 
 def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, list[Row]]:
-    """The sections that are wanted, in their order."""
+    """Measure the sections in `wanted`, in the order of the report.
+
+    Args:
+        wanted: names of sections.
+        quick: few rounds of small cases.
+        soak: in section `memory`, also make many dreams in one process.
+    """
     others: dict[str, Callable[[], list[Row]]] = {
-        "machine": lambda: whole.measure_machine(quick=quick),
+        "machine": lambda: machine.measure_machine(quick=quick),
         "batches": lambda: steps.measure_batches(quick=quick),
         "flat": lambda: dreams.measure_sizes(quick=quick),
         "collection": lambda: collection.measure_collection(quick=quick),
@@ -57,28 +63,24 @@ def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, li
     together = [name for name in STEPS if name in wanted]
     sections: dict[str, list[Row]] = {}
     if together:
-        _tell(", ".join(together))
+        _log(", ".join(together))
         sections |= steps.measure_steps(together, quick=quick)
     for name in others:
         if name in wanted:
-            _tell(name)
+            _log(name)
             sections[name] = others[name]()
     return sections
 
 
-def _tell(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what} ...", file=sys.stderr)
+def _log(section: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {section} ...", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description="Measure Dreamgrid on this machine.")
-    parser.add_argument("--quick", action="store_true", help="few rounds of small cases: to see that it works")
-    parser.add_argument(
-        "--soak", action="store_true", help="in section memory, 2,000 dreams of random sizes in one process"
-    )
-    parser.add_argument(
-        "--json", type=Path, default=Path("benchmarks.json"), metavar="FILE", help="where the JSON goes"
-    )
+    parser.add_argument("--quick", action="store_true", help="few rounds of small cases, to check that it works")
+    parser.add_argument("--soak", action="store_true", help="in section memory, also 2,000 dreams in one process")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), metavar="FILE", help="the JSON output")
     parser.add_argument("--only", nargs="+", choices=list(report.TITLES), metavar="NAME", help=", ".join(report.TITLES))
     return parser
 

@@ -1,4 +1,4 @@
-"""What a step costs in small and large pictures, and what the files cost that dreams become."""
+"""Section `flat`: steps of small and large images. Section `files`: the cost of the image formats."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from benchmarks.subjects import BUNDLED_SUBJECT, LARGE, SMALL, Size, megapixels, network_for, pictures, pixels
+from benchmarks.contenders import BUNDLED_SUBJECT, LARGE, SMALL, Size, images, megapixels, network_for, pixels
 from benchmarks.timing import Row, Spent, now, race
 from dreamcore.ascent import Sample, ascend
 from dreamcore.batch import DreamRequest, dream_photograph
@@ -16,7 +16,7 @@ from dreamcore.network import Network
 from dreamcore.settings import DreamSettings
 from flows.machine import batch_size
 
-MEMORY = 2 * 2**30
+MAX_MEMORY = 2 * 2**30
 STEPS = 2
 SIZES = (0.1, 0.3, 1.0, 3.0, 6.0, 12.0)
 """Megapixels."""
@@ -29,44 +29,44 @@ FILES: dict[str, tuple[Format, int]] = {
 
 
 def measure_sizes(*, quick: bool) -> list[Row]:
-    """The section `flat`: a step of whole dreams, with its jitter and pyramid, a megapixel.
+    """Measure the section `flat`: the time of a step of a whole dream, with jitter and octaves, per megapixel.
 
-    As many dreams are made at once as a worker makes. Steps are timed from one to the next inside an ascent of one
-    octave, so that the looks at the picture before and after, which are few beside ten steps, do not count.
+    The batch size is that of a worker. Steps are timed inside an ascent of one octave, so the observations before and
+    after the ascent, which are cheap beside ten steps, do not count.
     """
     network = network_for(BUNDLED_SUBJECT)
     sizes = {f"{millions:g} megapixels": _size(millions) for millions in (SIZES[:3] if quick else SIZES)}
-    tiles = {name: choose_tile(network, {BUNDLED_SUBJECT.layer}, size, MEMORY) for name, size in sizes.items()}
+    tiles = {name: choose_tile(network, {BUNDLED_SUBJECT.layer}, size, MAX_MEMORY) for name, size in sizes.items()}
     contenders = {name: _ascent(network, size, tiles[name]) for name, size in sizes.items()}
     found = race(contenders, 2 if quick else 3, warm=False)
     costs = {name: found.wall(name) for name in sizes}
-    usual = median(costs.values())
+    typical = median(costs.values())
     rows = []
     for name, cost in costs.items():
-        figures = {"ms_a_megapixel_step": cost * 1000, "deviation": cost / usual - 1}
+        figures = {"ms_per_megapixel_step": cost * 1000, "deviation": cost / typical - 1}
         row = found.row(f"{BUNDLED_SUBJECT.model} {name}", name, figures)
-        together = f"{_together(sizes[name])} at once"
-        rows.append(replace(row, contender=f"tiles of {tiles[name]}" if tiles[name] else together))
+        batch = f"batch size {_batch_size(sizes[name])}"
+        rows.append(replace(row, contender=f"tiles of {tiles[name]}" if tiles[name] else batch))
     return rows
 
 
 def _size(millions: float) -> Size:
-    """Height and width of a picture of 3 to 2."""
+    """Return height and width of an image of 3:2."""
     height = round(math.sqrt(millions * 1e6 / 1.5))
     return height, round(height * 1.5)
 
 
-def _together(size: Size) -> int:
+def _batch_size(size: Size) -> int:
     return batch_size("cpu", math.prod(size))
 
 
 def _ascent(network: Network, size: Size, tile: int) -> Callable[[], Spent]:
-    """What a step of a dream spends a megapixel; the first one, in which oneDNN makes its kernels, does not count."""
-    samples = [Sample(picture, DreamSettings(steps=STEPS, octaves=1)) for picture in pictures(size, _together(size))]
+    """Return a function that measures a step per megapixel, without the first step, in which oneDNN warms up."""
+    samples = [Sample(image, DreamSettings(steps=STEPS, octaves=1)) for image in images(size, _batch_size(size))]
 
     def run() -> Spent:
         ends: list[Spent] = []
-        ascend(network, samples, tile, lambda _done, _steps: ends.append(now()))
+        ascend(network, samples, tile, lambda _step, _steps: ends.append(now()))
         parts = (len(ends) - 1) * len(samples) * megapixels(size)
         return Spent((ends[-1].wall - ends[0].wall) / parts, (ends[-1].cpu - ends[0].cpu) / parts)
 
@@ -74,13 +74,13 @@ def _ascent(network: Network, size: Size, tile: int) -> Callable[[], Spent]:
 
 
 def measure_files(*, quick: bool) -> list[Row]:
-    """The section `files`: what each format takes for a dream."""
+    """Measure the section `files`: time and bytes of a dream in each format."""
     height, width = size = SMALL if quick else LARGE
-    order = DreamRequest(Photograph(pixels(size), width, height), DreamSettings())
-    dreamt = dream_photograph(network_for(BUNDLED_SUBJECT), order)
-    description = dreamt.metadata()
+    request = DreamRequest(Photograph(pixels(size), width, height), DreamSettings())
+    dream = dream_photograph(network_for(BUNDLED_SUBJECT), request)
+    metadata = dream.metadata()
     encoders = {
-        name: partial(encode, dreamt.pixels, format, quality, description) for name, (format, quality) in FILES.items()
+        name: partial(encode, dream.pixels, format, quality, metadata) for name, (format, quality) in FILES.items()
     }
     found = race(encoders, 3 if quick else 15)
     return [
@@ -88,7 +88,7 @@ def measure_files(*, quick: bool) -> list[Row]:
             f"dream {width}x{height}",
             name,
             {
-                "seconds_a_megapixel": found.wall(name) / megapixels(size),
+                "seconds_per_megapixel": found.wall(name) / megapixels(size),
                 "bytes_per_pixel": len(encoder()) / height / width,
             },
         )

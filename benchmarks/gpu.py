@@ -1,12 +1,11 @@
-"""The same step on a GPU, where there is one."""
+"""Section `gpu`: the same step on a GPU, if there is one."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.steps import step_rows
-from benchmarks.subjects import (
+from benchmarks.contenders import (
     CLEAN,
     ENGINE,
     PLAIN,
@@ -14,11 +13,12 @@ from benchmarks.subjects import (
     SUBJECTS,
     Step,
     agreement,
+    case_name,
     contender,
+    images,
     megapixels,
-    pictures,
-    spelt,
 )
+from benchmarks.steps import step_rows
 from benchmarks.timing import Row, race
 
 SIZE = (408, 612)
@@ -27,30 +27,30 @@ BATCH = 8
 
 
 def measure_gpu(*, quick: bool, device: str = "cuda") -> list[Row]:
-    """The section `gpu`: a batch of photographs in 32-bit numbers.
+    """Measure the section `gpu`: a step of a batch of photographs in float32.
 
-    A network of Dreamgrid's on a GPU may forbid torch a shorter type, for the whole process: every contender is there
-    before the first of them takes a step, so that all race in the same type. The case names it.
+    A `Network` on a GPU disables TF32 for the whole process. Therefore every contender is created before the first one
+    takes a step, so that all of them compute in the same precision. The case names this precision.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        return [Row("", "", note="not measured: torch sees no GPU here")]
+        return [Row("", "", note="not measured: torch finds no GPU")]
     subject = SUBJECTS[1]
-    batch = pictures(SIZE, BATCH, device)
+    batch = images(SIZE, BATCH, device)
     steps = {name: contender(name, subject, device) for name in (PUBLISHED, CLEAN, PLAIN, ENGINE)}
-    near = agreement(steps, batch)
-    found = race({name: _awaited(step, batch) for name, step in steps.items()}, 4 if quick else 25)
-    case = f"{BATCH} of {spelt(subject, SIZE)}, {arithmetic()}"
-    return step_rows(found, case, BATCH * megapixels(SIZE), near)
+    decibels = agreement(steps, batch)
+    found = race({name: _synchronized(step, batch) for name, step in steps.items()}, 4 if quick else 25)
+    case = f"{BATCH} of {case_name(subject, SIZE)}, {conv_precision()}"
+    return step_rows(found, case, BATCH * megapixels(SIZE), decibels)
 
 
-def arithmetic() -> str:
-    """In what cuDNN convolves 32-bit numbers in this process: TF32 keeps 10 bits of 23 behind the point."""
+def conv_precision() -> str:
+    """Return the precision of float32 convolutions by cuDNN in this process: TF32 has a 10-bit mantissa, not 23."""
     precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch does not declare it
     return "TF32" if precision == "tf32" else "fp32"
 
 
-def _awaited(step: Step, batch: Tensor) -> Callable[[], None]:
-    """A step that is over when the GPU is."""
+def _synchronized(step: Step, batch: Tensor) -> Callable[[], None]:
+    """Return a function that takes a step and waits for the GPU."""
 
     def run() -> None:
         step(batch)

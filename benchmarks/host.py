@@ -1,4 +1,4 @@
-"""What the measurements were made on."""
+"""The machine and the versions of a measurement."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from flows.machine import core_count
 
 
 def processor() -> str:
-    """Name of the processor, as well as the system knows it."""
+    """Return the name of the processor, as precisely as the system reports it."""
     information = Path("/proc/cpuinfo")
     found = (
         re.search(r"^model name\s*:\s*(.+)", information.read_text(), re.MULTILINE) if information.exists() else None
@@ -22,7 +22,7 @@ def processor() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """The machine, the versions, and how busy it was when this was asked."""
+    """Return the machine, the versions, and the load at the time of the call."""
     return {
         "processor": processor(),
         "cores": core_count(),

@@ -1,4 +1,4 @@
-"""What a step takes of the machine's memory, and whether a process that goes on and on takes more and more."""
+"""Section `memory`: the memory of a step, and whether the memory of a process grows over many dreams."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.crew import Crew, become_worker
-from benchmarks.subjects import (
+from benchmarks.contenders import (
     BUNDLED_SUBJECT,
     CLEAN,
     ENGINE,
@@ -18,12 +17,13 @@ from benchmarks.subjects import (
     SUBJECTS,
     Size,
     Subject,
+    case_name,
     contender,
+    images,
     network_for,
-    pictures,
     pixels,
-    spelt,
 )
+from benchmarks.processes import ProcessGroup, become_worker
 from benchmarks.timing import Row
 from dreamcore.batch import DreamRequest, dream_photograph
 from dreamcore.images import Photograph
@@ -32,33 +32,34 @@ from flows.worker_process import trim_heap
 
 STATUS = Path("/proc/self/status")
 FEW, HALF, MANY = 200, 1000, 2000
+"""Numbers of dreams after which the memory is read."""
 SIDES = 64, 192
-"""Of the pictures of the many dreams, at random: oneDNN keeps kernels for every size that it has met."""
+"""Range of the random sides of these dreams in pixels. oneDNN caches kernels for every size."""
 
 
-def resident(word: str) -> float:
-    """MiB that this process has resident (`VmRSS`), or had at most (`VmHWM`)."""
-    found = re.search(rf"^{word}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    assert found, f"{STATUS} has no {word}"
+def resident(field: str) -> float:
+    """Return the resident memory of this process in MiB: now (`VmRSS`) or its peak (`VmHWM`)."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    assert found, f"{STATUS} has no {field}"
     return int(found[1]) / 1024
 
 
 def prepare_step(name: str, subject: Subject, size: Size) -> Callable[[object], tuple[float, float]]:
-    """In a process of its own: MiB before a step, and at most until its end."""
+    """Return a function that takes one step and returns the MiB before it and the peak MiB until its end."""
     if name == ENGINE:
         become_worker()
-    step, picture = contender(name, subject), pictures(size)
+    step, image = contender(name, subject), images(size)
 
-    def take(_question: object) -> tuple[float, float]:
+    def take(_request: object) -> tuple[float, float]:
         before = resident("VmRSS")
-        step(picture)
+        step(image)
         return before, resident("VmHWM")
 
     return take
 
 
 def sizes() -> Iterator[Size]:
-    """Endless small sizes, hardly one of them twice; the same ones in every run."""
+    """Yield random small sizes without end, the same in every run. Few of them occur twice."""
     random = np.random.default_rng(0)
     while True:
         height, width = random.integers(*SIDES, size=2, endpoint=True).tolist()
@@ -66,7 +67,7 @@ def sizes() -> Iterator[Size]:
 
 
 def prepare_soak() -> Callable[[int], float]:
-    """In a process of its own: MiB after so many more small dreams, as after a shard."""
+    """Return a function that makes more small dreams and returns the MiB after them, trimmed as after a shard."""
     become_worker()
     network, settings, endless = network_for(BUNDLED_SUBJECT), DreamSettings(steps=1, octaves=1), sizes()
 
@@ -80,18 +81,18 @@ def prepare_soak() -> Callable[[int], float]:
 
 
 def measure_memory(*, quick: bool, soak: bool) -> list[Row]:
-    """The section `memory`; it needs /proc."""
+    """Measure the section `memory`, which needs /proc."""
     if not STATUS.exists():
         return [Row("", "", note=f"not measured: this system has no {STATUS}")]
     rows = []
     for subject in SUBJECTS[:1] if quick else SUBJECTS:
         for name in (PLAIN, ENGINE) if quick else (PUBLISHED, CLEAN, PLAIN, ENGINE):
-            with Crew(prepare_step, (name, subject, LARGE)) as crew:
-                ((before, most),) = crew.ask(None)
-            rows.append(Row(spelt(subject, LARGE), name, figures={"mib_before": before, "mib_at_most": most}))
+            with ProcessGroup(prepare_step, (name, subject, LARGE)) as group:
+                ((before, peak),) = group.ask(None)
+            rows.append(Row(case_name(subject, LARGE), name, figures={"mib_before": before, "mib_peak": peak}))
     if soak:
-        with Crew(prepare_soak, ()) as crew:
-            (early,), (middle,), (late,) = (crew.ask(count) for count in (FEW, HALF - FEW, MANY - HALF))
+        with ProcessGroup(prepare_soak, ()) as group:
+            (early,), (middle,), (late,) = (group.ask(count) for count in (FEW, HALF - FEW, MANY - HALF))
         figures = {"mib_early": early, "mib_middle": middle, "mib_late": late, "growth": late / early - 1}
         rows.append(Row(f"{MANY} dreams, random sizes", ENGINE, figures=figures))
     return rows

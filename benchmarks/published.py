@@ -1,4 +1,4 @@
-"""One step of DeepDream in plain torch, written twice without the engine: as most ports have it, and without waste."""
+"""One step of DeepDream in plain torch, without the engine, in two versions: as most ports do it, and without waste."""
 
 from contextlib import suppress
 from typing import Any
@@ -8,15 +8,18 @@ from torch import Tensor, nn
 
 
 def score(features: Tensor) -> Tensor:
-    """What every contender climbs: the logarithm of the mean square, whose normalised gradient is that of 2015."""
+    """Return the score of every contender: the logarithm of the mean square of `features`.
+
+    Its normalized gradient is that of the objective of 2015.
+    """
     return features.square().mean().log()
 
 
 class Published:
-    """As most ports have it.
+    """A step as most ports do it.
 
-    The whole network runs, a hook keeps what the layer answers, and `backward` computes the gradients of all weights
-    up to the layer besides the picture's; they are thrown away.
+    The whole network runs and a forward hook keeps the activations of the layer. `backward` computes the gradients of
+    all weights up to the layer besides that of the image, and they are discarded.
     """
 
     def __init__(self, module: nn.Module, layer: str, mean: Tensor, std: Tensor) -> None:
@@ -24,27 +27,27 @@ class Published:
         self.features: list[Tensor] = []
         module.get_submodule(layer).register_forward_hook(self._keep)
 
-    def _keep(self, _module: nn.Module, _inputs: Any, answer: Tensor) -> None:
-        self.features.append(answer)
+    def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.features.append(output)
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """The gradient of the score of `pictures` (B, 3, H, W) in [0, 1]."""
-        pictures = pictures.detach().clone().requires_grad_()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the gradient of the score of `images` (B, 3, H, W) in [0, 1]."""
+        images = images.detach().clone().requires_grad_()
         self.module.zero_grad()
-        self.module((pictures - self.mean) / self.std)
+        self.module((images - self.mean) / self.std)
         score(self.features.pop()).backward()  # type: ignore[no-untyped-call]
-        assert pictures.grad is not None
-        return pictures.grad
+        assert images.grad is not None
+        return images.grad
 
 
-class _Enough(Exception):
-    """Ends a forward pass behind the layer."""
+class _StopForward(Exception):
+    """Ends a forward pass at the layer."""
 
 
 class Clean:
-    """Without waste, and without the engine: frozen weights, and nothing behind the layer runs.
+    """A step without waste and without the engine: weights are frozen, and nothing behind the layer runs.
 
-    Torch's own modules on contiguous tensors, as they come out of the libraries.
+    The modules are torch's own, on contiguous tensors, as the libraries create them.
     """
 
     def __init__(self, module: nn.Module, layer: str, mean: Tensor, std: Tensor) -> None:
@@ -52,13 +55,13 @@ class Clean:
         self.features: list[Tensor] = []
         module.get_submodule(layer).register_forward_hook(self._stop)
 
-    def _stop(self, _module: nn.Module, _inputs: Any, answer: Tensor) -> None:
-        self.features.append(answer)
-        raise _Enough
+    def _stop(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.features.append(output)
+        raise _StopForward
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """The gradient of the score of `pictures` (B, 3, H, W) in [0, 1]."""
-        pictures = pictures.detach().clone().requires_grad_()
-        with suppress(_Enough):
-            self.module((pictures - self.mean) / self.std)
-        return torch.autograd.grad(score(self.features.pop()), pictures)[0]
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the gradient of the score of `images` (B, 3, H, W) in [0, 1]."""
+        images = images.detach().clone().requires_grad_()
+        with suppress(_StopForward):
+            self.module((images - self.mean) / self.std)
+        return torch.autograd.grad(score(self.features.pop()), images)[0]

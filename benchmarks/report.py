@@ -1,4 +1,4 @@
-"""The table and the JSON of one run."""
+"""The printed table and the JSON of one run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,22 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.contenders import ENGINE, ENGINE_32
 from benchmarks.timing import Row
 
 TITLES = {
     "engine": "engine: one step on one thread",
-    "null": "null: the engine against itself",
-    "peak": "peak: of matrix products",
-    "machine": "machine: all cores",
-    "batches": "batches: small octaves",
-    "flat": "flat: a step of a dream, a megapixel",
-    "collection": "collection: from S3 to S3",
-    "files": "files: what dreams are written as",
-    "memory": "memory: of a process",
-    "gpu": "gpu: one step",
+    "null": "null: the engine compared with itself",
+    "peak": "peak: share of the fastest matrix products",
+    "machine": "machine: throughput of all cores",
+    "batches": "batches: small images in one batch",
+    "flat": "flat: time of a step per megapixel, by image size",
+    "collection": "collection: from S3 to S3 through the flow",
+    "files": "files: encoding a dream",
+    "memory": "memory: resident memory of a process",
+    "gpu": "gpu: one step on a GPU",
 }
-"""The sections in their order."""
+"""Titles of the sections, in the order of the report."""
 
 FIGURES = {
     "megapixel_steps": "{:.2f} MP-steps/s",
@@ -33,48 +34,47 @@ FIGURES = {
     "null_ratio": "{:.3f}x itself",
     "gflops": "{:.1f} GFLOP/s",
     "of_matmul": "{:.0%} of torch.mm",
-    "of_best": "{:.0%} of the best",
+    "of_best": "{:.0%} of the best product",
     "machine_times_published": "{:.2f}x published",
     "two_times_one": "{:.2f}x one process",
-    "times_singly": "{:.2f}x one at a time",
-    "ms_a_megapixel_step": "{:.1f} ms/MP-step",
-    "deviation": "{:+.1%} of the median",
-    "engine_share": "{:.1%} of it are the dreams alone",
+    "times_unbatched": "{:.2f}x batch size 1",
+    "ms_per_megapixel_step": "{:.1f} ms/MP-step",
+    "deviation": "{:+.1%} from the median",
+    "engine_share": "the dreams alone: {:.1%} of this",
     "engine_share_of_command": "{:.1%} of the whole command",
-    "seconds_a_megapixel": "{:.3f} s/MP",
+    "seconds_per_megapixel": "{:.3f} s/MP",
     "bytes_per_pixel": "{:.2f} bytes/pixel",
     "mib_before": "{:.0f} MiB before",
-    "mib_at_most": "{:.0f} MiB at most",
+    "mib_peak": "{:.0f} MiB peak",
     "mib_early": "{:.0f} MiB after 200",
     "mib_middle": "{:.0f} after 1,000",
     "mib_late": "{:.0f} at the end",
     "growth": "{:+.1%}",
 }
-"""What may stand in a row besides times, and how it is read."""
-
+"""Derived values of a row, with their formats."""
 
 NOISY = 0.1
-"""Where the rounds of one contender are further apart than this, something else ran besides."""
+"""If the spread of one contender is above this, something else ran at the same time."""
 BUSY = 0.3
-"""Where the load at the start is above this for each core, something else ran just before, or runs still."""
-LEAST_DB = 60.0
-"""Contenders whose pictures after one step agree to less than this do not do the same: they cannot be compared."""
+"""If the load per core at the start is above this, something else ran shortly before or still runs."""
+MIN_DB = 60.0
+"""Contenders whose images after one step agree to less than this compute different steps and cannot be compared."""
 
 Sections = Mapping[str, Sequence[Row]]
 
 
 def disagreeing(sections: Sections) -> list[str]:
-    """The sections that are not to be trusted, for a contender takes another step in them than the published one."""
+    """Return the sections that are invalid because a contender computes another step than the published one."""
     return [
         section
         for section, rows in sections.items()
-        if any(row.figures.get("agreement_db", math.inf) < LEAST_DB for row in rows)
+        if any(row.figures.get("agreement_db", math.inf) < MIN_DB for row in rows)
     ]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure should be in each case where it is measured."""
+    """The value that a figure should reach in every case."""
 
     name: str
     section: str
@@ -82,10 +82,10 @@ class Target:
     figure: str
     wanted: float
     within: bool = False
-    """Whether `wanted` is how far the figure may be from 0, and not what it must reach."""
+    """`wanted` is the largest distance of the figure from 0, and not its smallest value."""
 
     def measured(self, sections: Sections) -> dict[str, float]:
-        """The figure in each case; none where the section is not to be trusted."""
+        """Return the figure in each case; empty if the section is invalid."""
         rows = () if self.section in disagreeing(sections) else sections.get(self.section, ())
         return {
             row.case: row.figures[self.figure]
@@ -94,33 +94,33 @@ class Target:
         }
 
     def reached(self, value: float) -> bool:
-        """Whether this is good enough."""
+        """Return whether `value` reaches the target."""
         return abs(value) <= self.wanted if self.within else value >= self.wanted
 
     def to_json(self, sections: Sections) -> dict[str, Any]:
-        """The target with what was measured; `reached` is null where nothing was."""
+        """Return the target with the measured values; `reached` is None if nothing was measured."""
         measured = self.measured(sections)
         reached = all(map(self.reached, measured.values())) if measured else None
         return {"name": self.name, "wanted": self.wanted, "measured": measured, "reached": reached}
 
 
 TARGETS = (
-    Target("engine against clean eager", "engine", "engine", "times_clean", 1.5),
-    Target("engine against published", "engine", "engine", "times_published", 2.6),
-    Target("engine's part of torch.mm, 32 bits", "peak", "engine, 32 bits", "of_matmul", 0.7),
-    Target("engine's part of the best product, 32 bits", "peak", "engine, 32 bits", "of_best", 0.7),
-    Target("whole machine against published", "machine", None, "machine_times_published", 3.5),
-    Target("two processes against one", "machine", None, "two_times_one", 1.85),
-    Target("64x96 batched against singly", "batches", None, "times_singly", 1.7),
-    Target("flat over sizes, within", "flat", None, "deviation", 0.15, within=True),
-    Target("dreams alone in the flow's dreaming", "collection", None, "engine_share", 0.95),
-    Target("memory after 2,000 dreams against 200, within", "memory", None, "growth", 0.03, within=True),
-    Target("engine against clean eager on a GPU", "gpu", "engine", "times_clean", 5.0),
+    Target("speedup of the engine over clean eager", "engine", ENGINE, "times_clean", 1.5),
+    Target("speedup of the engine over published", "engine", ENGINE, "times_published", 2.6),
+    Target("engine in float32, share of torch.mm", "peak", ENGINE_32, "of_matmul", 0.7),
+    Target("engine in float32, share of the best product", "peak", ENGINE_32, "of_best", 0.7),
+    Target("speedup of the whole machine over published", "machine", None, "machine_times_published", 3.5),
+    Target("speedup of two processes over one", "machine", None, "two_times_one", 1.85),
+    Target("speedup of batch size 16 over 1, 96x64 pixels", "batches", None, "times_unbatched", 1.7),
+    Target("time per megapixel, largest deviation", "flat", None, "deviation", 0.15, within=True),
+    Target("share of the dreams in the flow's time", "collection", None, "engine_share", 0.95),
+    Target("memory growth from 200 to 2,000 dreams", "memory", None, "growth", 0.03, within=True),
+    Target("speedup of the engine over clean eager on a GPU", "gpu", ENGINE, "times_clean", 5.0),
 )
 
 
 def to_json(machine: Mapping[str, Any], sections: Sections, trusted: bool | None) -> dict[str, Any]:
-    """All that was measured; `trusted` is null where the engine was not held against itself."""
+    """Return all measurements; `trusted` is None if the engine was not compared with itself."""
     return {
         "machine": dict(machine),
         "trusted": trusted,
@@ -131,30 +131,31 @@ def to_json(machine: Mapping[str, Any], sections: Sections, trusted: bool | None
 
 
 def show(machine: Mapping[str, Any], sections: Sections, trusted: bool | None, console: Console) -> None:
-    """Print the header, the table, the targets, and whether the run is to be trusted."""
-    said = verdict(trusted, disagreeing(sections))
-    console.print(Group(header(machine), table(sections), targets(sections), said))
+    """Print the header, the table, the targets, and whether the run is reliable."""
+    conclusion = verdict(trusted, disagreeing(sections))
+    console.print(Group(header(machine), table(sections), targets(sections), conclusion))
 
 
 def header(machine: Mapping[str, Any]) -> Text:
-    """The machine in two lines, and a warning in bold where it was busy."""
+    """Return the machine in two lines, and a warning in bold if it was busy."""
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    said = Text(
+    text = Text(
         f"{machine['processor']}, {machine['cores']} cores, {machine['vectors']}{gpu}\n"
-        f"torch {machine['torch']}, {machine['torch_threads']} threads by itself, Python {machine['python']}, "
+        f"torch {machine['torch']}, {machine['torch_threads']} threads by default, Python {machine['python']}, "
         f"load {machine['load']} at the start, {machine['date']}"
     )
     if (machine["load"] or 0) > BUSY * machine["cores"]:
-        said.append(f"\nThe load at the start was above {BUSY:g} a core: something else ran, or runs.", style="bold")
-    return said
+        warning = f"The load at the start was above {BUSY:g} per core: stop other programs and run again."
+        text.append(f"\n{warning}", style="bold")
+    return text
 
 
 def table(sections: Sections) -> Table:
-    """All sections side by side."""
+    """Return the table of all sections."""
     found = Table("case (MP: megapixel)", "contender", box=None, pad_edge=False)
-    for name in ("wall ms", "±", "CPU ms"):
+    for name in ("wall ms", "spread", "CPU ms"):
         found.add_column(name, justify="right")
-    found.add_column("what follows")
+    found.add_column("derived values")
     for section, rows in sections.items():
         found.add_row(Text(f"\n{TITLES[section]}", style="bold"))
         last = None
@@ -176,7 +177,7 @@ def _ms(value: float | None) -> str:
 
 
 def targets(sections: Sections) -> Table:
-    """What was wanted, and in how many cases it was reached."""
+    """Return the table of targets, with the number of cases that reach each of them."""
     found = Table("target", "wanted", "measured", "reached", box=None, pad_edge=False, title_justify="left")
     found.title = Text("\ntargets", style="bold")
     for target in TARGETS:
@@ -186,27 +187,28 @@ def targets(sections: Sections) -> Table:
         span = (
             f"{values[0]:.2f} to {values[-1]:.2f}" if len(values) > 1 else "".join(f"{value:.2f}" for value in values)
         )
-        said = "not measured" if not measured else "reached" if good == len(measured) else "not reached"
+        result = "not measured" if not measured else "reached" if good == len(measured) else "not reached"
         if 0 < good < len(measured):
-            said = f"reached in {good} of {len(measured)} cases"
-        found.add_row(target.name, f"{target.wanted:g}", span, said)
+            result = f"reached in {good} of {len(measured)} cases"
+        wanted = f"at most {target.wanted:g}" if target.within else f"at least {target.wanted:g}"
+        found.add_row(target.name, wanted, span, result)
     return found
 
 
 def verdict(trusted: bool | None, disagreeing: Sequence[str] = ()) -> Text:
-    """Whether the run tells anything, and which of its sections do not, in bold where there is something wrong."""
-    said = Text()
+    """Return whether the run is reliable and which of its sections are invalid; problems are in bold."""
+    text = Text()
     if trusted is None:
-        said.append("\nThe engine was not held against itself (section null): nobody knows how noisy this run was.")
+        text.append("\nThe engine was not compared with itself: add the section null to learn how noisy the run was.")
     elif trusted:
-        said.append("\nThe engine against itself is within 5 % of 1 everywhere.")
+        text.append("\nThe run is reliable: the engine compared with itself is within 5 % of 1 in every case.")
     else:
-        said.append(
-            "\nThis run is not to be trusted: the engine differs from itself by more than 5 %. "
-            "Let nothing else run on the machine.",
+        text.append(
+            "\nThis run is not reliable: the engine compared with itself differs by more than 5 %. "
+            "Stop other programs and run again.",
             style="bold",
         )
     for section in disagreeing:
-        wrong = f"Section {section} is not to be trusted: pictures after a step agree to less than {LEAST_DB:.0f} dB."
-        said.append(f"\n{wrong}", style="bold")
-    return said
+        reason = f"images after one step agree to less than {MIN_DB:.0f} dB"
+        text.append(f"\nSection {section} is invalid: {reason}.", style="bold")
+    return text

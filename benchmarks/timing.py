@@ -1,4 +1,4 @@
-"""Contenders timed in turns: whatever slows the machine for a while slows all of them."""
+"""Time contenders in alternating rounds, so that whatever slows the machine for a while slows all of them."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,38 +13,39 @@ class Spent:
 
     wall: float
     cpu: float
-    """Of all threads."""
+    """Sum over all threads."""
 
 
 def now() -> Spent:
-    """Both clocks of this process."""
+    """Return both clocks of this process."""
     return Spent(time.perf_counter(), time.process_time())
 
 
 def since(start: Spent) -> Spent:
-    """What was spent since `start`, which `now` gave."""
+    """Return the time since `start`, a result of `now`."""
     end = now()
     return Spent(end.wall - start.wall, end.cpu - start.cpu)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table, and an entry of the JSON."""
+    """A row of the table and an entry of the JSON."""
 
     case: str
-    """What was worked on."""
+    """Network and size, or another description of the work."""
     contender: str
     wall_ms: float | None = None
     """Median of the rounds."""
     spread: float | None = None
-    """Half the interquartile range of the wall time, as a part of its median."""
+    """Half the interquartile range of the wall time, as a share of its median."""
     cpu_ms: float | None = None
+    """Median of the rounds."""
     figures: dict[str, float] = field(default_factory=dict)
-    """What follows from the times, by the names in `report.FIGURES`."""
+    """Values derived from the times, by the names in `report.FIGURES`."""
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The row with its figures beside its times; what it does not have is left out."""
+        """Return times and figures in one dictionary, without those that are missing."""
         times = {"wall_ms": self.wall_ms, "spread": self.spread, "cpu_ms": self.cpu_ms, "note": self.note or None}
         known = {name: value for name, value in times.items() if value is not None}
         return {"case": self.case, "contender": self.contender, **known, **self.figures}
@@ -52,42 +53,43 @@ class Row:
 
 @dataclass(frozen=True)
 class Race:
-    """What each contender spent in each round."""
+    """The time of each contender in each round."""
 
     rounds: Mapping[str, Sequence[Spent]]
 
     def wall(self, name: str) -> float:
-        """Median of the wall seconds of a contender."""
+        """Return the median wall time of a contender in seconds."""
         return median(spent.wall for spent in self.rounds[name])
 
     def cpu(self, name: str) -> float:
-        """Median of its CPU seconds."""
+        """Return the median CPU time of a contender in seconds."""
         return median(spent.cpu for spent in self.rounds[name])
 
     def spread(self, name: str) -> float:
-        """Half the interquartile range of its wall seconds, as a part of their median."""
+        """Return half the interquartile range of the wall time of a contender, as a share of the median."""
         low, _, high = quantiles((spent.wall for spent in self.rounds[name]), n=4, method="inclusive")
         return (high - low) / 2 / self.wall(name)
 
-    def times(self, one: str, other: str) -> float:
-        """How many times as fast as `other` `one` is: the median of the ratios of each round."""
+    def speedup(self, one: str, other: str) -> float:
+        """Return how many times as fast `one` is as `other`: the median of the ratios of each round."""
         pairs = zip(self.rounds[one], self.rounds[other], strict=True)
-        return median(theirs.wall / mine.wall for mine, theirs in pairs)
+        return median(other.wall / one.wall for one, other in pairs)
 
     def row(self, case: str, name: str, figures: Mapping[str, float] | None = None, note: str = "") -> Row:
-        """A contender's row."""
+        """Return the row of a contender."""
         return Row(
             case, name, self.wall(name) * 1000, self.spread(name), self.cpu(name) * 1000, dict(figures or {}), note
         )
 
 
 def race(contenders: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = True) -> Race:
-    """Let every contender have one turn a round, in an order that changes from round to round.
+    """Run every contender once per round, in an order that changes from round to round.
 
     Args:
-        contenders: what to do in a turn; where it answers `Spent`, that counts instead of the clocks of this process.
-        rounds: how many; two at least.
-        warm: whether each has a turn that does not count before the first round.
+        contenders: the functions to time. If a function returns `Spent`, that counts instead of the clocks of this
+            process.
+        rounds: number of rounds, at least 2.
+        warm: run each contender once before the first round, without timing.
     """
     for contender in contenders.values() if warm else ():
         contender()
@@ -95,14 +97,14 @@ def race(contenders: Mapping[str, Callable[[], object]], rounds: int, *, warm: b
     for number in range(rounds):
         for name in order(list(contenders), number):
             start = now()
-            answer = contenders[name]()
+            result = contenders[name]()
             measured = since(start)
-            spent[name].append(answer if isinstance(answer, Spent) else measured)
+            spent[name].append(result if isinstance(result, Spent) else measured)
     return Race(spent)
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """The names in the order of one round: each is first, and last, as often as any other, with changing neighbours."""
+    """Return the order of round `number`. Every name has every position equally often, with changing neighbors."""
     first = number % len(names)
-    turned = [*names[first:], *names[:first]]
-    return turned[::-1] if number // len(names) % 2 else turned
+    rotated = [*names[first:], *names[:first]]
+    return rotated[::-1] if number // len(names) % 2 else rotated

@@ -283,7 +283,7 @@ def _dream_all(
         for name, dreamt in zip(names, dreams, strict=True):
             if isinstance(dreamt, ImageError):
                 raise ImageError(dreamt.kind, f"{name}: {dreamt}")
-            finished[name] = Dream(dreamt)
+            finished[name] = dreamt
     return [finished[name] for name in photographs]
 
 

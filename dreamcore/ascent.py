@@ -65,10 +65,10 @@ def ascend(
 
     Args:
         network: the network to dream with.
-        samples: images of one size whose settings have the same `batch_key`. Each sample gets the result that it
-            would get in a batch of its own.
-        tile_size: side in pixels of the memory tiles. Octaves with more pixels than one such tile are computed tile by
-            tile. The result has one gradient for the whole image. 0 disables memory tiles.
+        samples: images of one size whose settings have the same `batch_key`. The result of a sample does not depend
+            on the other samples.
+        tile_size: side of the memory tiles in pixels. Octaves with more pixels than one tile are computed tile by tile,
+            as one gradient of the score of the whole image. 0 disables memory tiles.
         on_step: called after every step with the finished and the total number of steps.
 
     Raises:
@@ -87,28 +87,22 @@ def ascend(
         mask = mask_at([sample.mask for sample in samples], size, base)
         dreams = carry(dreams, previous, base, mask, shared) if octave else base
         tiles = batch.tiles(size, tile_size)
-        joint = len(tiles) > 1 and not shared.tile  # memory tiles share one score; `tile` gives each its own
+        joint = len(tiles) > 1 and not shared.tile  # memory tiles share one score, tiles of the setting do not
         sums = measure(network, dreams, objective, tiles) if joint else None
         active, normalize = torch.ones_like(batch.step_size), normalizer(shared.normalise)
         for step in range(shared.steps):
             views = Views.choose(batch.settings, octave, step, size, random_tile_offset=joint)
-            seen = views.apply(dreams)
-            gradient, tile_sums = torch.empty_like(seen), []
+            viewed = views.apply(dreams)
+            gradient, tile_sums = torch.empty_like(viewed), []
             for tile in tiles:
-                patch = tile.crop(seen).detach().requires_grad_()
+                patch = tile.crop(viewed).detach().requires_grad_()
                 activations = network.sample_activations(patch, objective.layers)  # step 1: forward to the layers
                 tile_sum = objective.sums(activations, views.locator(tile), tile.edges(size))  # step 3: measure
                 score = objective.score(tile_sum, sums)
                 tile.crop(gradient)[:] = _gradient(score, patch)  # step 4: gradient with respect to the image
                 tile_sums.append(tile_sum.detach())
-            gradient = batch.subtract_penalties(gradient, seen, base, views)
-            del (
-                seen,
-                patch,
-                activations,
-                tile_sum,
-                score,
-            )  # free memory: the next lines hold several images of full size
+            gradient = batch.subtract_penalties(gradient, viewed, base, views)
+            del viewed, patch, activations, tile_sum, score  # the next lines need memory for several images
             direction = normalize(views.invert(filter_gradient(gradient, shared, step)))
             dreams = batch.clip(direction.mul_(batch.step_length(active, mask)).add_(dreams))  # step 5: step up
             total = torch.stack(tile_sums).sum(0)
@@ -155,15 +149,15 @@ class _Batch:
         """Length in the image of a step of 1 in network space; None: steps are taken in the image itself."""
 
     def tiles(self, size: Size, tile_size: int) -> list[Tile]:
-        """Return the tiles of an octave of `size` (H, W): those of the setting `tile`, or else memory tiles."""
+        """Return the tiles of an octave of `size` (H, W): tiles of the setting `tile`, or memory tiles if it is 0."""
         if self.shared.tile:
             return fixed_tiles(size, self.shared.tile, self.min_size)
         return even_tiles(size, tile_size, self.min_size)
 
-    def subtract_penalties(self, gradient: Tensor, seen: Tensor, base: Tensor, views: Views) -> Tensor:
+    def subtract_penalties(self, gradient: Tensor, viewed: Tensor, base: Tensor, views: Views) -> Tensor:
         """Return `gradient` (B, 3, H, W) minus the gradient of the penalties, in the space of the steps."""
         if self.penalized:
-            gradient -= penalty_gradient(seen, views.apply(base), self.total_variation, self.l2)
+            gradient -= penalty_gradient(viewed, views.apply(base), self.total_variation, self.l2)
         return gradient if self.unit is None else gradient * self.unit
 
     def step_length(self, active: Tensor, mask: Tensor | None) -> Tensor:

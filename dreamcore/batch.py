@@ -1,257 +1,159 @@
-"""Photographs: dreamt, looked at before and after, and what is worth keeping of them."""
+"""Batches of photographs: dream them, observe them before and after, and retry in smaller pieces if memory runs out."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamcore.ascent import AscentResult, Sample, ascend
+from dreamcore.ascent import AscentResult, OnStep, Sample, ascend
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph
 from dreamcore.memory import choose_batch_size, choose_tile
 from dreamcore.network import Network
 from dreamcore.observation import Observation, observations, observe, scores_by_target
 from dreamcore.octaves import octave_sizes, resize
-from dreamcore.settings import ALGORITHM_VERSION, MIN_TILE, DreamSettings, settings_id
+from dreamcore.results import ClassProbability, Dream, DreamRequest, LayerScore, Measurements
+from dreamcore.settings import MIN_TILE
 from dreamcore.targets import Target
 from dreamcore.tiles import even_tiles
 
+__all__ = [
+    "ClassProbability",
+    "Dream",
+    "DreamRequest",
+    "LayerScore",
+    "Limits",
+    "Measurements",
+    "OnStep",
+    "dream_photograph",
+    "dream_photographs",
+    "observe_photographs",
+    "to_mask",
+    "to_pixels",
+    "to_tensor",
+]
+
 OUT_OF_MEMORY = (
-    "can't allocate memory",  # a processor's
-    "unable to find an engine to execute this computation",  # of cuDNN's, none of which had the room that it asks for
+    "can't allocate memory",  # on a CPU
+    "unable to find an engine to execute this computation",  # cuDNN: no engine has enough workspace
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""Parts of the messages by which torch tells that memory ran out in what is a RuntimeError and no more."""
-
-OnStep = Callable[[int, int], None]
-"""Called after every step with the steps done and the steps in all."""
-
-
-@dataclass(frozen=True, eq=False)
-class DreamRequest:
-    """One photograph, to be dreamt under one point of the grid."""
-
-    photograph: Photograph
-    """Decoded, and no larger than `settings.max_pixels`."""
-    settings: DreamSettings
-    guide: Photograph | None = None
-    """What `settings.guide` holds."""
-    mask: Photograph | None = None
-    """What `settings.mask` holds; it is stretched over the photograph."""
-    before: Observation | None = None
-    """What the network sees in the photograph, where that is known already."""
+"""Parts of messages of a plain RuntimeError by which torch reports that memory ran out."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a machine gives, which changes no setting."""
+    """How photographs are processed on a machine. Limits do not change a dream beyond rounding."""
 
     max_memory: int | None = None
-    """Bytes that dreaming may take besides the network; None: as many as it takes."""
+    """Limit in bytes of the memory for dreaming, without the network; None: no limit."""
     stages: bool = False
-    """Whether to score all stages of the network, too."""
-
-
-@dataclass(frozen=True)
-class LayerScore:
-    """The score of one layer in the photograph and in the dream."""
-
-    layer: str
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class ClassProbability:
-    """A class and the probability that the network gives it."""
-
-    label: str
-    p: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurements:
-    """What was measured of a dream, and how it was computed."""
-
-    source_width: int
-    """Width of the photograph in pixels, before it was shrunk to `max_pixels`."""
-    source_height: int
-    score_before: float
-    """Weighted sum over the targets, in the photograph."""
-    score_after: float
-    layer_scores: list[LayerScore]
-    """The score of each target."""
-    octave_scores: list[float]
-    """The score after each octave, from coarse to fine."""
-    stage_scores: list[LayerScore] | None
-    """The score of each stage of the network; None unless it was requested."""
-    classes_before: list[ClassProbability]
-    """The five likeliest classes, the likeliest first; empty for a network without classes."""
-    classes_after: list[ClassProbability]
-    octaves_left_out: int
-    """Octaves that were skipped because they are too small for the network."""
-    width: int
-    """Width of the dream in pixels."""
-    height: int
-    device: str
-    precision: str
-    batch: int
-    """Size of the batch."""
-    tile: int | None
-    """Side of the tiles in pixels; None: the whole image was computed at once."""
-    seconds: float
-    """This dream's share of the time of its batch."""
-
-
-@dataclass(frozen=True, eq=False)
-class Dream:
-    """A finished dream."""
-
-    pixels: NDArray[np.uint8]
-    """(H, W, 3)"""
-    request: DreamRequest
-    weights: str
-    """Identity of the network's weights."""
-    before: Observation
-    after: Observation
-    octave_scores: list[float]
-    skipped_octaves: int
-    """Octaves that would have been smaller than the network can see."""
-    device: str
-    precision: str
-    batch: int
-    """Photographs that were dreamt at once."""
-    tile: int | None
-    """Side in pixels of the tiles; None: the whole picture was dreamt at once."""
-    seconds: float
-    """Of the ascent and the look at its result, as the share of one photograph in the batch."""
-
-    @property
-    def settings(self) -> DreamSettings:
-        """What was dreamt."""
-        return self.request.settings
-
-    @property
-    def measurements(self) -> Measurements:
-        """Sizes, scores, classes and circumstances of this dream."""
-        names = [target.name for target in self.settings.layers]
-        return Measurements(
-            source_width=self.request.photograph.width,
-            source_height=self.request.photograph.height,
-            score_before=self.before.score(self.settings.layers),
-            score_after=self.after.score(self.settings.layers),
-            layer_scores=_layer_scores(names, self.before.scores, self.after.scores),
-            octave_scores=self.octave_scores,
-            stage_scores=_layer_scores(self.after.stages, self.before.stages, self.after.stages) or None,
-            classes_before=[ClassProbability(*each) for each in self.before.classes],
-            classes_after=[ClassProbability(*each) for each in self.after.classes],
-            octaves_left_out=self.skipped_octaves,
-            width=self.pixels.shape[1],
-            height=self.pixels.shape[0],
-            device=self.device,
-            precision=self.precision,
-            batch=self.batch,
-            tile=self.tile,
-            seconds=round(self.seconds, 4),
-        )
-
-    def metadata(self) -> dict[str, Any]:
-        """Return what is written into the image file: enough to reproduce the dream and to compare the result."""
-        return {
-            "settings": self.settings.model_dump(mode="json"),
-            "settings_id": settings_id(self.settings, self.weights),
-            "weights_sha256": self.weights,
-            "algorithm_version": ALGORITHM_VERSION,
-            **asdict(self.measurements),
-        }
-
-
-def _layer_scores(names: Iterable[str], before: dict[str, float], after: dict[str, float]) -> list[LayerScore]:
-    return [LayerScore(name, before[name], after[name]) for name in names]
+    """Also measure the score of every stage of the network."""
 
 
 def observe_photographs(
     network: Network, requests: Sequence[DreamRequest], targets: Sequence[Target], limits: Limits = Limits()
 ) -> list[Observation]:
-    """What the network sees in the photographs of `requests` before they are dreamt.
+    """Measure the photographs of `requests` before they are dreamt.
 
     Args:
-        network: the network.
-        requests: photographs of one size; their settings, which measure alike, and their guides say how to measure.
-        targets: what to measure in each of them, every name once.
-        limits: how much memory may be taken, and whether to look at all stages.
+        network: the network that the settings name.
+        requests: photographs of one size. Their settings have the same `measure`; their guides are used.
+        targets: what to measure in each photograph, every name once.
+        limits: limits of the machine.
+
+    Returns:
+        One observation per request.
 
     Raises:
         ImageError: `too_small` for the network, or `out_of_memory`.
     """
     height, width = requests[0].photograph.pixels.shape[:2]
-    octave_sizes((height, width), requests[0].settings, network.spec.min_size)
+    octave_sizes((height, width), requests[0].settings, network.spec.min_size)  # raises `too_small`
     layers = {target.layer for target in targets}
-    batch_size, tile = _room(network, layers, (height, width), len(requests), limits)
-    seen: list[Observation] = []
+    batch_size, tile = _choose_batch_and_tile(network, layers, (height, width), len(requests), limits)
+    found: list[Observation] = []
     for first in range(0, len(requests), batch_size):
-        seen += _observe_batch(network, requests[first : first + batch_size], targets, tile, limits)
-    return seen
+        found += _observe_batch(network, requests[first : first + batch_size], targets, tile, limits)
+    return found
 
 
 def _observe_batch(
     network: Network, requests: Sequence[DreamRequest], targets: Sequence[Target], tile: int, limits: Limits
 ) -> list[Observation]:
-    """See one batch; where memory runs out, half of it, or through tiles of half the size, until it fits."""
+    """Observe one batch. If memory runs out, retry in halves, then in tiles of half the size, until it fits."""
     size = requests[0].photograph.pixels.shape[:2]
     tiles = even_tiles((size[0], size[1]), tile, network.spec.min_size)
     try:
-        pictures = torch.cat([to_tensor(request.photograph.pixels, network.device) for request in requests])
+        images = torch.cat([to_tensor(request.photograph.pixels, network.device) for request in requests])
         guides = _guides(network, requests)
-        return observe(network, pictures, targets, requests[0].settings.measure, guides, tiles, stages=limits.stages)
-    except (MemoryError, RuntimeError) as error:  # torch's own error is a RuntimeError
+        return observe(network, images, targets, requests[0].settings.measure, guides, tiles, stages=limits.stages)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not _is_out_of_memory(error):
             raise
-    # Out here nothing holds the tensors of the attempt that failed.
+    # Retry outside of the `except` block, which holds the tensors of the failed attempt.
     if len(requests) == 1:
-        return _observe_batch(network, requests, targets, _smaller(tile, size, network), limits)
+        return _observe_batch(network, requests, targets, _smaller_tile(tile, size, network), limits)
     half = len(requests) // 2
     return [
         observation
-        for some in (requests[:half], requests[half:])
-        for observation in _observe_batch(network, some, targets, tile, limits)
+        for part in (requests[:half], requests[half:])
+        for observation in _observe_batch(network, part, targets, tile, limits)
     ]
 
 
 def dream_photograph(
     network: Network, request: DreamRequest, limits: Limits = Limits(), on_step: OnStep | None = None
 ) -> Dream:
-    """Dream one photograph under one point of the grid.
+    """Dream one photograph with one point of the grid.
+
+    Args:
+        network: the network that the settings name.
+        request: the photograph and its settings.
+        limits: limits of the machine.
+        on_step: called after every step with the finished and the total number of steps.
 
     Raises:
         ImageError: `too_small` for the network, `out_of_memory`, or `non_finite`.
+
+    Example:
+        >>> import numpy as np
+        >>> from dreamcore.images import Photograph
+        >>> from dreamcore.models import load_network
+        >>> from dreamcore.settings import DreamSettings
+        >>> photograph = Photograph(np.full((32, 32, 3), 128, np.uint8), width=32, height=32)
+        >>> settings = DreamSettings(octaves=1, steps=1)
+        >>> dream = dream_photograph(load_network(settings.model), DreamRequest(photograph, settings))
+        >>> dream.pixels.shape
+        (32, 32, 3)
+        >>> dream.measurements.score_after > dream.measurements.score_before
+        True
     """
-    (dreamt,) = dream_photographs(network, [request], limits, on_step)
-    if isinstance(dreamt, ImageError):
-        raise dreamt
-    return dreamt
+    (result,) = dream_photographs(network, [request], limits, on_step)
+    if isinstance(result, ImageError):
+        raise result
+    return result
 
 
 def dream_photographs(
     network: Network, requests: Sequence[DreamRequest], limits: Limits = Limits(), on_step: OnStep | None = None
 ) -> list[Dream | ImageError]:
-    """Dream photographs of one size in batches, each as it would be dreamt alone.
+    """Dream photographs of one size in batches. Up to rounding, each dream is the one that its photograph gets alone.
 
     Args:
         network: the network that the settings name.
-        requests: photographs of one size and settings of one `batch_key`.
-        limits: how much memory may be taken: where it does not suffice, batches and tiles become smaller.
-        on_step: called after every step of a batch.
+        requests: photographs of one size whose settings have the same `batch_key`.
+        limits: limits of the machine. If the memory does not suffice, batches and tiles become smaller.
+        on_step: called after every step of each batch with the finished and the total number of steps.
 
     Returns:
-        In the request of `requests`: the dreams, or why there is none: `too_small` for the network, `out_of_memory`, or
-        `non_finite`.
+        In the order of `requests`: the dream, or the reason why there is none: `too_small` for the network,
+        `out_of_memory`, or `non_finite`.
 
     Raises:
         InvalidInput: the settings name another network, or a guide or mask that the request lacks.
@@ -263,13 +165,12 @@ def dream_photographs(
         sizes = octave_sizes((height, width), requests[0].settings, network.spec.min_size)
     except ImageError as error:
         return [error] * len(requests)
-    largest = max(sizes)
     layers = {target.layer for request in requests for target in request.settings.layers}
-    batch_size, tile = _room(network, layers, largest, len(requests), limits)
-    dreamt: list[Dream | ImageError] = []
+    batch_size, tile = _choose_batch_and_tile(network, layers, max(sizes), len(requests), limits)
+    results: list[Dream | ImageError] = []
     for first in range(0, len(requests), batch_size):
-        dreamt += _dream_batch(network, requests[first : first + batch_size], tile, limits, on_step)
-    return dreamt
+        results += _dream_batch(network, requests[first : first + batch_size], tile, limits, on_step)
+    return results
 
 
 def _check_request(network: Network, request: DreamRequest) -> None:
@@ -281,10 +182,10 @@ def _check_request(network: Network, request: DreamRequest) -> None:
             raise InvalidInput(f"the settings name a {name}, but the request has no {name} image")
 
 
-def _room(
+def _choose_batch_and_tile(
     network: Network, layers: Collection[str], size: tuple[int, int], count: int, limits: Limits
 ) -> tuple[int, int]:
-    """How many of `count` pictures of `size` (H, W) are in the network at once, and the side of their tiles or 0."""
+    """Return the batch size for `count` images of `size` (H, W), and the side of their tiles or 0."""
     if limits.max_memory is None:
         return count, 0
     return (
@@ -296,19 +197,20 @@ def _room(
 def _dream_batch(
     network: Network, requests: Sequence[DreamRequest], tile: int, limits: Limits, on_step: OnStep | None
 ) -> list[Dream | ImageError]:
-    """Dream one batch; where memory runs out, half of it, or in tiles of half the size, until it fits."""
+    """Dream one batch. If memory runs out, retry in halves, then in tiles of half the size, until it fits."""
     try:
         samples = _samples(network, requests)
-        before = _before(network, requests, tile, limits)
+        before = _observations_before(network, requests, tile, limits)
         started = time.perf_counter()
-        dreams = ascend(network, samples, tile, on_step)
-        return _finished(network, requests, before, dreams, tile, limits, started)
+        result = ascend(network, samples, tile, on_step)
+        return _to_dreams(network, requests, before, result, tile, limits, started)
     except ImageError as error:
         return [error] * len(requests)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-    if len(requests) > 1:  # out here nothing holds the tensors of the attempt that failed, either
+    # Retry outside of the `except` block, which holds the tensors of the failed attempt.
+    if len(requests) > 1:
         half = len(requests) // 2
         return [
             each
@@ -316,42 +218,44 @@ def _dream_batch(
             for each in _dream_batch(network, part, tile, limits, on_step)
         ]
     if requests[0].settings.tile:
-        return [_too_much()]
+        return [_out_of_memory()]
     try:
-        smaller = _smaller(tile, requests[0].photograph.pixels.shape[:2], network)
+        smaller = _smaller_tile(tile, requests[0].photograph.pixels.shape[:2], network)
     except ImageError as error:
         return [error]
     return _dream_batch(network, requests, smaller, limits, on_step)
 
 
-def _smaller(tile: int, size: tuple[int, ...], network: Network) -> int:
-    """The next smaller tile for a picture of `size` (H, W); raises `ImageError` where there is none."""
+def _smaller_tile(tile: int, size: tuple[int, ...], network: Network) -> int:
+    """Return half the side of the tiles of an image of `size` (H, W); raise ImageError if that is too small."""
     smaller = min(tile or max(size), int((size[0] * size[1]) ** 0.5)) // 2
     if smaller < max(MIN_TILE, network.spec.min_size):
-        raise _too_much()
+        raise _out_of_memory()
     return smaller
 
 
-def _too_much() -> ImageError:
-    return ImageError("out_of_memory", "the memory does not hold it, even alone: lower max_pixels")
+def _out_of_memory() -> ImageError:
+    return ImageError("out_of_memory", "not enough memory, even in a batch of one: lower max_pixels")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on processors, and in the libraries of GPUs, torch says so by a mere RuntimeError."""
+    """Return whether memory ran out. On CPUs and in GPU libraries torch reports that by a plain RuntimeError."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or any(part in str(error) for part in OUT_OF_MEMORY)
 
 
-def _before(network: Network, requests: Sequence[DreamRequest], tile: int, limits: Limits) -> list[Observation]:
-    """What the network sees in the photographs, where it is not known already."""
-    unseen = [request for request in requests if request.before is None]
-    targets = {target.name: target for request in unseen for target in request.settings.layers}
-    seen = iter(_observe_batch(network, unseen, list(targets.values()), tile, limits) if unseen else [])
-    return [request.before or next(seen) for request in requests]
+def _observations_before(
+    network: Network, requests: Sequence[DreamRequest], tile: int, limits: Limits
+) -> list[Observation]:
+    """Return the observations of the photographs, and compute those that are not known yet."""
+    unknown = [request for request in requests if request.before is None]
+    targets = {target.name: target for request in unknown for target in request.settings.layers}
+    found = iter(_observe_batch(network, unknown, list(targets.values()), tile, limits) if unknown else [])
+    return [request.before or next(found) for request in requests]
 
 
 def _guides(network: Network, requests: Sequence[DreamRequest]) -> list[Tensor | None]:
-    """The guide (3, h, w) of each request; what is one photograph is one tensor."""
+    """Return the guide (3, h, w) of each request. Requests with the same guide share one tensor."""
     guides = {id(request.guide): request.guide for request in requests if request.guide}
     tensors = {key: to_tensor(guide.pixels, network.device)[0] for key, guide in guides.items()}
     return [tensors.get(id(request.guide)) for request in requests]
@@ -369,22 +273,22 @@ def _samples(network: Network, requests: Sequence[DreamRequest]) -> list[Sample]
     ]
 
 
-def _finished(
+def _to_dreams(
     network: Network,
     requests: Sequence[DreamRequest],
     before: Sequence[Observation],
-    dreams: AscentResult,
+    result: AscentResult,
     tile: int,
     limits: Limits,
     started: float,
 ) -> list[Dream | ImageError]:
-    """What became of each sample of a batch; one that left the finite numbers harms no other."""
-    height, width = dreams.images.shape[-2:]
+    """Return the dream of each sample of a batch. A sample that diverged becomes an error and affects no other."""
+    height, width = result.images.shape[-2:]
     tiles = even_tiles((height, width), tile, network.spec.min_size)
-    scores = scores_by_target([request.settings.layers for request in requests], dreams.measured)
-    after = observations(network, dreams.images, scores, tiles, stages=limits.stages)
-    finite = dreams.images.flatten(1).isfinite().all(1) & dreams.octave_scores.isfinite().all(1)
-    pixels, octave_scores = to_pixels(dreams.images), dreams.octave_scores.tolist()
+    scores = scores_by_target([request.settings.layers for request in requests], result.measured)
+    after = observations(network, result.images, scores, tiles, stages=limits.stages)
+    finite = result.images.flatten(1).isfinite().all(1) & result.octave_scores.isfinite().all(1)
+    pixels, octave_scores = to_pixels(result.images), result.octave_scores.tolist()
     precisions = network.precisions(
         [frozenset(target.layer for target in request.settings.layers) for request in requests]
     )
@@ -397,7 +301,7 @@ def _finished(
             before=before[number],
             after=after[number],
             octave_scores=octave_scores[number],
-            skipped_octaves=dreams.skipped_octaves,
+            skipped_octaves=result.skipped_octaves,
             device=torch.cuda.get_device_name(network.device) if on_cuda else "cpu",
             precision=precisions[number],
             batch=len(requests),
@@ -405,23 +309,35 @@ def _finished(
             seconds=(time.perf_counter() - started) / len(requests),
         )
         if is_finite
-        else ImageError("non_finite", "the ascent left the finite numbers: lower step_size")
+        else ImageError("non_finite", "the ascent diverged to NaN or infinity: lower step_size")
         for number, (request, is_finite) in enumerate(zip(requests, finite.tolist(), strict=True))
     ]
 
 
 def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
-    """Pixels (H, W, 3) of 8 bits as a batch of one: (1, 3, H, W) in [0, 1]."""
+    """Return 8-bit pixels (H, W, 3) as a batch of one image, (1, 3, H, W) in [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> to_tensor(np.full((2, 3, 3), 255, np.uint8)).shape
+        torch.Size([1, 3, 2, 3])
+    """
     return torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float().div_(255)
 
 
 def to_mask(mask: Photograph, photograph: Photograph, device: torch.device | str = "cpu") -> Tensor:
-    """The brightness of `mask` (1, H, W) in [0, 1], stretched to the size of the photograph."""
+    """Return the brightness of `mask`, stretched to the size of `photograph`, as (1, H, W) in [0, 1]."""
     height, width = photograph.pixels.shape[:2]
     return resize(to_tensor(mask.pixels, device).mean(1, keepdim=True), (height, width)).clamp(0, 1)[0]
 
 
-def to_pixels(pictures: Tensor) -> NDArray[np.uint8]:
-    """Pictures (B, 3, H, W) in [0, 1] as pixels (B, H, W, 3) of 8 bits."""
-    pixels: NDArray[np.uint8] = (pictures.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    """Return images (B, 3, H, W) in [0, 1] as 8-bit pixels (B, H, W, 3), rounded.
+
+    Example:
+        >>> import torch
+        >>> to_pixels(torch.ones(1, 3, 2, 3)).shape
+        (1, 2, 3, 3)
+    """
+    pixels: NDArray[np.uint8] = (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
     return pixels

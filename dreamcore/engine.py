@@ -1,9 +1,10 @@
-"""A network made fast: the same answers, sooner. The plain network stays the reference of every test.
+"""The engine: a faster copy of a network with the same activations. The original network is the reference of all tests.
 
-Batch normalisations are folded into the convolutions before them, and the ReLU behind these, too, where it is a module.
-On processors convolutions go to oneDNN straight, forward and back: on one thread torch would take an old matrix product
-for those of one pixel, at less than half the speed, and the way back to the picture is a convolution, too. Processors
-that multiply bfloat16 take gradients in it through large convolutions.
+- Batch normalizations are folded into the convolutions before them, and so are the ReLUs after them that are modules.
+- On CPUs, convolutions call oneDNN directly, forward and backward. On one thread torch would compute 1x1 convolutions
+  by an older matrix product, at less than half the speed.
+- The backward pass of a convolution with respect to its input is computed as a forward convolution.
+- On CPUs with bfloat16 instructions, the backward pass of large convolutions uses bfloat16.
 """
 
 import math
@@ -16,182 +17,94 @@ import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
-FEW = 4
-"""Channels of a picture, or little more."""
+from dreamcore.folding import FoldedNormRemainder, find_foldable, fold, replace_module
 
-CEILINGS: dict[type[nn.Module], float] = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
-"""What activations cut off at; all of them begin at 0."""
+__all__ = ["Convolution", "StemConvolution", "optimize", "supports_bfloat16"]
 
-LARGE = 100
-"""Multiply-adds for each number that goes into a convolution or comes out of it, from which on it is large: fewer are
-not worth the way to another type and back."""
+MAX_STEM_CHANNELS = 4
+"""A convolution with at most this many input channels reads the image itself (3 channels)."""
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
-Pair = tuple[int, int]
+MIN_INTENSITY = 100
+"""Multiply-adds per input and output number from which a convolution is large: below this, the conversion to bfloat16
+and back costs more than it saves."""
+
+_Pair = tuple[int, int]
 
 
 def optimize(module: nn.Module, side: int) -> tuple[nn.Module, frozenset[str]]:
-    """A copy of a frozen network in evaluation mode that answers the same, sooner; it shares weights where it can.
+    """Return a faster copy of a frozen network in evaluation mode.
+
+    The copy shares weights with `module` where possible.
 
     Args:
-        module: the network; it stays as it is.
-        side: of a picture that it takes, in pixels.
+        module: the network; it is not changed.
+        side: side in pixels of an image that the network accepts.
 
     Returns:
-        The copy, and the names of those layers that do not answer the same in it: convolutions which took in the
-        normalisation behind them, and what lay between that and an activation which they took in, too.
+        The copy, and the names of the layers whose activations differ in the copy: convolutions that absorbed the
+        batch normalization after them, and the modules between that normalization and an absorbed activation.
     """
-    quick = deepcopy(module, {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]})
-    behind: dict[str, FoldedNormRemainder] = {}
+    optimized = deepcopy(module, {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]})
+    remainders: dict[str, FoldedNormRemainder] = {}
     changed: set[str] = set()
-    for convolution, norm in _foldable(module, side).items():
-        behind[convolution] = FoldedNormRemainder(quick.get_submodule(norm))
-        _replace_module(quick, convolution, _folded(quick.get_submodule(convolution), quick.get_submodule(norm)))
-        _replace_module(quick, norm, behind[convolution])
-        changed |= {convolution, *(f"{norm}.{name}" for name, _ in behind[convolution].named_children())}
-    for name, part in list(quick.named_modules()):
+    for convolution, norm in find_foldable(module, side).items():
+        remainders[convolution] = FoldedNormRemainder(optimized.get_submodule(norm))
+        folded = fold(optimized.get_submodule(convolution), optimized.get_submodule(norm))
+        replace_module(optimized, convolution, folded)
+        replace_module(optimized, norm, remainders[convolution])
+        changed |= {convolution, *(f"{norm}.{name}" for name, _ in remainders[convolution].named_children())}
+    for name, part in list(optimized.named_modules()):
         if torch.backends.mkldnn.is_available() and _is_plain_convolution(part):  # type: ignore[no-untyped-call]
-            ceiling = behind[name].take_ceiling() if name in behind else None
-            _replace_module(
-                quick, name, StemConvolution(part, ceiling) if _is_stem(part) else Convolution(part, ceiling)
-            )
+            ceiling = remainders[name].take_ceiling() if name in remainders else None
+            kind = StemConvolution if _is_stem(part) else Convolution
+            replace_module(optimized, name, kind(part, ceiling))
         elif hasattr(part, "inplace") and not isinstance(part, nn.ReLU):
-            part.inplace = False  # whose gradient needs what went in, they would copy it first
-    return quick.eval().requires_grad_(False), frozenset(changed)
+            part.inplace = False  # their gradient needs the input, so working in place would need a copy first
+    return optimized.eval().requires_grad_(False), frozenset(changed)
 
 
 def _is_plain_convolution(part: nn.Module) -> bool:
-    """Whether a module is a convolution as all are; with those that make their weights anew, nothing is won."""
+    """Return whether the engine can replace this module.
+
+    Convolutions that recompute their weights on each call would not become faster.
+    """
     plain = type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)
     return plain or type(part) is Conv2dSame
 
 
 def _is_stem(convolution: nn.Conv2d) -> bool:
-    across, down = _pair(convolution.stride)
+    """Return whether `StemConvolution` can compute this convolution: few input channels and a square stride."""
+    vertical, horizontal = _pair(convolution.stride)
     return (
-        across == down > 1
-        and convolution.in_channels <= FEW
+        vertical == horizontal > 1
+        and convolution.in_channels <= MAX_STEM_CHANNELS
         and convolution.groups == 1
         and set(_pair(convolution.dilation)) == {1}
     )
 
 
-def _replace_module(module: nn.Module, name: str, part: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(module.get_submodule(parent), own, part)
-
-
-# --- normalisations
-
-
-class FoldedNormRemainder(nn.Module):
-    """What is left of a normalisation that was folded: what it did besides, by the same names (timm's activations)."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        for name, part in norm.named_children():
-            self.add_module(name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pass on what the convolution answers, through the parts that are left, in their order."""
-        for part in self.children():
-            x = part(x)
-        return x
-
-    def take_ceiling(self) -> float | None:
-        """Take away the ReLU that is all that is left, and give what it cuts off at; None where there is none."""
-        parts = {name: part for name, part in self.named_children() if not isinstance(part, nn.Identity)}
-        ceilings = [CEILINGS.get(type(part)) for part in parts.values()]
-        if len(ceilings) != 1 or ceilings[0] is None:
-            return None
-        _replace_module(self, next(iter(parts)), nn.Identity())
-        return ceilings[0]
-
-
-def _folded(convolution: Any, norm: Any) -> nn.Conv2d:
-    """The convolution with the normalisation behind it taken in."""
-    copy: nn.Conv2d = deepcopy(convolution)
-    copy.weight, copy.bias = fuse_conv_bn_weights(
-        copy.weight, copy.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
-    return copy
-
-
-class _Uses(TorchDispatchMode):
-    """While it is entered, counts how often each tensor goes into an operation."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.of = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self.of[tensor] = self.of.get(tensor, 0) + 1  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
-
-
-def _foldable(module: nn.Module, side: int) -> dict[str, str]:
-    """Convolutions whose answer goes into a normalisation and nowhere else, each with the name of that.
-
-    Seen in the network's structure as a picture passes through it, however its code is written.
-    """
-    structure = deepcopy(module).to("meta")
-    calls: dict[str, int] = {}
-    made: list[tuple[str, Tensor]] = []
-    pairs: list[tuple[str, str, Tensor]] = []
-
-    def after_convolution(name: str, answer: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        made.append((name, answer))
-
-    def before_norm(name: str, seen: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        pairs.extend((convolution, name, answer) for convolution, answer in made if answer is seen)
-
-    for name, part in structure.named_modules():
-        if isinstance(part, nn.Conv2d):
-            part.register_forward_hook(lambda _part, _inputs, answer, name=name: after_convolution(name, answer))
-        elif isinstance(part, BatchNorm) and part.track_running_stats and part.affine:
-            part.register_forward_pre_hook(lambda _part, inputs, name=name: before_norm(name, inputs[0]))
-    with torch.no_grad(), _Uses() as uses:
-        structure(torch.zeros(1, 3, side, side, device="meta", dtype=next(module.parameters()).dtype))
-    return {
-        convolution: norm
-        for convolution, norm, answer in pairs
-        if uses.of[answer] == 1 and calls[convolution] == calls[norm] == 1
-    }
-
-
-# --- convolutions
-
-
-class _Padded(nn.Module):
-    """What convolutions have in common before they convolve: their form, and TensorFlow's padding where that is it."""
+class _PaddedConvolution(nn.Module):
+    """The geometry of a convolution, and TensorFlow's "same" padding if the convolution uses it."""
 
     def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.dilation = map(_pair, (plain.kernel_size, plain.stride, plain.dilation))
         self.same = isinstance(plain, Conv2dSame)
-        """Padded by the size of the picture, and not once more."""
+        """The padding depends on the size of the input, and `pad` applies it."""
         self.padding = (0, 0) if self.same or isinstance(plain.padding, str) else _pair(plain.padding)
 
-    def padded(self, x: Tensor) -> Tensor:
-        """`x` (B, C, H, W), mostly as it is."""
+    def pad(self, x: Tensor) -> Tensor:
+        """Return `x` (B, C, H, W) with "same" padding if the convolution uses it."""
         return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)) if self.same else x
 
 
-class Convolution(_Padded):
-    """A frozen convolution, of pictures of 32-bit numbers on processors by oneDNN, otherwise as torch does it.
+class Convolution(_PaddedConvolution):
+    """A frozen convolution. Float32 images on CPUs go through oneDNN, all others through torch.
 
     Args:
-        plain: the convolution.
-        ceiling: its answers are cut off below 0 and above this; None: they are not.
+        plain: the convolution to compute.
+        ceiling: clamp the output to [0, `ceiling`]; None: do not clamp.
     """
 
     def __init__(self, plain: nn.Conv2d, ceiling: float | None = None) -> None:
@@ -200,38 +113,41 @@ class Convolution(_Padded):
         self.weight, self.bias, self.groups = plain.weight, plain.bias, plain.groups
         reach = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
         self.backward_padding = reach[0] - self.padding[0], reach[1] - self.padding[1]
-        on_processor = plain.weight.device.type == "cpu"
-        self.backward_as_forward_conv = on_processor and self.stride == (1, 1) and min(self.backward_padding) >= 0
+        on_cpu = plain.weight.device.type == "cpu"
+        self.backward_as_forward_conv = on_cpu and self.stride == (1, 1) and min(self.backward_padding) >= 0
         self.register_buffer(
             "backward_weight", _transposed_weights(plain) if self.backward_as_forward_conv else None, persistent=False
         )
 
     @property
     def backward_dtype(self) -> torch.dtype:
-        """The type in which gradients are taken through it."""
+        """The dtype of the backward pass."""
         weight: Tensor = self.backward_weight if self.backward_as_forward_conv else self.weight  # type: ignore[assignment]
         return weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (B, C, H, W)."""
-        x = self.padded(x)
+        x = self.pad(x)
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            return _Convolve.apply(x, self)  # type: ignore[no-any-return]
+            return _OneDnnConvolution.apply(x, self)  # type: ignore[no-any-return]
         x = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        # In place: nothing else looks at what a convolution answers, and memory is what bounds the batches of a GPU.
+        # In place, because nothing else uses this output and memory limits the batch size of a GPU.
         return x if self.ceiling is None else nn.functional.hardtanh(x, 0, self.ceiling, inplace=True)
 
 
-class _Convolve(torch.autograd.Function):
+class _OneDnnConvolution(torch.autograd.Function):
+    """A convolution by oneDNN, with the gradient with respect to its input only."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Convolution) -> Tensor:
         ctx.layer, ctx.shape = layer, x.shape
-        form = layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
+        arguments = layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
         if layer.ceiling is None:
-            return torch.mkldnn_convolution(x, *form)
-        answer: Tensor = torch.ops.mkldnn._convolution_pointwise(x, *form, "hardtanh", (0.0, layer.ceiling), "")
-        ctx.save_for_backward(answer)
-        return answer
+            return torch.mkldnn_convolution(x, *arguments)
+        clamp = "hardtanh", (0.0, layer.ceiling), ""
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(x, *arguments, *clamp)
+        ctx.save_for_backward(output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -241,77 +157,86 @@ class _Convolve(torch.autograd.Function):
             gradient = torch.ops.aten.hardtanh_backward(gradient, *ctx.saved_tensors, 0.0, layer.ceiling)
         if layer.backward_as_forward_conv:
             weight: Tensor = layer.backward_weight  # type: ignore[assignment]
-            back = torch.mkldnn_convolution(
+            input_gradient = torch.mkldnn_convolution(
                 gradient.to(weight.dtype), weight, None, layer.backward_padding, (1, 1), layer.dilation, layer.groups
             )
-            return back.to(gradient.dtype), None
-        seen = torch.empty(ctx.shape, memory_format=torch.channels_last)  # only its shape is looked at
-        (back, _, _) = torch.ops.aten.convolution_backward(
-            gradient, seen, layer.weight, None, layer.stride, layer.padding, layer.dilation,
+            return input_gradient.to(gradient.dtype), None
+        x = torch.empty(ctx.shape, memory_format=torch.channels_last)  # only the shape is used
+        (input_gradient, _, _) = torch.ops.aten.convolution_backward(
+            gradient, x, layer.weight, None, layer.stride, layer.padding, layer.dilation,
             False, (0, 0), layer.groups, (True, False, False),
         )  # fmt: skip
-        return back, None
+        return input_gradient, None
 
 
-class StemConvolution(_Padded):
-    """A frozen convolution of few channels and a stride, as one without a stride of the pixels of each stride's square.
+class StemConvolution(_PaddedConvolution):
+    """A frozen strided convolution with few input channels, computed as a convolution without a stride.
 
-    The same sums in another order: a picture (B, 3, H, W) is folded into (B, 3 s s, H / s, W / s), which fills the
-    vectors of a processor on the way back.
+    The image (B, 3, H, W) is unshuffled into (B, 3 s s, H / s, W / s), where s is the stride. The sums are the same in
+    another order, and the additional channels fill the vector registers of a CPU in the backward pass.
+
+    Args:
+        plain: the convolution to compute; its stride is the same in both directions, its dilation and groups are 1.
+        ceiling: clamp the output to [0, `ceiling`]; None: do not clamp.
     """
 
     def __init__(self, plain: nn.Conv2d, ceiling: float | None = None) -> None:
         super().__init__(plain)
-        side = self.stride[0]
-        more = [-kernel % side for kernel in self.kernel_size]
-        weight = nn.functional.pad(plain.weight.detach(), (0, more[1], 0, more[0]))
-        unfolded = nn.Conv2d(plain.in_channels * side**2, plain.out_channels, 1, bias=False)
-        unfolded.weight = nn.Parameter(nn.functional.pixel_unshuffle(weight, side), requires_grad=False)
-        unfolded.kernel_size = _pair(unfolded.weight.shape[2:])
-        unfolded.bias = plain.bias
-        self.unfolded = Convolution(unfolded, ceiling)
+        stride = self.stride[0]
+        extra = [-kernel % stride for kernel in self.kernel_size]  # to the next multiple of the stride
+        weight = nn.functional.pad(plain.weight.detach(), (0, extra[1], 0, extra[0]))
+        unshuffled = nn.Conv2d(plain.in_channels * stride**2, plain.out_channels, 1, bias=False)
+        unshuffled.weight = nn.Parameter(nn.functional.pixel_unshuffle(weight, stride), requires_grad=False)
+        unshuffled.kernel_size = _pair(unshuffled.weight.shape[2:])
+        unshuffled.bias = plain.bias
+        self.unshuffled = Convolution(unshuffled, ceiling)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (B, C, H, W)."""
-        x = self.padded(x)
-        side = self.stride[0]
-        missing = []
+        x = self.pad(x)
+        stride = self.stride[0]
+        end_padding = []  # at the bottom and at the right, so that all windows are complete
         for length, kernel, padding in zip(x.shape[2:], self.kernel_size, self.padding, strict=True):
-            positions = (length + 2 * padding - kernel) // side + 1
-            needed = (positions - 1 + math.ceil(kernel / side)) * side
-            missing.append(needed - length - padding)
-        x = nn.functional.pad(x, (self.padding[1], missing[1], self.padding[0], missing[0]))
-        x = nn.functional.pixel_unshuffle(x, side).contiguous(memory_format=torch.channels_last)
-        return self.unfolded(x)  # type: ignore[no-any-return]
+            positions = (length + 2 * padding - kernel) // stride + 1
+            needed = (positions - 1 + math.ceil(kernel / stride)) * stride
+            end_padding.append(needed - length - padding)
+        x = nn.functional.pad(x, (self.padding[1], end_padding[1], self.padding[0], end_padding[0]))
+        x = nn.functional.pixel_unshuffle(x, stride).contiguous(memory_format=torch.channels_last)
+        return self.unshuffled(x)  # type: ignore[no-any-return]
 
 
 def _transposed_weights(plain: nn.Conv2d) -> Tensor:
-    """The weights with which a convolution of the gradient is the gradient of the convolution."""
-    out, into, *kernel = plain.weight.shape
-    grouped = plain.weight.detach().view(plain.groups, out // plain.groups, into, *kernel).transpose(1, 2)
-    turned = grouped.reshape(plain.groups * into, out // plain.groups, *kernel).flip(2, 3)
-    turned = turned.to(torch.bfloat16 if _has_bfloat16_backward(plain) else turned.dtype)
-    return turned.contiguous(memory_format=torch.channels_last)
+    """Return the weights with which a convolution of the output gradient gives the input gradient.
+
+    Input and output channels are exchanged, and the kernels are rotated by 180 degrees.
+    """
+    channels_out, channels_in, *kernel = plain.weight.shape  # channels_in: of one group
+    grouped = plain.weight.detach().view(plain.groups, channels_out // plain.groups, channels_in, *kernel)
+    transposed = grouped.transpose(1, 2)
+    weight = transposed.reshape(plain.groups * channels_in, channels_out // plain.groups, *kernel).flip(2, 3)
+    weight = weight.to(torch.bfloat16 if _has_bfloat16_backward(plain) else weight.dtype)
+    return weight.contiguous(memory_format=torch.channels_last)
 
 
 def _has_bfloat16_backward(plain: nn.Conv2d) -> bool:
-    """Whether a gradient is taken through a convolution in bfloat16, which halves the time where that is its products.
+    """Return whether the backward pass of a convolution uses bfloat16, which halves the time of large convolutions.
 
-    Only back: there half precision leaves an error of 1 % of the gradient (40 dB and more). On the way forward, where
-    activations are cut off, it would turn so many on and off that less than 10 dB are left.
+    Only the backward pass: its error is 1 % of the gradient (40 dB and more). In the forward pass, bfloat16 would turn
+    so many ReLUs on and off that less than 10 dB of the gradient would remain.
     """
-    into, out = plain.in_channels, plain.out_channels
-    large = plain.groups == 1 and into * out * math.prod(_pair(plain.kernel_size)) >= LARGE * (into + out)
+    channels_in, channels_out = plain.in_channels, plain.out_channels
+    multiply_adds = channels_in * channels_out * math.prod(_pair(plain.kernel_size))
+    large = plain.groups == 1 and multiply_adds >= MIN_INTENSITY * (channels_in + channels_out)
     return large and plain.weight.dtype == torch.float32 and supports_bfloat16()
 
 
 @cache
 def supports_bfloat16() -> bool:
-    """Whether this processor has instructions for it: without, oneDNN takes longer than for 32 bits."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    has_them = known.get("avx512_bf16", False) or known.get("amx_bf16", False)
-    return has_them and torch.backends.mkldnn.is_available()  # type: ignore[no-any-return, no-untyped-call]
+    """Return whether this CPU has bfloat16 instructions. Without them oneDNN is slower in bfloat16 than in float32."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    has_instructions = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return has_instructions and torch.backends.mkldnn.is_available()  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _pair(value: int | Sequence[int]) -> Pair:
+def _pair(value: int | Sequence[int]) -> _Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])

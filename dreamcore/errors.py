@@ -1,40 +1,48 @@
-"""The errors of Dreamgrid, all in one small tree.
+"""The errors of Dreamgrid.
 
 DreamgridError
-├── InvalidInput    a job, a setting, a file or an access that is wrong: nothing is started (exit code 2);
-│                   found after a run has begun, it stops the run as `Unavailable` does
-├── ImageError      trouble with one photograph: a row in the manifest with a kind, never a failed run
-└── Unavailable     trouble of the world (storage away, credentials expired): retried, then the run
-                    stops so that it can be resumed (exit code 3)
+├── InvalidInput    a job, a setting, a file or a permission is wrong. Nothing was started (exit code 2).
+│                   If it is found after a run has begun, it stops the run as `Unavailable` does.
+├── ImageError      one photograph cannot be dreamt: a manifest row with a kind of error, never a failed run.
+└── Unavailable     an infrastructure failure, such as unreachable storage or expired credentials. It is retried;
+                    then the run stops and can be resumed (exit code 3).
 """
 
 from typing import Literal
 
+__all__ = ["DreamgridError", "ErrorKind", "ImageError", "InvalidInput", "Unavailable"]
+
 ErrorKind = Literal[
-    "not_an_image",  # the bytes are no picture at all
-    "unsupported",  # a picture, but of a format or kind that is not dreamt
+    "not_an_image",  # the bytes are not an image
+    "unsupported",  # an image, but its format or variant is not supported
     "damaged",  # truncated or corrupt
-    "undecodable",  # took longer than the limit for decoding, or broke the decoder
+    "undecodable",  # decoding exceeded its time limit or crashed the decoder
     "too_large",  # more pixels or bytes than the limit for decoding
-    "too_small",  # smaller than the network can see
+    "too_small",  # smaller than the network accepts
     "source_missing",  # deleted between the scan and the read
     "source_changed",  # replaced between the scan and the read
-    "source_unreadable",  # there, and not given out: archived, or encrypted with a key that is not to be had
-    "non_finite",  # the ascent gave NaN or infinity
-    "out_of_memory",  # did not fit, even alone
+    "source_unreadable",  # exists but cannot be read: archived, or encrypted with an unavailable key
+    "non_finite",  # the ascent diverged to NaN or infinity
+    "out_of_memory",  # did not fit into memory, even in a batch of one
 ]
+"""Why one photograph failed: the column `error_kind` of the manifest."""
 
 
 class DreamgridError(Exception):
-    """Every error that Dreamgrid raises on purpose; its message names the thing and the remedy."""
+    """Base class of all errors that Dreamgrid raises. The message says what failed and what to do."""
 
 
 class InvalidInput(DreamgridError):
-    """A job, a setting, a file or an access is wrong; nothing was started."""
+    """A job, a setting, a file or a permission is wrong. Nothing was started."""
 
 
 class ImageError(DreamgridError):
-    """One photograph cannot be dreamt; ``kind`` says why in one word of a closed list."""
+    """One photograph cannot be dreamt.
+
+    Args:
+        kind: why, one of `ErrorKind`.
+        message: what happened and what to do.
+    """
 
     def __init__(self, kind: ErrorKind, message: str) -> None:
         super().__init__(message)
@@ -45,4 +53,4 @@ class ImageError(DreamgridError):
 
 
 class Unavailable(DreamgridError):
-    """The world is in trouble, not the input: wait, then run again."""
+    """An infrastructure failure; the input is valid. Wait, then run again."""

@@ -1,71 +1,57 @@
-"""Bytes <-> pictures, safely: the one place where Dreamgrid meets files that strangers made.
+"""Decode image files to pixels, and encode dreams to image files. Image files may come from untrusted sources.
 
-`decode` gives upright sRGB pixels, whatever the file held, or an `ImageError` that says why not. `encode` writes a
-dream with its description inside; `describe` reads it back. Only pixels pass from one to the other, so no EXIF, GPS
-position, profile or comment of a source can reach a dream. Nothing here knows networks, settings or storage.
+`decode` returns upright sRGB pixels for every supported file, or raises an `ImageError`. `encode` writes a dream with
+its metadata inside, and `read_metadata` reads them back. Only pixels pass from a source to a dream, so that no EXIF
+data, GPS position, color profile or comment of a source can reach a dream. This module does not import networks,
+settings or storage.
 """
 
 import io
 import json
 import math
-import re
-import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms
 
 from dreamcore.errors import ImageError
+from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image
 
-Array = NDArray[np.uint8]  # (H, W, 3), sRGB
+__all__ = [
+    "FORMATS",
+    "MAX_METADATA_BYTES",
+    "MAX_SOURCE_PIXELS",
+    "SUFFIXES",
+    "Array",
+    "Format",
+    "Photograph",
+    "content_type",
+    "decode",
+    "encode",
+    "from_pillow",
+    "has_image_suffix",
+    "read_metadata",
+]
+
+Array = NDArray[np.uint8]
+"""Pixels (H, W, 3), sRGB."""
 Format = Literal["png", "webp", "jpg"]
+"""Formats of dreams."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES: Mapping[str, str] = {
-    "jpg": "JPEG",
-    "jpeg": "JPEG",
-    "jpe": "JPEG",
-    "png": "PNG",
-    "webp": "WEBP",
-    "gif": "GIF",
-    "bmp": "BMP",
-    "tif": "TIFF",
-    "tiff": "TIFF",
-}
-MAX_SOURCE_PIXELS = 100_000_000  # at most about 1 GB while decoding; Pillow itself refuses more than 179 million
-MAX_DESCRIPTION = 60_000  # bytes; EXIF in a JPEG is one segment of at most 64 KiB
+MAX_SOURCE_PIXELS = 100_000_000
+"""Most pixels of a source by default. Decoding needs at most about 1 GB; Pillow refuses more than 179 million."""
+MAX_METADATA_BYTES = 60_000
+"""Largest JSON text inside a dream. In a JPEG, EXIF is one segment of at most 64 KiB."""
 
 _CONTENT_TYPES: Mapping[Format, str] = {"png": "image/png", "webp": "image/webp", "jpg": "image/jpeg"}
 _MAX_SIDE: Mapping[Format, int] = {"png": 2**31 - 1, "webp": 16_383, "jpg": 65_500}
 _SOFTWARE = "dreamgrid"
-_ASCII = b"ASCII\0\0\0"  # how EXIF marks the character code of a UserComment
-
-# What the first bytes say. The formats that are not in FORMATS are here so that the error can name them.
-_SIGNATURES = (
-    (rb"\xff\xd8\xff", "JPEG"),
-    (rb"\x89PNG\r\n\x1a\n", "PNG"),
-    (rb"RIFF....WEBP", "WEBP"),
-    (rb"GIF8[79]a", "GIF"),
-    (rb"BM....\0\0\0\0", "BMP"),
-    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
-    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC"),
-    (rb"....ftypavi[fs]", "AVIF"),
-    (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"),
-    (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ", "JPEG 2000"),
-    (rb"8BPS\0[\1\2]", "PSD"),
-    (rb"\0\0[\1\2]\0", "ICO"),
-    (rb"icns", "ICNS"),
-    (rb"DDS ", "DDS"),
-    (rb"qoif", "QOI"),
-    (rb"P[1-7fF]\s", "PNM"),
-    (rb"%!PS", "EPS"),
-)
-_TURNS = {
+_ASCII = b"ASCII\0\0\0"  # the prefix by which EXIF marks the character code of a UserComment
+_TRANSPOSITIONS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -79,29 +65,45 @@ _FROM_16_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 @dataclass(frozen=True, eq=False)
 class Photograph:
-    """A decoded source: ``pixels`` (H, W, 3) uint8, sRGB, upright; ``width`` and ``height`` as before shrinking."""
+    """A decoded source image."""
 
     pixels: Array
+    """(H, W, 3), sRGB, upright, possibly shrunk."""
     width: int
+    """Width of the upright image in pixels before it was shrunk."""
     height: int
+    """Height of the upright image in pixels before it was shrunk."""
 
 
 def decode(data: bytes, *, max_pixels: int | None = None, max_source_pixels: int = MAX_SOURCE_PIXELS) -> Photograph:
-    """Decode the first frame of a picture into upright sRGB.
+    """Decode the first frame of an image file to upright sRGB pixels.
 
-    EXIF orientation and ICC profile are applied, transparency is laid over white, 16 bits become 8. A picture of more
-    than ``max_pixels`` is shrunk to at most that many, its aspect kept; nothing is ever enlarged.
+    The EXIF orientation and the ICC profile are applied, transparent pixels are composited over white, and 16 bits
+    become 8.
+
+    Args:
+        data: the bytes of the file, in one of `FORMATS`.
+        max_pixels: shrink larger images to at most this many pixels, with the same aspect ratio. Images are never
+            enlarged. None: do not shrink.
+        max_source_pixels: reject larger images. The size is read from the header, before any pixel is decoded.
 
     Raises:
-        ImageError: and nothing else, for any bytes: ``not_an_image``, ``unsupported``, ``damaged``, ``out_of_memory``,
-            or ``too_large``, by the word of the header, before any pixel is decoded.
+        ImageError: no other exception, whatever the bytes: `not_an_image`, `unsupported`, `damaged`, `too_large` or
+            `out_of_memory`.
+
+    Example:
+        >>> import numpy as np
+        >>> data = encode(np.zeros((20, 30, 3), np.uint8), "png", quality=100, metadata={})
+        >>> photograph = decode(data, max_pixels=150)
+        >>> photograph.pixels.shape, photograph.width, photograph.height
+        ((10, 15, 3), 30, 20)
     """
-    with _opened(data) as image:
+    with open_image(data) as image:
         width, height = image.size
         if width * height > max_source_pixels:
             raise ImageError("too_large", f"{width} x {height} pixels are over the limit of {max_source_pixels}")
         size = _fit(width, height, max_pixels)
-        draft = image.draft(None, size)  # a JPEG decodes at 1/2, 1/4 or 1/8 where that is still large enough
+        draft = image.draft(None, size)  # decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is still large enough
         image.load()
         return _convert(image, (width, height), size, draft[1] if draft else None)
 
@@ -121,9 +123,9 @@ def from_pillow(image: Image.Image, *, max_pixels: int | None = None) -> Photogr
         image.load()
         return _convert(image, image.size, _fit(*image.size, max_pixels))
     except ValueError as error:
-        raise ImageError("unsupported", f"mode {image.mode} cannot be converted to RGB: {_one_line(error)}") from error
+        raise ImageError("unsupported", f"mode {image.mode} cannot be converted to RGB: {one_line(error)}") from error
     except (OSError, SyntaxError) as error:
-        raise ImageError("damaged", f"the file cannot be decoded: {_one_line(error)}") from error
+        raise ImageError("damaged", f"the file cannot be decoded: {one_line(error)}") from error
 
 
 def _convert(
@@ -135,140 +137,106 @@ def _convert(
     """Convert a loaded image of any mode to upright sRGB of `size` (W, H); `box` is the part of it that is used."""
     width, height = original
     orientation = _orientation(image)
-    picture = _eight_bits(image)
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-    picture = _over_white(_to_srgb(picture, image.info.get("icc_profile")))
-    if orientation in _TURNS:
-        picture = picture.transpose(_TURNS[orientation])
+    frame = _to_8_bits(image)
+    if frame.size != size:
+        frame = frame.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    frame = _over_white(_to_srgb(frame, image.info.get("icc_profile")))
+    if orientation in _TRANSPOSITIONS:
+        frame = frame.transpose(_TRANSPOSITIONS[orientation])
     if orientation >= 5:
         width, height = height, width
-    return Photograph(np.array(picture), width, height)
+    return Photograph(np.array(frame), width, height)
 
 
-def encode(pixels: Array, format: Format, quality: int, description: Mapping[str, object]) -> bytes:
-    """Encode a dream (H, W, 3) with ``description`` inside: canonical JSON in EXIF UserComment, alike in all formats.
+def encode(pixels: Array, format: Format, quality: int, metadata: Mapping[str, object]) -> bytes:
+    """Encode a dream as an image file, with metadata inside.
 
-    ``quality`` is 1 to 100. PNG is always lossless, WebP is at 100, and JPEG keeps its colours at full resolution.
+    The metadata are canonical JSON in the EXIF tag UserComment, in the same way for all formats.
+
+    Args:
+        pixels: (H, W, 3), sRGB.
+        format: `png`, `webp` or `jpg`.
+        quality: 1 to 100. PNG is always lossless, WebP is lossless at 100. JPEG keeps colors at full resolution.
+        metadata: values that JSON can represent.
 
     Raises:
-        ValueError: ``description`` holds NaN or infinity, or is longer than ``MAX_DESCRIPTION``.
-        TypeError: ``description`` holds something that JSON cannot.
-        ImageError: ``too_large``: a side is longer than the format can hold.
+        ValueError: `metadata` contain NaN or infinity, or exceed `MAX_METADATA_BYTES`.
+        TypeError: `metadata` contain a value that JSON cannot represent.
+        ImageError: `too_large`: a side is longer than the format allows.
+
+    Example:
+        >>> import numpy as np
+        >>> data = encode(np.zeros((2, 3, 3), np.uint8), "jpg", quality=95, metadata={"seed": 1})
+        >>> read_metadata(data)
+        {'seed': 1}
     """
     height, width = pixels.shape[:2]
     if max(width, height) > _MAX_SIDE[format]:
-        limit = f"{format} holds at most {_MAX_SIDE[format]} pixels a side"
+        limit = f"{format} allows at most {_MAX_SIDE[format]} pixels per side"
         raise ImageError("too_large", f"{width} x {height} pixels cannot be written: {limit}")
     options: dict[str, Any]
     if format == "png":
-        # Noisy dreams hold no long repeats: run lengths alone come within 1 % of the default's size in half its time.
+        # Noisy dreams contain no long repetitions: run-length encoding is within 1 % of the default's size in half
+        # the time.
         options = {"format": "PNG", "compress_type": zlib.Z_RLE}
     elif format == "webp" and quality == 100:
-        # Both numbers mean effort here; one more of method saves 8 % of size for five times the time.
+        # In lossless mode both numbers are effort. method=1 would save 8 % of the size for five times the time.
         options = {"format": "WEBP", "lossless": True, "quality": 0, "method": 0}
     elif format == "webp":
         options = {"format": "WEBP", "quality": quality, "method": 2}
     else:
-        # Optimised or progressive would be 10 % smaller, but Pillow guesses a buffer for those that noise overflows.
+        # Optimized or progressive files would be 10 % smaller, but noise can overflow the buffer that Pillow allocates.
         options = {"format": "JPEG", "quality": quality, "subsampling": 0}
     result = io.BytesIO()
-    Image.fromarray(pixels).save(result, exif=_exif(description), **options)
+    Image.fromarray(pixels).save(result, exif=_exif(metadata), **options)
     return result.getvalue()
 
 
 def read_metadata(data: bytes) -> dict[str, object] | None:
-    """Read the description that `encode` put inside, without decoding pixels; None if there is none or it is malformed.
+    """Return the metadata that `encode` wrote into an image file, without decoding pixels.
+
+    Args:
+        data: the bytes of the file, in one of `FORMATS`.
+
+    Returns:
+        The metadata; None if there are none, if another program wrote them, or if they are malformed.
 
     Raises:
-        ImageError: ``data`` is no picture that `decode` would read.
+        ImageError: `data` is not an image that `decode` would open.
+
+    Example:
+        >>> import numpy as np
+        >>> read_metadata(encode(np.zeros((2, 3, 3), np.uint8), "png", quality=100, metadata={"layers": "blocks.4"}))
+        {'layers': 'blocks.4'}
     """
-    with _opened(data) as image:
-        raw = image.info.get("exif")  # not getexif(), which decodes a PNG to look for EXIF behind its pixels
+    with open_image(data) as image:
+        raw = image.info.get("exif")  # not getexif(), which decodes a PNG to find EXIF data behind its pixels
     exif = Image.Exif()
     try:
         exif.load(raw or b"")
         software = exif.get(ExifTags.Base.Software)
         comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    except Exception:  # the EXIF of strangers fails in as many ways as its parser has lines
+    except Exception:  # malformed EXIF data raise many exception types
         return None
-    # Other programs write JSON into this tag too: ours is what says so.
+    # Other programs also write JSON into this tag, so the software tag must name this one.
     if software != _SOFTWARE or not isinstance(comment, bytes) or not comment.startswith(_ASCII):
         return None
-    if len(comment) > len(_ASCII) + MAX_DESCRIPTION:
+    if len(comment) > len(_ASCII) + MAX_METADATA_BYTES:
         return None
     try:
-        description = json.loads(comment.removeprefix(_ASCII))
+        metadata = json.loads(comment.removeprefix(_ASCII))
     except (ValueError, RecursionError):
         return None
-    return description if isinstance(description, dict) else None
-
-
-def has_image_suffix(key: str) -> bool:
-    """Whether an object's key ends in one of `SUFFIXES`, in upper or lower case."""
-    _, dot, suffix = key.rpartition(".")
-    return bool(dot) and suffix.lower() in SUFFIXES
+    return metadata if isinstance(metadata, dict) else None
 
 
 def content_type(format: Format) -> str:
-    """Give the media type of a result format: ``image/png`` for ``png``."""
+    """Return the media type of a result format: `image/png` for `png`."""
     return _CONTENT_TYPES[format]
 
 
-@contextmanager
-def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
-    """Open ``data``, and turn whatever goes wrong with it, inside the block too, into an ImageError."""
-    # Pillow warns of what is refused or passed over here anyway. `catch_warnings` would restore the filters afterwards,
-    # but it is not safe in threads, and photographs are decoded in threads.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            yield image
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_large", _one_line(error)) from error
-    except MemoryError as error:
-        raise ImageError("out_of_memory", f"{_format_of(data)}: there is not enough memory to decode it") from error
-    except Exception as error:  # on corrupt bytes Pillow raises nearly every exception that Python has
-        raise _refusal(data, error) from error
-
-
-def _refusal(data: bytes, error: Exception) -> ImageError:
-    """Say why ``data`` could not be opened or decoded."""
-    name = _format_of(data)
-    if name is None:
-        return ImageError(
-            "not_an_image", f"no picture: begins with {data[:16]!r}" if data else "no picture: it is empty"
-        )
-    if name not in FORMATS:
-        return ImageError("unsupported", f"{name} is not read; {', '.join(FORMATS)} are")
-    if isinstance(error, UnidentifiedImageError):
-        error = _header_error(name, data)
-    # Pillow has one type of exception for what it does not read and for what is broken; only its words differ.
-    unsupported = re.search("unsupported|unknown pixel mode", str(error), re.IGNORECASE)
-    return ImageError("unsupported" if unsupported else "damaged", f"{name}: {_one_line(error)}")
-
-
-def _header_error(name: str, data: bytes) -> Exception:
-    """Ask the plugin again for its reason, which `Image.open` keeps to itself."""
-    try:
-        Image.OPEN[name][0](io.BytesIO(data), "")
-    except Exception as error:
-        return error
-    return SyntaxError("its header cannot be read")
-
-
-def _format_of(data: bytes) -> str | None:
-    return next((name for signature, name in _SIGNATURES if re.match(signature, data, re.DOTALL)), None)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _fit(width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
-    """Give the largest size of at most ``max_pixels`` that has the same aspect to within a pixel."""
+    """Return the largest size of at most `max_pixels` with the same aspect ratio, to within a pixel."""
     if max_pixels is None or width * height <= max_pixels:
         return width, height
     new_width = max(1, math.isqrt(max_pixels * width // height))
@@ -277,20 +245,20 @@ def _fit(width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Read the EXIF orientation, 1 to 8. Pillow turns a TIFF itself while loading it, and this is then 1."""
+    """Return the EXIF orientation, 1 to 8. Pillow rotates a TIFF itself while loading it, and this is then 1."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # broken EXIF spoils no picture
+    except Exception:  # malformed EXIF data do not make an image unreadable
         return 1
-    return orientation if orientation in _TURNS else 1
+    return orientation if orientation in _TRANSPOSITIONS else 1
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert any mode to L, RGB, RGBA or CMYK: they can all be resized, and each has profiles of its own."""
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Convert any mode to L, RGB, RGBA or CMYK, which can be resized and have their own ICC profiles."""
     if image.mode.startswith("I;16"):
         return Image.fromarray(_from_16_bits(image))
     if image.mode in ("I", "F"):
-        return Image.fromarray(_stretched(np.asarray(image, dtype=np.float32)))
+        return Image.fromarray(_stretch(np.asarray(image, dtype=np.float32)))
     if image.has_transparency_data:
         return image.convert("RGBA")
     if image.mode in ("L", "RGB", "CMYK"):
@@ -299,7 +267,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Array:
-    """Scale 16-bit gray (H, W) by 1/257, which Pillow would clip to white; the gray that means transparent is white."""
+    """Scale 16-bit gray (H, W) by 1/257. Pillow would clip it to white. The transparent gray value becomes white."""
     values = np.asarray(image)
     pixels: Array = _FROM_16_BITS[values]
     if "transparency" in image.info:
@@ -307,11 +275,11 @@ def _from_16_bits(image: Image.Image) -> Array:
     return pixels
 
 
-def _stretched(values: NDArray[np.float32]) -> Array:
+def _stretch(values: NDArray[np.float32]) -> Array:
     """Map gray (H, W) of unknown range to 8 bits.
 
-    White is the least of 1, 255 and 65535 that holds all values; where none does, or some are negative, the lowest
-    value becomes black and the highest white.
+    White is the smallest of 1, 255 and 65535 that is not below any value. If a value is negative or above 65535, the
+    lowest value becomes black and the highest value becomes white.
     """
     finite = np.isfinite(values)
     low = float(np.min(values, initial=np.inf, where=finite))
@@ -319,7 +287,7 @@ def _stretched(values: NDArray[np.float32]) -> Array:
     if low >= 0 and high <= 65535:
         low, high = 0.0, next(white for white in (1.0, 255.0, 65535.0) if high <= white)
     pixels = np.empty(values.shape, np.uint8)
-    # In bands: the whole of it in double precision would be the largest thing in memory.
+    # Computed in bands, because the whole image in double precision would dominate the memory.
     for band, result in zip(np.array_split(values, 64), np.array_split(pixels, 64), strict=True):
         known = np.nan_to_num(band.astype(np.float64), nan=low, posinf=high, neginf=low)
         result[:] = np.rint((known - low) * (255 / ((high - low) or 1.0)))
@@ -327,32 +295,36 @@ def _stretched(values: NDArray[np.float32]) -> Array:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert L, RGB, RGBA or CMYK to RGB (RGBA stays so) by its ICC profile; plainly if that is absent or broken."""
-    plain = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+    """Convert L, RGB or CMYK to RGB, and RGBA to RGBA, by the ICC profile.
+
+    Without a usable profile, gray and RGB values are taken as sRGB.
+    """
+    unmanaged = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
     if not profile:
-        return plain
+        return unmanaged
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         gray_as_rgb = image.mode == "L" and source.profile.xcolor_space.strip() == "RGB"
-        colours = plain if gray_as_rgb else image
+        colors = unmanaged if gray_as_rgb else image
         srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(colours, source, srgb, outputMode=plain.mode) or plain
+        return ImageCms.profileToProfile(colors, source, srgb, outputMode=unmanaged.mode) or unmanaged
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return plain
+        return unmanaged
 
 
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    page = Image.new("RGBA", image.size, "white")
-    page.alpha_composite(image)
-    return page.convert("RGB")
+    background = Image.new("RGBA", image.size, "white")
+    background.alpha_composite(image)
+    return background.convert("RGB")
 
 
-def _exif(description: Mapping[str, object]) -> bytes:
-    text = json.dumps(description, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    if len(text) > MAX_DESCRIPTION:
-        raise ValueError(f"a description of {len(text)} bytes is over the limit of {MAX_DESCRIPTION}")
+def _exif(metadata: Mapping[str, object]) -> bytes:
+    """Return EXIF data with `metadata` as canonical JSON."""
+    text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    if len(text) > MAX_METADATA_BYTES:
+        raise ValueError(f"{len(text)} bytes of metadata are over the limit of {MAX_METADATA_BYTES}")
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = _SOFTWARE
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII + text.encode("ascii")

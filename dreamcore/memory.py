@@ -1,4 +1,4 @@
-"""How much memory a step takes, and so how many pixels of how many pictures may be dreamt at once."""
+"""The memory of one step, and the tile size and batch size that fit into a memory limit."""
 
 import math
 from collections.abc import Collection
@@ -15,40 +15,64 @@ from dreamcore.network import Network
 from dreamcore.settings import MIN_TILE
 from dreamcore.tiles import MULTIPLE
 
-PROBE = 256
-"""Side in pixels of the picture that shows what a pixel takes."""
-BESIDES = 1.5
-"""Real memory to that of the tensors: what convolutions take for themselves, holes between tensors of many sizes."""
-WHOLE_PICTURES = 7
-"""Pictures of full size that are held besides the tile that is in the network: the dream, its gradient, their bands."""
+__all__ = [
+    "ALLOCATOR_OVERHEAD",
+    "FULL_SIZE_IMAGES",
+    "Allocations",
+    "bytes_per_pixel",
+    "choose_batch_size",
+    "choose_tile",
+]
+
+PROBE_SIDE = 256
+"""Side in pixels of the image with which the memory per pixel is measured."""
+ALLOCATOR_OVERHEAD = 1.5
+"""Ratio of the real memory to that of the tensors: workspaces of convolutions, and fragmentation."""
+FULL_SIZE_IMAGES = 7
+"""Images of full size in memory besides the tile in the network: the dream, its gradient and their frequency bands."""
+
+_BYTES_PER_PIXEL = 3 * 4
+"""Of an RGB image in float32."""
 
 
 class Allocations(TorchDispatchMode):
-    """While it is entered, counts the bytes of the tensors that are made and still there; the meta device will do."""
+    """Counts, while active, the bytes of the living tensors that operations created. The meta device suffices.
+
+    Example:
+        >>> import torch
+        >>> with Allocations() as allocations:
+        ...     x = torch.zeros(1000, device="meta") + 1
+        >>> allocations.peak
+        8000
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._storages = WeakIdKeyDictionary()
         self.peak = 0
+        """Largest number of bytes so far."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do what torch does, and count what came of it."""
-        answer = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(answer):
+        """Run an operation and record the storages of its outputs."""
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 self._storages[storage] = storage.nbytes()
         self.peak = max(self.peak, sum(self._storages.values()))  # type: ignore[no-untyped-call]
-        return answer
+        return output
 
 
 def bytes_per_pixel(network: Network, layers: Collection[str]) -> float:
-    """Memory of one step up to `layers`, forward and back, for each pixel: measured on what runs for them."""
-    known = _measured.setdefault(network, {})
+    """Return the memory of one step up to `layers`, forward and backward, in bytes per pixel of the image.
+
+    The memory is measured once, on the structure of the module that runs for `layers`.
+    """
+    measured = _measured.setdefault(network, {})
     key = frozenset(layers)
-    if key not in known:
-        known[key] = _measure(network, key)
-    return known[key]
+    if key not in measured:
+        measured[key] = _measure(network, key)
+    return measured[key]
 
 
 _measured: WeakKeyDictionary[Network, dict[frozenset[str], float]] = WeakKeyDictionary()
@@ -56,26 +80,44 @@ _measured: WeakKeyDictionary[Network, dict[frozenset[str], float]] = WeakKeyDict
 
 def _measure(network: Network, layers: Collection[str]) -> float:
     structure = network.without_weights(layers)
-    side = max(PROBE, network.spec.min_size)
+    side = max(PROBE_SIDE, network.spec.min_size)
     with Allocations() as allocations:
-        picture = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)
-        activations = structure.activations(picture, layers)
-        torch.autograd.grad(sum(answer.square().sum() for answer in activations.values()), picture)  # type: ignore[arg-type]
-    return BESIDES * float(allocations.peak) / side**2
+        image = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)
+        activations = structure.activations(image, layers)
+        score = sum(features.square().sum() for features in activations.values())
+        torch.autograd.grad(score, image)  # type: ignore[arg-type]
+    return ALLOCATOR_OVERHEAD * float(allocations.peak) / side**2
 
 
 def choose_tile(network: Network, layers: Collection[str], size: tuple[int, int], max_memory: int) -> int:
-    """Side of the largest tile in which a picture of `size` (H, W) is dreamt in `max_memory` bytes; 0: all at once."""
+    """Return the side in pixels of the largest memory tiles that fit.
+
+    Args:
+        network: the network to dream with.
+        layers: the layers to excite.
+        size: height and width of the image in pixels.
+        max_memory: limit in bytes, without the memory of the network.
+
+    Returns:
+        A multiple of 32, or 0 if the whole image fits. If not even the smallest tile fits, its side is returned.
+    """
     pixels = size[0] * size[1]
-    a_pixel = bytes_per_pixel(network, layers)
-    left = max_memory - WHOLE_PICTURES * 3 * 4 * pixels
-    if a_pixel * pixels <= left:
+    per_pixel = bytes_per_pixel(network, layers)
+    available = max_memory - FULL_SIZE_IMAGES * _BYTES_PER_PIXEL * pixels
+    if per_pixel * pixels <= available:
         return 0
-    least = math.ceil(max(MIN_TILE, network.spec.min_size) / MULTIPLE) * MULTIPLE
-    return max(least, math.isqrt(max(0, int(left / a_pixel))) // MULTIPLE * MULTIPLE)
+    smallest = math.ceil(max(MIN_TILE, network.spec.min_size) / MULTIPLE) * MULTIPLE
+    return max(smallest, math.isqrt(max(0, int(available / per_pixel))) // MULTIPLE * MULTIPLE)
 
 
 def choose_batch_size(network: Network, layers: Collection[str], size: tuple[int, int], max_memory: int) -> int:
-    """How many pictures of `size` (H, W) may be dreamt at once in `max_memory` bytes; at least one."""
-    a_pixel = bytes_per_pixel(network, layers) + WHOLE_PICTURES * 3 * 4
-    return max(1, int(max_memory / (a_pixel * size[0] * size[1])))
+    """Return how many images fit into memory together, at least 1.
+
+    Args:
+        network: the network to dream with.
+        layers: the layers to excite.
+        size: height and width of the images in pixels.
+        max_memory: limit in bytes, without the memory of the network.
+    """
+    per_pixel = bytes_per_pixel(network, layers) + FULL_SIZE_IMAGES * _BYTES_PER_PIXEL
+    return max(1, int(max_memory / (per_pixel * size[0] * size[1])))

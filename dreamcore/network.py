@@ -1,4 +1,4 @@
-"""A frozen network, asked for what its layers answer; nothing behind the deepest layer asked for runs."""
+"""A frozen network that returns the activations of chosen layers. Nothing behind the deepest chosen layer runs."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,33 +17,39 @@ from dreamcore.errors import InvalidInput
 from dreamcore.spec import NetworkSpec
 from dreamcore.targets import LOGITS
 
-LONGEST = 4
-"""A picture is shown to the classifier at most so many times longer than the network's own pictures."""
+__all__ = ["LayerActivations", "Network", "index"]
+
+MAX_CLASSIFIED_SIDE = 4
+"""Longest side of an image that is classified, as a multiple of the training size of the network."""
+
+_BICUBIC: dict[str, Any] = {"mode": "bicubic", "antialias": True}
 
 
 @dataclass(frozen=True, eq=False)
 class LayerActivations:
-    """What a layer activations to those samples of a batch that came as far."""
+    """The activations of a layer for those samples of a batch that reached the layer."""
 
     samples: list[int]
-    """Their numbers in the batch."""
+    """Indices of these samples in the batch."""
     features: Tensor
-    """(len(samples), C, h, w), or (len(samples), C) of the whole picture."""
+    """(len(samples), C, h, w), or (len(samples), C) for a layer without positions."""
 
 
 class _StopForward(Exception):
-    """Ends a forward pass when every sample has had the activations of all its layers."""
+    """Ends a forward pass when the activations of all requested layers are captured."""
 
 
 class Network:
-    """A frozen network in evaluation mode that takes pictures in [0, 1].
+    """A frozen network in evaluation mode. Its input are RGB images in [0, 1].
+
+    Layers are named as in `named_modules`; `logits` is the output of the network.
 
     Args:
-        module: the classifier; its weights are frozen in place.
-        card: what is known of it.
-        labels: names of its classes, by index; none when it is no classifier.
-        device: where it runs.
-        plain: whether to run the module as it is, and not a copy of it that is made fast.
+        module: the classifier. Its weights are frozen in place.
+        spec: layers, preprocessing and sizes of the network.
+        labels: names of the classes by index; empty if the network is not a classifier.
+        device: device on which the network runs, such as `cpu` or `cuda:0`.
+        plain: run `module` itself and not an optimized copy.
     """
 
     def __init__(
@@ -59,215 +65,248 @@ class Network:
         self.labels = tuple(labels)
         self.device = torch.device(device)
         if self.device.type == "cuda":
-            _multiply_all_bits()
+            _disable_tf32()
         self.module = module.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
         self.mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
         self.plain = plain
         self._shortcuts: dict[str, bool] = {}
-        self._known_backward_dtypes: dict[frozenset[str], list[str]] = {}
+        self._backward_dtypes_of: dict[frozenset[str], list[str]] = {}
 
     @cached_property
-    def _quick(self) -> tuple[nn.Module, frozenset[str]]:
-        """The module made fast, and which of its layers do not answer the same."""
-        return optimize(self.module, max(self.spec.size, self.spec.min_size))
+    def _optimized(self) -> tuple[nn.Module, frozenset[str]]:
+        """The optimized copy of the module, and the layers whose activations differ in the copy."""
+        return optimize(self.module, self._probe_side)
 
-    def _running(self, layers: Collection[str]) -> nn.Module:
-        """The module to run: the fast one, if it activations the same in all of `layers`."""
-        if self.plain or not self._quick[1].isdisjoint(layers):
+    @property
+    def _probe_side(self) -> int:
+        """Side in pixels of an image that the network certainly accepts."""
+        return max(self.spec.size, self.spec.min_size)
+
+    def _module_for(self, layers: Collection[str]) -> nn.Module:
+        """Return the module to run: the optimized copy, if all of `layers` have the same activations there."""
+        if self.plain or not self._optimized[1].isdisjoint(layers):
             return self.module
-        return self._quick[0]
+        return self._optimized[0]
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
     def precisions(self, wanted: Sequence[frozenset[str]]) -> list[str]:
-        """Type of the arithmetic for each sample of a batch, of which each wants layers of its own.
+        """Return the dtype of the arithmetic for each sample of a batch.
 
-        As `float32`, or forward and back, `float32/bfloat16`, where its gradient goes back in another.
+        Args:
+            wanted: the layers of each sample.
+
+        Returns:
+            `float32` for example; or `float32/bfloat16`, if the backward pass uses another dtype than the forward pass.
         """
-        forward = _name(self._dtype)
-        if self._running(set().union(*wanted)) is self.module:
+        forward = _dtype_name(self._dtype)
+        if self._module_for(set().union(*wanted)) is self.module:
             return [forward] * len(wanted)
         return ["/".join([forward, *self._backward_dtypes(layers)]) for layers in wanted]
 
     def _backward_dtypes(self, layers: frozenset[str]) -> list[str]:
-        """Other types than that of the way forward, in which the fast network takes the gradient of `layers`."""
-        if layers not in self._known_backward_dtypes:
-            structure, types = self.without_weights(layers), set[str]()
+        """Return the dtypes, other than that of the forward pass, in the optimized backward pass from `layers`."""
+        if layers not in self._backward_dtypes_of:
+            structure, names = self.without_weights(layers), set[str]()
             for part in structure.module.modules():
                 if isinstance(part, Convolution) and part.backward_dtype != self._dtype:
-                    part.register_forward_hook(_noting(types, _name(part.backward_dtype)))
-            side = max(self.spec.size, self.spec.min_size)
-            picture = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)
-            activations = structure.activations(picture, layers)
-            torch.autograd.grad([answer.sum() for answer in activations.values()], picture)
-            self._known_backward_dtypes[layers] = sorted(types)
-        return self._known_backward_dtypes[layers]
+                    part.register_forward_hook(_backward_recorder(names, _dtype_name(part.backward_dtype)))
+            image = torch.zeros(1, 3, self._probe_side, self._probe_side, device="meta", requires_grad=True)
+            activations = structure.activations(image, layers)
+            torch.autograd.grad([features.sum() for features in activations.values()], image)
+            self._backward_dtypes_of[layers] = sorted(names)
+        return self._backward_dtypes_of[layers]
 
     def without_weights(self, layers: Collection[str]) -> "Network":
-        """What runs for `layers`, fast or plain, without its weights: it computes nothing but sizes."""
-        return Network(_without_weights(self._running(layers)), self.spec, device="meta", plain=True)
+        """Return a copy, on the meta device, of the module that runs for `layers`. It computes only shapes."""
+        return Network(_to_meta(self._module_for(layers)), self.spec, device="meta", plain=True)
 
     @cached_property
     def _structure(self) -> nn.Module:
+        """The module on the meta device."""
         return self.without_weights(()).module
 
-    def activations(self, pictures: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
-        """What `layers` answer to `pictures` (B, 3, H, W) in [0, 1]; nothing behind the deepest of them runs.
+    def activations(self, images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Return the activations of `layers`. Nothing behind the deepest of these layers runs.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], on the device of the network.
+            layers: names of layers.
+
+        Returns:
+            The activations by layer, (B, C, h, w), or (B, C) for layers without positions. They are differentiable
+            with respect to `images`.
+
+        Raises:
+            InvalidInput: the network has no such layer, or never runs it.
+
+        Example:
+            >>> import torch
+            >>> from dreamcore.models import load_network
+            >>> network = load_network("efficientnet_lite0")
+            >>> activations = network.activations(torch.zeros(1, 3, 64, 96), ["blocks.2", "blocks.4"])
+            >>> {layer: tuple(features.shape) for layer, features in sorted(activations.items())}
+            {'blocks.2': (1, 40, 8, 12), 'blocks.4': (1, 112, 4, 6)}
+        """
+        activations = self.sample_activations(images, [frozenset(layers)] * len(images))
+        return {name: each.features for name, each in activations.items()}
+
+    def sample_activations(self, images: Tensor, wanted: Sequence[frozenset[str]]) -> dict[str, LayerActivations]:
+        """Return the activations of the layers that each sample of a batch wants.
+
+        A sample exits early: it leaves the batch at its deepest layer, unless a shortcut (skip connection) around this
+        layer needs the whole batch.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], on the device of the network.
+            wanted: the layers of each sample.
 
         Raises:
             InvalidInput: the network has no such layer, or never runs it.
         """
-        activations = self.sample_activations(pictures, [frozenset(layers)] * len(pictures))
-        return {name: answer.features for name, answer in activations.items()}
-
-    def sample_activations(self, pictures: Tensor, wanted: Sequence[frozenset[str]]) -> dict[str, LayerActivations]:
-        """What layers answer to `pictures` (B, 3, H, W) in [0, 1], of which each wants layers of its own.
-
-        A sample leaves the network at its deepest layer, unless a shortcut around that layer needs the whole batch.
-
-        Raises:
-            InvalidInput: the network has no such layer, or never runs it.
-        """
-        padded = self._prepared(pictures)
-        running = self._running(set().union(*wanted))
-        with self._listening(running, wanted) as activations:
+        padded = self._preprocess(images)
+        module = self._module_for(set().union(*wanted))
+        with self._capture(module, wanted) as activations:
             try:
-                running(padded)
+                module(padded)
             except _StopForward:
                 return {
-                    name: LayerActivations(answer.samples, _cropped(answer.features, pictures, padded))
-                    for name, answer in activations.items()
+                    name: LayerActivations(each.samples, _crop_padding(each.features, images, padded))
+                    for name, each in activations.items()
                 }
         missing = set().union(*wanted) - set(activations)
         raise InvalidInput(f"{self.spec.model} never runs {', '.join(missing)}: choose other layers")
 
     @torch.no_grad()
-    def classify(self, pictures: Tensor) -> Tensor:
-        """Probabilities (B, classes) of what is in `pictures` (B, 3, H, W), seen at the size the network learnt at."""
-        logits: Tensor = self._running(())(
-            self._prepared(F.interpolate(pictures, self._own_size(pictures), **_SMOOTHLY))
-        )
+    def classify(self, images: Tensor) -> Tensor:
+        """Return the class probabilities (B, classes) of `images` (B, 3, H, W) in [0, 1], at the training size."""
+        logits: Tensor = self._module_for(())(self._preprocess(self._to_training_size(images)))
         return logits.float().softmax(1)
 
     @torch.no_grad()
-    def features(self, pictures: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
-        """What `layers` answer to `pictures` (B, 3, H, W), seen at the size the network learnt at."""
-        return self.activations(F.interpolate(pictures, self._own_size(pictures), **_SMOOTHLY), layers)
+    def features(self, images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Return the activations of `layers` for `images` (B, 3, H, W) in [0, 1], resized to the training size."""
+        return self.activations(self._to_training_size(images), layers)
 
-    def _own_size(self, pictures: Tensor) -> list[int]:
-        """The size of `pictures` with the shorter side as the network learnt it."""
-        least, longest = self.spec.size, self.spec.size * LONGEST  # a strip of pixels would take all memory
-        scale = least / min(pictures.shape[-2:])
-        return [min(max(least, round(side * scale)), longest) for side in pictures.shape[-2:]]
+    def _to_training_size(self, images: Tensor) -> Tensor:
+        """Resize `images` (B, 3, H, W): the shorter side becomes that of the images the network was trained on."""
+        shortest = self.spec.size
+        longest = shortest * MAX_CLASSIFIED_SIDE  # a strip a few pixels wide would exhaust the memory
+        scale = shortest / min(images.shape[-2:])
+        size = [min(max(shortest, round(side * scale)), longest) for side in images.shape[-2:]]
+        return F.interpolate(images, size, **_BICUBIC)
 
-    def _prepared(self, pictures: Tensor) -> Tensor:
-        """Pictures as the network learnt to see them; mirrored beyond right and lower edge up to a size it takes."""
-        height, width = pictures.shape[-2:]
-        below, beside = -height % self.spec.multiple, -width % self.spec.multiple
-        if below or beside:
-            pictures = F.pad(pictures, (0, beside, 0, below), mode="reflect")
-        return ((pictures - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+    def _preprocess(self, images: Tensor) -> Tensor:
+        """Normalize `images` (B, 3, H, W) in [0, 1], and pad them to sides that the network accepts.
+
+        The padding mirrors the image at the right and at the bottom.
+        """
+        height, width = images.shape[-2:]
+        bottom, right = -height % self.spec.multiple, -width % self.spec.multiple
+        if bottom or right:
+            images = F.pad(images, (0, right, 0, bottom), mode="reflect")
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     @contextmanager
-    def _listening(self, running: nn.Module, wanted: Sequence[frozenset[str]]) -> Iterator[dict[str, LayerActivations]]:
-        """Collect what each layer activations first, and stop at the last; the hooks go, however the block ends."""
-        activations: dict[str, LayerActivations] = {}
-        inside = list(range(len(wanted)))  # the samples that are still in the network
-        layers = sorted(set().union(*wanted))
-        may_leave = set() if len(set(wanted)) == 1 else {each for each in layers if not self._has_shortcut(each)}
+    def _capture(self, module: nn.Module, wanted: Sequence[frozenset[str]]) -> Iterator[dict[str, LayerActivations]]:
+        """Capture the first activations of each wanted layer by forward hooks, and stop the pass after the last one.
 
-        def keep(name: str, features: Tensor) -> Tensor | None:
-            """Note an answer; give what goes on behind the layer, where that is not all of it."""
+        The hooks are removed at the end of the block, also after an exception.
+        """
+        activations: dict[str, LayerActivations] = {}
+        inside = list(range(len(wanted)))  # indices of the samples that are still in the forward pass
+        layers = sorted(set().union(*wanted))
+        exits = set() if len(set(wanted)) == 1 else {layer for layer in layers if not self._has_shortcut(layer)}
+
+        def capture(name: str, features: Tensor) -> Tensor | None:
+            """Store activations. Return the rows of the samples that continue, or None if all continue."""
             nonlocal inside
             if name in activations:
                 return None
             activations[name] = LayerActivations(inside, features)
-            going = [row for row, sample in enumerate(inside) if not wanted[sample] <= set(activations)]
-            if not going:
+            rows = [row for row, sample in enumerate(inside) if not wanted[sample] <= set(activations)]
+            if not rows:
                 raise _StopForward
-            if len(going) < len(inside) and name in may_leave:
-                inside = [inside[row] for row in going]
-                return features.index_select(0, index(tuple(going), features.device))
-            activations[name] = LayerActivations(inside, features.clone())  # what runs after it may write into it
+            if len(rows) < len(inside) and name in exits:
+                inside = [inside[row] for row in rows]
+                return features.index_select(0, index(tuple(rows), features.device))
+            activations[name] = LayerActivations(inside, features.clone())  # later modules may work in place
             return None
 
         with ExitStack() as hooks:
             for layer in layers:
-                module = _part(running, self.spec.layer(layer).name)
-                hooks.enter_context(module.register_forward_hook(_hook(keep, layer)))
+                part = _submodule(module, self.spec.layer(layer).name)
+                hooks.enter_context(part.register_forward_hook(_forward_hook(capture, layer)))
             yield activations
 
     def _has_shortcut(self, layer: str) -> bool:
-        """Whether anything passes by `layer`: then what is behind it needs as many samples as came in.
+        """Return whether a shortcut (skip connection) passes around `layer`: then no sample can leave the batch there.
 
-        ObjectInfo out once, by showing the network's structure three samples of which two go on.
+        Tested once per layer on the meta device: of three samples, two continue behind the layer.
         """
         if layer not in self._shortcuts:
-            module = _part(self._structure, layer)
-            side = max(self.spec.size, self.spec.min_size)
-            with module.register_forward_hook(lambda _module, _inputs, answer: answer[:2]), torch.no_grad():
+            part = _submodule(self._structure, layer)
+            images = torch.zeros(3, 3, self._probe_side, self._probe_side, device="meta", dtype=self._dtype)
+            with part.register_forward_hook(lambda _part, _inputs, output: output[:2]), torch.no_grad():
                 try:
-                    answer = self._structure(torch.zeros(3, 3, side, side, device="meta", dtype=self._dtype))
-                    self._shortcuts[layer] = len(answer) != 2
-                except RuntimeError:  # three and two samples do not go together
+                    self._shortcuts[layer] = len(self._structure(images)) != 2
+                except RuntimeError:  # the batch sizes 3 and 2 met
                     self._shortcuts[layer] = True
         return self._shortcuts[layer]
 
 
 @lru_cache(maxsize=4096)
 def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Numbers to index by, kept on their device: a GPU would have to wait for those that are made at each step."""
+    """Return `numbers` as an index tensor on `device`, cached: a new tensor at each step would make a GPU wait."""
     return torch.tensor(numbers, device=device)
 
 
-_SMOOTHLY: dict[str, Any] = {"mode": "bicubic", "antialias": True}
+def _disable_tf32() -> None:
+    """Make GPUs multiply float32 numbers in full precision.
 
-
-def _multiply_all_bits() -> None:
-    """Let GPUs multiply numbers of 32 bits as they are.
-
-    By itself torch has cuDNN round those of convolutions to TF32, whose fractions have 10 bits: where activations are
-    cut off others are then, and no 20 dB are left of a gradient.
+    By default torch lets cuDNN round the inputs of convolutions to TF32, which has a 10-bit mantissa. Other ReLUs are
+    then active, and less than 20 dB of the gradient remain.
     """
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined] # torch puts it there when it runs
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined] # torch adds it at run time
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
-def _without_weights(module: nn.Module) -> nn.Module:
+def _to_meta(module: nn.Module) -> nn.Module:
+    """Return a copy of `module` on the meta device. The original weights are not copied first."""
     tensors = [*module.parameters(), *module.buffers()]
     return deepcopy(module, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
 
 
-def _part(module: nn.Module, layer: str) -> nn.Module:
+def _submodule(module: nn.Module, layer: str) -> nn.Module:
     return module if layer == LOGITS else module.get_submodule(layer)
 
 
-def _name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _noting(names: set[str], name: str) -> Any:
-    """A hook that puts `name` among `names` when a gradient comes back to what the module activations."""
+def _backward_recorder(names: set[str], name: str) -> Any:
+    """Return a forward hook that adds `name` to `names` when a gradient reaches the output of the module."""
 
-    def listen(_module: nn.Module, _inputs: object, answer: Tensor) -> None:
-        answer.register_hook(lambda _gradient: names.add(name))  # type: ignore[no-untyped-call]
+    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        output.register_hook(lambda _gradient: names.add(name))  # type: ignore[no-untyped-call]
 
-    return listen
-
-
-def _hook(keep: Callable[[str, Tensor], Tensor | None], name: str) -> Any:
-    return lambda _module, _inputs, answer: keep(name, answer)
+    return hook
 
 
-def _cropped(answer: Tensor, pictures: Tensor, padded: Tensor) -> Tensor:
-    """Those positions of `answer` (B, C, h, w) that lie on the pictures, however little, and not beside them."""
-    if answer.ndim != 4:
-        return answer  # of the whole picture
+def _forward_hook(capture: Callable[[str, Tensor], Tensor | None], name: str) -> Any:
+    return lambda _module, _inputs, output: capture(name, output)
+
+
+def _crop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:
+    """Return the positions of `features` (B, C, h, w) that overlap the images and not only their padding."""
+    if features.ndim != 4:
+        return features  # no positions
     sides = [
-        math.ceil(positions * side / whole)
-        for positions, side, whole in zip(answer.shape[-2:], pictures.shape[-2:], padded.shape[-2:], strict=True)
+        math.ceil(positions * side / padded_side)
+        for positions, side, padded_side in zip(features.shape[-2:], images.shape[-2:], padded.shape[-2:], strict=True)
     ]
-    return answer[..., : sides[0], : sides[1]]
+    return features[..., : sides[0], : sides[1]]

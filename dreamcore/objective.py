@@ -1,4 +1,4 @@
-"""How strongly pictures excite what was asked for, and what the network says it sees."""
+"""Objectives: how strongly images excite the targets of their settings."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,43 +9,52 @@ from dreamcore.network import LayerActivations, Network, index
 from dreamcore.targets import LOGITS, Target
 from dreamcore.tiles import INSIDE, Edges, Tile
 
-TINY = 1e-20
-"""Added to a mean square, so that a layer which activations nothing at all scores -46 and not minus infinity."""
+__all__ = ["MEASURES", "Objective", "Position", "measure"]
 
-BORDER = 2
-"""Positions along each edge of a picture that `inner_mean_square` leaves out, as keras-io does."""
+_TINY = 1e-20
+"""Added to a mean square, so that a layer of zeros scores -46 and not minus infinity."""
 
-MATCHED = 2**22
-"""Dot products with a guide's features that are held in memory at once."""
+_BORDER = 2
+"""Positions along each edge of the image that `inner_mean_square` leaves out, as keras-io does."""
 
-Place = tuple[float, float]
-"""Across and down, each from 0 to 1."""
+_MAX_PRODUCTS = 2**22
+"""Largest number of dot products with a guide's features that are in memory at the same time."""
+
+Position = tuple[float, float]
+"""Position (x, y), each from 0 to 1."""
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "log_mean_square": lambda total, count: (total.clamp_min(0) / count + TINY).log(),
+    "log_mean_square": lambda total, count: (total.clamp_min(0) / count + _TINY).log(),
     "mean_square": lambda total, count: total / count,
     "inner_mean_square": lambda total, count: total / count,
     "half_sum_square": lambda total, _count: total / 2,
-    "l2_norm": lambda total, _count: (total.clamp_min(0) + TINY).sqrt(),
+    "l2_norm": lambda total, _count: (total.clamp_min(0) + _TINY).sqrt(),
     "mean": lambda total, count: total / count,
 }
-"""What may be measured, from the sum over a target's activations (of their squares, but for `mean`) and their number.
+"""Functions of (total, count) by the value of the setting `measure`.
 
-The logarithm makes a mix independent of each layer's scale: doubling any target's activations adds the same. For one
-target all the squares have the same normalised gradient, that of 2015; the mean is TensorFlow's tutorial.
+The total is the sum of the squared activations of a target; for `mean` it is the sum of the activations. The count is
+the number of activations.
+
+With the logarithm, a mix does not depend on the scale of each layer: doubling the activations of any target adds the
+same score. For a single target, all squares give the same normalized gradient as the program of 2015. `mean` is that of
+TensorFlow's tutorial.
 """
 
 
 class Objective:
-    """What each sample of a batch is to excite.
+    """The objectives of a batch: what each sample excites.
 
-    Everything is measured in sums, which can be added up over the tiles of a picture before they become scores.
+    Scores are computed from totals and counts. These can be added over the tiles of an image.
 
     Args:
         network: the network.
-        targets: the objective of each sample.
-        measure: one of `MEASURES`, for all of them.
-        guides: the guide (3, h, w) of each sample, or None.
+        targets: the targets of each sample.
+        measure: a key of `MEASURES`, for all samples.
+        guides: the guide image (3, h, w) in [0, 1] of each sample, or None.
+
+    Raises:
+        InvalidInput: the network has no such layer.
     """
 
     def __init__(
@@ -59,127 +68,148 @@ class Objective:
         self.layers = [frozenset(target.layer for target in each) for each in targets]
         shape = len(targets), max(len(each) for each in targets)
         self.weights = torch.zeros(shape, device=network.device)
-        self.as_it_is = torch.zeros(shape, dtype=torch.bool, device=network.device)
-        self._features: list[dict[str, Tensor]] = []
+        self._plain_mean = torch.zeros(shape, dtype=torch.bool, device=network.device)
+        """(B, targets): whether a target is measured by its mean, whatever `measure` is."""
+        self._guide_features: list[dict[str, Tensor]] = []
+        """Features of each sample's guide by layer; empty without a guide."""
         known: dict[tuple[int, frozenset[str]], dict[str, Tensor]] = {}
         for sample, (each, guide) in enumerate(zip(targets, guides, strict=True)):
             for column, target in enumerate(each):
                 self.weights[sample, column] = target.weight
-                self.as_it_is[sample, column] = guide is not None or target.layer == LOGITS
+                self._plain_mean[sample, column] = guide is not None or target.layer == LOGITS
             key = id(guide), self.layers[sample]
             if key not in known:
                 known[key] = {} if guide is None else network.features(guide[None], self.layers[sample])
-            self._features.append(known[key])
+            self._guide_features.append(known[key])
 
     def sums(
-        self, activations: Mapping[str, LayerActivations], where: Callable[[int, Place], Place | None], edges: Edges
+        self,
+        activations: Mapping[str, LayerActivations],
+        locate: Callable[[int, Position], Position | None],
+        edges: Edges,
     ) -> Tensor:
-        """Sum and number (B, targets, 2) of what each sample's targets answer.
+        """Return the total and count (B, targets, 2) of each sample's targets.
 
         Args:
-            activations: what the network's layers answer to a picture or a tile of it.
-            where: tells where in that tile a place of a sample's picture lies; None is outside.
-            edges: which of the tile's edges are those of the picture.
+            activations: activations of the network's layers for a tile.
+            locate: function of (sample, position in its image) that returns the position in the tile, or None if the
+                position is outside the tile.
+            edges: which edges of the tile are edges of the image.
         """
-        alike: dict[tuple[str, tuple[int, ...], Place | None, int], list[tuple[int, int]]] = {}
+        # Targets that differ only in the sample are computed together.
+        groups: dict[tuple[str, tuple[int, ...], Position | None, int], list[tuple[int, int]]] = {}
         for sample, targets in enumerate(self.targets):
             for column, target in enumerate(targets):
-                at = where(sample, target.at) if target.at else None
+                at = locate(sample, target.at) if target.at else None
                 if at or not target.at:
-                    guide = id(self._features[sample].get(target.layer))
-                    alike.setdefault((target.layer, target.channels, at, guide), []).append((sample, column))
+                    guide = id(self._guide_features[sample].get(target.layer))
+                    groups.setdefault((target.layer, target.channels, at, guide), []).append((sample, column))
         dtype = next(iter(activations.values())).features.dtype
         sums = torch.zeros((*self.weights.shape, 2), device=self.weights.device, dtype=dtype)
-        for (layer, channels, at, _), members in alike.items():
+        for (layer, channels, at, _), members in groups.items():
             samples, columns = zip(*members, strict=True)
-            chosen = _chosen(activations[layer], samples, channels, at)
-            guide = self._features[samples[0]].get(layer)
+            features = _select(activations[layer], samples, channels, at)
+            guide = self._guide_features[samples[0]].get(layer)
             if guide is not None:
-                total, count = _matched(chosen, _part(guide, channels)[0])
+                total, count = _similarity(features, _select_channels(guide, channels)[0])
             else:
-                total, count = _added(chosen, "mean" if layer == LOGITS else self.measure, INSIDE if at else edges)
-            at_rows, at_columns = index(samples, sums.device), index(columns, sums.device)
-            sums[at_rows, at_columns, 0] = total
-            sums[at_rows, at_columns, 1] = count
+                total, count = _total(features, "mean" if layer == LOGITS else self.measure, INSIDE if at else edges)
+            sample_index, column_index = index(samples, sums.device), index(columns, sums.device)
+            sums[sample_index, column_index, 0] = total
+            sums[sample_index, column_index, 1] = count
         return sums
 
     def each(self, sums: Tensor) -> Tensor:
-        """What is measured (B, targets) of each target, from its `sums` (B, targets, 2)."""
+        """Return the measured value (B, targets) of each target from its `sums` (B, targets, 2)."""
         total, count = sums[..., 0], sums[..., 1].clamp_min(1)
-        return torch.where(self.as_it_is, total / count, MEASURES[self.measure](total, count))
+        return torch.where(self._plain_mean, total / count, MEASURES[self.measure](total, count))
 
     def score(self, sums: Tensor, whole: Tensor | None = None) -> Tensor:
-        """Score (B,) of each sample: the weighted sum of what is measured of its targets.
+        """Return the score (B,) of each sample: the weighted sum of the measured values of its targets.
 
         Args:
-            sums: of the pictures (B, targets, 2), or of a tile of them.
-            whole: the sums of the whole pictures, of which `sums` are a part: the score is then that of the whole,
-                and its gradient what the tile has of it.
+            sums: totals and counts (B, targets, 2) of the images, or of one tile.
+            whole: totals and counts (B, targets, 2) of the whole images, if `sums` are those of one tile. The result is
+                then the score of the whole images, and its gradient is this tile's part of the gradient.
         """
         if whole is not None:
             sums = whole + (sums - sums.detach())
         return (self.weights * self.each(sums)).sum(1)
 
 
-def _chosen(answer: LayerActivations, samples: tuple[int, ...], channels: tuple[int, ...], at: Place | None) -> Tensor:
-    """Of what a layer activations, the part (b, C, ...) that a target asks of some samples."""
-    features = answer.features
-    if list(samples) != answer.samples:
-        rows = tuple(answer.samples.index(sample) for sample in samples)
+def _select(
+    activations: LayerActivations, samples: tuple[int, ...], channels: tuple[int, ...], at: Position | None
+) -> Tensor:
+    """Return the activations (b, C, ...) of some samples, at the channels and the position of a target."""
+    features = activations.features
+    if list(samples) != activations.samples:
+        rows = tuple(activations.samples.index(sample) for sample in samples)
         features = features.index_select(0, index(rows, features.device))
-    features = _part(features, channels)
+    features = _select_channels(features, channels)
     if at:
-        across, down = (int(part * side * 0.9999) for part, side in zip(at, features.shape[:1:-1], strict=True))
-        features = features[:, :, down : down + 1, across : across + 1]
+        x, y = (int(part * side * 0.9999) for part, side in zip(at, features.shape[:1:-1], strict=True))
+        features = features[:, :, y : y + 1, x : x + 1]
     return features
 
 
-def _part(features: Tensor, channels: tuple[int, ...]) -> Tensor:
-    """These channels of `features` (b, C, ...); all where none are named."""
+def _select_channels(features: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """Return `channels` of `features` (b, C, ...); all channels if `channels` is empty."""
     return features.index_select(1, index(channels, features.device)) if channels else features
 
 
-def _added(features: Tensor, measure: str, edges: Edges) -> tuple[Tensor, int]:
-    """Sum (b,) over the activations (b, ...) of each sample, or over their squares, and their number."""
+def _total(features: Tensor, measure: str, edges: Edges) -> tuple[Tensor, int]:
+    """Return the total (b,) of each sample of `features` (b, ...), and the count of activations in a sample."""
     count = features[0].numel()
     if measure == "inner_mean_square" and features.ndim == 4:
-        features = _inner(features, edges)
+        features = _without_border(features, edges)
     return (features if measure == "mean" else features.square()).flatten(1).sum(1), count
 
 
-def _inner(features: Tensor, edges: Edges) -> Tensor:
-    """What of `features` (b, C, h, w) is further than `BORDER` from these edges; all of a picture that has no more."""
+def _without_border(features: Tensor, edges: Edges) -> Tensor:
+    """Return `features` (b, C, h, w) without `_BORDER` positions at `edges`, or unchanged if nothing would remain."""
     height, width = features.shape[2:]
     (top, bottom), (left, right) = edges
-    if (top and bottom and height <= 2 * BORDER) or (left and right and width <= 2 * BORDER):
+    if (top and bottom and height <= 2 * _BORDER) or (left and right and width <= 2 * _BORDER):
         return features
-    rows, columns = slice(BORDER * top, height - BORDER * bottom), slice(BORDER * left, width - BORDER * right)
+    rows, columns = slice(_BORDER * top, height - _BORDER * bottom), slice(_BORDER * left, width - _BORDER * right)
     return features[:, :, rows, columns]
 
 
-def _matched(features: Tensor, guide: Tensor) -> tuple[Tensor, int]:
-    """Sum (b,) over the positions of `features` (b, C, h, w), each times that vector of `guide` which it is most like.
+def _similarity(features: Tensor, guide: Tensor) -> tuple[Tensor, int]:
+    """Return the similarity (b,) of each sample to a guide, summed over its positions, and the number of positions.
 
-    Most like is what has the largest dot product: Mordvintsev, Olah and Tyka's notebook (2015), in which the gradient
-    of each position is that vector, as it is here. It is measured in mean squares of the guide, so that a picture like
-    its guide scores about 1 in any layer.
+    Each position of `features` (b, C, h, w) is compared with the guide's most similar feature vector: the vector of the
+    largest dot product. This is the method of Mordvintsev, Olah and Tyka's notebook (2015). The gradient at each
+    position is that vector. The result is divided by the mean squared length of the guide's vectors, so that an image
+    like its guide scores about 1 in any layer.
     """
     vectors = guide.flatten(1) if guide.ndim > 1 else guide[:, None]  # (C, Q)
     positions = features.flatten(2) if features.ndim == 4 else features[..., None]  # (b, C, P)
     with torch.no_grad():
-        at_once = max(1, MATCHED // (vectors.shape[1] * len(positions)))
-        best = torch.cat([(vectors.T @ part).argmax(1) for part in torch.split(positions, at_once, 2)], 1)  # (b, P)
-    like = vectors.T[best].transpose(1, 2)  # (b, C, P)
-    return (positions * like).flatten(1).sum(1) / vectors.square().sum(0).mean().clamp_min(TINY), positions.shape[2]
+        chunk = max(1, _MAX_PRODUCTS // (vectors.shape[1] * len(positions)))
+        best = torch.cat([(vectors.T @ part).argmax(1) for part in torch.split(positions, chunk, 2)], 1)  # (b, P)
+    nearest = vectors.T[best].transpose(1, 2)  # (b, C, P)
+    scale = vectors.square().sum(0).mean().clamp_min(_TINY)
+    return (positions * nearest).flatten(1).sum(1) / scale, positions.shape[2]
 
 
 @torch.no_grad()
-def measure(network: Network, pictures: Tensor, objective: Objective, tiles: Sequence[Tile]) -> Tensor:
-    """The sums (B, targets, 2) of whole `pictures` (B, 3, H, W) in [0, 1], seen tile by tile."""
-    size = (pictures.shape[-2], pictures.shape[-1])
+def measure(network: Network, images: Tensor, objective: Objective, tiles: Sequence[Tile]) -> Tensor:
+    """Return the totals and counts of whole images, computed tile by tile.
+
+    Args:
+        network: the network.
+        images: images (B, 3, H, W) in [0, 1].
+        objective: the objectives of the batch.
+        tiles: tiles that cover the images.
+
+    Returns:
+        Totals and counts (B, targets, 2).
+    """
+    size = (images.shape[-2], images.shape[-1])
     parts = []
     for tile in tiles:
-        activations = network.sample_activations(tile.crop(pictures), objective.layers)
+        activations = network.sample_activations(tile.crop(images), objective.layers)
         sums = objective.sums(
             activations,
             lambda _sample, at, tile=tile: tile.locate(at, size),  # type: ignore[misc]

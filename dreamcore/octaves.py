@@ -1,4 +1,4 @@
-"""Octaves: their sizes, the pictures at these sizes, and what goes from one to the next."""
+"""Octaves: their sizes, the images at each size, and the start of an octave from the one before it."""
 
 from collections.abc import Sequence
 
@@ -9,23 +9,36 @@ from torch import Tensor
 from dreamcore.errors import ImageError
 from dreamcore.settings import DreamSettings
 
-MIN_OCTAVE = 32
-"""Side in pixels below which an octave shows the network too little to be worth its steps."""
+__all__ = ["MIN_OCTAVE", "Size", "carry", "images_at", "mask_at", "octave_sizes", "resize"]
 
-SHRUNK = 32
-"""How many times a GPU shrinks smoothly at once; from about 47 times on torch finds no room for the weights there."""
+MIN_OCTAVE = 32
+"""Least side of an octave in pixels. Smaller octaves contain too little context for a network and are skipped."""
+
+_MAX_GPU_SHRINK = 32
+"""Largest antialiased reduction on a GPU. From a factor of about 47, torch's kernel lacks memory for its weights."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
 
 
 def octave_sizes(size: Size, settings: DreamSettings, min_size: int = 1) -> list[Size]:
-    """The size of each octave, the coarsest first, of a picture of `size`.
+    """Return the size of each octave, the coarsest first.
 
-    Octaves with a side below `MIN_OCTAVE` or the network's least size are left out, though never the picture's own.
+    Octaves with a side below `MIN_OCTAVE` or `min_size` are skipped. The octave at the size of the image is kept.
+
+    Args:
+        size: size (H, W) of the image.
+        settings: `octaves`, `octave_scale`, `octaves_above`, `rounding` and `resample` are used.
+        min_size: smallest side that the network accepts, in pixels.
 
     Raises:
-        ImageError: `too_small`: the picture itself is below the network's least size.
+        ImageError: `too_small`: the image is smaller than the network accepts.
+
+    Example:
+        >>> octave_sizes((200, 300), DreamSettings(octaves=3, octave_scale=2))
+        [(50, 75), (100, 150), (200, 300)]
+        >>> octave_sizes((100, 150), DreamSettings(octaves=3, octave_scale=2))
+        [(50, 75), (100, 150)]
     """
     if min(size) < min_size:
         raise ImageError("too_small", f"{size[1]}x{size[0]} pixels: the network needs {min_size} on each side")
@@ -48,59 +61,93 @@ def _all_sizes(size: Size, settings: DreamSettings) -> list[Size]:
     return sizes
 
 
-def images_at(pictures: Tensor, sizes: Sequence[Size], octave: int, settings: DreamSettings) -> Tensor:
-    """The undreamt pictures (B, 3, *sizes[octave]) of an octave."""
-    if settings.resample == "zoom":  # each from the next larger one
+def images_at(images: Tensor, sizes: Sequence[Size], octave: int, settings: DreamSettings) -> Tensor:
+    """Return the source images at the size of an octave.
+
+    Args:
+        images: source images (B, 3, H, W).
+        sizes: the sizes of all octaves.
+        octave: number of the octave; the coarsest is 0.
+        settings: `resample` is used.
+
+    Returns:
+        Images (B, 3, *sizes[octave]).
+    """
+    if settings.resample == "zoom":  # each octave is computed from the next larger one
         for size in reversed(sizes[octave:]):
-            pictures = resize(pictures, size, "zoom")
-        return pictures
-    return resize(pictures, sizes[octave], settings.resample)
+            images = resize(images, size, "zoom")
+        return images
+    return resize(images, sizes[octave], settings.resample)
 
 
 def mask_at(masks: Sequence[Tensor | None], size: Size, like: Tensor) -> Tensor | None:
-    """The masks (B, 1, H, W) of a batch at the size of an octave; all of it is dreamt where a sample has none."""
+    """Return the masks of a batch at the size of an octave.
+
+    Args:
+        masks: the mask (1, H, W) in [0, 1] of each sample. None means that the whole image may change.
+        size: size (H, W) of the octave.
+        like: a tensor of the device and dtype to return.
+
+    Returns:
+        Masks (B, 1, *size) in [0, 1], or None if no sample has a mask.
+    """
     if not any(mask is not None for mask in masks):
         return None
-    everything = like.new_ones(1, 1, *size)
-    resized = [everything if mask is None else resize(mask.to(like)[None], size, "bilinear") for mask in masks]
+    ones = like.new_ones(1, 1, *size)
+    resized = [ones if mask is None else resize(mask.to(like)[None], size, "bilinear") for mask in masks]
     return torch.cat(resized).clamp(0, 1)
 
 
-def carry(dreams: Tensor, last: Tensor, base: Tensor, mask: Tensor | None, settings: DreamSettings) -> Tensor:
-    """Begin an octave with what the one before it dreamt.
+def carry(dreams: Tensor, previous: Tensor, base: Tensor, mask: Tensor | None, settings: DreamSettings) -> Tensor:
+    """Return the images with which an octave starts, from the dreams of the octave before it.
 
     Args:
-        dreams: the dreams of the octave before.
-        last: the pictures at the size of the octave before.
-        base: the pictures at the size of this one.
-        mask: where nothing may change at this size: where it is 0.
-        settings: `carry` says what goes on: `detail`, what was dreamt, added to the pictures with all the detail that
-            this size has of them; or `result`, the dreams as they are, resized, or rounded to 8 bits before.
+        dreams: dreams (B, 3, h, w) of the previous octave.
+        previous: source images (B, 3, h, w) at the size of the previous octave.
+        base: source images (B, 3, H, W) at the size of this octave.
+        mask: masks (B, 1, H, W). Where a mask is 0 the result equals `base`.
+        settings: with `carry` at `detail`, the change made so far is resized and added to `base`, which keeps the
+            detail of the source. With `result`, the dreams are resized. With `result_8bit`, they are rounded to 8 bits
+            first.
+
+    Returns:
+        Images (B, 3, H, W).
     """
     size = (base.shape[-2], base.shape[-1])
     if settings.carry == "detail":
-        start = base + resize(dreams - last, size, settings.resample)
+        start = base + resize(dreams - previous, size, settings.resample)
     else:
         rounded = (dreams * 255).round() / 255 if settings.carry == "result_8bit" else dreams
         start = resize(rounded, size, settings.resample)
     return start if mask is None else torch.where(mask > 0, start, base)
 
 
-def resize(pictures: Tensor, size: Size, how: str = "bicubic") -> Tensor:
-    """Resize (B, C, H, W) to (B, C, *size).
+def resize(images: Tensor, size: Size, method: str = "bicubic") -> Tensor:
+    """Resize images.
 
-    `bicubic` is smoothed against aliasing when shrinking; `bilinear` is not, as in TensorFlow and OpenCV; `zoom` is
-    linear between corners that stay where they are, as in SciPy.
+    Args:
+        images: images (B, C, H, W).
+        size: new size (H, W).
+        method: `bicubic` is antialiased when it makes the image smaller. `bilinear` is not, as in TensorFlow and
+            OpenCV. `zoom` is linear and keeps the centres of the corner pixels in place, as in SciPy.
+
+    Returns:
+        Images (B, C, *size).
+
+    Example:
+        >>> resize(torch.zeros(1, 3, 48, 64), (24, 32)).shape
+        torch.Size([1, 3, 24, 32])
     """
-    if pictures.shape[-2:] == size:
-        return pictures
-    match how:
+    if images.shape[-2:] == size:
+        return images
+    match method:
         case "bicubic":
-            shrinking = size[0] < pictures.shape[-2] or size[1] < pictures.shape[-1]
-            if pictures.is_cuda and (SHRUNK * size[0] < pictures.shape[-2] or SHRUNK * size[1] < pictures.shape[-1]):
-                return resize(pictures.cpu(), size, how).to(pictures.device)
-            return F.interpolate(pictures, size, mode="bicubic", align_corners=False, antialias=shrinking)
+            height, width = images.shape[-2:]
+            if images.is_cuda and (_MAX_GPU_SHRINK * size[0] < height or _MAX_GPU_SHRINK * size[1] < width):
+                return resize(images.cpu(), size, method).to(images.device)
+            shrinking = size[0] < height or size[1] < width
+            return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=shrinking)
         case "bilinear":
-            return F.interpolate(pictures, size, mode="bilinear", align_corners=False)
+            return F.interpolate(images, size, mode="bilinear", align_corners=False)
         case _:
-            return F.interpolate(pictures, size, mode="bilinear", align_corners=True)
+            return F.interpolate(images, size, mode="bilinear", align_corners=True)

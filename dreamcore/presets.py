@@ -1,30 +1,36 @@
-"""The published DeepDream programs as settings, step for step; `docs/presets.md` shows what each makes.
+"""Published DeepDream programs as settings; `docs/presets.md` shows an image of each.
 
-A preset says how to dream, not with what: on the network of its authors it excites their layers, on any other the
-layers at the same depth, as a share of the multiply-adds up to them. Pictures are in [0, 1] here, so step sizes of
-programs that work in [-1, 1] or in 0 to 255 are divided by 2 or by 255.
+A preset reproduces every step of its program. It does not choose the network. On the network of the program it excites
+the layers of the program. On any other network it excites the layers at the same depth. The depth of a layer is the
+share of the network's multiply-adds up to that layer.
+
+Images are in [0, 1] here. So the step sizes of programs that work in [-1, 1] or [0, 255] are divided by 2 or by 255.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+__all__ = ["PRESET", "PRESETS", "Preset", "PresetName"]
+
 PresetName = Literal["google2015", "tf2", "tf2_tiled", "keras", "gordic"]
-PRESET = "One of the published programs, step for step; settings that are given beside it go before its own."
+"""The names of `PRESETS`."""
+PRESET = "A published DeepDream program; settings given explicitly override the preset."
+"""Description of the field `preset`."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One program."""
+    """One published program as settings."""
 
     model: str
-    """The network of its authors."""
+    """Network of the program."""
     layers: str
-    """What they excite in it."""
+    """Objective of the program in that network."""
     depths: str
-    """What stands in for these layers in any other network."""
+    """Objective in any other network."""
     settings: Mapping[str, Any]
-    """Everything else in which it differs from the defaults."""
+    """All other fields of `DreamSettings` that differ from the defaults."""
 
 
 _KERAS_FAMILY = {
@@ -63,14 +69,14 @@ PRESETS: dict[PresetName, Preset] = {
             "carry": "detail",
         },
     ),
-    # TensorFlow's tutorial deepdream.ipynb: over octaves ...
+    # TensorFlow's tutorial deepdream.ipynb, the section with octaves.
     "tf2": Preset(
         model="inception_v3",
-        layers="Mixed_6a+Mixed_6c",  # Keras calls them mixed3 and mixed5
+        layers="Mixed_6a+Mixed_6c",  # mixed3 and mixed5 in Keras
         depths="51%+66%",
         settings={**_TENSORFLOW, "steps": 50, "carry": "result_8bit"},
     ),
-    # ... and in tiles, of which the tutorial leaves the last, partial ones out: here every tile is dreamt.
+    # TensorFlow's tutorial, the section with tiles. The tutorial skips the last, partial tiles; this preset does not.
     "tf2_tiled": Preset(
         model="inception_v3",
         layers="Mixed_6a+Mixed_6c",
@@ -80,7 +86,7 @@ PRESETS: dict[PresetName, Preset] = {
     # Chollet: keras-io, deep_dream.py.
     "keras": Preset(
         model="inception_v3",
-        layers="Mixed_6b+Mixed_6c=1.5+Mixed_6d=2+Mixed_6e=2.5",  # mixed4 to mixed7
+        layers="Mixed_6b+Mixed_6c=1.5+Mixed_6d=2+Mixed_6e=2.5",  # mixed4 to mixed7 in Keras
         depths="57%+66%=1.5+74.5%=2+85%=2.5",
         settings={
             **_KERAS_FAMILY,
@@ -114,3 +120,4 @@ PRESETS: dict[PresetName, Preset] = {
         },
     ),
 }
+"""The presets by name."""

@@ -1,4 +1,8 @@
-"""How much of the picture one position of a layer sees: its receptive field, followed from operation to operation."""
+"""Receptive fields: which part of the image one position of a layer depends on.
+
+The fields are computed operation by operation, as in Araujo, Norris and Sim, "Computing Receptive Fields of
+Convolutional Neural Networks" (2019).
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,140 +14,165 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+__all__ = ["Field", "ReceptiveFields", "Span"]
+
 
 @dataclass(frozen=True)
 class Span:
-    """Along one axis, position i of a layer sees the pixels from `first + i * stride` to `last + i * stride`."""
+    """The receptive field along one axis: position i depends on pixels `first + i * stride` to `last + i * stride`."""
 
     first: float = 0
     last: float = 0
     stride: float = 1
 
     def window(self, kernel: int, stride: int, padding: int = 0, dilation: int = 1) -> "Span":
-        """What a window sees that slides over these positions."""
+        """Return the field of the output of a sliding window, such as a convolution or a pooling."""
         before, after = -padding, (kernel - 1) * dilation - padding
         return Span(self.first + before * self.stride, self.last + after * self.stride, self.stride * stride)
 
     def upsampled(self, factor: float, reach: float) -> "Span":
-        """What the positions between these see, made of those up to `reach` away."""
+        """Return the field after upsampling by `factor`, which interpolates positions up to `reach` away."""
         before = reach or 1 - 1 / factor
         return Span(self.first - before * self.stride, self.last + reach * self.stride, self.stride / factor)
 
-    def and_also(self, other: "Span") -> "Span":
-        """What is seen where two branches meet."""
+    def union(self, other: "Span") -> "Span":
+        """Return the field of two branches that meet."""
         return Span(min(self.first, other.first), max(self.last, other.last), max(self.stride, other.stride))
 
 
 @dataclass(frozen=True)
 class Field:
-    """What the positions of a layer see of the picture, down and across."""
+    """The receptive field of the positions of a tensor, along both axes."""
 
-    down: Span = Span()
-    across: Span = Span()
+    vertical: Span = Span()
+    horizontal: Span = Span()
 
     @property
     def side(self) -> int:
-        """The longer side, in pixels."""
-        return math.ceil(max(span.last - span.first for span in (self.down, self.across))) + 1
+        """Longer side of the field in pixels."""
+        return math.ceil(max(span.last - span.first for span in (self.vertical, self.horizontal))) + 1
 
     @property
     def stride(self) -> int:
-        """Pixels from one position to the next."""
-        return round(max(self.down.stride, self.across.stride))
+        """Pixels of the image from one position to the next."""
+        return round(max(self.vertical.stride, self.horizontal.stride))
 
-    def and_also(self, other: "Field") -> "Field":
-        """What is seen where two branches meet."""
-        return Field(self.down.and_also(other.down), self.across.and_also(other.across))
+    def union(self, other: "Field") -> "Field":
+        """Return the field of two branches that meet."""
+        return Field(self.vertical.union(other.vertical), self.horizontal.union(other.horizontal))
 
 
 class ReceptiveFields(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
-    """While it is entered, follows what is seen by the positions of every tensor that `picture` (B, 3, H, W) becomes.
+    """Tracks, while active, the receptive field of every tensor that is computed from an image.
 
-    The field is the theoretical one, from the kernels, strides, dilations and paddings of the operations themselves:
-    weights do not matter, nor how the network's modules are written, and the meta device will do. Where branches meet
-    (a residual, a concatenation) it spans what any of them sees, so it is that of the deepest path. Global pooling and
-    attention see the whole picture. A gate with one position for the whole picture (squeeze-and-excitation) does not
-    widen the field of what it scales: it tells how strongly to answer, not to what.
+    The field is the theoretical one. It follows from the kernels, strides, dilations and paddings of the operations,
+    not from weights or from the code of the network's modules, so the meta device suffices.
+
+    - Where branches meet (a residual, a concatenation), the field covers the fields of all branches.
+    - After global pooling and attention, the field is the whole image.
+    - A gate with one position for the whole image (squeeze-and-excitation) does not widen the field of the tensor that
+      it scales. It changes how strongly a feature responds, not to what.
+
+    Args:
+        image: (B, 3, H, W).
+
+    Example:
+        >>> import torch
+        >>> image = torch.zeros(1, 3, 64, 64, device="meta")
+        >>> with ReceptiveFields(image) as fields, torch.no_grad():
+        ...     features = torch.nn.Conv2d(3, 8, kernel_size=5, stride=2, device="meta")(image)
+        >>> fields.of(features).side, fields.of(features).stride
+        (5, 2)
     """
 
-    def __init__(self, picture: Tensor) -> None:
+    def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._fields = WeakTensorKeyDictionary()
-        self._fields[picture] = Field()
+        self._fields[image] = Field()
 
     def of(self, tensor: Tensor) -> Field | None:
-        """What one position of `tensor` sees; None: the whole picture."""
+        """Return the field of one position of `tensor`; None: the whole image."""
         field: Field | None = self._fields.get(tensor)  # type: ignore[no-untyped-call]
         return field
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        answer = func(*args, **(kwargs or {}))
-        made_of = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor) and each in self._fields]
-        if made_of:
-            named = {each.name: each.default_value for each in func._schema.arguments}
-            named |= {**dict(zip(named, args, strict=False)), **(kwargs or {})}
-            field = _field(func.overloadpacket.__name__, named, self._before(made_of), answer)
-            for each in tree_leaves(answer):
+        output = func(*args, **(kwargs or {}))
+        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor) and each in self._fields]
+        if inputs:
+            arguments = {each.name: each.default_value for each in func._schema.arguments}
+            arguments |= {**dict(zip(arguments, args, strict=False)), **(kwargs or {})}
+            field = _output_field(func.overloadpacket.__name__, arguments, self._input_field(inputs), output)
+            for each in tree_leaves(output):
                 if isinstance(each, Tensor):
                     self._fields[each] = field
-        return answer
+        return output
 
-    def _before(self, made_of: Sequence[Tensor]) -> Field | None:
-        """The field of what goes into an operation, gates left out."""
-        scaled = [each for each in made_of if each.shape[-2:] != (1, 1)] or made_of
+    def _input_field(self, inputs: Sequence[Tensor]) -> Field | None:
+        """Return the union of the fields of `inputs`, without gates."""
+        scaled = [each for each in inputs if each.shape[-2:] != (1, 1)] or inputs
         first, *others = (self.of(each) for each in scaled)
         for other in others:
-            first = first and other and first.and_also(other)
+            first = first and other and first.union(other)
         return first
 
 
-def _field(operation: str, named: Mapping[str, Any], seen: Field | None, answer: Any) -> Field | None:
-    """What an operation of ATen sees, given its arguments by name and what goes into it sees."""
-    if seen is None:
+def _output_field(operation: str, arguments: Mapping[str, Any], field: Field | None, output: Any) -> Field | None:
+    """Return the field of the output of an ATen operation.
+
+    Args:
+        operation: name of the operation.
+        arguments: its arguments by name.
+        field: the field of its input.
+        output: its output.
+    """
+    if field is None:
         return None
     match operation:
         case "convolution":
-            size = tuple(named["weight"].shape[2:])
-            return None if named["transposed"] else _slide(seen, {**named, "kernel_size": size})
+            size = tuple(arguments["weight"].shape[2:])
+            return None if arguments["transposed"] else _slide(field, {**arguments, "kernel_size": size})
         case "max_pool2d_with_indices" | "avg_pool2d":
-            return _slide(seen, {**named, "stride": named["stride"] or named["kernel_size"]})
+            return _slide(field, {**arguments, "stride": arguments["stride"] or arguments["kernel_size"]})
         case "constant_pad_nd" | "reflection_pad2d" | "replication_pad2d":
-            sides: list[int] = [*(named.get("pad") or named["padding"]), 0, 0]  # left, right, upper, lower
-            return _slide(seen, {"padding": (sides[2], sides[0])})
+            sides: list[int] = [*(arguments.get("pad") or arguments["padding"]), 0, 0]  # left, right, top, bottom
+            return _slide(field, {"padding": (sides[2], sides[0])})
         case "pixel_unshuffle":
-            return _slide(seen, {"kernel_size": named["downscale_factor"], "stride": named["downscale_factor"]})
+            factor = arguments["downscale_factor"]
+            return _slide(field, {"kernel_size": factor, "stride": factor})
         case "slice":
-            start, step = named["start"] or 0, named["step"]
-            moved = [span.window(1, step, -start) for span in (seen.down, seen.across)]
-            axis = named["dim"] % named["self"].ndim
-            return Field(moved[0] if axis == 2 else seen.down, moved[1] if axis == 3 else seen.across)
+            start, step = arguments["start"] or 0, arguments["step"]
+            moved = [span.window(1, step, -start) for span in (field.vertical, field.horizontal)]
+            axis = arguments["dim"] % arguments["self"].ndim
+            return Field(moved[0] if axis == 2 else field.vertical, moved[1] if axis == 3 else field.horizontal)
         case "upsample_nearest2d" | "upsample_bilinear2d" | "upsample_bicubic2d":
             reach = {"upsample_nearest2d": 0, "upsample_bilinear2d": 1}.get(operation, 2)
-            factors = [new / old for new, old in zip(answer.shape[-2:], named["self"].shape[-2:], strict=True)]
-            return Field(seen.down.upsampled(factors[0], reach), seen.across.upsampled(factors[1], reach))
-        case "mean" | "sum" | "amax" if _pools_space(named):
+            sizes = zip(output.shape[-2:], arguments["self"].shape[-2:], strict=True)
+            factors = [new / old for new, old in sizes]
+            return Field(field.vertical.upsampled(factors[0], reach), field.horizontal.upsampled(factors[1], reach))
+        case "mean" | "sum" | "amax" if _pools_space(arguments):
             return None
         case "_adaptive_avg_pool2d" | "adaptive_max_pool2d" | "bmm" | "baddbmm":
             return None
         case _:
-            return None if operation.startswith("_scaled_dot_product") else seen
+            return None if operation.startswith("_scaled_dot_product") else field
 
 
-def _pools_space(named: Mapping[str, Any]) -> bool:
-    axes, dims = named["self"].ndim, named.get("dim")
+def _pools_space(arguments: Mapping[str, Any]) -> bool:
+    """Return whether a reduction includes a spatial axis."""
+    axes, dims = arguments["self"].ndim, arguments.get("dim")
     return not dims or any(dim % axes in (2, 3) for dim in dims)
 
 
-def _slide(seen: Field, window: Mapping[str, Any]) -> Field:
-    """What a window sees; its sizes are one number for both axes, or one for each."""
+_WINDOW_DEFAULTS = (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+
+
+def _slide(field: Field, window: Mapping[str, Any]) -> Field:
+    """Return the field after a sliding window. Each of its sizes is one number, or one for each axis."""
 
     def along(axis: int) -> list[int]:
-        sizes = (window.get(name, usual) for name, usual in _WINDOW)
+        sizes = (window.get(name, default) for name, default in _WINDOW_DEFAULTS)
         return [size if isinstance(size, int) else size[axis if len(size) > 1 else 0] for size in sizes]
 
-    return Field(seen.down.window(*along(0)), seen.across.window(*along(1)))
-
-
-_WINDOW = (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+    return Field(field.vertical.window(*along(0)), field.horizontal.window(*along(1)))

@@ -1,6 +1,6 @@
 """The settings of one dream, and their identity.
 
-Imports no torch, so that planning a run is cheap.
+This module imports no torch, so that planning a run stays fast.
 """
 
 import hashlib
@@ -14,49 +14,99 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from dreamcore.presets import PRESETS
 from dreamcore.targets import Frozen, Layers, Target
 
+__all__ = [
+    "ALGORITHM_VERSION",
+    "BATCH_FIELDS",
+    "BUNDLED",
+    "DEFAULT_DEPTH",
+    "L2",
+    "MAX_SCALE_ABOVE",
+    "MIN_TILE",
+    "Carry",
+    "Clip",
+    "DreamSettings",
+    "FileReference",
+    "Flip",
+    "Gradient",
+    "Guide",
+    "Jitter",
+    "Mask",
+    "MaxPixels",
+    "Measure",
+    "Model",
+    "Normalise",
+    "OctaveScale",
+    "Octaves",
+    "OctavesAbove",
+    "Output",
+    "Reference",
+    "Resample",
+    "Rounding",
+    "Seed",
+    "Space",
+    "StepSize",
+    "Steps",
+    "StopAt",
+    "Tile",
+    "TotalVariation",
+    "Weights",
+    "batch_key",
+    "digest",
+    "expand_preset",
+    "format_of",
+    "nearest_preset",
+    "result_id",
+    "settings_id",
+]
+
 ALGORITHM_VERSION = 2
-"""Raised whenever the same settings would give another picture; part of every `settings_id`."""
+"""Part of every `settings_id`. Increase it with every change after which the same settings give a different image."""
 
 BUNDLED = "efficientnet_lite0"
-"""The network that needs no download."""
+"""The network whose weights are installed with Dreamgrid."""
 DEFAULT_DEPTH = "65%"
-"""What is excited in other networks where no layer is named: as deep as `blocks.4` of the bundled one."""
+"""Default objective of other networks: the depth of `blocks.4` in the bundled network."""
 
 
 def format_of(suffix: str) -> str:
-    """The output format that a file's suffix asks for, such as `jpg` for `.JPEG`; it may be no format of ours."""
+    """Return the file format for a suffix, such as `jpg` for `.JPEG`. The format may be unsupported.
+
+    Example:
+        >>> format_of(".JPEG")
+        'jpg'
+    """
     return suffix.lstrip(".").lower().replace("jpeg", "jpg")
 
 
 class Output(Frozen):
-    """The file a dream becomes."""
+    """The file format of a dream."""
 
     format: Literal["png", "webp", "jpg"] = "png"
-    """FileReference format."""
+    """File format."""
     quality: int = Field(default=95, ge=1, le=100)
-    """Of jpg and webp (100 is lossless webp); png is always lossless."""
+    """Quality of jpg and webp, 1 to 100; 100 is lossless webp. png is always lossless."""
 
     @field_validator("quality")
     @classmethod
     def _png_has_no_quality(cls, quality: int, info: ValidationInfo) -> int:
-        """A quality that changes no byte must not change the identity."""
+        """Reset the quality of png, which does not change the file and so must not change `settings_id`."""
         return cls().quality if info.data.get("format") == "png" else quality
 
 
 class Reference(Frozen):
-    """A file that the settings rest on: where it lies, and what it held."""
+    """A file that the settings refer to: its location and the SHA-256 of its content."""
 
     uri: str = Field(min_length=1)
-    """Address in S3, or a path on this machine."""
+    """S3 URI, or a path on this machine."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Of its bytes, in hex; it is the identity, wherever the file lies."""
+    """SHA-256 of the file in hex. It identifies the file, wherever the file is stored."""
 
     def __str__(self) -> str:
         return self.uri + (f"#sha256={self.sha256}" if self.sha256 else "")
 
 
 def _read_reference(value: object) -> object:
-    """`URI` or `URI#sha256=HEX` as a reference."""
+    """Return the fields of a reference that is written as `URI` or `URI#sha256=HEX`."""
     if not isinstance(value, str):
         return value
     uri, sha256 = re.fullmatch(r"(?s)(.*?)(?:#sha256=([0-9a-fA-F]*))?", value).groups()  # type: ignore[union-attr]
@@ -64,6 +114,9 @@ def _read_reference(value: object) -> object:
 
 
 FileReference = Annotated[Reference, BeforeValidator(_read_reference, json_schema_input_type=str)]
+"""Field type of a file. It accepts a `Reference` or the text `URI` or `URI#sha256=HEX`."""
+
+# The field types of the settings. `DreamSettings` and `Grid` share them, with their descriptions.
 
 Model = Annotated[
     str,
@@ -75,104 +128,150 @@ Model = Annotated[
 ]
 Weights = Annotated[
     FileReference | None,
-    Field(description="Weights of your own for the network, as URI#sha256=DIGEST: safetensors, or PyTorch tensors."),
+    Field(description="Custom weights of the network, as URI#sha256=DIGEST; a safetensors or PyTorch file."),
 ]
 Guide = Annotated[
     FileReference | None,
-    Field(description="Picture whose features are excited where they fit best, instead of whatever is there."),
+    Field(description="Guide image; the dream takes up features of the guide instead of enhancing its own."),
 ]
 Mask = Annotated[
     FileReference | None,
-    Field(description="Picture laid over every photograph: white dreams, black stays, gray dreams less."),
-]
-Octaves = Annotated[int, Field(ge=1, le=32, description="Scales, from coarse to fine; more gives larger creatures.")]
-OctaveScale = Annotated[float, Field(gt=1, le=4, description="Ratio of the sizes of neighbouring octaves.")]
-OctavesAbove = Annotated[int, Field(ge=0, le=31, description="Of the octaves, how many are larger than the picture.")]
-Rounding = Annotated[Literal["nearest", "down"], Field(description="How the sides of an octave become whole pixels.")]
-Resample = Annotated[
-    Literal["bicubic", "bilinear", "zoom"],
     Field(
-        description="How octaves are resized; bilinear is unsmoothed, zoom is linear from octave to octave as in 2015."
+        description="Mask image, stretched to each image; white areas change, black areas stay, gray areas change less."
     ),
 ]
-Steps = Annotated[int, Field(ge=0, le=10_000, description="Steps up the gradient in each octave.")]
+Octaves = Annotated[
+    int, Field(ge=1, le=32, description="Number of scales, from coarse to fine; more octaves give larger shapes.")
+]
+OctaveScale = Annotated[float, Field(gt=1, le=4, description="Size ratio of neighbouring octaves.")]
+OctavesAbove = Annotated[int, Field(ge=0, le=31, description="How many of the octaves are larger than the image.")]
+Rounding = Annotated[
+    Literal["nearest", "down"], Field(description="How the sides of an octave are rounded to whole pixels.")
+]
+Resample = Annotated[
+    Literal["bicubic", "bilinear", "zoom"],
+    Field(description="Resizing filter: bicubic (antialiased), bilinear, or zoom (linear from octave to octave)."),
+]
+Steps = Annotated[int, Field(ge=0, le=10_000, description="Gradient ascent steps in each octave.")]
 StepSize = Annotated[
-    float, Field(gt=0, le=1, description="Mean change of a pixel in one step, where 1 is black to white.")
+    float,
+    Field(gt=0, le=1, description="Mean change of a pixel per step; 1 is the distance from black to white."),
 ]
 Space = Annotated[
     Literal["picture", "network"],
-    Field(description="Where a step is taken: in the picture, or in the values that the network normalises it to."),
+    Field(description="What a step changes: the pixels (picture), or the normalized input of the network (network)."),
 ]
 StopAt = Annotated[
     float | None,
     BeforeValidator(lambda value: None if value == "none" else value),
-    Field(description="Score at which an octave ends early; none: every step is taken."),
+    Field(description="Score at which an octave ends early; none runs all steps."),
 ]
-Clip = Annotated[bool, Field(description="Keep the picture between black and white after every step.")]
-Jitter = Annotated[int, Field(ge=0, le=4096, description="Largest random shift before each step, in pixels.")]
+Clip = Annotated[bool, Field(description="Clip the pixels to the range from black to white after every step.")]
+Jitter = Annotated[int, Field(ge=0, le=4096, description="Maximum random shift before each step, in pixels.")]
 Tile = Annotated[
     int,
-    Field(ge=0, description="Side of the tiles that are dreamt each for itself, in pixels; 0 is the whole picture."),
+    Field(ge=0, description="Side in pixels of tiles that are scored separately; 0 scores the whole image."),
 ]
 Measure = Annotated[
     Literal["log_mean_square", "mean_square", "half_sum_square", "l2_norm", "mean", "inner_mean_square"],
-    Field(description="What is measured of a target's activations; the logarithm makes a mix independent of scales."),
+    Field(description="Statistic of the activations to maximize; log_mean_square balances the layers of a mix."),
 ]
 Gradient = Annotated[
     Literal["laplacian", "gaussian", "plain"],
-    Field(description="laplacian evens out its bands: large, soft creatures; gaussian smooths it; plain is 2015."),
+    Field(description="Gradient filter: laplacian (large, soft shapes), gaussian (smooth), or plain (as in 2015)."),
 ]
 Normalise = Annotated[
     Literal["mean_abs", "std", "zero_mean_std", "rms", "adam", "tf2", "keras"],
-    Field(description="What the gradient is divided by before the step, or Adam's moments of it."),
+    Field(description="Normalization of the gradient before each step: mean absolute value, deviation, RMS or Adam."),
 ]
 Carry = Annotated[
     Literal["detail", "result", "result_8bit"],
-    Field(description="What goes from an octave to the next: what was dreamt into it, or the picture as it is."),
+    Field(description="What an octave passes on: its changes (detail), its image (result), or that image in 8 bits."),
 ]
-Flip = Annotated[bool, Field(description="Mirror the picture before about half of the steps.")]
-TotalVariation = Annotated[float, Field(ge=0, description="Weight of the total variation, held against the score.")]
-L2 = Annotated[float, Field(ge=0, description="Weight of the picture's mean squared change, held against the score.")]
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of jitter and flips.")]
-MaxPixels = Annotated[int, Field(ge=1, description="Photographs with more pixels are shrunk to this many.")]
+Flip = Annotated[bool, Field(description="Mirror the image in about half of the steps, at random.")]
+TotalVariation = Annotated[
+    float, Field(ge=0, description="Weight of the total variation penalty; larger values give a smoother image.")
+]
+L2 = Annotated[
+    float,
+    Field(ge=0, description="Weight of the penalty on the mean squared change; larger values change the image less."),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="Random seed of jitter and flip.")]
+MaxPixels = Annotated[int, Field(ge=1, description="Images with more pixels are downscaled to this number of pixels.")]
 
 
 def expand_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of settings with `preset` replaced by what it stands for, and a depth where no layer is named."""
+    """Return `fields` of settings with the preset replaced by its fields, and with a default for the layers.
+
+    Args:
+        fields: fields of `DreamSettings`, and optionally `preset`. They override the preset.
+
+    Raises:
+        ValueError: the preset does not exist.
+
+    Example:
+        >>> fields = expand_preset({"preset": "gordic", "steps": 3})
+        >>> fields["layers"], fields["steps"], fields["step_size"]
+        ('91%', 3, 0.09)
+    """
     given = dict(fields)
     model = given.get("model", BUNDLED)
     name = given.pop("preset", None)
     if name is None:
         return given if "layers" in given or model == BUNDLED else {**given, "layers": DEFAULT_DEPTH}
     if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}: choose {', '.join(PRESETS)}")
+        raise ValueError(f"there is no preset {name!r}; choose {', '.join(PRESETS)}")
     preset = PRESETS[name]
     return {"layers": preset.layers if model == preset.model else preset.depths, **preset.settings, **given}
 
 
 def nearest_preset(settings: "DreamSettings") -> str | None:
-    """The preset from which settings differ in the fewest fields, network and layers aside; None: the defaults."""
+    """Return the preset that differs from `settings` in the fewest fields; None if the defaults differ in no more.
+
+    Only fields that some preset sets are compared. Network and layers are not.
+
+    Example:
+        >>> nearest_preset(DreamSettings(preset="keras", steps=30))
+        'keras'
+    """
+    compared = {name for preset in PRESETS.values() for name in preset.settings}
 
     def differing(fields: Mapping[str, Any]) -> int:
-        usual = DreamSettings.model_fields
-        return sum(getattr(settings, name) != fields.get(name, usual[name].default) for name in told)
+        defaults = DreamSettings.model_fields
+        return sum(getattr(settings, name) != fields.get(name, defaults[name].default) for name in compared)
 
-    told = {name for preset in PRESETS.values() for name in preset.settings}
     bases: dict[str | None, Mapping[str, Any]] = {None: {}, **{name: each.settings for name, each in PRESETS.items()}}
     return min(bases, key=lambda name: differing(bases[name]))
 
 
 class DreamSettings(Frozen):
-    """All that changes the picture of one dream, and nothing else. The defaults make a good dream.
+    """Every setting that changes the image of a dream, and no other.
 
-    `preset` may be given beside the fields: it stands for the fields of one of `PRESETS`, and fields that are given
-    too go before it.
+    `preset` may be given together with the fields: it stands for the fields of one of `PRESETS`. Fields that are given
+    explicitly override the preset.
+
+    Raises:
+        ValidationError: a value is out of range, or two settings contradict each other.
+
+    Example:
+        >>> settings = DreamSettings(layers="blocks.3", octaves=4)
+        >>> settings.octaves, settings.octave_scale
+        (4, 1.4)
+        >>> DreamSettings(preset="google2015", steps=20).step_size == 1.5 / 255
+        True
+
+        Defaults are not part of the identity, and spelling does not change it:
+
+        >>> spelled_out = DreamSettings(octaves=6, layers={"blocks.4": 1})
+        >>> settings_id(spelled_out, weights="w") == settings_id(DreamSettings(), weights="w")
+        True
     """
 
     model: Model = BUNDLED
     weights: Weights = None
     layers: Layers = Field(
-        default=(Target(layer="blocks.4"),), description="What to excite: a layer, or a mix of layers."
+        default=(Target(layer="blocks.4"),),
+        description="What to excite: a layer, or a mix of layers such as blocks.3=0.3+blocks.4.",
     )
     guide: Guide = None
     mask: Mask = None
@@ -207,30 +306,31 @@ class DreamSettings(Frozen):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.weights and not self.weights.sha256:
-            raise ValueError(f"weights: write {self.weights.uri}#sha256=DIGEST, with what `sha256sum` says of the file")
-        if self.octaves_above >= self.octaves:
             raise ValueError(
-                f"octaves_above is {self.octaves_above} of {self.octaves} octaves: one must be the picture"
+                f"weights need a SHA-256; write {self.weights.uri}#sha256=DIGEST with the output of `sha256sum`"
             )
+        if self.octaves_above >= self.octaves:
+            raise ValueError(f"octaves_above is {self.octaves_above}; it must be less than octaves ({self.octaves})")
         if self.octave_scale**self.octaves_above > MAX_SCALE_ABOVE:
             raise ValueError(
-                f"octaves_above: the largest octave may have {MAX_SCALE_ABOVE} times the sides of the picture"
+                f"the largest octave may have at most {MAX_SCALE_ABOVE} times the sides of the image; "
+                "reduce octaves_above or octave_scale"
             )
         if self.resample == "zoom" and self.octaves_above:
-            raise ValueError("resample: zoom makes each octave from the next larger one, so octaves_above must be 0")
+            raise ValueError("octaves_above must be 0 with resample zoom; use bicubic or bilinear instead")
         if 0 < self.tile < MIN_TILE:
-            raise ValueError(f"tile is {self.tile} pixels: make it {MIN_TILE} or more, or 0 for the whole picture")
+            raise ValueError(f"tile is {self.tile} pixels; use {MIN_TILE} or more, or 0 for the whole image")
         return self
 
     def canonical_json(self) -> str:
-        """The one spelling of these settings, whatever way they were written."""
+        """Return these settings as JSON. Equal settings give the same text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
 MAX_SCALE_ABOVE = 4
-"""How many times the sides of the picture those of an octave may be."""
+"""Largest ratio of the sides of an octave to the sides of the image."""
 MIN_TILE = 64
-"""Side in pixels of the smallest tile that shows a network enough."""
+"""Smallest side of a tile in pixels. Smaller tiles contain too little context for a network."""
 
 BATCH_FIELDS = [
     "model",
@@ -250,42 +350,42 @@ BATCH_FIELDS = [
     "carry",
     "max_pixels",
 ]
-"""What samples of one batch must have in common; everything else may differ among them."""
+"""Fields that must be equal for all samples of a batch. All other fields may differ."""
 
 
 def batch_key(settings: DreamSettings) -> tuple[object, ...]:
-    """Settings with the same key can be dreamt in one batch, if the pictures have one size."""
+    """Return a key for grouping: samples with the same key and image size can share a batch."""
     return tuple(getattr(settings, name) for name in BATCH_FIELDS)
 
 
 def digest(*parts: object) -> str:
-    """First 16 hex digits of the SHA-256 of `parts` as canonical JSON."""
+    """Return the first 16 hex digits of the SHA-256 of `parts` as canonical JSON."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def settings_id(settings: DreamSettings, weights: str) -> str:
-    """Identity of a picture's settings: 16 hex digits.
+    """Return the identity of settings and weights: 16 hex digits.
 
-    What is at its default does not count, so that a setting that is new leaves the identity of all that was dreamt
-    without it. A default that changes must therefore raise `ALGORITHM_VERSION`. Files count by what they hold.
+    Fields at their default are left out. So a new setting does not change the identity of existing dreams. A changed
+    default would go unnoticed and must increase `ALGORITHM_VERSION`. Guide and mask count by their content.
 
     Args:
         settings: the settings.
-        weights: identity of the network's weights: their SHA-256, or the library's versioned name for them.
+        weights: identity of the network's weights: their SHA-256, or the versioned name that the library gives them.
 
     Raises:
-        ValueError: it is not known yet what guide or mask hold.
+        ValueError: guide or mask have no SHA-256 yet.
     """
     chosen = settings.model_dump(mode="json", exclude_defaults=True, exclude={"weights", "guide", "mask"})
     for name, file in (("guide", settings.guide), ("mask", settings.mask)):
         if file:
             if file.sha256 is None:
-                raise ValueError(f"{name} has no SHA-256 yet: {file.uri} must be read first")
+                raise ValueError(f"{name} has no SHA-256; read {file.uri} first")
             chosen[name] = file.sha256
     return digest(chosen, weights, ALGORITHM_VERSION)
 
 
 def result_id(source_etag: str, settings_id: str) -> str:
-    """Identity of the dream of one version of a photograph under some settings: 16 hex digits."""
+    """Return the identity of the dream of one version of a source image under one `settings_id`: 16 hex digits."""
     return digest(source_etag, settings_id)

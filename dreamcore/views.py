@@ -1,4 +1,4 @@
-"""How the network is shown a picture in one step: shifted, and mirrored or not."""
+"""Views: the random shift and mirroring of an image before each step."""
 
 import hashlib
 import struct
@@ -11,59 +11,82 @@ from torch import Tensor
 from dreamcore.settings import DreamSettings
 from dreamcore.tiles import Tile, pixel
 
+__all__ = ["View", "Views"]
+
 
 @dataclass(frozen=True)
 class View:
-    """One picture's view in one step.
+    """A cyclic shift of an image, and whether the shifted image is mirrored.
 
-    A pure function of the seed, the octave counted from the coarsest, and the step: what else is in the batch, the
-    order and the machine do not matter.
+    Example:
+        >>> view = View(down=0, right=1, mirrored=True)
+        >>> image = torch.tensor([[1, 2, 3]])
+        >>> view.apply(image)
+        tensor([[2, 1, 3]])
+        >>> view.invert(view.apply(image))
+        tensor([[1, 2, 3]])
     """
 
     down: int
+    """Shift in pixels; rows that leave the image enter it at the top."""
     right: int
+    """Shift in pixels; columns that leave the image enter it at the left."""
     mirrored: bool = False
+    """Whether left and right are exchanged after the shift."""
 
     @classmethod
     def choose(
         cls, settings: DreamSettings, octave: int, step: int, random_tile_offset: tuple[int, int] = (1, 1)
     ) -> "View":
-        """Return the view of one step: shifts in [-jitter, jitter] pixels, plus less than `random_tile_offset`."""
+        """Return the view of one step.
+
+        The view depends on the arguments alone: not on the batch, the order of the steps or the machine.
+
+        Args:
+            settings: `seed`, `jitter` and `flip` are used. The shift is in [-jitter, jitter] pixels.
+            octave: number of the octave; the coarsest is 0.
+            step: number of the step in its octave.
+            random_tile_offset: (rows, columns). The shift grows by a random number of pixels below these.
+        """
         counter = struct.pack(">QII", settings.seed, octave, step)
         down, right = struct.unpack(">QQ", hashlib.blake2b(counter, digest_size=16).digest())
-        further = struct.unpack(">QQ", hashlib.blake2b(counter, digest_size=16, person=b"tiles").digest())
+        offset = struct.unpack(">QQ", hashlib.blake2b(counter, digest_size=16, person=b"tiles").digest())
         span = 2 * settings.jitter + 1
         coin = hashlib.blake2b(counter, digest_size=1, person=b"flip").digest()[0] % 2
         return cls(
-            down % span - settings.jitter + further[0] % random_tile_offset[0],
-            right % span - settings.jitter + further[1] % random_tile_offset[1],
+            down % span - settings.jitter + offset[0] % random_tile_offset[0],
+            right % span - settings.jitter + offset[1] % random_tile_offset[1],
             settings.flip and coin == 1,
         )
 
-    def apply(self, picture: Tensor) -> Tensor:
-        """`picture` (..., H, W) as the network is shown it."""
-        shifted = picture.roll((self.down, self.right), (-2, -1))
+    def apply(self, images: Tensor) -> Tensor:
+        """Return `images` (..., H, W) in this view."""
+        shifted = images.roll((self.down, self.right), (-2, -1))
         return shifted.flip(-1) if self.mirrored else shifted
 
-    def invert(self, picture: Tensor) -> Tensor:
-        """The inverse of `of`."""
-        shifted = picture.flip(-1) if self.mirrored else picture
+    def invert(self, images: Tensor) -> Tensor:
+        """Return the images of which `images` (..., H, W) are this view."""
+        shifted = images.flip(-1) if self.mirrored else images
         return shifted.roll((-self.down, -self.right), (-2, -1))
 
     def locate(self, at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
-        """Where a place, across and down from 0 to 1, of a picture of `size` (H, W) is in this view."""
-        across = (pixel(at[0], size[1]) + self.right) % size[1] / size[1]
-        down = (pixel(at[1], size[0]) + self.down) % size[0] / size[0]
-        return (1 - across if self.mirrored else across), down
+        """Return the position in this view of a position `at` in an image of `size` (H, W).
+
+        Positions are (x, y), from 0 to 1.
+        """
+        x = (pixel(at[0], size[1]) + self.right) % size[1] / size[1]
+        y = (pixel(at[1], size[0]) + self.down) % size[0] / size[0]
+        return (1 - x if self.mirrored else x), y
 
 
 @dataclass(frozen=True)
 class Views:
-    """The views of the samples of a batch in one step."""
+    """The views of all samples of a batch in one step."""
 
     each: tuple[View, ...]
+    """One view per sample."""
     size: tuple[int, int]
-    """Height and width of the pictures."""
+    """Size (H, W) of the images."""
 
     @classmethod
     def choose(
@@ -75,23 +98,34 @@ class Views:
         *,
         random_tile_offset: bool,
     ) -> "Views":
-        """The views of one step; strewn over the whole picture, the borders of tiles fall everywhere in time."""
-        return cls(
-            tuple(View.choose(each, octave, step, size if random_tile_offset else (1, 1)) for each in settings), size
-        )
+        """Return the views of one step.
 
-    def apply(self, pictures: Tensor) -> Tensor:
-        """`pictures` (B, C, H, W) as the network is shown them."""
-        if len(set(self.each)) == 1:
-            return self.each[0].apply(pictures)
-        return torch.stack([view.apply(picture) for view, picture in zip(self.each, pictures, strict=True)])
+        Args:
+            settings: settings of each sample.
+            octave: number of the octave; the coarsest is 0.
+            step: number of the step in its octave.
+            size: size (H, W) of the images.
+            random_tile_offset: whether to shift by up to the whole image, so that the borders of tiles move and leave
+                no seams.
+        """
+        largest = size if random_tile_offset else (1, 1)
+        return cls(tuple(View.choose(each, octave, step, largest) for each in settings), size)
 
-    def invert(self, pictures: Tensor) -> Tensor:
-        """The inverse of `of`."""
+    def apply(self, images: Tensor) -> Tensor:
+        """Return `images` (B, C, H, W), each in its view."""
         if len(set(self.each)) == 1:
-            return self.each[0].invert(pictures)
-        return torch.stack([view.invert(picture) for view, picture in zip(self.each, pictures, strict=True)])
+            return self.each[0].apply(images)
+        return torch.stack([view.apply(image) for view, image in zip(self.each, images, strict=True)])
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Return the images of which `images` (B, C, H, W) are the views."""
+        if len(set(self.each)) == 1:
+            return self.each[0].invert(images)
+        return torch.stack([view.invert(image) for view, image in zip(self.each, images, strict=True)])
 
     def locator(self, tile: Tile) -> Callable[[int, tuple[float, float]], tuple[float, float] | None]:
-        """Tells where in a tile of these views a place of a sample's picture lies, or None where it is outside."""
+        """Return a function of (sample, position in its image) that gives the position in `tile` of the sample's view.
+
+        The function returns None if the position is outside the tile. Positions are (x, y), from 0 to 1.
+        """
         return lambda sample, at: tile.locate(self.each[sample].locate(at, self.size), self.size)

@@ -1,4 +1,4 @@
-"""What settings rest on besides the photograph: guides, masks and weights, held against their SHA-256."""
+"""The files that settings refer to: guides, masks and weights. Each is identified by its SHA-256."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,19 +17,31 @@ from flows.storage import FAIL_FAST, Storage, storage
 if TYPE_CHECKING:
     from dreamcore.network import Network
 
+__all__ = ["MAX_PIXELS", "load_guide_and_mask", "load_image", "network_for", "read", "resolve"]
+
 MAX_PIXELS = 4_000_000
-"""Guides and masks with more pixels are shrunk to this many."""
+"""Guides and masks with more pixels are shrunk to at most this many."""
 
 
-def resolve(settings: DreamSettings, *, local: bool = False) -> DreamSettings:
-    """The settings with all that they leave open: every layer by its name, every file by what it holds.
+def _fail_fast_storage() -> Storage:
+    """Return a storage that gives up within seconds, because a user waits for the result of a check."""
+    return Storage(FAIL_FAST)
+
+
+def resolve(
+    settings: DreamSettings, *, local: bool = False, open_storage: Callable[[], Storage] = _fail_fast_storage
+) -> DreamSettings:
+    """Return the settings with every layer named and the SHA-256 of every file filled in.
 
     Args:
-        settings: as people wrote them.
-        local: whether files of this machine will do; a run's workers may be on others.
+        settings: the settings as the user wrote them.
+        local: whether files may be on this machine. The workers of a run may be on other machines.
+        open_storage: returns the access to S3; called only if a file is in S3.
 
     Raises:
-        InvalidInput: there is no such network, layer, channel or file, or a file is not what it should be.
+        InvalidInput: a network, layer, channel or file does not exist, a file does not have the SHA-256 that the
+            settings name, or a guide or mask is not an image.
+        Unavailable: S3 failed.
     """
     settings = resolve_layers(settings)
     for name in ("guide", "mask", "weights"):
@@ -37,34 +49,34 @@ def resolve(settings: DreamSettings, *, local: bool = False) -> DreamSettings:
         if reference is None:
             continue
         if not (local or reference.uri.startswith("s3://")):
-            raise InvalidInput(f"{name}: {reference.uri!r} is no S3 address, and a run reads nothing else")
-        sha256 = _digest(reference, name)
+            raise InvalidInput(f"{name}: {reference.uri!r} is not an S3 address, and a run reads files only from S3")
+        sha256 = _sha256(reference, name, open_storage)
         settings = settings.model_copy(update={name: reference.model_copy(update={"sha256": sha256})})
     return settings
 
 
 @lru_cache(maxsize=64)
-def _digest(reference: Reference, name: str) -> str:
-    """SHA-256 of a file, read once a process, and decoded if it is to be a picture."""
-    data = read(reference, name, lambda: Storage(FAIL_FAST))  # whoever wrote the settings waits for the answer
+def _sha256(reference: Reference, name: str, open_storage: Callable[[], Storage]) -> str:
+    """Return the SHA-256 of a file, which is read once per process. A guide or a mask is decoded to check it."""
+    data = read(reference, name, open_storage)
     if name != "weights":
-        _decoded(data, reference, name)
+        _decode(data, reference, name)
     return hashlib.sha256(data).hexdigest()
 
 
-def read(reference: Reference, name: str, store: Callable[[], Storage] = storage) -> bytes:
-    """The bytes of a file in S3 or on this machine.
+def read(reference: Reference, name: str, open_storage: Callable[[], Storage] = storage) -> bytes:
+    """Read a file in S3 or on this machine.
 
     Args:
-        reference: where it is, and perhaps its digest.
-        name: of the setting.
-        store: gives the S3 to ask, if it is there.
+        reference: the address of the file, and its SHA-256 if it is known.
+        name: the setting that refers to the file; error messages start with it.
+        open_storage: returns the access to S3; called only if the file is in S3.
 
     Raises:
-        InvalidInput: there is no such file, or it does not hold what `reference` says.
-        Unavailable: the store is in trouble.
+        InvalidInput: the file does not exist, or does not have the SHA-256 of the reference.
+        Unavailable: S3 failed.
     """
-    data = _read(reference.uri, name, store)
+    data = _read(reference.uri, name, open_storage)
     found = hashlib.sha256(data).hexdigest()
     if reference.sha256 not in (None, found):
         raise InvalidInput(
@@ -74,7 +86,7 @@ def read(reference: Reference, name: str, store: Callable[[], Storage] = storage
     return data
 
 
-def _read(uri: str, name: str, store: Callable[[], Storage]) -> bytes:
+def _read(uri: str, name: str, open_storage: Callable[[], Storage]) -> bytes:
     if not uri.startswith("s3://"):
         try:
             return Path(uri).read_bytes()
@@ -84,23 +96,28 @@ def _read(uri: str, name: str, store: Callable[[], Storage]) -> bytes:
         parse_uri(uri)
     except ValueError as error:
         raise InvalidInput(f"{name}: {error}") from error
-    data = store().read(uri)
+    data = open_storage().read(uri)
     if data is None:
-        raise InvalidInput(f"{name}: there is no {uri}")
+        raise InvalidInput(f"{name}: {uri} does not exist")
     return data
 
 
 @lru_cache(maxsize=16)
-def load_picture(reference: Reference, name: str) -> Photograph:
-    """A guide or a mask, read once a process.
+def load_image(reference: Reference, name: str) -> Photograph:
+    """Read and decode a guide or a mask, once per process.
+
+    Args:
+        reference: the file, with its SHA-256.
+        name: `guide` or `mask`; error messages start with it.
 
     Raises:
-        InvalidInput: there is no such file, it is not what it should be, or no picture.
+        InvalidInput: the file does not exist, does not have the SHA-256 of the reference, or is not an image.
+        Unavailable: S3 failed.
     """
-    return _decoded(read(reference, name), reference, name)
+    return _decode(read(reference, name), reference, name)
 
 
-def _decoded(data: bytes, reference: Reference, name: str) -> Photograph:
+def _decode(data: bytes, reference: Reference, name: str) -> Photograph:
     try:
         return decode(data, max_pixels=MAX_PIXELS)
     except ImageError as error:
@@ -108,9 +125,9 @@ def _decoded(data: bytes, reference: Reference, name: str) -> Photograph:
 
 
 def load_guide_and_mask(settings: DreamSettings) -> tuple[Photograph | None, Photograph | None]:
-    """Guide and mask of settled settings."""
-    guide = load_picture(settings.guide, "guide") if settings.guide else None
-    mask = load_picture(settings.mask, "mask") if settings.mask else None
+    """Return the guide and the mask of resolved settings, each None if the settings have none. See `load_image`."""
+    guide = load_image(settings.guide, "guide") if settings.guide else None
+    mask = load_image(settings.mask, "mask") if settings.mask else None
     return guide, mask
 
 
@@ -123,17 +140,21 @@ def _load_network_with(model: str, weights: Reference, device: str) -> "Network"
 
 
 def network_for(settings: DreamSettings, device: str) -> "Network":
-    """The network that settled settings name, with its weights, loaded once a process.
+    """Return the network of resolved settings with its weights. Networks are loaded once per process.
+
+    Args:
+        settings: resolved settings.
+        device: where the network computes, such as `cpu` or `cuda:0`.
 
     Raises:
-        InvalidInput: the weights are not what they should be, or do not fit.
-        Unavailable: the weights could not be had.
+        InvalidInput: the weights file does not have the SHA-256 of the settings, or does not fit the network.
+        Unavailable: S3 failed, or the library's weights cannot be downloaded.
     """
-    from dreamcore.models import load_network  # imports torch, which whoever only checks settings can do without
+    from dreamcore.models import load_network  # imports torch, which a process that only checks settings avoids
 
     if not settings.weights:
         return load_network(settings.model, device)
     network = _load_network_with(settings.model, settings.weights, device)
-    for target in settings.layers:  # weights of one's own may be for other classes
+    for target in settings.layers:  # custom weights may have other classes than the network's own
         network.spec.check_channels(target.layer, target.channels)
     return network

@@ -1,4 +1,4 @@
-"""Layout and painting of a contact sheet: cells in a table or in rows, on several pages if one would be too tall."""
+"""Layout and drawing of contact sheets: cells in a table or in rows, on several pages if one would be too tall."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,85 +8,98 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH = 1600
-"""Of a sheet, in pixels, where its columns allow."""
-TALLEST = 12_000
-"""Of a page, in pixels: JPEG ends at 65,500, and much that shows pictures before that."""
-CELL = range(160, 361)
-"""Widths that a cell may have; the least one holds the scores."""
-FEW, ACROSS, MANY_ACROSS = 24, 4, 8
-"""Up to `FEW` cells without rows and columns of settings stand `ACROSS` to a row, more of them `MANY_ACROSS`. Of a
-table, `MANY_ACROSS` columns stand side by side, and the next ones below them."""
+__all__ = ["Cell", "arrange", "cell_width", "render_pages", "scores", "text_width", "thumbnail", "wrap_text"]
+
+MAX_WIDTH = 1600
+"""Width of a sheet in pixels, unless its columns are so many that cells of the least width need more."""
+MAX_HEIGHT = 12_000
+"""Height of a page in pixels. JPEG allows 65,500, but many viewers fail below that."""
+CELL_WIDTHS = range(160, 361)
+"""Widths that a cell may have, in pixels. The score lines fit into the least one."""
+FEW_DREAMS = 24
+"""Fewer dreams than this stand `FEW_COLUMNS` to a row, more dreams `MAX_COLUMNS`."""
+FEW_COLUMNS, MAX_COLUMNS = 4, 8
+"""A table with more columns than `MAX_COLUMNS` continues them in further rows."""
 GAP, LINE, TEXT = 12, 18, 14
 BACKGROUND, INK, FAINT = (20, 20, 24), (235, 235, 235), (160, 160, 170)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a sheet, and what is written below it."""
+    """One image of a sheet, and the text below it."""
 
     column: int
     line: int
-    picture: Image.Image | None
-    """As `thumbnail` makes it; none where it is gone."""
+    image: Image.Image | None
+    """The image, from `thumbnail`; None if it does not exist."""
     text: Sequence[str]
-    """Lines; the last one, what the network sees, is fainter."""
+    """Lines of text. The last one, the most likely class, is fainter."""
 
 
 def arrange(labels: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], int]:
-    """Column and line of each dream, the photograph being at (0, 0), and how many columns there are in all.
+    """Return the place of each dream on a sheet; the photograph is at (0, 0).
 
     Args:
-        labels: of each dream, its layers and its other settings.
+        labels: the layers and the other settings of each dream.
 
     Returns:
-        Places in a table of layers and other settings, if both vary and most of its places would be taken; as with
-        presets, or where only one of them varies, dreams stand in rows like words.
+        Column and line of each dream, and the number of columns. If both layers and other settings vary and more than
+        half of the cells would be used, the dreams form a table with a row for each layer. Otherwise they fill row
+        after row.
     """
     lines, columns = (list(dict.fromkeys(names)) for names in zip(*labels, strict=True))
     both_vary = len(lines) > 1 and len(columns) > 1
     if both_vary and len(set(labels)) == len(labels) > len(lines) * len(columns) / 2:
-        deep = math.ceil(len(columns) / MANY_ACROSS)
-        at = [(lines.index(line), *divmod(columns.index(column), MANY_ACROSS)) for line, column in labels]
-        return [(1 + across, line * deep + down) for line, down, across in at], 1 + min(len(columns), MANY_ACROSS)
-    across = min(len(labels) + 1, ACROSS if len(labels) < FEW else MANY_ACROSS)
+        depth = math.ceil(len(columns) / MAX_COLUMNS)  # lines of cells for each layer
+        at = [(lines.index(line), *divmod(columns.index(column), MAX_COLUMNS)) for line, column in labels]
+        return [(1 + across, line * depth + down) for line, down, across in at], 1 + min(len(columns), MAX_COLUMNS)
+    across = min(len(labels) + 1, FEW_COLUMNS if len(labels) < FEW_DREAMS else MAX_COLUMNS)
     return [((number + 1) % across, (number + 1) // across) for number in range(len(labels))], across
 
 
 def cell_width(columns: int) -> int:
-    """Width in pixels of the cells of a sheet with so many columns."""
-    return min(max((WIDTH - GAP) // columns - GAP, CELL.start), CELL.stop - 1)
+    """Return the width in pixels of the cells of a sheet with this many columns."""
+    return min(max((MAX_WIDTH - GAP) // columns - GAP, CELL_WIDTHS.start), CELL_WIDTHS.stop - 1)
 
 
 def thumbnail(pixels: NDArray[np.uint8], width: int) -> Image.Image:
-    """A picture (H, W, 3) as wide as a cell, or three times as tall as that: strips are narrower."""
-    picture = Image.fromarray(pixels)
-    scale = min(width / picture.width, 3 * width / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    """Return an image `(H, W, 3)` resized to `width`; very tall images become `3 * width` tall and narrower."""
+    image = Image.fromarray(pixels)
+    scale = min(width / image.width, 3 * width / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def scores(pairs: Sequence[tuple[float, float]]) -> list[str]:
-    """Scores before and after, all with the same decimals: three digits of the largest."""
+    """Return a line of text for each pair of scores before and after.
+
+    All lines have the same number of decimals, which shows three significant digits of the largest score.
+    """
     largest = max((abs(value) for pair in pairs for value in pair if math.isfinite(value)), default=0.0)
     decimals = min(max(0, 2 - math.floor(math.log10(largest))), 9) if largest else 2
     return [f"score {before:,.{decimals}f} to {after:,.{decimals}f}" for before, after in pairs]
 
 
 def render_pages(title: str, cells: Iterable[Cell], width: int) -> Iterator[Image.Image]:
-    """Sheets of cells that are `width` wide: one, unless it would be too tall."""
+    """Draw a sheet, and yield its pages: one, unless it would be taller than `MAX_HEIGHT`.
+
+    Args:
+        title: the text above the cells of every page.
+        cells: the cells of the sheet, at least one.
+        width: width of a cell in pixels.
+    """
     cells = list(cells)
-    height = max((cell.picture.height for cell in cells if cell.picture), default=width)
-    text = max(len(cell.text) for cell in cells)
-    step = height + text * LINE + GAP
-    lines = max(1, (TALLEST - 2 * GAP - LINE) // step)
+    height = max((cell.image.height for cell in cells if cell.image), default=width)
+    text_lines = max(len(cell.text) for cell in cells)
+    step = height + text_lines * LINE + GAP
+    lines = max(1, (MAX_HEIGHT - 2 * GAP - LINE) // step)
     for page in range(1 + max(cell.line for cell in cells) // lines):
-        here = [replace(cell, line=cell.line % lines) for cell in cells if cell.line // lines == page]
-        if here:
-            yield _paint(title, here, (width, height), step)
+        on_page = [replace(cell, line=cell.line % lines) for cell in cells if cell.line // lines == page]
+        if on_page:
+            yield _draw_page(title, on_page, (width, height), step)
 
 
-def _paint(title: str, cells: Sequence[Cell], size: tuple[int, int], line_step: int) -> Image.Image:
+def _draw_page(title: str, cells: Sequence[Cell], size: tuple[int, int], line_step: int) -> Image.Image:
     width, height = size
     step = (width + GAP, line_step)
     columns, lines = 1 + max(cell.column for cell in cells), 1 + max(cell.line for cell in cells)
@@ -95,8 +108,8 @@ def _paint(title: str, cells: Sequence[Cell], size: tuple[int, int], line_step: 
     pen.write((GAP, GAP), title, INK, sheet.width - 2 * GAP)
     for cell in cells:
         left, top = GAP + step[0] * cell.column, 2 * GAP + LINE + step[1] * cell.line
-        if cell.picture:
-            sheet.paste(cell.picture, (left, top))
+        if cell.image:
+            sheet.paste(cell.image, (left, top))
         for number, text in enumerate(cell.text):
             ink = FAINT if number + 1 == len(cell.text) else INK
             pen.write((left, top + height + 2 + LINE * number), text, ink, width)
@@ -104,8 +117,8 @@ def _paint(title: str, cells: Sequence[Cell], size: tuple[int, int], line_step: 
 
 
 def wrap_text(text: str, width: int) -> list[str]:
-    """`text` in lines that are `width` pixels wide, broken at its commas."""
-    pen = _Pen(ImageDraw.Draw(Image.new("L", (1, 1))))
+    """Return `text` in lines of at most `width` pixels, broken only after commas. A longer word gets its own line."""
+    pen = _blank_pen()
     lines: list[str] = []
     for part in text.split(", ") if text else ():
         if lines and pen.length(f"{lines[-1]}, {part}") <= width:
@@ -115,8 +128,13 @@ def wrap_text(text: str, width: int) -> list[str]:
     return lines
 
 
+def text_width(text: str) -> float:
+    """Return the width of a line of text in pixels."""
+    return _blank_pen().length(text)
+
+
 class _Pen:
-    """Writes text, as much of it as fits."""
+    """Draws lines of text and shortens those that do not fit."""
 
     def __init__(self, draw: ImageDraw.ImageDraw) -> None:
         self.draw, self.font = draw, ImageFont.load_default(TEXT)
@@ -125,7 +143,11 @@ class _Pen:
         return self.draw.textlength(text, self.font)
 
     def write(self, place: tuple[int, int], text: str, ink: tuple[int, int, int], width: int) -> None:
-        text = "".join(character if character.isprintable() else " " for character in text)  # names are strangers'
+        text = "".join(character if character.isprintable() else " " for character in text)  # names may hold anything
         while self.length(text) > width:
             text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
         self.draw.text(place, text, ink, self.font)
+
+
+def _blank_pen() -> _Pen:
+    return _Pen(ImageDraw.Draw(Image.new("L", (1, 1))))

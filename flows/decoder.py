@@ -1,11 +1,12 @@
-"""Pictures from strangers, decoded in a process that has nothing to lose.
+"""Decode untrusted images in sandboxed child processes.
 
-A picture may be made to break its reader: to run code in it, to fill the memory, never to end. So nothing in `flows`
-decodes but the child processes that are kept here. They have no credentials and can open neither file nor connection; a
-picture that takes too long or too much ends its child, and only that picture fails: the next one gets a new child.
+An image may be crafted to attack its decoder: to run code, to fill the memory, or to compute forever. Therefore
+nothing in `flows` decodes an image except the child processes of this module. A child has no credentials and cannot
+open files or connections. If an image exceeds a limit of time or memory, its child is killed and only that image
+fails. The next image gets a new child.
 
-A request is two numbers and the picture's bytes; an answer is a line of JSON, and then the pixels. The child may have
-been taken over by a picture, so an answer is held against what was asked, and nothing in it is ever run.
+A request is two integers and the bytes of the image. A reply is one line of JSON, followed by the pixels. An image may
+have taken control of the child, so every reply is validated and nothing in it is executed.
 """
 
 import atexit
@@ -16,13 +17,12 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from queue import LifoQueue
-from typing import BinaryIO, cast, get_args
+from typing import BinaryIO, TypeVar, cast, get_args
 
 import numpy as np
 from PIL import Image
@@ -32,55 +32,141 @@ from dreamcore.errors import ErrorKind, ImageError, Unavailable
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph
 from flows.machine import cores_per_worker
 
-SECONDS = 10.0
-"""Of computing that one picture may take."""
-WAITING = 6
-"""Times as many it may take by the clock: others may keep its child from computing."""
-MEMORY = 2**30
-"""Bytes that one picture may take, its file and its pixels included."""
+__all__ = ["CLOCK_FACTOR", "MEMORY", "SECONDS", "Decoder", "Decoders", "decode", "thread_safe_cache"]
 
-_REQUEST = struct.Struct("<QQ")  # bytes of the picture, and max_pixels or 0
+SECONDS = 10.0
+"""CPU seconds that decoding one image may take."""
+CLOCK_FACTOR = 6
+"""Decoding may take this many times the CPU limit in elapsed time, because other processes may use the CPU."""
+MEMORY = 2**30
+"""Bytes that decoding one image may take, including the file and the pixels."""
+
+_REQUEST = struct.Struct("<QQ")  # length of the image in bytes; `max_pixels`, or 0 for no limit
 _READY = b"ready\n"
-_STEPS = 20  # in which `SECONDS` are counted
-_LINE = 4096  # bytes of an answer before its pixels, at most
-_ENVIRONMENT = ("LD_LIBRARY_PATH",)  # Python itself may need it to start; everything else is the worker's own
+_CHECKS_PER_LIMIT = 20  # the watchdog checks the CPU time this often during the CPU limit
+_MAX_REPLY_LINE = 4096  # bytes of the JSON line of a reply
+_ENVIRONMENT = ("LD_LIBRARY_PATH",)  # Python may need it to start; all other variables are withheld from the child
+
+_T = TypeVar("_T")
+
+
+def thread_safe_cache(make: Callable[[], _T]) -> Callable[[], _T]:
+    """Return a function that calls `make` once and then returns the same result, also to threads that call it first.
+
+    `functools.cache` may call `make` several times if several threads make the first call at the same time.
+    """
+    lock = threading.Lock()
+    results: list[_T] = []
+
+    def get() -> _T:
+        with lock:
+            if not results:
+                results.append(make())
+        return results[0]
+
+    return get
+
+
+_decoders = thread_safe_cache(lambda: Decoders(cores_per_worker()))
 
 
 def decode(data: bytes, *, max_pixels: int | None = None) -> Photograph:
-    """`dreamcore.images.decode` in one of this process's children, which are kept.
+    """Decode an image as `dreamcore.images.decode` does, in one of the child processes that this process keeps.
 
-    There are as many as it has cores: one for a process that dreams on a core, more for one that feeds a GPU.
+    There are at most as many children as the process has cores: one for a process that dreams on a core, more for one
+    that feeds a GPU.
+
+    Args:
+        data: the encoded image.
+        max_pixels: larger images are shrunk to at most this many pixels.
 
     Raises:
-        ImageError: as there; also ``undecodable``: it took longer than `SECONDS` or broke the child, and
-            ``out_of_memory``: it took more than `MEMORY`.
-        Unavailable: no child can be started.
+        ImageError: as `dreamcore.images.decode`; also `undecodable` if decoding takes longer than `SECONDS` or
+            crashes the child, and `out_of_memory` if it takes more than `MEMORY`.
+        Unavailable: no child process can be started.
     """
-    with _one_at_a_time:
-        decoders = _decoders()
-    return decoders.decode(data, max_pixels=max_pixels)
+    return _decoders().decode(data, max_pixels=max_pixels)
 
 
-_one_at_a_time = threading.Lock()
-"""For `_decoders`: threads that ask before it is remembered would make one each, with children that nobody ends."""
+class Decoder:
+    """A child process that decodes one image after another, for one thread at a time. It starts when it is needed.
 
+    Args:
+        seconds: CPU seconds that one image may take.
+        memory: bytes that one image may take.
+        clock_factor: an image may take this many times `seconds` in elapsed time.
+    """
 
-@cache
-def _decoders() -> "Decoders":
-    return Decoders(cores_per_worker())
+    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY, clock_factor: int = CLOCK_FACTOR) -> None:
+        self.seconds, self.memory, self.clock_factor = seconds, memory, clock_factor
+        self.child: _Child | None = None
+        atexit.register(self.close)
+
+    def decode(self, data: bytes, *, max_pixels: int | None = None) -> Photograph:
+        """Decode an image; see the function `decode`."""
+        try:
+            return self._try_decode(data, max_pixels)
+        except ImageError:
+            if self.child is None or not self.child.was_killed:
+                raise
+        return self._try_decode(data, max_pixels)  # an operator may have killed the child, so the image gets another
+
+    def _try_decode(self, data: bytes, max_pixels: int | None) -> Photograph:
+        child = self._running_child()
+        reply: Photograph | ImageError | None = None
+        try:
+            with child.watchdog(self.seconds, self.clock_factor):
+                reply = child.request(data, max_pixels)
+        except (EOFError, OSError):
+            raise self._reason(child) from None
+        except ValueError:
+            raise ImageError("undecodable", "the decoder sent a malformed reply") from None
+        finally:
+            if reply is None or child.timed_out:  # a late reply would be taken for the reply to the next request
+                child.stop()
+        if isinstance(reply, ImageError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        """Stop the child process, if there is one. The next image starts another."""
+        if self.child is not None:
+            self.child.stop()
+
+    def _running_child(self) -> "_Child":
+        if self.child is None or self.child.process.poll() is not None:
+            self.close()
+            self.child = _Child(self.memory)
+        return self.child
+
+    def _reason(self, child: "_Child") -> ImageError:
+        """Stop a child that sent no reply, and return the reason."""
+        code = child.stop()
+        if child.timed_out:
+            return ImageError("undecodable", f"decoding takes longer than {self.seconds:g} s")
+        if child.was_killed or code == 1:  # killed by the system for lack of memory, or a MemoryError in Python
+            return ImageError("out_of_memory", "decoding takes more memory than one image may use")
+        how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
+        return ImageError("undecodable", f"the decoder crashed ({how})")
 
 
 class Decoders:
-    """Child processes that decode as many pictures at once, for any number of threads; each starts when needed."""
+    """Several child processes that decode images at the same time, for any number of threads.
+
+    Args:
+        count: the largest number of child processes. Each starts when it is needed.
+        seconds: CPU seconds that one image may take.
+        memory: bytes that one image may take.
+    """
 
     def __init__(self, count: int, seconds: float = SECONDS, memory: int = MEMORY) -> None:
         self.all = [Decoder(seconds, memory) for _ in range(count)]
-        self._idle: LifoQueue[Decoder] = LifoQueue()  # the one that was used last first: no more start than are needed
+        self._idle: LifoQueue[Decoder] = LifoQueue()  # last in, first out, so that no more start than are needed
         for decoder in self.all:
             self._idle.put(decoder)
 
     def decode(self, data: bytes, *, max_pixels: int | None = None) -> Photograph:
-        """See `decode` above."""
+        """Decode an image; see the function `decode`."""
         decoder = self._idle.get()
         try:
             return decoder.decode(data, max_pixels=max_pixels)
@@ -88,107 +174,51 @@ class Decoders:
             self._idle.put(decoder)
 
     def close(self) -> None:
-        """End the children; the next pictures start others."""
+        """Stop the child processes. The next images start others."""
         for decoder in self.all:
             decoder.close()
 
 
-class Decoder:
-    """A child process that decodes one picture after another, for one thread at a time."""
-
-    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY) -> None:
-        self.seconds, self.memory = seconds, memory
-        self.child: _Child | None = None
-        atexit.register(self.close)
-
-    def decode(self, data: bytes, *, max_pixels: int | None = None) -> Photograph:
-        """See `decode` above."""
-        try:
-            return self._ask(data, max_pixels)
-        except ImageError:
-            if self.child is None or not self.child.killed:
-                raise
-        return self._ask(data, max_pixels)  # an operator may have killed it, and once is not the picture's fault
-
-    def _ask(self, data: bytes, max_pixels: int | None) -> Photograph:
-        child = self._living()
-        answer: Photograph | ImageError | None = None
-        try:
-            with child.watched(self.seconds):
-                answer = child.ask(data, max_pixels)
-        except (EOFError, OSError):
-            raise self._verdict(child) from None
-        except ValueError:
-            raise ImageError("undecodable", "it made its decoder talk nonsense") from None
-        finally:
-            if answer is None or child.late:  # it may still say something, which would answer nothing
-                child.end()
-        if isinstance(answer, ImageError):
-            raise answer
-        return answer
-
-    def close(self) -> None:
-        """End the child, if there is one; the next picture starts another."""
-        if self.child is not None:
-            self.child.end()
-
-    def _living(self) -> "_Child":
-        if self.child is None or self.child.process.poll() is not None:
-            self.close()
-            self.child = _Child(self.memory)
-        return self.child
-
-    def _verdict(self, child: "_Child") -> ImageError:
-        """Why a picture got no answer; the child is gone or going."""
-        code = child.end()
-        if child.late:
-            return ImageError("undecodable", f"decoding it takes longer than {self.seconds:g} s")
-        if child.killed or code == 1:  # what the system does where memory is short, and Python's own end then
-            return ImageError("out_of_memory", "decoding it takes more memory than there is for one picture")
-        how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
-        return ImageError("undecodable", f"it broke its decoder ({how})")
-
-
 class _Child:
-    """One child process, as its parent sees it."""
+    """One child process, from the side of the parent."""
 
     def __init__(self, memory: int) -> None:
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        # The child finds the modules where this process does, and not in the folder that somebody happens to be in.
+        # The child imports from where this process does, and not from the current directory.
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         try:
-            self.process = subprocess.Popen(  # noqa: S603 - the command is ours
+            self.process = subprocess.Popen(  # noqa: S603 - a fixed command
                 [sys.executable, "-P", "-m", "flows.decoder", str(memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=environment,
-                start_new_session=True,  # Ctrl-C reaches every process of a terminal
+                start_new_session=True,  # a terminal sends Ctrl-C to every process of its session
             )
         except OSError as error:
-            raise Unavailable(f"no process can be started to decode pictures: {error}") from error
+            raise Unavailable(f"cannot start a process to decode images: {error}") from error
         self.requests = cast(BufferedWriter, self.process.stdin)
-        self.answers = cast(BufferedReader, self.process.stdout)
-        self.leash = cast(BufferedReader, self.process.stderr)
-        self.late = False
-        if self.answers.readline() != _READY:
+        self.replies = cast(BufferedReader, self.process.stdout)
+        self.errors = cast(BufferedReader, self.process.stderr)
+        self.timed_out = False
+        if self.replies.readline() != _READY:
             self.process.kill()
-            said = self.leash.read().decode(errors="replace").strip().rpartition("\n")[2]
-            self.end()
-            raise Unavailable(f"the process that decodes pictures does not start: {said}")
+            message = self.errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            self.stop()
+            raise Unavailable(f"the process that decodes images failed to start: {message}")
 
-    def ask(self, data: bytes, max_pixels: int | None) -> Photograph | ImageError:
-        """What it makes of a picture.
+    def request(self, data: bytes, max_pixels: int | None) -> Photograph | ImageError:
+        """Send one image and return the validated reply.
 
         Raises:
-            EOFError, OSError: it ended.
-            ValueError: it answers nonsense.
+            EOFError, OSError: the child has exited.
+            ValueError: the reply is malformed.
         """
         self.requests.write(_REQUEST.pack(len(data), max_pixels or 0))
         self.requests.write(data)
         self.requests.flush()
-        line = self.answers.readline(_LINE)
-        if not line.endswith(b"\n") and len(line) < _LINE:
+        line = self.replies.readline(_MAX_REPLY_LINE)
+        if not line.endswith(b"\n") and len(line) < _MAX_REPLY_LINE:
             raise EOFError
         match json.loads(line):
             case {"kind": str(kind), "error": str(error)} if kind in get_args(ErrorKind):
@@ -199,38 +229,38 @@ class _Child:
                 and rows * columns <= min(max_pixels or MAX_SOURCE_PIXELS, width * height)
             ):
                 pixels = np.empty((rows, columns, 3), np.uint8)
-                if self.answers.readinto(pixels.data) < pixels.nbytes:
+                if self.replies.readinto(pixels.data) < pixels.nbytes:
                     raise EOFError
                 return Photograph(pixels, width, height)
         raise ValueError(line)
 
     @contextmanager
-    def watched(self, seconds: float) -> Iterator[None]:
-        """Kill it if it computes for longer in this block, or sleeps much longer.
+    def watchdog(self, seconds: float, clock_factor: int) -> Iterator[None]:
+        """Kill the child if this block takes more CPU time than `seconds`, or `clock_factor` times that by the clock.
 
-        Time is counted in small steps, so that the hours of a machine that was stopped do not count.
+        The elapsed time is counted in small waits, so that the hours of a suspended machine do not count.
         """
-        done, before = threading.Event(), self.computed()
+        done, before = threading.Event(), self.cpu_seconds()
 
         def watch() -> None:
-            for _ in range(WAITING * _STEPS):
-                if done.wait(seconds / _STEPS):
+            for _ in range(clock_factor * _CHECKS_PER_LIMIT):
+                if done.wait(seconds / _CHECKS_PER_LIMIT):
                     return
-                if self.computed() - before > seconds:
+                if self.cpu_seconds() - before > seconds:
                     break
-            self.late = True
+            self.timed_out = True
             self.process.kill()
 
-        watchdog = threading.Thread(target=watch)
-        watchdog.start()
+        thread = threading.Thread(target=watch)
+        thread.start()
         try:
             yield
         finally:
             done.set()
-            watchdog.join()
+            thread.join()
 
-    def computed(self) -> float:
-        """Seconds that it has computed; only Linux tells."""
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the child in seconds. On other systems than Linux it is 0."""
         try:
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -238,61 +268,64 @@ class _Child:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
-    def killed(self) -> bool:
-        """Whether it was killed, and not because it was late."""
-        return self.process.returncode == -signal.SIGKILL and not self.late
+    def was_killed(self) -> bool:
+        """Whether something other than the watchdog killed the child."""
+        return self.process.returncode == -signal.SIGKILL and not self.timed_out
 
-    def end(self) -> int:
-        """Kill it, unless it has ended by itself, and give the code that it ended with."""
+    def stop(self) -> int:
+        """Kill the child unless it has exited, and return its exit code."""
         self.process.kill()
-        for pipe in (self.requests, self.answers, self.leash):
-            with suppress(OSError):  # bytes that it did not take
+        for pipe in (self.requests, self.replies, self.errors):
+            with suppress(OSError):  # the child did not read everything
                 pipe.close()
         return self.process.wait()
 
 
+# --- inside the child process
+
+
 def _serve(memory: int) -> None:
-    """The child itself: answers requests until no more come."""
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    _give_up(memory)
-    answers.write(_READY)
-    answers.flush()
+    """Reply to requests until standard input is closed."""
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    _enter_sandbox(memory)
+    replies.write(_READY)
+    replies.flush()
     while request := requests.read(_REQUEST.size):
         size, max_pixels = _REQUEST.unpack(request)
-        _answer(requests.read(size), max_pixels or None, answers)
-        answers.flush()
+        _reply(requests.read(size), max_pixels or None, replies)
+        replies.flush()
 
 
-def _answer(data: bytes, max_pixels: int | None, answers: BinaryIO) -> None:
+def _reply(data: bytes, max_pixels: int | None, replies: BinaryIO) -> None:
     try:
         photograph = images.decode(data, max_pixels=max_pixels)
     except ImageError as error:
-        answers.write(json.dumps({"kind": error.kind, "error": str(error)}).encode() + b"\n")
+        replies.write(json.dumps({"kind": error.kind, "error": str(error)}).encode() + b"\n")
     else:
         size, shape = (photograph.width, photograph.height), photograph.pixels.shape[:2]
-        answers.write(json.dumps({"size": size, "shape": shape}).encode() + b"\n")
-        answers.write(photograph.pixels.data)
+        replies.write(json.dumps({"size": size, "shape": shape}).encode() + b"\n")
+        replies.write(photograph.pixels.data)
 
 
-def _give_up(memory: int) -> None:
-    """Give up, for good, whatever decoding does not need; only Linux takes all of it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent decides, and this ends with it
+def _enter_sandbox(memory: int) -> None:
+    """Give up, irrevocably, all rights that decoding does not need. The resource limits need Linux."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent decides when the child exits
         signal.signal(number, signal.SIG_IGN)
-    Image.init()  # Pillow imports its formats when it meets them, and then no file can be opened any more
+    Image.init()  # otherwise Pillow imports its formats on demand, which needs files that cannot be opened later
     if sys.platform != "linux":
         return
     import fcntl
     import resource
 
-    # An idle child ends when its requests do. A busy one is told by the kernel, at once and whatever it is doing: when
-    # the other end of its stderr, which nobody reads, closes with the parent, it gets the signal SIGIO, and dies of it.
+    # An idle child exits when its standard input is closed. A busy child gets SIGIO from the kernel, and exits, when
+    # the other end of its standard error is closed. Both happen when the parent exits.
     fcntl.fcntl(2, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_ASYNC)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for nothing in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-        resource.setrlimit(nothing, (0, 0))
+    for name in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        resource.setrlimit(name, (0, 0))
 
 
 if __name__ == "__main__":

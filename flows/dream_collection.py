@@ -83,7 +83,7 @@ def dream_collection(job: DreamJob) -> Report:
         submitted(submit_shard),
         find_sources=find_photographs,
         throughput=throughput(),
-        on_progress=ProgressBar(on_progress.get()),
+        on_progress=ProgressBar(),
     )
     return show(finished)
 
@@ -91,12 +91,23 @@ def dream_collection(job: DreamJob) -> Report:
 @task
 def check(job: DreamJob) -> tuple[PlannedSettings, ...]:
     """Check the source, the destination, the networks and the layers before any network is loaded."""
-    if (settings := checked_settings.get()) is None:
-        check_environment()
-        settings = plan_settings(job)
-        check_access(job)
+    settings = plan_and_check(job)
     if warning := store_warning(job.destination):
         get_run_logger().warning(warning)
+    return settings
+
+
+# Prefect pickles the bodies of flows and tasks by value, and a ContextVar cannot be pickled. Therefore only plain
+# functions and classes, which are pickled by reference, read the two above.
+
+
+def plan_and_check(job: DreamJob) -> tuple[PlannedSettings, ...]:
+    """Return the points of the grid, and check the job unless the caller has done so."""
+    if (settings := checked_settings.get()) is not None:
+        return settings
+    check_environment()
+    settings = plan_settings(job)
+    check_access(job)
     return settings
 
 
@@ -138,8 +149,8 @@ def _load_run(destination: str, run_id: str, stage_scores: bool) -> Run:
 class ProgressBar:
     """The progress artifact of a run in the Prefect UI. It also calls the caller's `on_progress`."""
 
-    def __init__(self, also: OnProgress | None) -> None:
-        self.also = also
+    def __init__(self) -> None:
+        self.also = on_progress.get()
         self.artifact: Any = None
         self.created = False
 

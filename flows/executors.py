@@ -1,4 +1,4 @@
-"""Where the shards of a run are computed: in this process, or as tasks of a pool of worker processes."""
+"""Where the shards of a run are computed: as tasks of a pool of worker processes."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
@@ -9,28 +9,15 @@ from flows.machine import worker_count
 from flows.prefetch import AnyFuture, bounded_as_completed
 from flows.protocol import Executor
 from flows.run_record import Run
-from flows.storage import Storage
 from flows.work import Shard
 from flows.worker_process import stop_workers
 
-__all__ = ["in_this_process", "submitted"]
+__all__ = ["submitted"]
 
 MIN_SUBMITTED = 64
 """Submitted and unfinished shards, at least. Prefect holds about ten KiB and the list of photographs for each."""
 SUBMITTED_PER_WORKER = 4
 """Submitted and unfinished shards for each worker, if there are many workers, so that none becomes idle."""
-
-
-def in_this_process(storage: Storage) -> Executor:
-    """Return an executor that dreams one shard after another in this process."""
-
-    def execute(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
-        from flows.shard import dream_shard  # imports torch
-
-        for shard in shards:
-            yield dream_shard(run, shard, storage)
-
-    return execute
 
 
 def submitted(submit: Callable[[Run, Shard], AnyFuture]) -> Executor:

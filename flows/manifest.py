@@ -1,4 +1,4 @@
-"""The manifest: a row for every photograph and settings, in Parquet parts that are written once, whole."""
+"""The manifest: one row for every photograph and settings, in Parquet parts. Each part is written once, as a whole."""
 
 import io
 import json
@@ -17,27 +17,52 @@ from flows import layout
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import ObjectInfo, Storage
 
+__all__ = [
+    "CONTENT_TYPE",
+    "IDENTITY",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "Row",
+    "count_statuses",
+    "failures",
+    "from_parquet",
+    "iter_failures",
+    "iter_tables",
+    "list_parts",
+    "part_uris",
+    "read",
+    "read_parts",
+    "read_rows",
+    "summary",
+    "to_parquet",
+    "value_counts",
+]
+
 SCHEMA_VERSION = "2"
-"""Columns are only ever added, and nullable; then this is raised."""
+"""Incremented when a column is added. Columns are never changed or removed, and new ones are nullable."""
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
-"""Of parts, and of plans."""
+"""The content type of parts and of plans."""
 
 IDENTITY = ("source_uri", "source_etag", "settings_id")
-"""The columns that tell a dream from all others: no two rows of a destination agree in them."""
+"""The columns that identify a dream: a destination has at most one row with the same values."""
 
 _READERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What became of one photograph under one point of the grid."""
+    """The outcome of one photograph under one point of the grid.
+
+    Bytes are counted in `source_bytes` and `result_bytes`, pixels in `width`, `height`, `source_width`,
+    `source_height`, `jitter` and `tile`, seconds in `seconds`; `batch` is the number of dreams computed together.
+    """
 
     run_id: str
     job_id: str
     shard: int
     status: Literal["done", "failed", "skipped"]
-    """`skipped` is a photograph that was deleted or replaced before its turn came."""
+    """`skipped`: the photograph was deleted or replaced after the scan."""
     error_kind: ErrorKind | None = None
     error: str | None = None
     source_uri: str
@@ -48,7 +73,7 @@ class Row:
     settings_id: str
     model: str
     weights_sha256: str
-    """SHA-256 of the file of weights, or the library's versioned name for them."""
+    """SHA-256 of the weights file, or the library's versioned name of the weights."""
     layers: list[dict[str, Any]]
     octaves: int
     octave_scale: float
@@ -76,7 +101,7 @@ class Row:
     algorithm_version: int
     created_at: datetime
     octaves_left_out: int | None = None
-    """Octaves that would have been smaller than the network can see."""
+    """Number of octaves that were left out because they would be smaller than the network's minimum size."""
     octave_scores: list[float] | None = None
     stage_scores: list[dict[str, Any]] | None = None
 
@@ -110,7 +135,7 @@ SCHEMA = pa.schema(
 
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
-    """A part, whole: it is put in one piece, so that no reader ever meets half of one."""
+    """Return the bytes of a part. A part is written with one request, so that readers never see an incomplete one."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), sink, compression="zstd")
     return sink.getvalue()
@@ -123,32 +148,40 @@ def read(
     run_id: str | None = None,
     where: pc.Expression | None = None,
 ) -> pa.Table:
-    """The manifest of a destination, or one run's part of it: these columns of the rows that `where` chooses."""
+    """Read the manifest of a destination into memory.
+
+    Args:
+        storage: access to S3.
+        destination: folder of the results.
+        columns: the columns to read; None for all.
+        run_id: read only the rows of this run.
+        where: read only the rows for which this expression is true. Its columns must be among `columns`.
+    """
     return read_rows(storage, part_uris(storage, destination, run_id), columns, where)
 
 
 def read_rows(
     storage: Storage, uris: Iterable[str], columns: Iterable[str] | None = None, where: pc.Expression | None = None
 ) -> pa.Table:
-    """These columns of the rows that `where` chooses in the parts with these addresses."""
+    """Read columns of the parts with these addresses; if `where` is given, only the rows for which it is true."""
     wanted = list(columns or SCHEMA.names)
-    found = read_parts(storage, uris, wanted)
-    chosen = [table if where is None else table.filter(where) for table in found]
-    return pa.concat_tables(chosen) if chosen else _schema(wanted).empty_table()
+    parts = read_parts(storage, uris, wanted)
+    tables = [table if where is None else table.filter(where) for table in parts]
+    return pa.concat_tables(tables) if tables else _schema(wanted).empty_table()
 
 
 def iter_tables(
     storage: Storage, destination: str, columns: Sequence[str], run_id: str | None = None
 ) -> Iterator[pa.Table]:
-    """The same part by part, of which only a few are in memory."""
+    """Yield columns of the manifest part by part, with only a few parts in memory."""
     yield from read_parts(storage, part_uris(storage, destination, run_id), columns)
 
 
 def read_parts(storage: Storage, uris: Iterable[str], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """These columns of the parts with these addresses, in their order."""
+    """Yield columns of the parts with these addresses, in this order. A part that does not exist is an empty table."""
 
     def read_part(uri: str) -> pa.Table:
-        data = storage.read(uri)  # a part may have been deleted meanwhile
+        data = storage.read(uri)  # the part may have been deleted since it was listed
         return from_parquet(data, columns) if data else _schema(columns).empty_table()
 
     with thread_pool(_READERS) as readers:
@@ -156,7 +189,7 @@ def read_parts(storage: Storage, uris: Iterable[str], columns: Sequence[str]) ->
 
 
 def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
-    """These columns of a part; those that an older version did not have yet are null."""
+    """Return columns of a part. Columns that did not exist when the part was written are null."""
     part = pq.ParquetFile(io.BytesIO(data))
     table = part.read([name for name in columns if name in part.schema_arrow.names])
     for name in set(columns) - set(table.column_names):
@@ -165,7 +198,7 @@ def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
 
 
 def count_statuses(part: bytes) -> dict[str, int]:
-    """How many rows of a part have each status."""
+    """Return the number of rows of a part by status."""
     return value_counts(from_parquet(part, ["status"])["status"])
 
 
@@ -174,30 +207,30 @@ def _schema(columns: Iterable[str]) -> pa.Schema:
 
 
 def part_uris(storage: Storage, destination: str, run_id: str | None = None) -> list[str]:
-    """Addresses of the parts of a destination, or of one run."""
-    return [found.uri for found in list_parts(storage, destination, run_id)]
+    """Return the addresses of the parts of a destination, or of one run, sorted."""
+    return [part.uri for part in list_parts(storage, destination, run_id)]
 
 
 def list_parts(storage: Storage, destination: str, run_id: str | None = None) -> list[ObjectInfo]:
-    """The parts of a destination, or of one run, as they are listed."""
-    there = storage.list(layout.manifest_folder(destination, run_id))
-    return sorted((found for found in there if found.uri.endswith(".parquet")), key=lambda found: found.uri)
+    """Return the parts of a destination, or of one run, sorted by address."""
+    objects = storage.list(layout.manifest_folder(destination, run_id))
+    return sorted((info for info in objects if info.uri.endswith(".parquet")), key=lambda info: info.uri)
 
 
-_POINT = ["model", "layers", "octaves", "steps", "settings"]
+_SETTINGS_COLUMNS = ["model", "layers", "octaves", "steps", "settings"]
 
 
 def summary(storage: Storage, destination: str) -> dict[str, Any]:
-    """Counts and mean scores of a destination, for people to look at."""
+    """Return counts of a destination, and the mean scores of its dreams for each point of the grid."""
     columns = ["run_id", "status", "error_kind", "source_uri", "settings_id", "score_before", "score_after"]
-    points: dict[str, dict[str, Any]] = {}  # long texts, the same for many rows
-    found = [_schema(columns).empty_table()]
-    for part in iter_tables(storage, destination, [*columns, *_POINT]):
+    points: dict[str, dict[str, Any]] = {}  # long texts that many rows share
+    tables = [_schema(columns).empty_table()]
+    for part in iter_tables(storage, destination, [*columns, *_SETTINGS_COLUMNS]):
         for number, settings_id in enumerate(part["settings_id"].to_pylist()):
             if settings_id not in points:
-                (points[settings_id],) = part.slice(number, 1).select(_POINT).to_pylist()
-        found.append(part.select(columns))
-    table = pa.concat_tables(found)
+                (points[settings_id],) = part.slice(number, 1).select(_SETTINGS_COLUMNS).to_pylist()
+        tables.append(part.select(columns))
+    table = pa.concat_tables(tables)
     done = table.filter(pc.field("status") == "done")
     means = done.group_by("settings_id", use_threads=False).aggregate(
         [("score_before", "mean"), ("score_after", "mean"), ("score_after", "count")]
@@ -212,24 +245,25 @@ def summary(storage: Storage, destination: str) -> dict[str, Any]:
     }
 
 
-_FAILURE = ["source_uri", "source_etag", "status", "error_kind", "error"]
+_FAILURE_COLUMNS = ["source_uri", "source_etag", "status", "error_kind", "error"]
 
 
 def failures(storage: Storage, destination: str) -> list[dict[str, Any]]:
-    """Photographs of a destination that failed or were skipped, with why and of how many dreams."""
-    rows = read(storage, destination, _FAILURE, where=pc.field("status") != "done")
-    alike = rows.group_by(_FAILURE, use_threads=False).aggregate([([], "count_all")])
-    return alike.rename_columns([*_FAILURE, "dreams"]).sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
+    """Return the photographs that failed or were skipped, with the reason and the number of missing dreams."""
+    rows = read(storage, destination, _FAILURE_COLUMNS, where=pc.field("status") != "done")
+    groups = rows.group_by(_FAILURE_COLUMNS, use_threads=False).aggregate([([], "count_all")])
+    named = groups.rename_columns([*_FAILURE_COLUMNS, "dreams"])
+    return named.sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
 
 
 def iter_failures(storage: Storage, destination: str, run_id: str) -> Iterator[dict[str, Any]]:
-    """What a run failed at or skipped, row by row: there may be more of it than fits."""
-    for table in iter_tables(storage, destination, _FAILURE, run_id):
+    """Yield the rows of a run that failed or were skipped one by one, because all of them may not fit into memory."""
+    for table in iter_tables(storage, destination, _FAILURE_COLUMNS, run_id):
         yield from table.filter(pc.field("status") != "done").to_pylist()
 
 
 def value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often a column has each of its values."""
+    """Return how often each value occurs in a column."""
     return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
 
 

@@ -1,7 +1,7 @@
-"""From sources and settings to shards: pure functions, no S3, no clock, no torch.
+"""Cut sources and settings into shards. Pure functions: no S3, no clock, no torch.
 
-Photographs are held in columns, and a plan as the Parquet that is frozen: a million of them as objects take more than a
-gigabyte.
+Photographs are held in Arrow columns, and a plan is held as the Parquet bytes that are frozen. As Python objects a
+million photographs would need more than a gigabyte.
 """
 
 import io
@@ -18,13 +18,24 @@ import pyarrow.parquet as pq
 from flows.cost import ONE_CORE, Throughput, estimate_seconds
 from flows.work import PlannedSettings, Shard, Source, Work, dream_key
 
-SHARD_SECONDS = 60.0
-"""A shard is cut at about this much work on one process: long against a task's overhead, short to lose."""
-SHARDS_A_PROCESS = 4
-"""A small run is still cut into so many shards at least, so that all processes have work and the progress moves."""
-SHARDS_AT_MOST = 10_000
-"""A large run is cut into no more: each is a task of Prefect's and a part of the manifest that readers open."""
+__all__ = [
+    "MAX_SHARDS",
+    "MIN_SHARDS_PER_PROCESS",
+    "SHARD_SECONDS",
+    "Plan",
+    "Sources",
+    "make_plan",
+    "shard_count",
+]
 
+SHARD_SECONDS = 60.0
+"""Target duration of a shard on one process: long compared with the overhead of a task, short enough to repeat."""
+MIN_SHARDS_PER_PROCESS = 4
+"""A small run is cut into at least this many shards per process, so that all processes have work and the progress bar
+moves."""
+MAX_SHARDS = 10_000
+"""A large run is cut into at most this many shards, because each is a Prefect task and a part that readers open. More
+processes than `MAX_SHARDS / MIN_SHARDS_PER_PROCESS` get more shards."""
 
 _SOURCES = pa.schema([("uri", pa.string()), ("name_length", pa.int32()), ("etag", pa.string()), ("size", pa.int64())])
 _PLAN = pa.schema(
@@ -37,12 +48,16 @@ _PLAN = pa.schema(
         ("settings", pa.list_(pa.int32())),
     ]
 )
-_ROWS_AT_ONCE = 10_000
-"""Of a table, as objects."""
+_ROWS_PER_BATCH = 10_000
+"""Rows of a table that exist as Python objects at one time."""
 
 
 class Sources:
-    """Photographs in the order of their addresses; each is made when it is looked at."""
+    """Photographs in the order of their addresses. Iterating builds the `Source` objects one by one.
+
+    Args:
+        sources: the photographs, in any order.
+    """
 
     def __init__(self, sources: Iterable[Source]) -> None:
         rows = ((source.uri, len(source.name), source.etag, source.size) for source in sources)
@@ -53,18 +68,18 @@ class Sources:
         return len(self._table)
 
     def __iter__(self) -> Iterator[Source]:
-        for first in range(0, len(self), _ROWS_AT_ONCE):  # a sorted copy would be as large again
-            some = self._table.take(self._order.slice(first, _ROWS_AT_ONCE))
-            for uri, length, etag, size in _rows(some.to_batches()):
+        for first in range(0, len(self), _ROWS_PER_BATCH):  # a sorted copy would double the memory
+            batch = self._table.take(self._order.slice(first, _ROWS_PER_BATCH))
+            for uri, length, etag, size in _rows(batch.to_batches()):
                 yield Source(uri, uri[len(uri) - length :], etag, size)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The shards of a run, by their numbers; each is made when it is looked at."""
+    """The shards of a run in the order of their numbers. Iterating builds the `Shard` objects one by one."""
 
     parquet: bytes
-    """The plan as it is frozen: a row for each photograph in a shard."""
+    """The plan as it is frozen in S3: one row for each photograph of each shard."""
 
     def __len__(self) -> int:
         return int(pc.count_distinct(self._column("shard")).as_py())
@@ -73,35 +88,35 @@ class Plan:
         return bool(self._file().metadata.num_rows)
 
     def __iter__(self) -> Iterator[Shard]:
-        batches = self._file().iter_batches(_ROWS_AT_ONCE)
+        batches = self._file().iter_batches(_ROWS_PER_BATCH)
         for number, rows in groupby(_rows(batches), key=lambda row: row[0]):
             works = (Work(Source(*source), tuple(settings)) for _, *source, settings in rows)
             yield Shard(number, tuple(works))
 
     @property
     def dreams(self) -> int:
-        """How many rows the manifest of the run will have."""
+        """The number of rows that the manifest of the run will have."""
         return int(pc.sum(pc.list_value_length(self._column("settings")), min_count=0).as_py())
 
     def works(self) -> Iterator[Work]:
-        """The work of all shards."""
+        """Yield the work of all shards."""
         return (work for shard in self for work in shard.works)
 
     def sources(self) -> Iterator[Source]:
-        """Each photograph once, also where its settings are in two shards."""
+        """Yield each photograph once, even if two shards share its settings."""
         return (source for source, _ in groupby(work.source for work in self.works()))
 
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(io.BytesIO(self.parquet))
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        """To count in: made into objects, a million photographs take seconds."""
+        """Return one column. Counting in it is fast; building a million objects would take seconds."""
         return self._file().read([name])[name]
 
 
 def _batches(rows: Iterator[tuple[Any, ...]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    while some := list(islice(rows, _ROWS_AT_ONCE)):
-        columns = zip(zip(*some, strict=True), schema, strict=True)
+    while batch := list(islice(rows, _ROWS_PER_BATCH)):
+        columns = zip(zip(*batch, strict=True), schema, strict=True)
         yield pa.record_batch([pa.array(column, field.type) for column, field in columns], schema=schema)
 
 
@@ -111,25 +126,30 @@ def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Any, ...]]:
 
 
 def make_plan(
-    sources: Sources, settings: Sequence[PlannedSettings], is_done: Callable[[int], bool], pace: Throughput = ONE_CORE
+    sources: Sources,
+    settings: Sequence[PlannedSettings],
+    is_done: Callable[[int], bool],
+    throughput: Throughput = ONE_CORE,
 ) -> Plan:
-    """Cut what is not done yet into shards of about equal cost.
+    """Cut the dreams that are not done yet into shards of about equal cost.
 
     Args:
         sources: the photographs.
         settings: the points of the grid.
-        is_done: whether the manifest already has the dream with this `dream_key`.
-        pace: of the machine that is going to dream.
+        is_done: returns whether the manifest already has the dream with this `dream_key`.
+        throughput: the speed of the machine that will dream.
 
     Returns:
-        Shards in a stable order. Every (source, settings) that is not done is in exactly one of them.
+        Shards in a stable order. Every pair of a photograph and settings that is not done is in exactly one shard.
     """
-    alike: dict[tuple[int, ...], tuple[int, ...]] = {}  # most photographs have the same to do: it is held once
-    undone = (_undone(source, settings, is_done) for source in sources)
-    todo = [alike.setdefault(indices, indices) for indices in undone]
-    seconds = sum(seconds for _, entries in _estimated(sources, todo, settings, pace.speed) for _, seconds in entries)
-    count = min(sum(map(len, todo)), shards_for(seconds, pace.processes))
-    rows = _cut(_estimated(sources, todo, settings, pace.speed), seconds / max(count, 1))
+    shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # most photographs need the same settings: keep one tuple
+    missing = (_missing(source, settings, is_done) for source in sources)
+    todo = [shared.setdefault(indices, indices) for indices in missing]
+    seconds = sum(
+        seconds for _, entries in _estimated(sources, todo, settings, throughput.speed) for _, seconds in entries
+    )
+    count = min(sum(map(len, todo)), shard_count(seconds, throughput.processes))
+    rows = _cut(_estimated(sources, todo, settings, throughput.speed), seconds / max(count, 1))
     frozen = io.BytesIO()
     with pq.ParquetWriter(frozen, _PLAN, compression="zstd") as writer:
         for batch in _batches(rows, _PLAN):
@@ -137,18 +157,24 @@ def make_plan(
     return Plan(frozen.getvalue())
 
 
-def shards_for(seconds: float, processes: int) -> int:
-    """Into how many shards so many seconds of work are cut, if there are as many dreams."""
-    return max(SHARDS_A_PROCESS * processes, min(math.ceil(seconds / SHARD_SECONDS), SHARDS_AT_MOST))
+def shard_count(seconds: float, processes: int) -> int:
+    """Return into how many shards a run is cut, if it has at least as many dreams.
+
+    Args:
+        seconds: estimated work of the run on one process.
+        processes: number of worker processes.
+    """
+    return max(MIN_SHARDS_PER_PROCESS * processes, min(math.ceil(seconds / SHARD_SECONDS), MAX_SHARDS))
 
 
-def _undone(source: Source, settings: Sequence[PlannedSettings], is_done: Callable[[int], bool]) -> tuple[int, ...]:
+def _missing(source: Source, settings: Sequence[PlannedSettings], is_done: Callable[[int], bool]) -> tuple[int, ...]:
+    """Return the indices of the settings under which a photograph is not dreamt yet."""
     keys = (dream_key(source.uri, source.etag, planned.settings_id) for planned in settings)
     return tuple(index for index, key in enumerate(keys) if not is_done(key))
 
 
 _Estimated = Iterator[tuple[Source, list[tuple[int, float]]]]
-"""Each photograph with the settings it is to be dreamt under and the seconds that each of them takes."""
+"""Each photograph with the indices of its missing settings and the estimated seconds of each."""
 
 
 def _estimated(
@@ -158,15 +184,15 @@ def _estimated(
         yield source, [(index, estimate_seconds(source, settings[index], speed)) for index in indices]
 
 
-def _cut(estimated: _Estimated, seconds_a_shard: float) -> Iterator[tuple[Any, ...]]:
-    """The rows of a plan: a dream goes into the shard where the middle of its time lies."""
-    number, place, spent = -1, -1, 0.0
+def _cut(estimated: _Estimated, shard_seconds: float) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a plan. A dream goes into the shard that contains the middle of its time span."""
+    number, slot, elapsed = -1, -1, 0.0
     for source, entries in estimated:
         shares: dict[int, list[int]] = {}
         for index, seconds in entries:
-            middle = int((spent + seconds / 2) / seconds_a_shard)
-            number += middle != place  # a dream of many shards' time leaves no empty ones behind it
-            place, spent = middle, spent + seconds
+            slot_of_middle = int((elapsed + seconds / 2) / shard_seconds)
+            number += slot_of_middle != slot  # a dream longer than several shards leaves no empty numbers
+            slot, elapsed = slot_of_middle, elapsed + seconds
             shares.setdefault(number, []).append(index)
         for shard, indices in shares.items():
             yield shard, source.uri, source.name, source.etag, source.size, indices

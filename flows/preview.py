@@ -1,4 +1,4 @@
-"""One photograph dreamt at each stage of a network, on one sheet, from file to file: to choose layers by eye."""
+"""Dream one photograph at each stage of a network and draw all dreams on one sheet, to choose layers by eye."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,87 +10,87 @@ from pydantic import ValidationError
 
 from dreamcore.catalog import network_spec
 from dreamcore.errors import InvalidInput
-from dreamcore.images import encode
+from dreamcore.images import Photograph, encode
 from dreamcore.settings import DreamSettings, Output, format_of
 from dreamcore.targets import layers_label
 from flows.contact import Cell, cell_width, render_pages, scores, thumbnail
 from flows.job import explain_validation
 from flows.sheets import top_classes
-from flows.single import check_result, decode_named, dream_resolved, read_file, write_file
+from flows.single import check_output_path, decode_named, dream_resolved, read_file, write_file
 
 if TYPE_CHECKING:
     from dreamcore.batch import Dream
+    from dreamcore.spec import NetworkSpec
+
+__all__ = ["preview", "summary"]
 
 COLUMNS = 4
 MAX_PIXELS = 120_000
-"""Of the photograph, so that the sheet shows its dreams at about their own size."""
+"""Pixels of each dream. The sheet shows the dreams at about this size."""
 QUALITY = 70
 
 
-def preview(model: str, source: Path, result: Path, watch: Callable[[int, int], None]) -> "list[Dream]":
-    """Dream the photograph in `source` at each stage of `model`, and draw all of it on one sheet in `result`.
+def preview(model: str, source: Path, result: Path, on_step: Callable[[int, int], None]) -> "list[Dream]":
+    """Dream the photograph in `source` at each stage of `model`, and write a sheet of these dreams to `result`.
 
     Args:
-        model: the network.
+        model: the name of the network.
         source: the photograph.
-        result: the sheet: .png, .webp or .jpg.
-        watch: called after every step with the steps done and the steps in all.
+        result: the sheet, a .png, .webp or .jpg file.
+        on_step: called after every step with the finished and the total number of steps.
+
+    Returns:
+        The dreams, the shallowest stage first.
 
     Raises:
-        InvalidInput: no such file or network, nowhere to write to, or over the photograph.
-        ImageError: the file is no picture, or one that cannot be dreamt.
+        InvalidInput: the file or the network does not exist, or `result` cannot be written or is the photograph.
+        ImageError: the file is not an image, or cannot be dreamt.
     """
-    known = network_spec(model)
-    stages = known.stages()
+    network = network_spec(model)
     settings = [
         DreamSettings.model_validate({"model": model, "layers": [{"layer": stage.name}], "max_pixels": MAX_PIXELS})
-        for stage in stages
+        for stage in network.stages()
     ]
     output = _output(result)
-    check_result(result, source)
+    check_output_path(result, source)
     photograph = decode_named(read_file(source), source, MAX_PIXELS)
     dreams: list[Dream] = []
     for entry in settings:
-        watch_one = _watch_among(watch, len(dreams), len(settings))
-        dreams.append(dream_resolved(photograph, entry, watch_one))
+        dreams.append(dream_resolved(photograph, entry, _part_of(on_step, len(dreams), len(settings))))
 
     width = cell_width(COLUMNS)
-    cells = [
-        Cell(
-            0,
-            0,
-            thumbnail(photograph.pixels, width),
-            ("the photograph", top_classes(asdict(dreams[0].measurements)["classes_before"])),
-        )
-    ]
-    found = [asdict(dreamt.measurements) for dreamt in dreams]
-    written = scores([(each["score_before"], each["score_after"]) for each in found])
-    for place, (stage, dreamt, measured, score) in enumerate(zip(stages, dreams, found, written, strict=True), start=1):
-        text = (
-            f"{stage.name}   stride {stage.stride}, field {stage.receptive_field} px",
-            score,
-            top_classes(measured["classes_after"]),
-        )
-        cells.append(Cell(place % COLUMNS, place // COLUMNS, thumbnail(dreamt.pixels, width), text))
-    (sheet, *_) = render_pages(f"{source.name}   {model}", cells, width)
-    write_file(
-        result, encode(np.asarray(sheet), output.format, output.quality, {"model": model, "stages": summary(dreams)})
-    )
+    (sheet, *_) = render_pages(f"{source.name}   {model}", _cells(network, photograph, dreams, width), width)
+    metadata = {"model": model, "stages": summary(dreams)}
+    write_file(result, encode(np.asarray(sheet), output.format, output.quality, metadata))
     return dreams
 
 
 def summary(dreams: "list[Dream]") -> list[dict[str, object]]:
-    """Layer and scores of each dream, the deepest last."""
+    """Return layer, scores and top classes of each dream, in the order of `dreams`."""
     names = ("score_before", "score_after", "classes_after")
     return [
-        {"layer": layers_label(dreamt.settings.layers), **{name: asdict(dreamt.measurements)[name] for name in names}}
-        for dreamt in dreams
+        {"layer": layers_label(dream.settings.layers), **{name: asdict(dream.measurements)[name] for name in names}}
+        for dream in dreams
     ]
 
 
-def _watch_among(watch: Callable[[int, int], None], before: int, dreams: int) -> Callable[[int, int], None]:
-    """Of one dream among many."""
-    return lambda done, planned: watch(before * planned + done, dreams * planned)
+def _cells(network: "NetworkSpec", photograph: Photograph, dreams: "list[Dream]", width: int) -> list[Cell]:
+    """Return the cells of the sheet: the photograph, then the dream of each stage. `width` is that of a cell."""
+    measured = [asdict(dream.measurements) for dream in dreams]
+    captions = scores([(each["score_before"], each["score_after"]) for each in measured])
+    text = ("the photograph", top_classes(measured[0]["classes_before"]))
+    cells = [Cell(0, 0, thumbnail(photograph.pixels, width), text)]
+    stages = zip(network.stages(), dreams, measured, captions, strict=True)
+    for place, (stage, dream, found, caption) in enumerate(stages, start=1):
+        name = f"{stage.name}   stride {stage.stride}, field {stage.receptive_field} px"
+        lines = (name, caption, top_classes(found["classes_after"]))
+        cells.append(Cell(place % COLUMNS, place // COLUMNS, thumbnail(dream.pixels, width), lines))
+    return cells
+
+
+def _part_of(on_step: Callable[[int, int], None], before: int, dreams: int) -> Callable[[int, int], None]:
+    """Return a callback for one dream of several: `before` of `dreams` are finished."""
+    return lambda finished, total: on_step(before * total + finished, dreams * total)
 
 
 def _output(result: Path) -> Output:

@@ -1,12 +1,12 @@
-"""One dream anew, alone, from the settings inside its picture: what it was, made again and held against it.
+"""Reproduce one dream from the settings inside its file, and compare both files.
 
-The same machine, threads and settings give the same bits, but for those networks whose gradients oneDNN sums in an
-order that depends on the batch, such as ResNet-18's, if the dream was one of a batch. A run's workers dream on one
-thread each, `dreamgrid image` on all that torch takes; nothing tells the two apart but that a run's dream names its
-source in S3. So a dream that names one is dreamt anew on one thread, any other on torch's own number of them.
+The same machine, number of threads and settings give the same bits. One exception is a dream that was computed in a
+batch by a network whose gradients oneDNN sums in an order that depends on the batch size, such as ResNet-18. The
+workers of a run use one thread each, `dreamgrid image` uses all threads of torch. Only the dreams of a run name their
+source in S3, so a dream that names one is reproduced on one thread, and any other dream on torch's own number.
 
-A picture may come from anybody: what it says is validated before anything is read or dreamt by it, and nothing larger
-than the picture itself is dreamt, but for octaves of at most four times its sides.
+A file may come from an untrusted person. Its description is validated before anything else is read or dreamt. No dream
+is larger than the given file, except that octaves may have up to four times its sides.
 """
 
 import math
@@ -28,22 +28,24 @@ from dreamcore.targets import Frozen
 from flows.assets import resolve
 from flows.job import explain_validation
 from flows.layout import parse_uri
-from flows.single import check_result, decode_named, description, dream_resolved, read_file, write_file
+from flows.single import check_output_path, decode_named, description, dream_resolved, read_file, write_file
 from flows.storage import FAIL_FAST, Storage
 from flows.terminal import one_line
 
 if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
 
-SAME_SCORE = 0.001
-"""Two scores of one photograph differ by less, on whatever machine: as a share of them, or at all."""
+__all__ = ["Description", "Reproduction", "psnr", "read_description", "redream", "threads"]
+
+SCORE_TOLERANCE = 0.001
+"""Relative and absolute. Two scores of one photograph differ by less on any two machines."""
 REMEDY = "give the photograph with --source FILE"
 
 _Word = Annotated[str, Field(pattern=r"^[ -~]{1,200}$")]
 
 
 class Description(Frozen):
-    """What redreaming needs of the description inside a picture; what else is there does not matter."""
+    """The part of the metadata inside a dream that is needed to reproduce the dream. Other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -60,20 +62,20 @@ class Description(Frozen):
 
     @field_validator("settings", mode="before")
     @classmethod
-    def _says_what_was_dreamt(cls, settings: object) -> object:
-        """Settings that an older version did not know are left at their defaults; these it knew."""
+    def _require_old_settings(cls, settings: object) -> object:
+        """Require the settings that every version writes. Newer settings may be missing and have their defaults."""
         if isinstance(settings, dict) and (missing := {"model", "layers", "max_pixels", "output"} - set(settings)):
-            raise ValueError(f"there is no {sorted(missing)[0]}")
+            raise ValueError(f"{sorted(missing)[0]} is missing")
         return settings
 
     @model_validator(mode="after")
-    def _is_affordable(self) -> Self:
+    def _limit_max_pixels(self) -> Self:
         if self.settings.max_pixels > MAX_SOURCE_PIXELS:
-            raise ValueError(f"max_pixels is over {MAX_SOURCE_PIXELS:,}, more than any photograph that is read has")
+            raise ValueError(f"max_pixels is over {MAX_SOURCE_PIXELS:,}, the largest photograph that can be read")
         return self
 
     def differences(self, now: "Dream") -> tuple[str, ...]:
-        """What is no longer as it was when the dream was made, for people to read."""
+        """Return what has changed since the dream was made, as messages for people."""
         found, weights = [], now.weights
         if self.weights_sha256 != weights:
             found.append(f"the weights of {self.settings.model} were {self.weights_sha256}, now they are {weights}")
@@ -81,37 +83,37 @@ class Description(Frozen):
             found.append(f"ALGORITHM_VERSION was {self.algorithm_version}, now it is {ALGORITHM_VERSION}")
         if not found and self.settings_id != settings_id(self.settings, weights):
             new = sorted(set(DreamSettings.model_fields) - self.settings.model_fields_set)
-            why = f"{', '.join(new)} came later, and is at its default" if new else "one of the two was edited"
-            found.append(f"its settings_id is not that of its settings: {why}")
-        if not found and self.tile == now.tile:  # tiles are looked at each for itself
-            found += self._another_photograph(now.before.score(now.settings.layers))
+            reason = f"the newer settings {', '.join(new)} have their defaults" if new else "one of them was edited"
+            found.append(f"the settings_id in the file does not match its settings: {reason}")
+        if not found and self.tile == now.tile:  # with other tiles even the same photograph has another score
+            found += self._changed_photograph(now.before.score(now.settings.layers))
         if self.device not in (None, now.device):
-            found.append(f"it was dreamt on {self.device}, now on {now.device}")
+            found.append(f"the dream was made on {self.device}, now on {now.device}")
         return tuple(found)
 
-    def _another_photograph(self, score: float) -> list[str]:
-        """Whether the photograph that has this score seems to be another one than was dreamt."""
+    def _changed_photograph(self, score: float) -> list[str]:
+        """Return a message if `score`, that of the photograph, shows that the dream was made of another one."""
         then = self.score_before
-        if then is None or math.isclose(then, score, rel_tol=SAME_SCORE, abs_tol=SAME_SCORE):
+        if then is None or math.isclose(then, score, rel_tol=SCORE_TOLERANCE, abs_tol=SCORE_TOLERANCE):
             return []
-        return [f"the photograph had the score {then:.4f}, now it has {score:.4f}: it may be another one"]
+        return [f"the photograph had the score {then:.4f}, now it has {score:.4f}: it may be another photograph"]
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A dream made anew, held against the one it was made after."""
+    """A reproduced dream, compared with the original dream."""
 
     settings_id: str
-    """Identity of the dream's settings as they are understood now, with the weights and the algorithm of now."""
+    """Identity of the settings inside the original dream, computed with the present weights and algorithm."""
     same_settings: bool
-    """Whether the dream says the same of itself."""
+    """Whether the original dream has the same identity."""
     psnr_db: float
-    """Between the pixels of both files as they are decoded; infinite when they are equal."""
+    """PSNR in dB between the decoded pixels of both files; infinite if they are equal."""
     score_after_then: float
     score_after_now: float
     result: str
     differences: tuple[str, ...]
-    """What is no longer as it was when the dream was made."""
+    """What has changed since the original dream was made."""
 
     @property
     def equal(self) -> bool:
@@ -119,7 +121,7 @@ class Reproduction:
         return math.isinf(self.psnr_db)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON, which knows no infinity: `psnr_db` is null when the pixels are equal."""
+        """Return the fields as JSON values. JSON has no infinity, so `psnr_db` is null if the pixels are equal."""
         return {
             "settings_id": self.settings_id,
             "same_settings": self.same_settings,
@@ -132,65 +134,69 @@ class Reproduction:
 
 
 def redream(
-    dream: str, result: Path, source: Path | None, watch: "OnStep", files: Mapping[str, Path] | None = None
+    dream: str, result: Path, source: Path | None, on_step: "OnStep", files: Mapping[str, Path] | None = None
 ) -> Reproduction:
-    """Make the dream in `dream` anew, write it to `result` and tell how close it came.
+    """Reproduce the dream in `dream`, write the new dream to `result`, and compare both.
 
     Args:
-        dream: a file or an S3 object with its description inside, of a run or of `dreamgrid image`.
-        result: where the new one goes; its suffix says the format.
-        source: the photograph; None to read it from where the description says, in the version that it says.
-        watch: called after every step with the steps done and the steps in all.
-        files: guide, mask and weights, where they are to be had elsewhere than the description says.
+        dream: a file or an S3 address: a dream of a run or of `dreamgrid image`.
+        result: the file to write; its suffix determines the format.
+        source: the photograph; None reads the version that the description names from S3.
+        on_step: called after every step with the finished and the total number of steps.
+        files: `guide`, `mask` and `weights` as files, if they are not where the description says.
 
     Raises:
-        InvalidInput: no such file, no or a malformed description, an unknown network, nowhere to write to, or not
-            the photograph of then; nothing was dreamt.
-        ImageError: `dream` or the photograph is no picture, or one that cannot be dreamt.
-        Unavailable: the store is in trouble.
+        InvalidInput: a file or the network does not exist, the description is missing or malformed, `result` cannot be
+            written, or the photograph has changed; nothing was dreamt.
+        ImageError: `dream` or the photograph is not an image, or cannot be dreamt.
+        Unavailable: S3 does not respond.
     """
     data = _read_dream(dream)
     then = read_description(data, dream)
     output = _output(then.settings.output, result)
     files = files or {}
-    check_result(result, dream, source or dream, *files.values())
-    wanted = _with_files(then.settings, files, dream).model_copy(update={"output": output})
+    check_output_path(result, dream, source or dream, *files.values())
+    with_files = _with_files(then.settings, files, dream).model_copy(update={"output": output})
     try:
-        settings = resolve(wanted, local=True)
+        settings = resolve(with_files, local=True)
     except (InvalidInput, Unavailable) as error:
         raise type(error)(one_line(str(error))) from error
     photograph = _read_photograph(then, source, dream)
-    picture = decode_named(data, dream).pixels
-    _check_size(photograph, picture, dream)
+    original = decode_named(data, dream).pixels
+    _check_size(photograph, original, dream)
     with threads(1 if then.source_uri else None):
-        dreamt = dream_resolved(photograph, settings, watch)
-    new = encode(dreamt.pixels, output.format, output.quality, _description(dreamt, None if source else then))
-    write_file(result, new)
-    identity = settings_id(then.settings, dreamt.weights)
+        new = dream_resolved(photograph, settings, on_step)
+    encoded = encode(new.pixels, output.format, output.quality, _metadata(new, None if source else then))
+    write_file(result, encoded)
+    identity = settings_id(then.settings, new.weights)
     return Reproduction(
         settings_id=identity,
         same_settings=identity == then.settings_id,
-        psnr_db=psnr(picture, decode_named(new, result).pixels),
+        psnr_db=psnr(original, decode_named(encoded, result).pixels),
         score_after_then=then.score_after,
-        score_after_now=dreamt.measurements.score_after,
+        score_after_now=new.measurements.score_after,
         result=str(result),
-        differences=then.differences(dreamt),
+        differences=then.differences(new),
     )
 
 
 def read_description(data: bytes, name: str) -> Description:
-    """The description inside a picture that may be anybody's.
+    """Return the description inside an image, which may come from an untrusted person.
+
+    Args:
+        data: the bytes of the file.
+        name: the name of the file for messages.
 
     Raises:
-        InvalidInput: there is none, or what it says is no dream; the message is one line.
-        ImageError: it is no picture.
+        InvalidInput: the description is missing or malformed; the message is one line.
+        ImageError: the file is not an image.
     """
     try:
         inside = read_metadata(data)
     except ImageError as error:
         raise ImageError(error.kind, f"{name}: {error}") from error
     if inside is None:
-        raise InvalidInput(f"{name} holds no settings: it is no dream of Dreamgrid, or they were removed from it")
+        raise InvalidInput(f"{name} contains no settings: it is not a dream of Dreamgrid, or its metadata was removed")
     try:
         return Description.model_validate(inside)
     except ValidationError as error:
@@ -200,14 +206,14 @@ def read_description(data: bytes, name: str) -> Description:
 
 
 def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB between pictures (H, W, 3) of 8 bits; infinite when they are equal."""
+    """Return the peak signal-to-noise ratio in dB between two images (H, W, 3) of 8 bits; infinite if equal."""
     error = float(np.square(one.astype(np.int32) - other).mean())
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Let torch compute on `count` threads in this block; None leaves it as it is."""
+    """Let torch use `count` threads inside the `with` block; None changes nothing."""
     import torch
 
     before = torch.get_num_threads()
@@ -227,12 +233,12 @@ def _read_dream(dream: str) -> bytes:
         raise InvalidInput(str(error)) from error
     data = Storage(FAIL_FAST).read(dream) if key else None
     if data is None:
-        raise InvalidInput(f"there is no {dream}: name one dream, as the manifest has it in result_uri")
+        raise InvalidInput(f"there is no dream {dream}: give an address from the column result_uri of the manifest")
     return data
 
 
 def _output(then: Output, result: Path) -> Output:
-    """The file to write: the dream's own kind with its quality, or another by the suffix."""
+    """Return the format of the new file: that of the dream with its quality, or another one by the suffix."""
     suffix = format_of(result.suffix)
     try:
         return then if suffix == then.format else Output.model_validate({"format": suffix})
@@ -241,32 +247,32 @@ def _output(then: Output, result: Path) -> Output:
 
 
 def _read_photograph(then: Description, source: Path | None, dream: str) -> Photograph:
-    """The photograph of then, from `source` or in its version from the store."""
+    """Return the photograph from `source`, or from S3 in the version that was dreamt."""
     limit = then.settings.max_pixels
     if source is not None:
         return decode_named(read_file(source), source, limit)
     if then.source_uri is None or then.source_etag is None:
-        raise InvalidInput(f"{dream} names no source in S3, as the dreams of `dreamgrid image` do not: {REMEDY}")
+        raise InvalidInput(f"{dream} names no source in S3 (dreams of `dreamgrid image` name none): {REMEDY}")
     uri = one_line(then.source_uri)
     try:
         data = Storage(FAIL_FAST).read_version(then.source_uri, then.source_etag)
     except ImageError as error:
-        happened = {"source_missing": "is gone", "source_changed": "is no longer the one that was dreamt"}
-        why = happened.get(error.kind, f"cannot be had ({one_line(str(error))})")
-        raise InvalidInput(f"{uri} {why}: {REMEDY}") from error
+        reasons = {"source_missing": "does not exist any more", "source_changed": "has changed since it was dreamt"}
+        reason = reasons.get(error.kind, f"cannot be read ({one_line(str(error))})")
+        raise InvalidInput(f"{uri} {reason}: {REMEDY}") from error
     except (InvalidInput, Unavailable) as error:
         raise type(error)(f"{one_line(str(error))}; or {REMEDY}") from error
     return decode_named(data, uri, limit)
 
 
 def _with_files(settings: DreamSettings, files: Mapping[str, Path], dream: str) -> DreamSettings:
-    """The settings with their files where they are to be had.
+    """Return the settings with the given files.
 
-    A picture may come from anybody: no file of this machine is read because a picture names it.
+    A dream may come from an untrusted person, so no file of this machine is read only because a dream names it.
     """
     found = {}
-    if needless := [name for name in files if getattr(settings, name) is None]:
-        raise InvalidInput(f"{dream} was dreamt without a {needless[0]}: leave --{needless[0]} out")
+    if superfluous := [name for name in files if getattr(settings, name) is None]:
+        raise InvalidInput(f"{dream} was dreamt without a {superfluous[0]}: leave out --{superfluous[0]}")
     for name in ("guide", "mask", "weights"):
         reference = getattr(settings, name)
         if reference is None:
@@ -274,23 +280,23 @@ def _with_files(settings: DreamSettings, files: Mapping[str, Path], dream: str) 
         if name in files:
             found[name] = reference.model_copy(update={"uri": str(files[name])})
         elif not reference.uri.startswith("s3://"):
-            raise InvalidInput(f"{dream} was dreamt with a {name} of its own: give that file with --{name} FILE")
+            raise InvalidInput(f"{dream} was dreamt with a local file as {name}: give that file with --{name} FILE")
         if reference.sha256 is None:
-            raise InvalidInput(f"{dream}: the description inside says nothing of what its {name} held")
+            raise InvalidInput(f"{dream}: the description inside has no SHA-256 of its {name}, so it cannot be checked")
     return settings.model_copy(update=found)
 
 
-def _check_size(photograph: Photograph, picture: NDArray[np.uint8], dream: str) -> None:
-    """What is dreamt anew is as large as the dream, or one of the two is not what it was."""
-    (height, width), (new_height, new_width) = picture.shape[:2], photograph.pixels.shape[:2]
+def _check_size(photograph: Photograph, original: NDArray[np.uint8], dream: str) -> None:
+    """Raise `InvalidInput` if the new dream would not have the size of the original."""
+    (height, width), (new_height, new_width) = original.shape[:2], photograph.pixels.shape[:2]
     if (height, width) != (new_height, new_width):
         raise InvalidInput(
-            f"{dream} has {width} x {height} pixels, and its settings make {new_width} x {new_height} of this "
-            f"photograph: either it is another one ({REMEDY}), or the dream was resized"
+            f"{dream} has {width} x {height} pixels, but its settings make {new_width} x {new_height} pixels of this "
+            f"photograph: either it is another photograph ({REMEDY}), or the dream was resized"
         )
 
 
-def _description(dreamt: "Dream", then: Description | None) -> dict[str, Any]:
-    """What is written into the new picture; `then` where its source is known to be the same."""
-    told = description(dreamt) | {"created_at": datetime.now(UTC).isoformat()}
-    return told | (then.model_dump(include={"source_uri", "source_etag"}) if then else {})
+def _metadata(dream: "Dream", then: Description | None) -> dict[str, Any]:
+    """Return the metadata of the new file. `then` adds the source, if it is known to be the same."""
+    found = description(dream) | {"created_at": datetime.now(UTC).isoformat()}
+    return found | (then.model_dump(include={"source_uri", "source_etag"}) if then else {})

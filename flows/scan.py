@@ -1,4 +1,4 @@
-"""What there is to do: checks a job against the world, finds its photographs, takes away what is done."""
+"""Checks before a run, and the search for its photographs: settings, access, sources, and the estimate of a run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from dreamcore.catalog import network_spec, weights_identity_of
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import has_image_suffix
-from dreamcore.settings import DreamSettings, settings_id
+from dreamcore.settings import settings_id
 from flows import layout, run_record
 from flows.assets import resolve
 from flows.cost import CORE, GPU, Throughput, estimate_seconds
@@ -23,6 +23,8 @@ from flows.run_record import Run
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
 from flows.work import PlannedSettings, Source
 
+__all__ = ["Scan", "check_access", "estimate", "plan_settings", "scan", "store_warning", "throughput"]
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -30,39 +32,38 @@ class Scan:
 
     sources: Sources
     ignored: int
-    """Objects below the source that are no photographs by their name."""
+    """Number of objects below the source whose names are not names of images."""
 
 
 def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
-    """Every point of the job's grid with its identity and cost.
+    """Return every point of the job's grid, resolved and with its identity and cost. Called once per run.
+
+    Points that turn out to be the same, such as two depths with the same nearest layer, are returned once.
 
     Raises:
-        InvalidInput: there is no such network, layer, channel or file.
+        InvalidInput: a network, layer, channel or file does not exist, or S3 cannot be reached.
     """
-    planned = {}
-    for settings in _settled(job):
-        known, weights = network_spec(settings.model), weights_identity_of(settings)
-        cost = max(known.layer(target.layer).cost for target in settings.layers)
-        identity = settings_id(settings, weights)
-        planned[identity] = PlannedSettings(settings=settings, settings_id=identity, weights=weights, cost=cost)
-    return tuple(planned.values())  # of two depths the same layer may be nearest
-
-
-def _settled(job: DreamJob) -> list[DreamSettings]:
-    """Every point of the job's grid with its files and layers, which are looked at before anything begins."""
     try:
-        return [resolve(settings) for settings in job.settings()]
+        resolved = [resolve(settings) for settings in job.settings()]
     except ValidationError as error:
         raise InvalidInput(f"grid: {explain_validation(error)}") from error
     except Unavailable as error:
         raise InvalidInput(str(error)) from error
+    planned: dict[str, PlannedSettings] = {}
+    for settings in resolved:
+        spec, weights = network_spec(settings.model), weights_identity_of(settings)
+        cost = max(spec.layer(target.layer).cost for target in settings.layers)
+        identity = settings_id(settings, weights)
+        planned[identity] = PlannedSettings(settings=settings, settings_id=identity, weights=weights, cost=cost)
+    return tuple(planned.values())
 
 
 def check_access(job: DreamJob) -> None:
-    """See within seconds whether source and destination can be reached, and whether the source is one.
+    """Check within seconds that the source and the destination can be reached, and that the source exists.
 
     Raises:
-        InvalidInput: no credentials, refused, no such bucket, nothing answers, or the source is mistyped.
+        InvalidInput: credentials are missing or refused, a bucket does not exist, S3 cannot be reached, or the source
+            is mistyped.
     """
     store = Storage(FAIL_FAST)
     try:
@@ -74,19 +75,19 @@ def check_access(job: DreamJob) -> None:
 
 
 def _check_source(job: DreamJob, store: Storage) -> None:
-    """Raise `InvalidInput` where the source is no photograph, and no folder that anything is in.
+    """Raise `InvalidInput` if the source is neither a photograph nor a folder with objects in it.
 
-    One that is spelt as a folder may be empty: a job of every night may begin before the first photograph arrives.
+    A source that ends with a slash may be empty, because a nightly job may start before the first photograph arrives.
     """
     if job.source.endswith("/") or not parse_uri(job.source)[1]:
         return
-    there = store.find(job.source)
-    if (there and has_image_suffix(job.source)) or any(True for _ in store.list(f"{job.source}/")):
+    existing = store.find(job.source)
+    if (existing and has_image_suffix(job.source)) or any(True for _ in store.list(f"{job.source}/")):
         return
     if store.find(layout.active_uri(job.destination)):
-        return  # that run goes on with the photographs that it found, even if they are gone by now
-    if there:
-        raise InvalidInput(f"{job.source} is no photograph by its name, which would end in .jpg, .png or the like")
+        return  # the unfinished run continues with its frozen plan, even if its photographs have been removed
+    if existing:
+        raise InvalidInput(f"{job.source} is not a photograph: its name does not end in .jpg, .png or another format")
     raise InvalidInput(
         f"there is neither a photograph nor a folder {job.source}: correct it, or write {job.source}/ for a folder "
         "that is still empty"
@@ -94,30 +95,39 @@ def _check_source(job: DreamJob, store: Storage) -> None:
 
 
 @lru_cache
-def store_warning(destination: str) -> str | None:
-    """What to tell people where the store ignores conditional writes, on which the protocol rests; else None.
+def store_warning(destination: str, store: Storage | None = None) -> str | None:
+    """Return a warning if the store ignores conditional writes, on which the run protocol relies; otherwise None.
 
-    Tried once a process: the command asks before the flow does.
+    The result is cached, because the command line and the flow may both call this in one process.
+
+    Args:
+        destination: folder of the results; the check writes and removes one object there.
+        store: access to S3; by default the storage of this process.
     """
-    if storage().supports_conditional_writes(f"{destination}_runs/"):
+    store = store or storage()
+    if store.supports_conditional_writes(layout.runs_folder(destination)):
         return None
-    return f"{storage().endpoint} ignores conditional writes: let no other run write to {destination} meanwhile"
+    return (
+        f"{store.endpoint} ignores conditional writes: make sure that no other run writes to {destination} at the "
+        "same time"
+    )
 
 
 def scan(job: DreamJob, store: Storage) -> Scan:
-    """Find every photograph of the source; a destination below it is left out."""
+    """List every photograph of the source. A destination below the source is left out."""
     ignored = 0
     folder = job.source.rstrip("/") + "/"
-    left_out = () if folder.startswith(job.destination) else job.destination  # a job's source is not among its results
-    alone = store.find(job.source) if has_image_suffix(parse_uri(job.source)[1]) else None
+    # If the source lies below the destination, the job's validation ensures that it is not in a folder of results.
+    excluded = () if folder.startswith(job.destination) else job.destination
+    single = store.find(job.source) if has_image_suffix(parse_uri(job.source)[1]) else None
 
     def photographs() -> Iterator[Source]:
         nonlocal ignored
-        for found in [alone] if alone else store.list(folder):
-            if found.uri.startswith(left_out) or found.uri.endswith("/"):
+        for info in [single] if single else store.list(folder):
+            if info.uri.startswith(excluded) or info.uri.endswith("/"):
                 continue
-            if has_image_suffix(found.uri):
-                yield _source(found, folder)
+            if has_image_suffix(info.uri):
+                yield _source(info, folder)
             else:
                 ignored += 1
 
@@ -125,22 +135,26 @@ def scan(job: DreamJob, store: Storage) -> Scan:
     return Scan(sources, ignored)
 
 
-def _source(found: ObjectInfo, folder: str) -> Source:
-    below = found.uri.removeprefix(folder) if found.uri.startswith(folder) else found.uri.rpartition("/")[2]
-    return Source(found.uri, below, found.etag, found.size)
+def _source(info: ObjectInfo, folder: str) -> Source:
+    name = info.uri.removeprefix(folder) if info.uri.startswith(folder) else info.uri.rpartition("/")[2]
+    return Source(info.uri, name, info.etag, info.size)
 
 
 def throughput() -> Throughput:
-    """How fast this machine dreams, for a plan to be cut by.
+    """Return the approximate speed of this machine, for which a plan is cut.
 
     Raises:
-        InvalidInput: `DREAMGRID_WORKERS` is no positive number.
+        InvalidInput: `DREAMGRID_WORKERS` is not a positive integer.
     """
     return Throughput(worker_count(), GPU if gpu_count() else CORE)
 
 
 def estimate(job: DreamJob) -> dict[str, Any]:
-    """What a run of the job would do and about what it would cost; nothing is touched.
+    """Return what a run of the job would do, and an estimate of its duration. Nothing is written.
+
+    Returns:
+        The fields that `dreamgrid plan --json` prints: counts of photographs, settings, shards and dreams, the run
+        that would be resumed, the reason why a run would be refused, and estimated seconds.
 
     Raises:
         InvalidInput: the job cannot run.
@@ -148,18 +162,18 @@ def estimate(job: DreamJob) -> dict[str, Any]:
     settings = plan_settings(job)
     check_access(job)
     found = scan(job, storage())
-    before, here = finished_dreams(job.destination, storage()), throughput()
-    run, frozen, refusal = _going_on(job, settings)
+    finished, machine = finished_dreams(job.destination, storage()), throughput()
+    run, frozen, refusal = _resumable(job, settings)
     if run and frozen:
-        everything, todo = frozen.dreams, run_record.remaining_shards(run, frozen, storage())
+        total, todo = frozen.dreams, run_record.remaining_shards(run, frozen, storage())
     else:
-        everything, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, before, here))
-    shards = planned = 0
+        total, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, finished, machine))
+    shards = dreams = 0
     seconds = 0.0
     for shard in todo:
-        shards, planned = shards + 1, planned + shard.dreams
-        dreams = ((work.source, settings[each]) for work in shard.works for each in work.settings)
-        seconds += sum(estimate_seconds(source, planned, here.speed) for source, planned in dreams)
+        shards, dreams = shards + 1, dreams + shard.dreams
+        pairs = ((work.source, settings[index]) for work in shard.works for index in work.settings)
+        seconds += sum(estimate_seconds(source, planned, machine.speed) for source, planned in pairs)
     return {
         "source": job.source,
         "destination": job.destination,
@@ -168,18 +182,18 @@ def estimate(job: DreamJob) -> dict[str, Any]:
         "photographs": len(found.sources),
         "ignored": found.ignored,
         "settings": len(settings),
-        "planned": planned,
-        "done": everything - planned,
-        "failed_earlier": before.failures(found.sources, settings).dreams,
+        "planned": dreams,
+        "done": total - dreams,
+        "failed_earlier": finished.failures(found.sources, settings).dreams,
         "shards": shards,
-        "processes": here.processes,
+        "processes": machine.processes,
         "estimated_seconds_of_one_process": round(seconds, 1),
-        "estimated_seconds": round(seconds / here.processes, 1),
+        "estimated_seconds": round(seconds / machine.processes, 1),
     }
 
 
-def _going_on(job: DreamJob, settings: Sequence[PlannedSettings]) -> tuple[Run | None, Plan | None, str | None]:
-    """The run that would be gone on with, its plan if there is one already, or else why a run would be refused."""
+def _resumable(job: DreamJob, settings: Sequence[PlannedSettings]) -> tuple[Run | None, Plan | None, str | None]:
+    """Return the run that would be resumed, its plan if it is frozen, and the reason why a run would be refused."""
     try:
         run, plan = run_record.resumable_run(job, settings, storage()) or (None, None)
     except InvalidInput as error:

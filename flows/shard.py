@@ -1,4 +1,7 @@
-"""AscentResult one shard: load | dream | deliver, overlapped, and one part of the manifest at the end."""
+"""Dream one shard: load, dream and deliver, overlapped; then write its part of the manifest.
+
+Threads read and decode photographs ahead of the ascent, and encode and upload dreams behind it.
+"""
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -23,216 +26,221 @@ from flows.storage import Storage
 from flows.work import PlannedSettings, Shard, Source, Work
 from flows.worker_process import disable_heap_trimming, trim_heap
 
+__all__ = ["dream_shard", "group_by_size"]
+
+MAX_WAITING = 32
+"""Photographs that may wait for others of their size to fill a batch."""
+
+DreamFunction = Callable[[Network, Sequence[DreamRequest], Limits], list[Dream | ImageError]]
 _Item = TypeVar("_Item")
 
-WAITING = 32
-"""AscentResult that wait for others of their size to fill a batch."""
 
-
-def dream_shard(run: Run, shard: Shard, storage: Storage) -> dict[str, int]:
+def dream_shard(
+    run: Run,
+    shard: Shard,
+    storage: Storage,
+    dream: DreamFunction = dream_photographs,
+    decode: Callable[..., Photograph] = decoder.decode,
+) -> dict[str, int]:
     """Dream one shard and write its part of the manifest.
 
-    Running it again, or twice at once, changes nothing: a dream that is there already is taken over with the scores
-    inside it, and the first part that is written stays. Where that is there from the start, nothing is done.
+    The function is idempotent. If the part exists, nothing is done. If a dream exists, its row is rebuilt from the
+    metadata inside the image. If two attempts run at the same time, the first dream and the first part win.
+
+    Args:
+        run: the run that the shard belongs to.
+        shard: the photographs and settings to dream.
+        storage: access to S3.
+        dream: dreams one batch.
+        decode: decodes one photograph, as `flows.decoder.decode` does.
 
     Returns:
-        How many rows of the part are done, failed and skipped.
+        The number of rows of the part by status: done, failed and skipped.
 
     Raises:
-        Unavailable: the store is in trouble; nothing is lost, run it again.
+        Unavailable: S3 failed. Nothing is lost; run the shard again.
     """
     uri = layout.part_uri(run.destination, run.run_id, shard.number)
     part = storage.read(uri)
     if part is None:
-        ours = manifest.to_parquet(_Dreamer(run, shard, storage).rows())
+        ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows())
         part = ours if storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
     return manifest.count_statuses(part)
 
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
-    """A photograph ready to be dreamt, or the reason why it cannot be."""
+    """A decoded photograph, or the reason why it cannot be dreamt."""
 
     work: Work
-    there: set[str]
-    """Addresses of the dreams that an earlier attempt left."""
+    existing: set[str]
+    """Addresses of the dreams that an earlier attempt wrote."""
     photographs: dict[int, Photograph]
-    """By `max_pixels`."""
-    trouble: ImageError | None = None
+    """The photograph by `max_pixels`."""
+    error: ImageError | None = None
     observations: dict[tuple[object, ...], Observation] = field(default_factory=dict)
-    """What the networks see in it undreamt, by how it is measured: told once."""
+    """What the networks make of the photograph before it is dreamt, by `_observation_key`."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """A row, with the photograph that is still to be dreamt or the dream that is still to be delivered."""
+    """A row of the manifest on its way through the stages."""
 
     row: Row
     planned: PlannedSettings
     loaded: _Loaded | None = None
-    dreamt: Dream | None = None
+    """The photograph, until it is dreamt; None if there is nothing to dream."""
+    dream: Dream | None = None
+    """The dream, until it is delivered."""
 
     @property
     def photograph(self) -> Photograph:
-        """What is still to be dreamt."""
-        assert self.loaded is not None  # noqa: S101 - of an outcome that is to be dreamt
+        """The photograph to dream."""
+        assert self.loaded is not None  # noqa: S101 - only outcomes that are to be dreamt get here
         return self.loaded.photographs[self.planned.settings.max_pixels]
 
     @property
     def observations(self) -> dict[tuple[object, ...], Observation]:
-        """What is known of what networks see in it."""
-        assert self.loaded is not None  # noqa: S101 - of an outcome that is to be dreamt
+        """Observations of the photograph that are known already."""
+        assert self.loaded is not None  # noqa: S101 - only outcomes that are to be dreamt get here
         return self.loaded.observations
 
-    def troubled(self, error: ImageError) -> "_Outcome":
-        """The outcome of a photograph that could not be dreamt."""
-        return replace(self, row=_troubled(self.row, error), loaded=None)
+    def failed(self, error: ImageError) -> "_Outcome":
+        """Return the outcome of a photograph that cannot be dreamt."""
+        return replace(self, row=_failed(self.row, error), loaded=None)
 
 
 class _Dreamer:
-    """The three stages that a shard's photographs pass through."""
+    """The three stages that the photographs of a shard pass through."""
 
-    def __init__(self, run: Run, shard: Shard, storage: Storage) -> None:
-        self.run, self.shard, self.storage = run, shard, storage
+    def __init__(
+        self, run: Run, shard: Shard, storage: Storage, dream: DreamFunction, decode: Callable[..., Photograph]
+    ) -> None:
+        self.run, self.shard, self.storage, self.dream_requests, self.decode = run, shard, storage, dream, decode
         self.device = choose_device()
         memory = max_memory(self.device)
         if self.device == "cpu":
             disable_heap_trimming(memory)
         self.limits = Limits(memory, run.job.stage_scores)
-        self.ahead = prefetch_depth(self.device)
+        self.prefetch = prefetch_depth(self.device)
 
     def rows(self) -> list[Row]:
-        """One row for each photograph and settings of the shard; the dreams are in the store."""
-        with thread_pool(self.ahead) as readers, thread_pool(self.ahead) as writers:
-            loaded = ordered_prefetch(readers, self.load, self.shard.works, self.ahead)
-            rows = list(ordered_prefetch(writers, self.deliver, self.dream(loaded), self.ahead))
+        """Return one row for each photograph and setting of the shard, after all dreams were delivered."""
+        with thread_pool(self.prefetch) as readers, thread_pool(self.prefetch) as writers:
+            loaded = ordered_prefetch(readers, self.load, self.shard.works, self.prefetch)
+            rows = list(ordered_prefetch(writers, self.deliver, self.dream(loaded), self.prefetch))
         trim_heap()
         return rows
 
     def load(self, work: Work) -> _Loaded:
-        """Read and decode a photograph, unless all its dreams are there already."""
+        """Read and decode a photograph, unless all its dreams exist."""
         results = {self.run.result_uri(work.source, self.run.settings[index]) for index in work.settings}
         folder = min(results).rpartition("/")[0] + "/"
-        there = {found.uri for found in self.storage.list(folder)} & results
-        if there == results:
-            return _Loaded(work, there, {})
-        limits = {self.run.settings[index].settings.max_pixels for index in work.settings}
-        if work.source.size > decoder.MEMORY:  # read, it would take the memory of the worker
-            large = ImageError("too_large", f"a file of {work.source.size} bytes: at most {decoder.MEMORY} are read")
-            return _Loaded(work, there, {}, large)
+        existing = {info.uri for info in self.storage.list(folder)} & results
+        if existing == results:
+            return _Loaded(work, existing, {})
+        if work.source.size > decoder.MEMORY:  # reading it would use up the memory of the worker
+            message = f"the file has {work.source.size} bytes; at most {decoder.MEMORY} bytes are read"
+            return _Loaded(work, existing, {}, ImageError("too_large", message))
+        sizes = {self.run.settings[index].settings.max_pixels for index in work.settings}
         try:
             data = self.storage.read_version(work.source.uri, work.source.etag)
-            return _Loaded(work, there, {limit: decoder.decode(data, max_pixels=limit) for limit in limits})
+            return _Loaded(work, existing, {size: self.decode(data, max_pixels=size) for size in sizes})
         except ImageError as error:
-            return _Loaded(work, there, {}, error)
+            return _Loaded(work, existing, {}, error)
 
     def dream(self, loaded: Iterable[_Loaded]) -> Iterator[_Outcome]:
-        """Dream photographs under each of their settings, in batches of one size; trouble with one becomes its rows."""
+        """Dream photographs under each of their settings, in batches of one size. A failed photograph fails alone."""
         outcomes = (outcome for photograph in loaded for outcome in self._outcomes(photograph))
-        for batch in group_by_size(outcomes, _goes_with, self._at_once, WAITING):
+        for batch in group_by_size(outcomes, _group_key, self._batch_size, MAX_WAITING):
             yield from self._dream_batch(batch) if batch[0].loaded else batch
 
     def _outcomes(self, loaded: _Loaded) -> Iterator[_Outcome]:
-        """What is to become of a photograph under each of its settings, as far as it is known before it is dreamt."""
+        """Yield the outcome of a photograph for each of its settings, as far as it is known before dreaming."""
         for planned in (self.run.settings[index] for index in loaded.work.settings):
             outcome = _Outcome(self._row(loaded.work.source, planned), planned, loaded)
-            if outcome.row.result_uri in loaded.there:
+            if outcome.row.result_uri in loaded.existing:
                 yield replace(outcome, loaded=None)
-            elif loaded.trouble:
-                yield outcome.troubled(loaded.trouble)
+            elif loaded.error:
+                yield outcome.failed(loaded.error)
             else:
                 yield outcome
 
-    def _at_once(self, outcome: _Outcome) -> int:
+    def _batch_size(self, outcome: _Outcome) -> int:
         height, width = outcome.photograph.pixels.shape[:2]
         return batch_size(self.device, height * width)
 
     def _dream_batch(self, outcomes: Sequence[_Outcome]) -> Iterator[_Outcome]:
-        """Photographs of one size under settings that go together."""
+        """Dream photographs of one size under settings with one `batch_key`."""
         network = network_for(outcomes[0].planned.settings, self.device)
         try:
             requests = self._requests(network, outcomes)
-        except ImageError as error:  # of this size they cannot even be looked at
-            yield from (outcome.troubled(error) for outcome in outcomes)
+        except ImageError as error:  # images of this size cannot even be observed
+            yield from (outcome.failed(error) for outcome in outcomes)
             return
-        for outcome, result in zip(outcomes, dream_photographs(network, requests, self.limits), strict=True):
+        for outcome, result in zip(outcomes, self.dream_requests(network, requests, self.limits), strict=True):
             if isinstance(result, ImageError):
-                yield outcome.troubled(result)
+                yield outcome.failed(result)
             else:
-                yield replace(
-                    outcome, row=replace(outcome.row, **asdict(result.measurements)), loaded=None, dreamt=result
-                )
+                row = replace(outcome.row, **asdict(result.measurements))
+                yield replace(outcome, row=row, loaded=None, dream=result)
 
     def _requests(self, network: Network, outcomes: Sequence[_Outcome]) -> list[DreamRequest]:
-        """The requests of a batch, with what the network sees in each photograph before it is dreamt."""
+        """Return the requests of a batch, each with the observation of its photograph before it is dreamt."""
         requests = [
             DreamRequest(outcome.photograph, outcome.planned.settings, *load_guide_and_mask(outcome.planned.settings))
             for outcome in outcomes
         ]
-        places = [(outcome.observations, _measured_alike(outcome.planned.settings)) for outcome in outcomes]
-        unseen = {
-            (id(observations), how): number
-            for number, (observations, how) in enumerate(places)
-            if how not in observations
-        }
+        places = [(outcome.observations, _observation_key(outcome.planned.settings)) for outcome in outcomes]
+        unseen = {(id(known), key): number for number, (known, key) in enumerate(places) if key not in known}
         if unseen:
-            seen = observe_photographs(
-                network,
-                [requests[number] for number in unseen.values()],
-                self._targets(requests[0].settings),
-                self.limits,
-            )
-            for number, observation in zip(unseen.values(), seen, strict=True):
-                observations, how = places[number]
-                observations[how] = observation
-        return [
-            replace(order, before=observations[how])
-            for order, (observations, how) in zip(requests, places, strict=True)
-        ]
+            new = [requests[number] for number in unseen.values()]
+            observed = observe_photographs(network, new, self._targets(requests[0].settings), self.limits)
+            for number, observation in zip(unseen.values(), observed, strict=True):
+                known, key = places[number]
+                known[key] = observation
+        return [replace(request, before=known[key]) for request, (known, key) in zip(requests, places, strict=True)]
 
     def _targets(self, settings: DreamSettings) -> list[Target]:
-        """All that the run measures in photographs as these settings do, but for their guide; each once."""
-        alike = (
-            other.settings
-            for other in self.run.settings
-            if _measured_alike(other.settings)[:-1] == _measured_alike(settings)[:-1]
-        )
-        return list({target.name: target for other in alike for target in other.layers}.values())
+        """Return all targets that the run measures in the same way as these settings, each once."""
+        key = _observation_key(settings)[:-1]  # whatever the guide is
+        similar = (each.settings for each in self.run.settings if _observation_key(each.settings)[:-1] == key)
+        return list({target.name: target for each in similar for target in each.layers}.values())
 
     def deliver(self, outcome: _Outcome) -> Row:
-        """Put a dream into the store if none is there; the first writer wins, and the row is always the winner's."""
+        """Write a dream if none exists, and return the row of the dream that exists then: the first writer wins."""
         row, output = outcome.row, outcome.planned.settings.output
         if row.status != "done" or row.result_uri is None:
             return row
-        if outcome.dreamt is not None:
-            description = outcome.dreamt.metadata() | {name: getattr(row, name) for name in _SOURCE}
-            description["created_at"] = row.created_at.isoformat()
+        if outcome.dream is not None:
+            metadata = outcome.dream.metadata() | {name: getattr(row, name) for name in _SOURCE}
+            metadata["created_at"] = row.created_at.isoformat()
             try:
-                data = encode(outcome.dreamt.pixels, output.format, output.quality, description)
+                data = encode(outcome.dream.pixels, output.format, output.quality, metadata)
             except ImageError as error:
-                return _troubled(row, error)
+                return _failed(row, error)
             if self.storage.write_if_absent(row.result_uri, data, content_type(output.format)):
                 return _with_result(row, data)
         return self._take_over(row)
 
     def _take_over(self, row: Row) -> Row:
-        """The row of a dream that another attempt made, from what it wrote into the picture."""
+        """Return the row of a dream that another attempt wrote, from the metadata inside the image."""
         data = self.storage.read(str(row.result_uri))
         if data is None:
-            raise Unavailable(f"{row.result_uri} was there and has gone: who removes dreams while they are made?")
+            raise Unavailable(f"{row.result_uri} existed and was removed during the run: find out what removes dreams")
         try:
             inside = read_metadata(data) or {}
         except ImageError:
             inside = {}
         if inside.get("settings_id") != row.settings_id:
-            raise InvalidInput(f"{row.result_uri} is there but is no dream of this kind: move it away")
+            raise InvalidInput(f"{row.result_uri} exists but is not the dream that belongs there: move it away")
         columns = {field.name for field in fields(Row)} - {"settings", *_SOURCE}
         measured: dict[str, Any] = {name: value for name, value in inside.items() if name in columns}
         measured["created_at"] = datetime.fromisoformat(measured["created_at"])
         return _with_result(replace(row, **measured), data)
 
     def _row(self, source: Source, planned: PlannedSettings) -> Row:
-        """The row of one dream before anything is measured."""
+        """Return the row of one dream before anything is measured."""
         settings = planned.settings
         return Row(
             run_id=self.run.run_id,
@@ -259,23 +267,59 @@ class _Dreamer:
         )
 
 
-def _goes_with(outcome: _Outcome) -> tuple[object, ...] | None:
-    """Outcomes that agree in this are dreamt in one batch; None where there is nothing to dream."""
+def group_by_size(
+    items: Iterable[_Item],
+    group_key: Callable[[_Item], Hashable | None],
+    batch_size: Callable[[_Item], int],
+    max_waiting: int,
+) -> Iterator[list[_Item]]:
+    """Group a stream of items into batches, such as images of one size, without waiting for the end of the stream.
+
+    Args:
+        items: a stream of any length.
+        group_key: items with equal keys go into one batch. An item with the key None passes immediately, alone.
+        batch_size: the size of a full batch of items like this one.
+        max_waiting: the number of items that may wait. If more do, the oldest batch goes out incomplete.
+
+    Returns:
+        Every item exactly once, in batches of one key.
+    """
+    waiting: dict[Hashable, list[_Item]] = {}
+    count = 0
+    for item in items:
+        key = group_key(item)
+        if key is None:
+            yield [item]
+            continue
+        batch = waiting.setdefault(key, [])
+        batch.append(item)
+        count += 1
+        if len(batch) < batch_size(item):
+            if count <= max_waiting:
+                continue
+            key = next(iter(waiting))
+        count -= len(waiting[key])
+        yield waiting.pop(key)
+    yield from waiting.values()
+
+
+def _group_key(outcome: _Outcome) -> tuple[object, ...] | None:
+    """Outcomes with equal keys are dreamt in one batch; None if there is nothing to dream."""
     if outcome.loaded is None:
         return None
     return batch_key(outcome.planned.settings), outcome.photograph.pixels.shape
 
 
-def _measured_alike(settings: DreamSettings) -> tuple[object, ...]:
-    """Settings that agree in this measure an undreamt photograph alike."""
+def _observation_key(settings: DreamSettings) -> tuple[object, ...]:
+    """Settings with equal keys measure an undreamt photograph in the same way."""
     return settings.model, settings.weights, settings.max_pixels, settings.measure, settings.guide
 
 
 _SOURCE = ("source_uri", "source_etag")
 
 
-def _troubled(row: Row, error: ImageError) -> Row:
-    """The row of a photograph that could not be dreamt, or was gone before its turn came."""
+def _failed(row: Row, error: ImageError) -> Row:
+    """Return the row of a photograph that could not be dreamt, or that was removed or replaced after the scan."""
     gone = error.kind in ("source_missing", "source_changed")
     status: Literal["skipped", "failed"] = "skipped" if gone else "failed"
     return replace(row, status=status, error_kind=error.kind, error=str(error), result_uri=None)
@@ -283,39 +327,3 @@ def _troubled(row: Row, error: ImageError) -> Row:
 
 def _with_result(row: Row, data: bytes) -> Row:
     return replace(row, result_bytes=len(data), result_sha256=hashlib.sha256(data).hexdigest())
-
-
-def group_by_size(
-    items: Iterable[_Item],
-    goes_with: Callable[[_Item], Hashable | None],
-    batch_size: Callable[[_Item], int],
-    most: int,
-) -> Iterator[list[_Item]]:
-    """Group items into batches, none of which waits for the end of the stream longer than it must.
-
-    Args:
-        items: a stream of any length.
-        goes_with: those with an equal key go into one batch; one with None passes by itself, and at once.
-        batch_size: how many of its like fill a batch.
-        most: so many items may wait; when more do, the batch that waits longest goes as it is.
-
-    Returns:
-        Every item exactly once, in batches of one key.
-    """
-    waiting: dict[Hashable, list[_Item]] = {}
-    held = 0
-    for item in items:
-        key = goes_with(item)
-        if key is None:
-            yield [item]
-            continue
-        batch = waiting.setdefault(key, [])
-        batch.append(item)
-        held += 1
-        if len(batch) < batch_size(item):
-            if held <= most:
-                continue
-            key = next(iter(waiting))
-        held -= len(waiting[key])
-        yield waiting.pop(key)
-    yield from waiting.values()

@@ -1,4 +1,4 @@
-"""Contact sheets: all dreams of one photograph on one picture, rows layers, columns the other settings that vary."""
+"""Contact sheets: all dreams of one photograph on one image, with layers as rows and other settings as columns."""
 
 import io
 import json
@@ -13,19 +13,29 @@ from pydantic import ValidationError
 from dreamcore.errors import ImageError
 from dreamcore.settings import DreamSettings, Reference, nearest_preset
 from dreamcore.targets import layers_label
-from flows import history, manifest
+from flows import history, layout, manifest
 from flows.contact import Cell, arrange, cell_width, render_pages, scores, thumbnail, wrap_text
 from flows.decoder import decode
-from flows.layout import sheet_uri
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.s3_errors import CorruptObject
 from flows.storage import Storage
+
+__all__ = [
+    "Sheet",
+    "distinguishing_settings",
+    "draw_sheets",
+    "latest_photographs",
+    "read_settings",
+    "top_classes",
+]
 
 _READERS = 4
 _COLUMNS = [
     "run_id", "shard", "created_at", "source_uri", "source_etag", "source_bytes", "settings", "status", "result_uri",
     "score_before", "score_after", "classes_before", "classes_after",
 ]  # fmt: skip
+_MAX_VARYING = 3
+"""Up to this many varying settings are all named; of more, only those that are not at their default."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +43,11 @@ class Sheet:
     """One page of a contact sheet."""
 
     name: str
-    """The photograph's key below the source, as it is spelt in keys of dreams."""
+    """The safe name of the photograph, as in the keys of its dreams."""
     uri: str
+    """Address of the page."""
     jpeg: bytes
+    """The page as a JPEG file."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +61,21 @@ class _Entry:
 def draw_sheets(
     destination: str, storage: Storage, photographs: Sequence[tuple[str, str]], warn: Callable[[str], None]
 ) -> Iterator[Sheet]:
-    """Draw a sheet of all dreams that a destination has of each photograph, and put it there.
+    """Draw a contact sheet of all dreams of each photograph, and write it to the destination.
 
-    A photograph that is no longer what was dreamt gets none.
+    A photograph that was changed or removed since it was dreamt gets no sheet.
 
     Args:
-        destination: where the dreams are, and their manifest.
-        storage: how to reach it.
-        photographs: address and ETag of each.
-        warn: called with what kept a sheet from being drawn, which is no trouble of the run's.
+        destination: folder of the results.
+        storage: access to S3.
+        photographs: address and ETag of each photograph.
+        warn: called with the reason why a sheet is not drawn.
 
-    Returns:
-        The render_pages of all sheets as they are drawn; mostly a sheet is one page.
+    Yields:
+        Every page as soon as it is written. Most sheets have one page.
+
+    Raises:
+        Unavailable: S3 failed.
     """
     if not photographs:
         return
@@ -73,23 +88,30 @@ def draw_sheets(
         entries = list(_entries(dreams.get((uri, etag), [])))
         if not entries:
             continue
-        name = entries[0].row["result_uri"].removeprefix(f"{destination}images/").rpartition("/")[0]
+        name = entries[0].row["result_uri"].removeprefix(layout.images_folder(destination)).rpartition("/")[0]
         try:
             photograph = storage.read_version(uri, etag)
-            drawn = list(_draw(name, photograph, entries, storage))
-        except (ImageError, OSError) as error:  # of one photograph; trouble of the world is told by other errors
+            pages = list(_draw(name, photograph, entries, storage))
+        except (ImageError, OSError) as error:  # errors of this photograph; infrastructure failures have other types
             warn(f"no contact sheet of {uri}: {error}")
             continue
-        for number, jpeg in enumerate(drawn, start=1):
-            sheet = Sheet(name, sheet_uri(destination, name, number), jpeg)
+        for number, jpeg in enumerate(pages, start=1):
+            sheet = Sheet(name, layout.sheet_uri(destination, name, number), jpeg)
             storage.write(sheet.uri, jpeg, "image/jpeg")
             yield sheet
 
 
 def latest_photographs(destination: str, storage: Storage, count: int, part: str = "") -> list[tuple[str, str]]:
-    """Address and ETag of the photographs that were dreamt last, at most `count`, each as it was dreamt last.
+    """Return address and ETag of the photographs that were dreamt last, the latest first.
 
-    Only of those with `part` in their address.
+    Args:
+        destination: folder of the results.
+        storage: access to S3.
+        count: the largest number of photographs to return.
+        part: return only photographs with this text in their address.
+
+    Returns:
+        Each photograph once, in the version that was dreamt last.
     """
     columns = ["source_uri", "source_etag", "created_at", "status"]
     rows = manifest.read(storage, destination, columns, where=pc.field("status") == "done")
@@ -102,11 +124,11 @@ def latest_photographs(destination: str, storage: Storage, count: int, part: str
 
 
 def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of runs one after another, each in the order of its grid."""
-    began: dict[str, Any] = {}
+    """Return the rows run by run, each run in the order of its grid."""
+    started: dict[str, Any] = {}
     for row in rows:
-        began[row["run_id"]] = min(row["created_at"], began.get(row["run_id"], row["created_at"]))
-    return sorted(rows, key=lambda row: (began[row["run_id"]], row["shard"], row["created_at"]))
+        started[row["run_id"]] = min(row["created_at"], started.get(row["run_id"], row["created_at"]))
+    return sorted(rows, key=lambda row: (started[row["run_id"]], row["shard"], row["created_at"]))
 
 
 def _entries(rows: Sequence[dict[str, Any]]) -> Iterator[_Entry]:
@@ -115,87 +137,92 @@ def _entries(rows: Sequence[dict[str, Any]]) -> Iterator[_Entry]:
             yield _Entry(row, settings)
 
 
-def read_settings(written: dict[str, Any]) -> DreamSettings | None:
-    """The settings of a row; None where another version of Dreamgrid, which had other settings, wrote them."""
+def read_settings(fields: dict[str, Any]) -> DreamSettings | None:
+    """Return the settings of a manifest row; None if another version of Dreamgrid wrote them with other fields."""
     try:
-        return DreamSettings.model_validate(written)
+        return DreamSettings.model_validate(fields)
     except ValidationError:
         return None
 
 
 def _draw(name: str, photograph: bytes, entries: Sequence[_Entry], storage: Storage) -> Iterator[bytes]:
-    """The render_pages of the sheet of one photograph, as JPEGs."""
+    """Yield the pages of the sheet of one photograph as JPEG files."""
     settings = [entry.settings for entry in entries]
     several_models = len({each.model for each in settings}) > 1
-    lines = [_line(each, several_models) for each in settings]
-    labels = list(zip(lines, distinguishing_settings(settings, ("model", "layers")), strict=True))
-    places, across = arrange(labels)
-    width = cell_width(across)
+    rows = [_row_label(each, several_models) for each in settings]
+    labels = list(zip(rows, distinguishing_settings(settings, ("model", "layers")), strict=True))
+    places, columns = arrange(labels)
+    width = cell_width(columns)
 
-    def small(data: bytes) -> Image.Image:
+    def shrink(data: bytes) -> Image.Image:
         return thumbnail(decode(data, max_pixels=4 * width * width).pixels, width)
 
     def read(uri: str) -> Image.Image | None:
         try:
             data = storage.read(uri)
-            return small(data) if data else None
-        except (ImageError, CorruptObject):  # a dream that is damaged leaves its place empty
+            return shrink(data) if data else None
+        except (ImageError, CorruptObject):  # the cell of a damaged dream stays empty
             return None
 
-    cells = [Cell(0, 0, small(photograph), ("the photograph", top_classes(entries[0].row["classes_before"])))]
-    written = scores([(entry.row["score_before"], entry.row["score_after"]) for entry in entries])
+    cells = [Cell(0, 0, shrink(photograph), ("the photograph", top_classes(entries[0].row["classes_before"])))]
+    score_lines = scores([(entry.row["score_before"], entry.row["score_after"]) for entry in entries])
     with thread_pool(_READERS) as readers:
-        pictures = ordered_prefetch(readers, lambda entry: read(entry.row["result_uri"]), entries, _READERS)
-        for entry, label, score, (column, line), picture in zip(
-            entries, labels, written, places, pictures, strict=True
+        images = ordered_prefetch(readers, lambda entry: read(entry.row["result_uri"]), entries, _READERS)
+        for entry, label, score, (column, line), image in zip(
+            entries, labels, score_lines, places, images, strict=True
         ):
             text = (label[0], *wrap_text(label[1], width), score, top_classes(entry.row["classes_after"]))
-            cells.append(Cell(column, line, picture, text))
+            cells.append(Cell(column, line, image, text))
     for page in render_pages(f"{name}   {settings[0].model}", cells, width):
         sink = io.BytesIO()
         page.save(sink, "JPEG", quality=85)
         yield sink.getvalue()
 
 
-def _line(settings: DreamSettings, several_models: bool) -> str:
+def _row_label(settings: DreamSettings, several_models: bool) -> str:
     label = layers_label(settings.layers)
     return f"{settings.model} {label}" if several_models else label
 
 
-def distinguishing_settings(among: Sequence[DreamSettings], besides: Collection[str]) -> list[str]:
-    """What varies among settings, but for the fields `besides`.
+def distinguishing_settings(among: Sequence[DreamSettings], excluded: Collection[str]) -> list[str]:
+    """Return a label for each of several settings, made of the fields that vary among them.
 
-    Where a preset is followed or more than three fields vary, only what is not as usual, or as in the preset.
+    If any of them follows a preset, or if more than three fields vary, a label names only the values that differ from
+    the defaults, or from the preset.
+
+    Args:
+        among: the settings.
+        excluded: fields that the labels leave out.
     """
-    names = [name for name in DreamSettings.model_fields if name not in besides]
+    names = [name for name in DreamSettings.model_fields if name not in excluded]
     files = {value.uri for each in among for name in names if isinstance(value := getattr(each, name), Reference)}
 
     def value_of(settings: DreamSettings, name: str) -> str:
         value = getattr(settings, name)
-        return _shortest(value.uri, files) if isinstance(value, Reference) else str(value)
+        return _shortest_suffix(value.uri, files) if isinstance(value, Reference) else str(value)
 
     varying = [name for name in names if len({value_of(entry, name) for entry in among}) > 1]
     any_preset = any(map(nearest_preset, among))
-    in_full = not any_preset and len(varying) <= 3
+    name_all = not any_preset and len(varying) <= _MAX_VARYING
 
-    def told(settings: DreamSettings) -> str:
+    def label(settings: DreamSettings) -> str:
         preset = nearest_preset(settings)
-        usual = DreamSettings.model_validate({"preset": preset} if preset else {})
-        worth = [name for name in varying if in_full or value_of(settings, name) != value_of(usual, name)]
-        values = [f"{name} {value}" for name in worth if (value := value_of(settings, name)) != "None"]
+        base = DreamSettings.model_validate({"preset": preset} if preset else {})
+        shown = [name for name in varying if name_all or value_of(settings, name) != value_of(base, name)]
+        values = [f"{name} {value}" for name in shown if (value := value_of(settings, name)) != "None"]
         return ", ".join([preset, *values] if preset else values) or ("default" if any_preset else "")
 
-    return [told(settings) for settings in among]
+    return [label(settings) for settings in among]
 
 
-def _shortest(uri: str, uris: Collection[str]) -> str:
-    """The end of an address, mostly its file's name, by which it is told from others."""
+def _shortest_suffix(uri: str, uris: Collection[str]) -> str:
+    """Return the shortest end of an address, usually the file name, that no other address has."""
     steps = uri.split("/")
-    ends = ("/".join(steps[first:]) for first in reversed(range(len(steps))))
-    own = (end for end in ends if all(other == uri or not f"/{other}".endswith(f"/{end}") for other in uris))
-    return next(own, uri)
+    suffixes = ("/".join(steps[first:]) for first in reversed(range(len(steps))))
+    unique = (end for end in suffixes if all(other == uri or not f"/{other}".endswith(f"/{end}") for other in uris))
+    return next(unique, uri)
 
 
 def top_classes(classes: list[dict[str, Any]] | None) -> str:
-    """The likeliest class, as it is written below a picture."""
-    return f"sees {classes[0]['label']}, {classes[0]['p']:.0%}" if classes else ""
+    """Return the most likely class and its probability as a line of a contact sheet; empty if there are no classes."""
+    return f"class {classes[0]['label']}, {classes[0]['p']:.0%}" if classes else ""

@@ -1,4 +1,4 @@
-"""One picture, from file to file, without S3 or Prefect."""
+"""Dream one image from file to file, without S3 or Prefect."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,37 +14,57 @@ from flows.worker_process import disable_heap_trimming
 if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
 
+__all__ = [
+    "check_output_path",
+    "decode_named",
+    "description",
+    "dream_file",
+    "dream_resolved",
+    "read_file",
+    "write_file",
+]
+
 
 def dream_file(
-    source: Path, result: Path, settings: DreamSettings, watch: "OnStep", *, stages: bool = False
+    source: Path, result: Path, settings: DreamSettings, on_step: "OnStep", *, stages: bool = False
 ) -> "Dream":
-    """Dream the picture in `source` and write it, with its settings inside, to `result`.
+    """Dream the image in `source`, and write the dream with its settings inside to `result`.
 
     Args:
-        source: the picture.
-        result: where the dream goes.
-        settings: what to dream; guide, mask and weights may be files of this machine.
-        watch: called after every step with the steps done and the steps in all.
-        stages: whether to score all stages of the network, too.
+        source: the image file.
+        result: the file to write.
+        settings: the settings of the dream. Guide, mask and weights may be files of this machine.
+        on_step: called after every step with the finished and the total number of steps.
+        stages: whether to score every stage of the network before and after.
+
+    Returns:
+        The dream and its measurements.
 
     Raises:
-        InvalidInput: no such file, network or layer, nowhere to write to, or over one of these files.
-        ImageError: the file is no picture, or one that cannot be dreamt.
+        InvalidInput: a file, the network or a layer does not exist, or `result` cannot be written or is an input.
+        ImageError: the file is not an image, or cannot be dreamt.
     """
     files = [file.uri for file in (settings.guide, settings.mask, settings.weights) if file]
-    check_result(result, source, *files)
+    check_output_path(result, source, *files)
     settings = resolve(settings, local=True)
     photograph = decode_named(read_file(source), source, settings.max_pixels)
-    dreamt = dream_resolved(photograph, settings, watch, stages=stages)
-    write_file(result, encode(dreamt.pixels, settings.output.format, settings.output.quality, description(dreamt)))
-    return dreamt
+    dream = dream_resolved(photograph, settings, on_step, stages=stages)
+    write_file(result, encode(dream.pixels, settings.output.format, settings.output.quality, description(dream)))
+    return dream
 
 
 def dream_resolved(
-    photograph: Photograph, settings: DreamSettings, watch: "OnStep", *, stages: bool = False
+    photograph: Photograph, settings: DreamSettings, on_step: "OnStep", *, stages: bool = False
 ) -> "Dream":
-    """Dream a photograph under settled settings on this machine's device."""
-    # It imports torch, which takes seconds: what is wrong with files is told before.
+    """Dream a photograph on the device of this machine.
+
+    Args:
+        photograph: the decoded image.
+        settings: resolved settings: their layers and files exist.
+        on_step: called after every step with the finished and the total number of steps.
+        stages: whether to score every stage of the network before and after.
+    """
+    # This imports torch, which takes seconds. Errors in files are reported before.
     from dreamcore.batch import DreamRequest, Limits, dream_photograph
 
     device = choose_device()
@@ -53,29 +73,38 @@ def dream_resolved(
         disable_heap_trimming(memory)
     guide, mask = load_guide_and_mask(settings)
     request = DreamRequest(photograph, settings, guide, mask)
-    return dream_photograph(network_for(settings, device), request, Limits(memory, stages), watch)
+    return dream_photograph(network_for(settings, device), request, Limits(memory, stages), on_step)
 
 
-def description(dreamt: "Dream") -> dict[str, Any]:
-    """What is written into a picture: of files on this machine no more than their names."""
+def description(dream: "Dream") -> dict[str, Any]:
+    """Return the metadata that is written into a dream. Files of this machine appear without their folders."""
     named = {
         name: file.model_copy(update={"uri": Path(file.uri).name})
         for name in ("guide", "mask", "weights")
-        if (file := getattr(dreamt.settings, name)) and not file.uri.startswith("s3://")
+        if (file := getattr(dream.settings, name)) and not file.uri.startswith("s3://")
     }
-    return dreamt.metadata() | {"settings": dreamt.settings.model_copy(update=named).model_dump(mode="json")}
+    return dream.metadata() | {"settings": dream.settings.model_copy(update=named).model_dump(mode="json")}
 
 
-def check_result(result: Path, *made_of: str | Path) -> None:
-    """Raise `InvalidInput` when there is no folder to write `result` to, or it is a file that it is made of."""
-    if not result.absolute().parent.is_dir():
-        raise InvalidInput(f"there is no folder {result.absolute().parent} to write {result.name} to")
-    if any(result.exists() and Path(file).exists() and result.samefile(file) for file in made_of):
-        raise InvalidInput(f"{result} would be written over what it is made from: name another file")
+def check_output_path(result: Path, *inputs: str | Path) -> None:
+    """Check that `result` can be written.
+
+    Raises:
+        InvalidInput: the folder does not exist, or `result` is one of the inputs.
+    """
+    folder = result.absolute().parent
+    if not folder.is_dir():
+        raise InvalidInput(f"the folder {folder} does not exist: create it, or write {result.name} to another folder")
+    if any(result.exists() and Path(file).exists() and result.samefile(file) for file in inputs):
+        raise InvalidInput(f"{result} is an input of this dream and would be overwritten: name another output file")
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file; raises `InvalidInput` where they cannot be had."""
+    """Return the bytes of a file.
+
+    Raises:
+        InvalidInput: the file cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -83,7 +112,11 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to a file; raises `InvalidInput` where that cannot be done."""
+    """Write `data` to a file.
+
+    Raises:
+        InvalidInput: the file cannot be written.
+    """
     try:
         path.write_bytes(data)
     except OSError as error:
@@ -91,7 +124,16 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def decode_named(data: bytes, name: object, max_pixels: int | None = None) -> Photograph:
-    """Decode a picture, and name it in the `ImageError` that says why not."""
+    """Decode an image.
+
+    Args:
+        data: the bytes of the file.
+        name: the name of the file for the message of an error.
+        max_pixels: larger images are scaled down to this many pixels; None keeps the size.
+
+    Raises:
+        ImageError: the bytes are not an image; the message begins with `name`.
+    """
     try:
         return decode(data, max_pixels=max_pixels)
     except ImageError as error:

@@ -1,10 +1,11 @@
-"""S3, and nothing but S3: the only module that imports boto3.
+"""Access to S3. This is the only module that imports boto3.
 
-Objects go by their address, `s3://bucket/key`. Credentials, region and endpoint come from the usual AWS chain, so
-`AWS_ENDPOINT_URL` points the same code at any store that speaks S3.
+Objects are named by their address, `s3://bucket/key`. Credentials, region and endpoint come from the usual AWS chain,
+so `AWS_ENDPOINT_URL` selects any store with the S3 API.
 
-A request whose trouble may pass is tried again until retry ends, and all trying again is here: botocore's own stops
-when its quota is spent, which half of the answers being "slow down" does within seconds, and knows no clock.
+Failed requests are retried here until the retry policy's time is over. botocore's own retries are switched off: its
+retry quota is used up within seconds if half of the responses are "slow down", and its limit is a number of attempts
+and not a time.
 """
 
 import hashlib
@@ -40,50 +41,67 @@ from flows.s3_errors import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# At DEBUG botocore logs requests with their session token, and answers that bring credentials; whoever logs everything
-# would keep them, Prefect in its database.
+__all__ = [
+    "DEFAULT_RETRY",
+    "FAIL_FAST",
+    "ObjectInfo",
+    "RetryPolicy",
+    "Storage",
+    "probe",
+    "retry_policy",
+    "storage",
+]
+
+# At DEBUG level botocore logs session tokens and responses with credentials. Prefect stores log records in its
+# database, so a user who logs everything would store them there.
 logging.getLogger("botocore").setLevel(logging.INFO)
 
 
 class RetryPolicy(NamedTuple):
-    """How long a request is tried."""
+    """How long a request is retried."""
 
     seconds: float
-    """No attempt begins later than this after the first."""
+    """No attempt starts later than this many seconds after the first one."""
     timeout: float
-    """Seconds that one attempt waits for the store to say anything."""
+    """Seconds that one attempt waits for a connection or for the next bytes."""
 
 
 DEFAULT_RETRY = RetryPolicy(60, 30)
-RETRY_VARIABLES = ("DREAMGRID_RETRY_SECONDS", "DREAMGRID_PATIENCE")
+"""The retry policy of a run."""
 FAIL_FAST = RetryPolicy(4, 5)
-"""To find out quickly whether a job can run at all."""
+"""The retry policy of checks before a run, while a user waits."""
+_RETRY_VARIABLES = ("DREAMGRID_RETRY_SECONDS", "DREAMGRID_PATIENCE")
+"""In the order of precedence. The second one is the former name."""
 
-CONNECTIONS = 256
-"""Kept open at most. A process has fewer threads that ask; any beyond would make a new connection for each request."""
+_CONNECTIONS = 256
+"""Connections that are kept open, more than a process has threads. Any further request would open a new connection."""
 
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object as a listing shows it."""
+    """An object as a listing describes it."""
 
     uri: str
     etag: str
-    """Opaque, without quotation marks."""
+    """An opaque version of the content, without quotation marks."""
     size: int
+    """Size in bytes."""
 
 
 class Storage:
-    """S3 with the conditional reads and writes that the protocol rests on.
+    """S3 with the conditional reads and writes on which the run protocol relies.
 
-    Every method raises `InvalidInput` when access is refused or the bucket is not there, and `Unavailable` when the
-    store does not answer as it should before retry ends.
+    Every method raises `InvalidInput` if access is refused or the bucket does not exist, and `Unavailable` if the
+    request still fails when the time of the retry policy is over.
 
     Args:
-        retry: how long to try.
-        environment: where to find endpoint, region and credentials, instead of the usual chain.
+        retry: the retry policy of every request.
+        environment: variables with the endpoint, the region and the credentials, instead of the usual AWS chain.
+
+    Raises:
+        InvalidInput: the endpoint is malformed, or the AWS configuration is incomplete.
     """
 
     def __init__(self, retry: RetryPolicy = DEFAULT_RETRY, environment: Mapping[str, str] | None = None) -> None:
@@ -91,7 +109,7 @@ class Storage:
         self._client = self._connect()
 
     def _connect(self) -> "S3Client":
-        """A client with the credentials that the chain gives now."""
+        """Return a client with the current credentials of the chain."""
         environment, timeout = self._environment, self._retry.timeout
         chain = {
             "endpoint_url": environment["AWS_ENDPOINT_URL"],
@@ -99,37 +117,39 @@ class Storage:
             "aws_access_key_id": environment["AWS_ACCESS_KEY_ID"],
             "aws_secret_access_key": environment["AWS_SECRET_ACCESS_KEY"],
         } if environment else {}  # fmt: skip
-        once = {"mode": "standard", "total_max_attempts": 1}
+        no_retries = {"mode": "standard", "total_max_attempts": 1}
         config = Config(
-            retries=once,  # type: ignore[arg-type]
+            retries=no_retries,  # type: ignore[arg-type]
             connect_timeout=timeout,
             read_timeout=timeout,
-            max_pool_connections=CONNECTIONS,
+            max_pool_connections=_CONNECTIONS,
         )
         try:
             return boto3.Session().client("s3", config=config, **chain)  # type: ignore[call-overload, no-any-return]
         except (BotoCoreError, ValueError) as error:
-            raise InvalidInput(f"S3 cannot be used: {error}; see AWS_ENDPOINT_URL and AWS_PROFILE") from error
+            raise InvalidInput(
+                f"the S3 client cannot be set up: {error}; check AWS_ENDPOINT_URL and AWS_PROFILE"
+            ) from error
 
     @property
     def endpoint(self) -> str:
-        """Address of the store."""
+        """The address of the store."""
         return self._client.meta.endpoint_url
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object whose address begins with `prefix`, in the store's own order, which differs between stores."""
+        """Yield every object whose address starts with `prefix`. The order differs between stores."""
         bucket, key = parse_uri(prefix)
-        rest: dict[str, Any] = {}
+        next_page: dict[str, Any] = {}
         while True:
-            page = self._request(prefix, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, **rest))  # noqa: B023 - asked at once
+            page = self._request(prefix, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, **next_page))  # noqa: B023 - called at once
             for entry in page.get("Contents", ()):
                 yield ObjectInfo(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
             if not page.get("IsTruncated"):
                 return
-            rest = {"ContinuationToken": page["NextContinuationToken"]}
+            next_page = {"ContinuationToken": page["NextContinuationToken"]}
 
     def find(self, uri: str) -> ObjectInfo | None:
-        """The object at `uri`, or None."""
+        """Return the object at `uri`; None if it does not exist."""
         bucket, key = parse_uri(uri)
         with suppress(NotFound):
             head = self._request(uri, lambda s3: s3.head_object(Bucket=bucket, Key=key))
@@ -137,20 +157,25 @@ class Storage:
         return None
 
     def read(self, uri: str) -> bytes | None:
-        """The bytes at `uri`, or None."""
+        """Return the bytes at `uri`; None if the object does not exist."""
         with suppress(NotFound):
-            return self._request(uri, _reading(uri))
+            return self._request(uri, _get(uri))
         return None
 
     def read_version(self, uri: str, etag: str) -> bytes:
-        """The bytes of one version of a photograph, never of another.
+        """Return the bytes of one version of a photograph, never those of another version.
+
+        Args:
+            uri: the address of the photograph.
+            etag: the version, from a listing.
 
         Raises:
-            ImageError: `source_missing` or `source_changed` since it was found; `damaged` in the store, or
-                `source_unreadable` there.
+            ImageError: `source_missing` or `source_changed`: the photograph was removed or replaced after it was
+                listed; `damaged`: its bytes do not match their checksum; `source_unreadable`: the store does not
+                deliver it.
         """
         try:
-            return self._request(uri, _reading(uri, etag))
+            return self._request(uri, _get(uri, etag))
         except NotFound as error:
             raise ImageError("source_missing", f"{uri} was deleted after the scan") from error
         except PreconditionFailed as error:
@@ -159,33 +184,35 @@ class Storage:
             raise ImageError("damaged", str(error)) from error
         except UnreadableObject as error:
             raise ImageError(
-                "source_unreadable", f"{error}: it is archived, or encrypted with a key of its own"
+                "source_unreadable", f"{error}: it may be archived, or encrypted with a key that S3 does not have"
             ) from error
 
     def write(self, uri: str, data: bytes, content_type: str) -> None:
-        """Put `data` at `uri`, over what may be there."""
+        """Write `data` to `uri`, and replace the object if it exists."""
         bucket, key = parse_uri(uri)
         self._request(uri, lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type))
 
     def write_if_absent(self, uri: str, data: bytes, content_type: str) -> bool:
-        """Put `data` at `uri` only if nothing is there; says whether what is there now is `data`.
+        """Write `data` to `uri` only if the object does not exist: a conditional write.
 
-        A retried put may find its own first attempt, whose answer was lost: so what is there is read and compared.
+        Returns:
+            Whether the object now holds `data`. If the response to a first attempt is lost, the retry finds the object
+            that the first attempt wrote; therefore an existing object is read and compared.
         """
         bucket, key = parse_uri(uri)
-        what = {"Bucket": bucket, "Key": key, "ContentType": content_type, "IfNoneMatch": "*"}
+        request = {"Bucket": bucket, "Key": key, "ContentType": content_type, "IfNoneMatch": "*"}
         with suppress(PreconditionFailed):
-            self._request(uri, lambda s3: s3.put_object(Body=data, **what))  # type: ignore[arg-type]
+            self._request(uri, lambda s3: s3.put_object(Body=data, **request))  # type: ignore[arg-type]
             return True
         return self.read(uri) == data
 
     def delete(self, uri: str) -> None:
-        """Remove the object at `uri`, if there is one."""
+        """Delete the object at `uri`, if it exists."""
         bucket, key = parse_uri(uri)
         self._request(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 
     def delete_if_unchanged(self, uri: str, data: bytes) -> None:
-        """Remove the object at `uri` only if it holds `data`, and never what another puts there meanwhile."""
+        """Delete the object at `uri` only if it holds `data`; what another process writes meanwhile is kept."""
         bucket, key = parse_uri(uri)
         found = self.find(uri)
         if found is not None and self.read(uri) == data:
@@ -193,18 +220,22 @@ class Storage:
                 self._request(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key, IfMatch=f'"{found.etag}"'))
 
     def check_bucket(self, uri: str) -> None:
-        """Raise `InvalidInput` unless the bucket of `uri` can be listed."""
+        """Raise `InvalidInput` if the bucket of `uri` cannot be listed."""
         bucket, key = parse_uri(uri)
         self._request(uri, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1))
 
     def create_bucket(self, uri: str) -> None:
-        """Create the bucket of `uri` unless it is there."""
+        """Create the bucket of `uri` if it does not exist."""
         bucket, _ = parse_uri(uri)
         with suppress(PreconditionFailed):
             self._request(uri, lambda s3: s3.create_bucket(Bucket=bucket))
 
     def supports_conditional_writes(self, folder: str) -> bool:
-        """Whether the store refuses a conditional write over an object that is there; some ignore the condition."""
+        """Return whether the store refuses a conditional write over an existing object; some ignore the condition.
+
+        Args:
+            folder: where a test object is written and deleted.
+        """
         uri = f"{folder}probe-{uuid.uuid4().hex}"
         try:
             return self.write_if_absent(uri, b"first", "text/plain") and not self.write_if_absent(
@@ -214,20 +245,20 @@ class Storage:
             with suppress(InvalidInput, Unavailable):
                 self.delete(uri)
 
-    def _request(self, uri: str, request: "Callable[[S3Client], _Answer]") -> _Answer:
-        """What the store answers, at last; or its trouble in our words."""
+    def _request(self, uri: str, request: "Callable[[S3Client], _Response]") -> _Response:
+        """Return the response of a request, with retries; raise its failure as one of Dreamgrid's errors."""
         try:
             try:
-                return self._retried(request)
+                return self._retry_transient(request)
             except S3_ERRORS as error:
                 if not is_expired(error):
                     raise
                 self._client = self._connect()
-                return self._retried(request)
+                return self._retry_transient(request)
         except S3_ERRORS as error:
             raise translate(error, uri, self.endpoint) from error
 
-    def _retried(self, request: "Callable[[S3Client], _Answer]") -> _Answer:
+    def _retry_transient(self, request: "Callable[[S3Client], _Response]") -> _Response:
         seconds = self._retry.seconds
         retrying = Retrying(
             retry=retry_if_exception(is_transient),
@@ -238,65 +269,79 @@ class Storage:
         return retrying(lambda: request(self._client))
 
 
-def _reading(uri: str, etag: str | None = None) -> "Callable[[S3Client], bytes]":
-    """The request for the bytes at `uri`, if they have this ETag; what comes harmed is `FlexibleChecksumError`.
+def _get(uri: str, etag: str | None = None) -> "Callable[[S3Client], bytes]":
+    """Return the request for the bytes at `uri`, optionally only if they have this ETag.
 
-    botocore holds an answer's length, and its checksum where the store keeps one, against what came.
+    botocore compares the body with the length in the response, and with the checksum if the store has one. Corruption
+    on the way is transient and is retried. The same corruption twice means that the object in the store is damaged.
     """
     bucket, key = parse_uri(uri)
     condition = {"IfMatch": f'"{etag}"'} if etag else {}
-    harmed: set[str] = set()
+    mismatches: set[str] = set()
 
     def read(s3: "S3Client") -> bytes:
         try:
-            answer = s3.get_object(Bucket=bucket, Key=key, **condition)  # type: ignore[arg-type]
-            with closing(answer["Body"]) as body:  # unread, it would keep its connection
-                if etag not in (None, answer["ETag"].strip('"')):  # some stores ignore the condition
-                    raise PreconditionFailed(f"{uri} is another version than {etag}")
+            response = s3.get_object(Bucket=bucket, Key=key, **condition)  # type: ignore[arg-type]
+            with closing(response["Body"]) as body:  # a body that is not read would keep its connection
+                if etag not in (None, response["ETag"].strip('"')):  # some stores ignore the condition
+                    raise PreconditionFailed(f"{uri} does not have the ETag {etag}")
                 data = body.read()
-            _check_md5(answer, data, bucket)
+            _check_md5(response, data, bucket)
         except FlexibleChecksumError as error:
-            if str(error) in harmed:
+            if str(error) in mismatches:
                 raise CorruptObject(f"{uri} is damaged in the store: {error}") from error
-            harmed.add(str(error))
+            mismatches.add(str(error))
             raise
         return data
 
     return read
 
 
-def _check_md5(answer: Mapping[str, Any], data: bytes, bucket: str) -> None:
-    """Hold bytes against their ETag where that is their MD5: it is not for what was put in several parts, is encrypted
-    with a key of the owner's, or lies in a directory bucket of AWS.
+def _check_md5(response: Mapping[str, Any], data: bytes, bucket: str) -> None:
+    """Raise `FlexibleChecksumError` if the ETag is an MD5 and `data` has another one.
+
+    The ETag is not an MD5 if the object was uploaded in several parts, is encrypted with a customer's key, or is in an
+    AWS directory bucket.
     """
-    etag, found = answer["ETag"].strip('"'), hashlib.md5(data, usedforsecurity=False).hexdigest()
-    encrypted = "SSECustomerAlgorithm" in answer or answer.get("ServerSideEncryption", "").startswith("aws:kms")
-    if re.fullmatch("[0-9a-f]{32}", etag) and etag != found and not (encrypted or bucket.endswith("--x-s3")):
-        raise FlexibleChecksumError(error_msg=f"its ETag is {etag}, and the MD5 of what was read {found}")
+    etag, md5 = response["ETag"].strip('"'), hashlib.md5(data, usedforsecurity=False).hexdigest()
+    encrypted = "SSECustomerAlgorithm" in response or response.get("ServerSideEncryption", "").startswith("aws:kms")
+    if re.fullmatch("[0-9a-f]{32}", etag) and etag != md5 and not (encrypted or bucket.endswith("--x-s3")):
+        raise FlexibleChecksumError(error_msg=f"the ETag is {etag}, but the MD5 of the bytes that were read is {md5}")
 
 
-@lru_cache(maxsize=1)
-def storage() -> Storage:
-    """Return the storage of this process; `DREAMGRID_RETRY_SECONDS` sets how long requests are retried.
+def retry_policy() -> RetryPolicy:
+    """Return the retry policy of this process; `DREAMGRID_RETRY_SECONDS` sets how long requests are retried.
 
-    `DREAMGRID_PATIENCE` is the former name of the variable and still works.
+    `DREAMGRID_PATIENCE` is the former name of the variable and still works, unless the new one is set.
 
     Raises:
         InvalidInput: the variable is not a positive integer.
     """
-    seconds = next(filter(None, (env_int(name, "seconds") for name in RETRY_VARIABLES)), DEFAULT_RETRY.seconds)
-    return Storage(RetryPolicy(seconds, min(seconds, DEFAULT_RETRY.timeout)))
+    for name in _RETRY_VARIABLES:
+        if seconds := env_int(name, "seconds"):
+            return RetryPolicy(seconds, min(seconds, DEFAULT_RETRY.timeout))
+    return DEFAULT_RETRY
+
+
+@lru_cache(maxsize=1)
+def storage() -> Storage:
+    """Return the storage of this process, with the retry policy of `retry_policy`.
+
+    Raises:
+        InvalidInput: the retry variable is not a positive integer, or the S3 client cannot be set up.
+    """
+    return Storage(retry_policy())
 
 
 def probe(environment: Mapping[str, str]) -> None:
-    """Put and get a real key at the endpoint that `environment` names.
+    """Write and read an object at the endpoint that `environment` names.
 
     Raises:
         Unavailable, InvalidInput: it did not work.
     """
     store = Storage(FAIL_FAST, environment)
-    uri, word = "s3://dreamgrid-ready/ready", os.urandom(8)
+    uri, data = "s3://dreamgrid-ready/ready", os.urandom(8)
     store.create_bucket(uri)
-    store.write(uri, word, "application/octet-stream")
-    if store.read(uri) != word:
-        raise Unavailable(f"{store.endpoint} does not give back what was put there")
+    store.write(uri, data, "application/octet-stream")
+    if store.read(uri) != data:
+        raise Unavailable(f"{store.endpoint} does not return the bytes that were written")

@@ -1,4 +1,4 @@
-"""What commands print with: results on standard output, everything else on standard error."""
+"""Output of commands: results on standard output, everything else on standard error."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,8 +8,22 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+__all__ = [
+    "console",
+    "one_line",
+    "print_line",
+    "print_message",
+    "printable",
+    "progress",
+    "screen",
+    "show_json",
+]
+
 console = Console(markup=False, highlight=False)
 screen = Console(stderr=True, markup=False, highlight=False)
+
+MAX_LINE = 500
+"""Characters of a text from an untrusted source that are printed."""
 
 
 def show_json(value: object) -> None:
@@ -18,29 +32,38 @@ def show_json(value: object) -> None:
 
 
 def print_line(line: str) -> None:
-    """Print a line of a result; names in it may be strangers'."""
+    """Print one line of a result, without control characters. Object keys in it may come from untrusted people."""
     click.echo(printable(line))
 
 
 def print_message(message: object, style: str) -> None:
-    """Tell people something on standard error, line by line; names in it may be strangers'."""
-    told = "\n".join(map(printable, str(message).split("\n")))
-    screen.print(f"dreamgrid: {told}", style=style, soft_wrap=True)
+    """Print a message on standard error, without control characters except line breaks.
+
+    Args:
+        message: the message, or the error that contains it.
+        style: the color, for example `red` or `yellow`.
+    """
+    text = "\n".join(map(printable, str(message).split("\n")))
+    screen.print(f"dreamgrid: {text}", style=style, soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    """What strangers wrote, harmless on a terminal."""
+    """Return `text` with a space for each character that could control a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def one_line(text: str) -> str:
-    """The same, and short."""
-    return printable(text)[:500]
+    """Return the beginning of `text`, printable, on one line."""
+    return printable(text)[:MAX_LINE]
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, to be called with how far it is and how far it goes."""
+    """Show a progress bar on standard error. Yields a function that is called with the finished and the total number.
+
+    Args:
+        what: the word before the bar.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=screen) as bar:
         line = bar.add_task(what, total=None, visible=False)

@@ -1,6 +1,6 @@
-"""Holds every row of a manifest against its object, and every object below images/ against the manifest.
+"""Compare every row of a manifest with its object, and every object below images/ with the manifest.
 
-A destination may have millions: what stays in memory are 8 bytes for each object and 16 for each row.
+A destination may have millions of objects. Only 8 bytes for each object and 16 for each row stay in memory.
 """
 
 import hashlib
@@ -30,109 +30,114 @@ from flows.run_record import Run
 from flows.storage import Storage
 from flows.work import dream_key
 
+__all__ = ["MAX_PROBLEMS", "Kind", "Problem", "VerifyReport", "verify"]
+
 Kind = Literal[
-    "missing",  # a row says done, and its object is not there
-    "changed",  # the object's bytes are not those of the row
-    "damaged",  # it does not decode, or a part of the manifest or the record of a run cannot be read
-    "other_dream",  # what the picture tells of itself is not what the row says
+    "missing",  # the row is done, but its object does not exist
+    "changed",  # the bytes of the object are not those of the row
+    "damaged",  # an image cannot be decoded, or a part or the record of a run cannot be read
+    "other_dream",  # the metadata inside the image and the row differ
     "duplicate",  # an earlier row has the same photograph, version and settings
-    "lost",  # a finished run planned it, and no row says what became of it
-    "orphan",  # an object that no row names, nor the plan of the unfinished run
+    "lost",  # a finished run planned the dream, but it has no row
+    "orphan",  # neither a row nor the plan of the unfinished run names the object
 ]
 
-SHOWN = 1000
-"""So many problems are kept to be shown; all are counted."""
+MAX_PROBLEMS = 1000
+"""Number of problems that a report lists. All problems are counted."""
 
 _COLUMNS = [*IDENTITY, "status", "settings", "result_uri", "result_bytes", "result_sha256", "width", "height"]
-_TOLD = ["source_etag", "settings_id", "settings", "width", "height"]
-"""By a picture as by its row. Equal photographs of two sources have one dream, which tells of one of them."""
-_Numbers = NDArray[np.uint64]
+_COMPARED = ["source_etag", "settings_id", "settings", "width", "height"]
+"""Fields that must agree between an image and its row. The address of the source is not among them: if two sources
+have the same content, they share one dream, whose metadata names one of them."""
+_Keys = NDArray[np.uint64]
 
 
 class Problem(Frozen):
-    """One thing that is not as it should be."""
+    """One difference between the manifest, the objects and the records of runs."""
 
     kind: Kind
     uri: str
-    """Of the dream, the part, or the photograph."""
+    """Address of the dream, the part, the photograph, or the folder of the run's record."""
     what: str
+    """What is wrong, in words."""
 
 
 class VerifyReport(Frozen):
-    """What became of looking at a destination."""
+    """The result of verifying a destination."""
 
     rows: int
+    """Number of rows in the manifest."""
     objects: int
-    """Below images/."""
+    """Number of objects below images/."""
     unfinished: str | None
-    """The run that holds the destination: pictures of its plan need no row yet."""
+    """The unfinished run of the destination. Images of its plan may have no row yet."""
     counts: dict[Kind, int]
-    """Troubles of each kind; empty when all is well."""
+    """Number of problems by kind; empty if there are none."""
     problems: list[Problem]
-    """The first of them."""
+    """The first `MAX_PROBLEMS` problems."""
 
 
-def verify(storage: Storage, destination: str, watch: Callable[[int, int], None]) -> VerifyReport:
-    """Look at everything in a destination, also while a run works there.
+def verify(storage: Storage, destination: str, on_progress: Callable[[int, int], None]) -> VerifyReport:
+    """Verify a destination. A run may work there at the same time.
 
-    The objects are listed first, then the unfinished run is looked up, then come the parts: so each object that was
-    listed has its row by now, or is in the plan of that run, or is nobody's.
+    The objects are listed first, then the unfinished run is read, then the parts. Therefore every listed object either
+    has a row by then, or is in the plan of the unfinished run, or is an orphan.
 
     Args:
-        storage: where it is.
-        destination: its folder.
-        watch: called with the rows that were looked at, and about how many there are.
+        storage: access to S3.
+        destination: folder of the results.
+        on_progress: called with the number of verified rows and the approximate number of all rows.
 
     Raises:
-        InvalidInput: access is refused, or there is no such bucket.
-        Unavailable: the store is in problem.
+        InvalidInput: access is refused, or the bucket does not exist.
+        Unavailable: S3 failed.
     """
-    listed = _sorted(map(_number, _objects(storage, destination)))
+    listed = _sorted(map(_uri_key, _objects(storage, destination)))
     unfinished = run_record.load_active_run(destination, storage)
-    look = _Verifier(storage, destination)
+    verifier = _Verifier(storage, destination)
     counts: Counter[Kind] = Counter()
-    shown: list[Problem] = []
-    with closing(look.decoders):
-        for problem in look.problems(listed, unfinished, watch):
+    problems: list[Problem] = []
+    with closing(verifier.decoders):
+        for problem in verifier.problems(listed, unfinished, on_progress):
             counts[problem.kind] += 1
-            if len(shown) < SHOWN:
-                shown.append(problem)
+            if len(problems) < MAX_PROBLEMS:
+                problems.append(problem)
     return VerifyReport(
-        rows=len(look.dreams),
+        rows=len(verifier.dreams),
         objects=len(listed),
         unfinished=unfinished.run_id if unfinished else None,
         counts=dict(counts),
-        problems=shown,
+        problems=problems,
     )
 
 
 class _Verifier:
-    """One look through a destination, and the numbers that it keeps of the rows that it saw."""
+    """One verification of a destination, and the keys of the rows that were read."""
 
     def __init__(self, storage: Storage, destination: str) -> None:
         self.storage, self.destination = storage, destination
-        self.dreams, self.named = array("Q"), array("Q")  # by `dream_key` of a row, and by `_number` of its object
+        self.dreams, self.results = array("Q"), array("Q")  # `dream_key` of each row, `_uri_key` of its object
         self.decoders = Decoders(core_count())
 
     def problems(
-        self, listed: _Numbers, unfinished: Run | None, watch: Callable[[int, int], None]
+        self, listed: _Keys, unfinished: Run | None, on_progress: Callable[[int, int], None]
     ) -> Iterator[Problem]:
-        """All that is wrong, in several passes; the later ones read only where there is something to be named."""
-        at_once = 2 * core_count()
-        with thread_pool(at_once) as readers:
-            for problem in ordered_prefetch(readers, self.look_at, self.rows(), at_once):
-                watch(len(self.dreams), max(len(self.dreams), len(listed)))
+        """Yield all problems, in several passes. The later passes read S3 again only if they have a problem to name."""
+        threads = 2 * core_count()
+        with thread_pool(threads) as readers:
+            for problem in ordered_prefetch(readers, self.check_row, self.rows(), threads):
+                on_progress(len(self.dreams), max(len(self.dreams), len(listed)))
                 if problem:
                     yield problem
         dreams = np.sort(np.array(self.dreams, np.uint64))
-        yield from self.duplicates({int(number) for number in dreams[1:][dreams[1:] == dreams[:-1]]})
+        yield from self.duplicates({int(key) for key in dreams[1:][dreams[1:] == dreams[:-1]]})
         yield from self.lost(dreams)
-        planned = _sorted(_number(uri) for uri in self.planned(unfinished))
-        owned = np.concatenate([np.array(self.named, np.uint64), planned])
-        yield from self.orphans({int(number) for number in np.setdiff1d(listed, owned)})
+        planned = _sorted(_uri_key(uri) for uri in self.planned(unfinished))
+        named = np.concatenate([np.array(self.results, np.uint64), planned])
+        yield from self.orphans({int(key) for key in np.setdiff1d(listed, named)})
 
     def rows(self) -> Iterator[dict[str, Any] | Problem]:
-        """Every row, part by part, its numbers noted; a part that cannot be read is a problem in its place."""
+        """Yield every row, part by part, and keep its keys. A part that cannot be read yields a problem instead."""
         for _, part in self.parts(_COLUMNS):
             if isinstance(part, Problem):
                 yield part
@@ -140,19 +145,19 @@ class _Verifier:
             for row in part.to_pylist():
                 self.dreams.append(dream_key(*(row[name] for name in IDENTITY)))
                 if row["result_uri"]:
-                    self.named.append(_number(row["result_uri"]))
+                    self.results.append(_uri_key(row["result_uri"]))
                 yield row
 
     def parts(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table | Problem]]:
-        """Every part with its address."""
+        """Yield the address of every part, with its rows or the reason why it cannot be read."""
         for uri in manifest.part_uris(self.storage, self.destination):
             try:
                 yield uri, manifest.from_parquet(self.storage.read(uri) or b"", columns)
             except (pa.ArrowException, OSError) as error:
                 yield uri, Problem(kind="damaged", uri=uri, what=f"this part cannot be read: {error}")
 
-    def look_at(self, row: dict[str, Any] | Problem) -> Problem | None:
-        """Hold one row against its object."""
+    def check_row(self, row: dict[str, Any] | Problem) -> Problem | None:
+        """Compare one row with its object."""
         if isinstance(row, Problem):
             return row
         if row["status"] != "done":
@@ -160,80 +165,86 @@ class _Verifier:
         uri = str(row["result_uri"])
         data = self.storage.read(uri) if row["result_uri"] else None
         if data is None:
-            return Problem(kind="missing", uri=uri, what=f"the row of {row['source_uri']} says done; it is not there")
+            what = f"the row of {row['source_uri']} is done, but the object does not exist"
+            return Problem(kind="missing", uri=uri, what=what)
         if len(data) != row["result_bytes"]:
-            return Problem(kind="changed", uri=uri, what=f"{len(data)} bytes; the row says {row['result_bytes']}")
+            what = f"the object has {len(data)} bytes, but its row says {row['result_bytes']}"
+            return Problem(kind="changed", uri=uri, what=what)
         if (sha256 := hashlib.sha256(data).hexdigest()) != row["result_sha256"]:
-            return Problem(kind="changed", uri=uri, what=f"SHA-256 {sha256}; the row says {row['result_sha256']}")
+            what = f"the object has the SHA-256 {sha256}, but its row says {row['result_sha256']}"
+            return Problem(kind="changed", uri=uri, what=what)
+        return self.check_image(uri, data, row)
+
+    def check_image(self, uri: str, data: bytes, row: dict[str, Any]) -> Problem | None:
+        """Decode one image, and compare its size and its metadata with its row."""
         try:
             height, width, _ = self.decoders.decode(data).pixels.shape
             inside = read_metadata(data) or {}
         except ImageError as error:
             return Problem(kind="damaged", uri=uri, what=str(error))
-        told = {**inside, "width": width, "height": height, "settings": _known(inside.get("settings"))}
-        said = {**row, "settings": _known(json.loads(row["settings"]))}
-        differing = [name for name in _TOLD if told.get(name) != said[name]]
-        what = f"the picture and its row tell of another {', '.join(differing)}"
-        return Problem(kind="other_dream", uri=uri, what=what) if differing else None
+        found = {**inside, "width": width, "height": height, "settings": _comparable(inside.get("settings"))}
+        expected = {**row, "settings": _comparable(json.loads(row["settings"]))}
+        if differing := [name for name in _COMPARED if found.get(name) != expected[name]]:
+            return Problem(kind="other_dream", uri=uri, what=f"the image and its row differ in {', '.join(differing)}")
+        return None
 
-    def duplicates(self, numbers: set[int]) -> Iterator[Problem]:
-        """Rows that have their identity in common with an earlier one, as `numbers` says that some do."""
+    def duplicates(self, keys: set[int]) -> Iterator[Problem]:
+        """Yield every row whose identity an earlier row has. `keys` are the `dream_key`s that occur more than once."""
         first: dict[tuple[str, ...], str] = {}
-        for uri, part in self.parts(IDENTITY) if numbers else ():
+        for uri, part in self.parts(IDENTITY) if keys else ():
             for identity in () if isinstance(part, Problem) else zip(*part.to_pydict().values(), strict=True):
-                if dream_key(*identity) not in numbers:
+                if dream_key(*identity) not in keys:
                     continue
                 if identity in first:
-                    what = f"{uri} has a row of it under settings {identity[2]}, as has {first[identity]}"
+                    what = f"{first[identity]} and {uri} both have a row for it under the settings {identity[2]}"
                     yield Problem(kind="duplicate", uri=identity[0], what=what)
                 first.setdefault(identity, uri)
 
-    def lost(self, dreams: _Numbers) -> Iterator[Problem]:
-        """What finished runs planned, if no row tells of it."""
+    def lost(self, dreams: _Keys) -> Iterator[Problem]:
+        """Yield every dream that a finished run planned and that has no row. `dreams` are the keys of all rows."""
         for run_id in run_record.finished_run_ids(self.destination, self.storage):
             try:
-                for source, identities in run_record.planned_dreams(self.destination, run_id, self.storage):
-                    keys = [dream_key(source.uri, source.etag, each) for each in identities]
-                    for identity in (
-                        each for each, key in zip(identities, keys, strict=True) if not contains(dreams, key)
-                    ):
-                        what = f"run {run_id} planned it under settings {identity}, and no row tells of it"
-                        yield Problem(kind="lost", uri=source.uri, what=what)
+                for source, settings_ids in run_record.planned_dreams(self.destination, run_id, self.storage):
+                    for settings_id in settings_ids:
+                        if not contains(dreams, dream_key(source.uri, source.etag, settings_id)):
+                            what = f"the run {run_id} planned it under the settings {settings_id}, but it has no row"
+                            yield Problem(kind="lost", uri=source.uri, what=what)
             except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
                 what = f"the record of this run cannot be read: {error}"
                 yield Problem(kind="damaged", uri=layout.run_folder(self.destination, run_id), what=what)
 
     def planned(self, unfinished: Run | None) -> Iterator[str]:
-        """Addresses of all the dreams of the unfinished run."""
+        """Yield the addresses of all dreams that the unfinished run planned."""
         plan = run_record.read_plan(unfinished.destination, unfinished.run_id, self.storage) if unfinished else None
         if unfinished and plan:
             for work in plan.works():
                 yield from (unfinished.result_uri(work.source, unfinished.settings[index]) for index in work.settings)
 
-    def orphans(self, numbers: set[int]) -> Iterator[Problem]:
-        """The objects of these numbers."""
-        for uri in _objects(self.storage, self.destination) if numbers else ():
-            if _number(uri) in numbers:
-                yield Problem(kind="orphan", uri=uri, what="no row and no plan of an unfinished run names it")
+    def orphans(self, keys: set[int]) -> Iterator[Problem]:
+        """Yield the objects with these keys."""
+        for uri in _objects(self.storage, self.destination) if keys else ():
+            if _uri_key(uri) in keys:
+                what = "neither a row nor the plan of an unfinished run names it"
+                yield Problem(kind="orphan", uri=uri, what=what)
 
 
 def _objects(storage: Storage, destination: str) -> Iterator[str]:
-    return (found.uri for found in storage.list(f"{destination}images/") if not found.uri.endswith("/"))
+    return (info.uri for info in storage.list(layout.images_folder(destination)) if not info.uri.endswith("/"))
 
 
-def _number(uri: str) -> int:
-    """An address in 8 bytes."""
+def _uri_key(uri: str) -> int:
+    """Return a 64-bit number for an address."""
     return int.from_bytes(hashlib.sha256(uri.encode()).digest()[:8])
 
 
-def _sorted(numbers: Iterable[int]) -> _Numbers:
-    return np.unique(np.fromiter(numbers, np.uint64))
+def _sorted(keys: Iterable[int]) -> _Keys:
+    return np.unique(np.fromiter(keys, np.uint64))
 
 
-def _known(settings: object) -> dict[str, Any] | None:
-    """Settings as this version writes them; of files what they hold, wherever they lie."""
+def _comparable(settings: object) -> dict[str, Any] | None:
+    """Return settings in the form of this version, with files by their SHA-256; None if they are not valid here."""
     try:
-        known = DreamSettings.model_validate(settings).model_dump(mode="json")
+        fields = DreamSettings.model_validate(settings).model_dump(mode="json")
     except ValidationError:
         return None
-    return known | {name: known[name]["sha256"] for name in ("guide", "mask", "weights") if known[name]}
+    return fields | {name: fields[name]["sha256"] for name in ("guide", "mask", "weights") if fields[name]}

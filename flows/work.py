@@ -1,39 +1,44 @@
-"""The units of work: one photograph, one point of the grid, and a shard of them."""
+"""The units of work: one photograph, one point of the grid, and a shard of both."""
 
 from dataclasses import dataclass
 
 from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
 
+__all__ = ["PlannedSettings", "Shard", "Source", "Work", "dream_key"]
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One photograph: one version of one object."""
+    """One version of one photograph in S3."""
 
     uri: str
     name: str
-    """Its key below the source prefix: the end of its address."""
+    """The key below the source prefix. `uri` ends with it."""
     etag: str
     size: int
-    """Bytes."""
+    """Size of the file in bytes."""
 
 
 class PlannedSettings(Frozen):
-    """One point of the grid, ready to be dreamt."""
+    """One point of the grid, ready to be dreamt: every layer is named and every file has its SHA-256."""
 
     settings: DreamSettings
     settings_id: str
+    """Identity of the settings: 16 hex digits."""
     weights: str
+    """Identity of the network's weights."""
     cost: int
-    """Multiply-adds of one forward pass for each pixel of the picture."""
+    """Multiply-adds of one forward pass per pixel of the image, up to the deepest target layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One photograph and the settings, by their index in the run, under which a shard dreams it."""
+    """One photograph and the settings under which a shard dreams it."""
 
     source: Source
     settings: tuple[int, ...]
+    """Indices into the settings of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +46,15 @@ class Shard:
     """The work of one task."""
 
     number: int
+    """Number of the shard in its plan, from 0."""
     works: tuple[Work, ...]
 
     @property
     def dreams(self) -> int:
-        """How many rows the shard's part of the manifest will have."""
+        """The number of rows that the shard's part of the manifest will have."""
         return sum(len(work.settings) for work in self.works)
 
 
 def dream_key(source_uri: str, etag: str, settings_id: str) -> int:
-    """Identity of one dream in a destination, in 8 bytes; the manifest holds exactly one row for each."""
+    """Return the identity of one dream in a destination as a 64-bit number. The manifest has one row for each."""
     return int(digest(source_uri, etag, settings_id), 16)

@@ -1,10 +1,13 @@
-"""The real servers of the suite, started once: SeaweedFS and Prefect, and an S3 prefix of its own for each test."""
+"""Fixtures of the whole suite: the real servers, started once, and S3 prefixes for each test.
+
+Markers: tests that need the servers or start the command are marked `servers` automatically. `slow` is set by hand on
+other tests that take seconds. `make check` leaves out both.
+"""
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,22 +19,30 @@ from hypothesis import HealthCheck, settings
 from flows.local import stack as embedded
 from flows.local.stack import Stack
 from flows.storage import Storage
+from tests.support.command import DREAMGRID, Command
 
-REPOSITORY = Path(__file__).parents[1]
-PHOTOS = REPOSITORY / "examples" / "photos"
-DREAMGRID = Path(sys.executable).with_name("dreamgrid")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker of pytest-xdist has a core. Threads of several processes that share cores wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Children stop at Ctrl-C, also where whoever runs the tests ignores it, as a shell's background does.
+# Children stop at Ctrl-C even if the process that runs the tests ignores it, as background jobs of a shell do.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A machine that stalls for a second has found no example that fails.
+# A pause of the machine must not count as a slow example.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the servers or the command."""
+    for item in items:
+        if {"stack", "dreamgrid"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.servers)
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A running stack, to which this process's environment points."""
+    """A running stack; the environment of this process points to it."""
     folder = tmp_path_factory.mktemp("stack") / ".dreamgrid"
     with pytest.MonkeyPatch.context() as patch:
         running = embedded.up(folder)
@@ -46,30 +57,27 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def storage(stack: Stack) -> Storage:
-    """The stack's S3."""
+    """Access to the S3 server of the stack."""
     return Storage(environment=stack.environment())
 
 
 @pytest.fixture
 def source(request: pytest.FixtureRequest, storage: Storage) -> str:
-    """An empty source prefix of this test's own."""
+    """An empty source prefix for this test alone."""
     storage.create_bucket("s3://photos")
     return f"s3://photos/{request.node.name}/"
 
 
 @pytest.fixture
 def destination(request: pytest.FixtureRequest, storage: Storage) -> str:
-    """An empty destination of this test's own."""
+    """An empty destination for this test alone."""
     storage.create_bucket("s3://dreams")
     return f"s3://dreams/{request.node.name}/"
 
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
 @pytest.fixture
 def dreamgrid(tmp_path: Path) -> Command:
-    """The command, run in a folder of its own; the environment is the caller's, with `env` over it."""
+    """Return a function that runs the command in a folder of its own, with `env` over this process's environment."""
 
     def run(*arguments: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -87,7 +95,7 @@ def dreamgrid(tmp_path: Path) -> Command:
 
 @pytest.fixture
 def prefect_api(stack: Stack) -> Callable[[str, dict[str, Any]], Any]:
-    """A question to the Prefect server's API: a path and a filter, answered with what it found."""
+    """Return a function that sends a filter to a path of the Prefect server's API and returns what was found."""
 
     def ask(path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(
@@ -95,7 +103,7 @@ def prefect_api(stack: Stack) -> Callable[[str, dict[str, Any]], Any]:
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
 
     return ask

@@ -1,17 +1,21 @@
-"""`dreamgrid manifest`: what a destination holds, what failed, and whether that is so."""
+"""`dreamgrid manifest`: summarize the manifest of a destination, list failures, verify the dreams."""
+
+from typing import Any
 
 import click
 from rich.table import Column, Table
 
-from flows.cli.options import as_json, destination_folder
+from flows.cli.options import destination_folder, json_option
 from flows.terminal import console, one_line, print_line, progress, show_json
 
-LINES = 100
-"""Of a table of what is wrong; `--json` has more."""
+__all__ = ["manifest"]
+
+MAX_ROWS = 100
+"""Rows that a table shows. `--json` has more."""
 
 
-class _SummaryUnlessTold(click.Group):
-    """`manifest DEST` is `manifest summary DEST`: no destination is called like a command."""
+class _SummaryByDefault(click.Group):
+    """`manifest DEST` means `manifest summary DEST`. No destination has the name of a command."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *context.help_option_names):
@@ -19,24 +23,30 @@ class _SummaryUnlessTold(click.Group):
         return super().parse_args(context, args)
 
 
-@click.group(cls=_SummaryUnlessTold)
+@click.group(cls=_SummaryByDefault)
 def manifest() -> None:
-    """Summarise the manifest of a destination, tell what failed, or hold it against the objects.
+    """Summarize or verify the manifest of a destination.
 
     \b
-    dreamgrid manifest s3://dreams/demo/
-    dreamgrid manifest failures s3://dreams/demo/
-    dreamgrid manifest verify s3://dreams/demo/
+    Examples:
+      dreamgrid manifest s3://dreams/demo/
+      dreamgrid manifest failures s3://dreams/demo/
+      dreamgrid manifest verify s3://dreams/demo/
     """
 
 
 @manifest.command()
 @click.argument("destination", metavar="DEST")
-@as_json
+@json_option
 def summary(destination: str, as_json: bool) -> None:
-    """Count the rows of a destination, its failures by kind, and mean scores of each point of the grid."""
+    """Show counts, failures by kind, and mean scores by settings.
+
+    \b
+    Examples:
+      dreamgrid manifest summary s3://dreams/demo/
+      dreamgrid manifest summary s3://dreams/demo/ --json
+    """
     from flows import manifest
-    from flows.sheets import distinguishing_settings, read_settings
     from flows.storage import storage
 
     folder = destination_folder(destination)
@@ -52,28 +62,40 @@ def summary(destination: str, as_json: bool) -> None:
     for kind, count in found["errors"].items():
         print_line(f"  {count} {kind}")
     if found["errors"]:
-        print_line(f"Which, and why: dreamgrid manifest failures {folder}")
+        print_line(f"Failures: dreamgrid manifest failures {folder}")
+    console.print(_scores_table(found["settings"]))
+
+
+def _scores_table(points: list[dict[str, Any]]) -> Table:
+    """Return mean scores by settings, with a column for other settings in which the points differ."""
+    from flows.sheets import distinguishing_settings, read_settings
+
     table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
-    points = [read_settings(entry["settings"]) for entry in found["settings"]]
-    told = iter(distinguishing_settings([point for point in points if point], ("layers", "octaves", "steps")))
-    besides = [next(told) if point else "settings of another version of Dreamgrid" for point in points]
-    if any(besides):
-        table.add_column("besides", overflow="fold")
-    for entry, more in zip(found["settings"], besides, strict=True):
-        scores = (f"{entry['score_before']:.2f}", f"{entry['score_after']:.2f}")
-        numbers = (str(entry[name]) for name in ("octaves", "steps", "dreams"))
-        table.add_row(entry["layers"], *numbers, *scores, *([one_line(more)] if more else []))
-    console.print(table)
+    settings = [read_settings(point["settings"]) for point in points]
+    differences = iter(distinguishing_settings([each for each in settings if each], ("layers", "octaves", "steps")))
+    others = [next(differences) if each else "settings of another version of Dreamgrid" for each in settings]
+    if any(others):
+        table.add_column("other settings", overflow="fold")
+    for point, other in zip(points, others, strict=True):
+        scores = (f"{point['score_before']:.2f}", f"{point['score_after']:.2f}")
+        numbers = (str(point[name]) for name in ("octaves", "steps", "dreams"))
+        table.add_row(point["layers"], *numbers, *scores, *([one_line(other)] if other else []))
+    return table
 
 
 @manifest.command()
 @click.argument("destination", metavar="DEST")
-@as_json
+@json_option
 def failures(destination: str, as_json: bool) -> None:
-    """Tell which photographs failed or were skipped, and why.
+    """List the photographs that failed or were skipped.
 
-    One line for each version of a photograph and reason, with how many dreams it is without. What has failed is not
-    tried again until the photograph changes.
+    Prints one line for each version of a photograph and each reason, with the number of its dreams. A failed photograph
+    is tried again only when it changes.
+
+    \b
+    Examples:
+      dreamgrid manifest failures s3://dreams/demo/
+      dreamgrid manifest failures s3://dreams/demo/ --json
     """
     from flows import manifest
     from flows.storage import storage
@@ -83,40 +105,45 @@ def failures(destination: str, as_json: bool) -> None:
         show_json(found)
         return
     table = Table("dreams", "why", Column("photograph", overflow="fold"), "", box=None)
-    for entry in found[:LINES]:
+    for entry in found[:MAX_ROWS]:
         what = one_line(entry["source_uri"]), one_line(entry["error"])
         table.add_row(str(entry["dreams"]), entry["error_kind"], *what)
     if found:
         console.print(table)
-    more = f"; the first {LINES} are above, --json has all" if len(found) > LINES else ""
+    more = f"; the first {MAX_ROWS} are shown, --json prints all" if len(found) > MAX_ROWS else ""
     print_line(f"{sum(entry['dreams'] for entry in found)} dreams failed or were skipped{more}.")
 
 
 @manifest.command()
 @click.argument("destination", metavar="DEST")
-@as_json
+@json_option
 def verify(destination: str, as_json: bool) -> int:
-    """Hold every row of a destination against its object, and every object against the manifest.
+    """Check that the rows and the dreams of a destination agree.
 
-    Each dream is read and decoded: its size, SHA-256 and the settings inside it must be those of the row. Rows that
-    are there twice, planned dreams without a row and objects without one are found, too. Nothing is changed. Exits
-    with 1 when something is wrong.
+    Reads and decodes each dream, and compares its size, its SHA-256 and the settings inside it with its row. Also finds
+    duplicate rows, planned dreams without a row, and objects without a row. Changes nothing. Exits with 1 if there are
+    problems.
+
+    \b
+    Examples:
+      dreamgrid manifest verify s3://dreams/demo/
+      dreamgrid manifest verify s3://dreams/demo/ --json
     """
     from flows.storage import storage
     from flows.verify import verify
 
-    with progress("verifying") as watch:
-        found = verify(storage(), destination_folder(destination), watch)
+    with progress("verifying") as show_progress:
+        found = verify(storage(), destination_folder(destination), show_progress)
     if as_json:
         show_json(found.model_dump(mode="json"))
         return 1 if found.counts else 0
     if found.counts:
-        table = Table("what", Column("where", overflow="fold"), "why", box=None)  # addresses are there to be copied
-        for problem in found.problems[:LINES]:
+        table = Table("what", Column("where", overflow="fold"), "why", box=None)  # whole addresses, to be copied
+        for problem in found.problems[:MAX_ROWS]:
             table.add_row(problem.kind, one_line(problem.uri), one_line(problem.what))
         console.print(table)
-    counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items()) or "all is well"
+    counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items()) or "no problems"
     print_line(f"{found.rows} rows, {found.objects} objects: {counts}.")
     if found.unfinished:
-        print_line(f"The run {found.unfinished} is not finished: its pictures may have no row yet.")
+        print_line(f"The run {found.unfinished} is not finished: some of its dreams may have no row yet.")
     return 1 if found.counts else 0

@@ -1,33 +1,42 @@
-"""`dreamgrid models | layers`: what there is to dream with."""
+"""`dreamgrid models` and `layers`: list networks and their layers, or preview the layers."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from dreamcore.errors import InvalidInput
-from flows.cli.options import as_json
+from flows.cli.options import json_option
 from flows.terminal import console, print_line, progress, show_json
+
+if TYPE_CHECKING:
+    from dreamcore.spec import NetworkSpec
+
+__all__ = ["layers", "models"]
 
 
 @click.command()
 @click.argument("part", default="")
-@as_json
+@json_option
 def models(part: str, as_json: bool) -> None:
-    """List the networks there are to dream with, or those with PART in their name, in capitals or not.
+    """List the networks, or those with PART in their name.
 
-    A few, most transformers among them, take pictures of one size only and cannot dream: `dreamgrid layers NAME` tells.
+    PART may be in capitals or not. A few networks, most transformers among them, accept images of one size only and
+    cannot dream. `dreamgrid layers NAME` reports this.
 
     \b
-    dreamgrid models
-    dreamgrid models resnet
+    Examples:
+      dreamgrid models
+      dreamgrid models resnet
     """
     from dreamcore.zoo import model_names
 
     names = [name for name in model_names() if part.lower() in name.lower()]
     if not names:
-        raise InvalidInput(f"no network has {part!r} in its name; `dreamgrid models` lists all")
+        raise InvalidInput(f"no network has {part!r} in its name: `dreamgrid models` lists all networks")
     if as_json:
         show_json(names)
     else:
@@ -35,13 +44,13 @@ def models(part: str, as_json: bool) -> None:
 
 
 def _read_size(_context: click.Context, _option: click.Parameter, size: str | None) -> tuple[int, int] | None:
-    """Width and height from `640x480`."""
+    """Return width and height of a size such as `640x480`."""
     if size is None:
         return None
     match size.lower().split("x"):
         case [width, height] if width.isdecimal() and height.isdecimal() and int(width) * int(height):
             return int(width), int(height)
-    raise InvalidInput(f"{size!r} is no size: write width and height in pixels, such as 640x480")
+    raise InvalidInput(f"{size!r} is not a size: write width and height in pixels, for example 640x480")
 
 
 @click.command()
@@ -50,61 +59,72 @@ def _read_size(_context: click.Context, _option: click.Parameter, size: str | No
     "--size",
     metavar="WxH",
     callback=_read_size,
-    help="Size of the picture for the table.  [default: what the network learnt from]",
+    help="Size of the image for the table, in pixels.  [default: the training size of the network]",
 )
 @click.option(
     "--preview",
     nargs=2,
     metavar="IN OUT",
     type=click.Path(path_type=Path),
-    help="Instead, dream the photograph IN at each stage of the network and draw one sheet of it, OUT.",
+    help="Dream the photograph IN at each stage of the network, and draw all these dreams on one sheet OUT.",
 )
-@as_json
+@json_option
 def layers(model: str, size: tuple[int, int] | None, preview: tuple[Path, Path] | None, as_json: bool) -> None:
-    """List the layers of a network in the order in which a picture passes through, or see what they dream.
+    """List the layers of a network, or preview their dreams.
 
-    For each: its channels, its width and height for a picture of that size, pixels of the picture from one position to
-    the next, the side of what one position sees of the picture, in pixels, and its cost.
+    The order is that of a forward pass. For each layer the table shows its channels, its width and height for an image
+    of the given size, its stride and its receptive field in pixels of the image, and its cost.
 
     \b
-    dreamgrid layers
-    dreamgrid layers googlenet --size 640x480
-    dreamgrid layers --preview cat.jpg stages.jpg
+    Examples:
+      dreamgrid layers
+      dreamgrid layers googlenet --size 640x480
+      dreamgrid layers --preview cat.jpg stages.jpg
     """
     if preview:
         if size:
-            raise click.UsageError("--size is for the table, --preview for a sheet: give one of them")
+            raise click.UsageError("--size is for the table and --preview is for a sheet: give one of them")
         _preview(model, *preview, as_json)
         return
-    from dataclasses import asdict
-
     from dreamcore.catalog import network_spec
     from dreamcore.tracing import activation_sizes
 
-    known = network_spec(model)
-    width, height = size or (known.size, known.size)
-    sizes = activation_sizes(known, height, width)
+    network = network_spec(model)
+    width, height = size or (network.size, network.size)
+    sizes = activation_sizes(network, height, width)
     if as_json:
         rows = [
-            {**asdict(layer), "width": sizes[layer.name][1], "height": sizes[layer.name][0]} for layer in known.layers
+            {**asdict(layer), "width": sizes[layer.name][1], "height": sizes[layer.name][0]} for layer in network.layers
         ]
-        show_json({**asdict(known), "at": {"width": width, "height": height}, "layers": rows})
+        show_json({**asdict(network), "at": {"width": width, "height": height}, "layers": rows})
         return
+    table = _layers_table(network, sizes, (width, height))
+    Console(width=max(console.width, 140)).print(table)  # wide, so that no name is cut
+
+
+def _layers_table(network: "NetworkSpec", sizes: dict[str, tuple[int, int]], size: tuple[int, int]) -> Table:
+    """Return a row for each layer.
+
+    Args:
+        network: the network.
+        sizes: height and width of the activations by layer.
+        size: width and height of the image.
+    """
     table = Table("layer", "kind", box=None)
-    for name in ("channels", f"of {width}x{height}", "stride", "field", "multiply-adds a pixel"):
+    for name in ("channels", f"of {size[0]}x{size[1]}", "stride", "field", "multiply-adds a pixel"):
         table.add_column(name, justify="right")
-    for layer in known.layers:
-        down, across = sizes[layer.name]
-        numbers = (layer.channels, f"{across}x{down}", layer.stride, layer.receptive_field or "all", f"{layer.cost:,}")
+    for layer in network.layers:
+        height, width = sizes[layer.name]
+        numbers = (layer.channels, f"{width}x{height}", layer.stride, layer.receptive_field or "all", f"{layer.cost:,}")
         table.add_row(layer.name, layer.kind, *map(str, numbers))
-    Console(width=max(console.width, 140)).print(table)  # names are there to be copied: none is cut
+    return table
 
 
 def _preview(model: str, source: Path, result: Path, as_json: bool) -> None:
     from flows.preview import preview, summary
 
-    with progress("dreaming") as watch:
-        dreams = preview(model, source, result, watch)
+    with progress("dreaming") as show_progress:
+        dreams = preview(model, source, result, show_progress)
     if as_json:
         show_json(summary(dreams))
         return

@@ -1,28 +1,46 @@
-"""The flags of the command, made from the fields of settings and jobs themselves."""
+"""The flags of the command line, derived from the fields of settings and jobs.
+
+Flags pass their values on as text. pydantic validates them together with the job file, so that both give the same
+messages.
+"""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
+from pydantic.fields import FieldInfo
 
 from dreamcore.errors import InvalidInput
 from dreamcore.grid import Grid
 from dreamcore.presets import PRESETS
-from dreamcore.settings import DreamSettings, Output
+from dreamcore.settings import DreamSettings, Output, Reference
 from dreamcore.targets import Frozen, layers_label
 from flows.job import DreamJob, read_job
 from flows.layout import folder_uri
 from flows.machine import parse_size
 from flows.terminal import print_message
 
+__all__ = [
+    "destination_folder",
+    "field_options",
+    "job_from_flags",
+    "job_options",
+    "json_option",
+    "memory_option",
+    "metavar_of",
+    "take_one",
+    "values_of",
+]
+
 Command = TypeVar("Command", bound=Callable[..., Any])
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
 
 
 def _set_memory(_context: click.Context, _option: click.Parameter, size: str | None) -> None:
-    """Worker processes read it from the environment, wherever they are started."""
+    """Set the limit in the environment, where every worker process reads it."""
     if size:
         os.environ["DREAMGRID_MAX_MEMORY"] = str(parse_size(size))
 
@@ -32,18 +50,32 @@ memory_option = click.option(
     expose_value=False,
     callback=_set_memory,
     metavar="SIZE",
-    help="Memory for each process that dreams, such as 2GiB: larger pictures are dreamt in tiles.",
+    help="Memory that each dreaming process may use, for example 2GiB. Larger images are computed in tiles.",
 )
 
 
-def options_of(model: type[Frozen], *leave_out: str) -> Callable[[Command], Command]:
-    """A flag for each field of `model`, described by the field itself; axes may be given several times."""
+def field_options(model: type[Frozen], *leave_out: str, reference: str = "URI") -> Callable[[Command], Command]:
+    """Return a decorator that adds a flag for each field of `model`.
+
+    The flag of an axis of `Grid` may be given several times, any other flag once.
+
+    Args:
+        model: the settings, the grid, the output or the job.
+        leave_out: fields without a flag.
+        reference: what help shows for a field that refers to a file: `URI` or `PATH`.
+    """
 
     def decorate(command: Command) -> Command:
         for name in reversed([name for name in model.model_fields if name not in leave_out]):
-            flag, values = "--" + name.replace("_", "-"), metavar_of(model.model_fields[name].annotation)
-            once = None if model is Grid else take_one
-            option = click.option(flag, name, multiple=True, callback=once, metavar=values, help=_help(model, name))
+            field = _described_field(model, name)
+            option = click.option(
+                "--" + name.replace("_", "-"),
+                name,
+                multiple=True,
+                callback=None if model is Grid else take_one,
+                metavar=metavar_of(field, reference),
+                help=_help(name, field),
+            )
             command = option(command)
         return command
 
@@ -51,7 +83,11 @@ def options_of(model: type[Frozen], *leave_out: str) -> Callable[[Command], Comm
 
 
 def take_one(_context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """The value of a flag that may be given once; of several, click would take the last and say nothing."""
+    """Return the value of a flag that may be given once. click itself would silently use the last of several values.
+
+    Raises:
+        InvalidInput: the flag is given more than once.
+    """
     if len(values) > 1:
         several = ", or use `dreamgrid run`, which dreams every combination" if option.name in Grid.model_fields else ""
         raise InvalidInput(f"{option.opts[0]} is given {len(values)} times: give it once{several}")
@@ -59,7 +95,10 @@ def take_one(_context: click.Context, option: click.Parameter, values: tuple[str
 
 
 def values_of(annotation: object) -> tuple[str, ...]:
-    """The values that a field of this type may have, where they can be counted up; an axis has those of its setting."""
+    """Return the values that a field of this type may have, if they are a closed list; otherwise an empty tuple.
+
+    The values of an axis are those of its setting.
+    """
     if annotation is bool:
         return ("true", "false")
     if get_origin(annotation) is Literal:
@@ -67,53 +106,120 @@ def values_of(annotation: object) -> tuple[str, ...]:
     return next(filter(None, map(values_of, get_args(annotation))), ())
 
 
-def metavar_of(annotation: object) -> str | None:
-    """What help shows for the value of a flag, as click writes a choice; None leaves it to click."""
-    return f"[{'|'.join(values)}]" if (values := values_of(annotation)) else None
+def metavar_of(field: FieldInfo, reference: str = "URI") -> str:
+    """Return what help shows for the value of a flag: its choices, its range, or its type.
+
+    Args:
+        field: the field that the flag sets.
+        reference: what to show for a reference to a file.
+    """
+    if values := values_of(field.annotation):
+        return f"[{'|'.join(values)}]"
+    types = set(_types_in(field.annotation))
+    if Reference in types:
+        return reference
+    if int in types:
+        limits = _limits(field)
+        return f"[{limits['ge']}..{limits['le']}]" if limits.keys() == {"ge", "le"} else "INTEGER"
+    if float in types:
+        return "FLOAT"
+    return "URI" if "s3://" in str(field.json_schema_extra) else "TEXT"
 
 
-def _help(model: type[Frozen], name: str) -> str:
-    """What a field says of itself, with its default; an axis says what the setting says."""
-    field = (DreamSettings if model is Grid and name in DreamSettings.model_fields else model).model_fields[name]
-    default = layers_label(field.default) if name == "layers" else field.default
-    return f"{field.description}" + ("" if field.is_required() or default is None else f"  [default: {default}]")
+def _types_in(annotation: object) -> Iterator[object]:
+    """Yield a type and everything that it is composed of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types_in(part)
+
+
+def _limits(field: FieldInfo) -> dict[str, float]:
+    """Return the bounds of a number by the name of the comparison: `ge`, `gt`, `le`, `lt`."""
+    names = ("ge", "gt", "le", "lt")
+    bounds = {name: getattr(bound, name) for bound in field.metadata for name in names if hasattr(bound, name)}
+    return {name: value for name, value in bounds.items() if value < 2**63}  # the range of an integer needs no note
+
+
+def _range(field: FieldInfo) -> str:
+    """Return the bounds of a number as click writes them, such as `x>=0` or `1<x<=4`; empty if there are none."""
+    limits = _limits(field)
+    below = {"ge": "<=", "gt": "<"}
+    lower = next((f"{limits[name]}{below[name]}" for name in below if name in limits), "")
+    upper = next((f"{sign}{limits[name]}" for name, sign in (("le", "<="), ("lt", "<")) if name in limits), "")
+    if lower and not upper:
+        return next(f"x{sign}{limits[name]}" for name, sign in (("ge", ">="), ("gt", ">")) if name in limits)
+    return f"{lower}x{upper}" if upper else ""
+
+
+def _described_field(model: type[Frozen], name: str) -> FieldInfo:
+    """Return the field that describes a flag: for an axis, the field of its setting."""
+    owner = DreamSettings if model is Grid and name in DreamSettings.model_fields else model
+    return owner.model_fields[name]
+
+
+def _help(name: str, field: FieldInfo) -> str:
+    """Return the description of a field, with its default and the bounds that its metavar does not show."""
+    notes = []
+    if not field.is_required() and field.default is not None:
+        default = layers_label(field.default) if name == "layers" else field.default
+        notes.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
+    if (bounds := _range(field)) and ".." not in metavar_of(field):
+        notes.append(bounds)
+    return f"{field.description}" + (f"  [{'; '.join(notes)}]" if notes else "")
 
 
 def job_options(command: Command) -> Command:
-    """The job file, and a flag for every field of a job."""
+    """Add the job file as an argument, and a flag for every field of a job."""
     for decorate in (
-        options_of(Output),
-        options_of(Grid, "points"),
-        options_of(DreamJob, "grid", "output"),
+        field_options(Output),
+        field_options(Grid, "points"),
+        field_options(DreamJob, "grid", "output"),
         click.argument("job", required=False, type=click.Path(path_type=Path)),
     ):
         command = decorate(command)
     return command
 
 
-def job_of(job: Path | None, flags: Mapping[str, Any], begun: Mapping[str, Any] | None = None) -> DreamJob:
-    """The job that a file and flags describe, or the one that was begun, with flags over it."""
+def job_from_flags(
+    file: Path | None, flags: Mapping[str, Any], unfinished: Mapping[str, Any] | None = None
+) -> DreamJob:
+    """Return the job that a file or an unfinished run describes, with the flags over it.
+
+    Args:
+        file: the job file; None if the flags or the unfinished run describe the job.
+        flags: values by field; flags that are not given are None or empty.
+        unfinished: the fields of the job of an unfinished run.
+
+    Raises:
+        InvalidInput: no job is given, or a field is wrong.
+    """
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     grid = {name: given.pop(name) for name in list(given) if name in Grid.model_fields}
     output = {name: given.pop(name) for name in list(given) if name in Output.model_fields}
-    if job is None and not given and not begun:
-        raise InvalidInput("there is no job: name a job file, or give --source and --destination")
+    if file is None and not given and not unfinished:
+        raise InvalidInput("no job is given: name a job file, or give --source and --destination")
     nested = {name: fields for name, fields in (("grid", grid), ("output", output)) if fields}
-    the_job = read_job(job, {**(begun or {}), **given, **nested})
-    if "preset" in grid and (names := _before_presets(the_job.grid, grid)):
-        print_message(f"the job itself sets {', '.join(names)}: that goes before what --preset says", "yellow")
-    return the_job
+    job = read_job(file, {**(unfinished or {}), **given, **nested})
+    if "preset" in grid and (names := _settings_over_preset(job.grid, grid)):
+        print_message(f"the job sets {', '.join(names)}: these values override --preset", "yellow")
+    return job
 
 
-def _before_presets(grid: Grid, flags: Mapping[str, Any]) -> list[str]:
-    """The axes that its presets would set, had the job not set them already, and no flag beside the preset."""
+def _settings_over_preset(grid: Grid, flags: Mapping[str, Any]) -> list[str]:
+    """Return the axes that the presets would set, if the job did not set them and no flag does either."""
     presets = [PRESETS[name] for name in grid.preset or ()]
-    theirs = {"layers"}.union(*(preset.settings for preset in presets))
-    return [name for name in Grid.model_fields if name in theirs - set(flags) and getattr(grid, name) is not None]
+    preset_fields = {"layers"}.union(*(preset.settings for preset in presets))
+    return [
+        name for name in Grid.model_fields if name in preset_fields - set(flags) and getattr(grid, name) is not None
+    ]
 
 
 def destination_folder(destination: str) -> str:
-    """The folder that a destination on the command line names; raises `InvalidInput` where it is no S3 address."""
+    """Return the folder of a destination on the command line, with a slash at its end.
+
+    Raises:
+        InvalidInput: it is not an S3 address.
+    """
     try:
         return folder_uri(destination)
     except ValueError as error:

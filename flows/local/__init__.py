@@ -1,1 +1,1 @@
-"""The embedded stack: SeaweedFS and Prefect on loopback, and the demo that runs on them."""
+"""The embedded stack (SeaweedFS and Prefect on loopback) and the demo that runs on it."""

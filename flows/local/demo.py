@@ -1,4 +1,4 @@
-"""The demonstration: the photographs of this repository through the main job, on the embedded stack."""
+"""The demo: dream the example photographs of this repository on the embedded stack."""
 
 from pathlib import Path
 
@@ -8,18 +8,20 @@ from flows import layout
 from flows.job import DreamJob, read_job
 from flows.storage import storage
 
+__all__ = ["fetch_sheets", "prepare"]
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def prepare() -> DreamJob:
-    """Put the example photographs into S3, unless they are there, and return the job that dreams them.
+    """Upload the example photographs that S3 does not have yet, and return the job that dreams them.
 
     Raises:
-        InvalidInput: the examples are not there: this is an installed package and no checkout.
+        InvalidInput: the examples are missing, because this is an installed package and not a checkout.
     """
     photographs = sorted(path for path in (EXAMPLES / "photos").glob("*") if has_image_suffix(path.name))
     if not photographs:
-        raise InvalidInput(f"there are no photographs in {EXAMPLES / 'photos'}: run the demo in a checkout")
+        raise InvalidInput(f"{EXAMPLES / 'photos'} has no photographs: run the demo in a checkout of the repository")
     job = read_job(EXAMPLES / "demo.yaml", {})
     storage().create_bucket(job.source)
     storage().create_bucket(job.destination)
@@ -31,7 +33,7 @@ def prepare() -> DreamJob:
 
 
 def fetch_sheets(job: DreamJob, folder: Path) -> Path:
-    """Copy the contact sheets of the job's destination into a folder, to be looked at."""
+    """Copy the contact sheets of the job's destination into a local folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for found in storage().list(layout.sheets_folder(job.destination)):
         data = storage().read(found.uri) or b""

@@ -1,4 +1,8 @@
-"""Server processes of this machine, each told from every other process, and from whoever else took its port."""
+"""Server processes of this machine.
+
+A server is identified by its process and the time when the process started. So a later process with the same number,
+or another process on the same port, is never taken for it.
+"""
 
 import os
 import secrets
@@ -11,63 +15,76 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+__all__ = ["GRPC_OFFSET", "HOST", "Server", "stop"]
+
 HOST = "127.0.0.1"
-STOP_SECONDS = 10.0  # after SIGTERM, and again after SIGKILL
-GRPC_OFFSET = 10_000  # SeaweedFS's own: its maintenance worker looks for the admin server there, whatever it is told
-PORTS = range(10_000, 20_000)  # neither these nor the gRPC ports are ephemeral: no outgoing connection takes one
+STOP_SECONDS = 10.0
+"""How long to wait after SIGTERM, and again after SIGKILL."""
+GRPC_OFFSET = 10_000
+"""Fixed by SeaweedFS: its maintenance worker expects the admin server there, even if another port is configured."""
+PORTS = range(10_000, 20_000)
+"""Neither these ports nor their gRPC ports are ephemeral, so no outgoing connection takes one."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """One server: its ports by name, and its process."""
+    """A server: its ports by name, and its process."""
 
     name: str
     ports: dict[str, int]
     pid: int = 0
-    birth: str = ""  # tells the process from a later one that got the same pid
+    birth: str = ""
+    """When the process was started. It distinguishes the process from a later one with the same number."""
 
     @property
     def alive(self) -> bool:
-        """Whether the very process that was started is still there."""
+        """Whether the process that was started still runs."""
         return self.pid > 0 and _birth(self.pid) == self.birth
 
     @property
     def url(self) -> str:
-        """The address it serves: the first of its ports."""
+        """Address of the first of its ports."""
         return f"http://{HOST}:{next(iter(self.ports.values()))}"
 
     @property
     def listens(self) -> bool:
-        """Whether this very process holds its port: a stranger's answer there is never taken for its own."""
-        mine = set()
+        """Whether this process listens on its first port. Another process on the same port does not count."""
+        sockets = set()
         with suppress(OSError):
             for file in Path(f"/proc/{self.pid}/fd").iterdir():
-                with suppress(FileNotFoundError):  # closed in the meantime
-                    mine.add(str(file.readlink()))
+                with suppress(FileNotFoundError):  # closed since the folder was listed
+                    sockets.add(str(file.readlink()))
             port = f":{next(iter(self.ports.values())):04X}"
             for line in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines():
                 _, local, _, state, *rest = line.split()
-                if local.endswith(port) and state == "0A" and f"socket:[{rest[5]}]" in mine:
+                if local.endswith(port) and state == "0A" and f"socket:[{rest[5]}]" in sockets:
                     return self.alive
         return False
 
     @property
     def could_listen(self) -> bool:
-        """Whether nobody else holds any of its ports."""
+        """Whether all its ports are free."""
         return all(map(_free, self.ports.values()))
 
     def with_free_ports(self) -> "Server":
-        """The server with those ports replaced that are taken or were never chosen."""
+        """Return the server with new ports in place of those that are taken or not chosen yet."""
         fresh = (port for port in secrets.SystemRandom().sample(PORTS, len(PORTS)) if port not in self.ports.values())
         ports = {name: port if _free(port) else next(filter(_free, fresh)) for name, port in self.ports.items()}
         return replace(self, ports=ports)
 
     def started(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> "Server":
-        """The server with the process that `command` starts in `folder`; what it has to say goes into `log`."""
+        """Start the process of the server, and return the server with its process.
+
+        Args:
+            command: the command to run.
+            folder: the folder to run it in.
+            environment: its environment variables.
+            log: the file that its output is appended to.
+        """
         with log.open("ab") as stream:
-            # The shell starts the server and ends, so the server is nobody's child, and no zombie of a caller that
-            # lives on. In a session of its own, Ctrl-C in the terminal does not reach it.
-            shell = subprocess.run(  # noqa: S603 - the command is ours
+            # The shell starts the server and ends. So the server is not a child of the caller, and does not become its
+            # zombie. The new session keeps Ctrl-C in the terminal away from it.
+            shell = subprocess.run(  # noqa: S603 - the command is built in `stack`
                 ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *command],
                 cwd=folder,
                 env=environment,
@@ -82,7 +99,7 @@ class Server:
 
 
 def stop(servers: Iterable[Server]) -> bool:
-    """Ends the processes of these servers and nothing else; whether there were any."""
+    """End the processes of these servers and no others. Return whether any of them ran."""
     groups = []
     for server in servers:
         with suppress(ProcessLookupError):
@@ -100,11 +117,11 @@ def stop(servers: Iterable[Server]) -> bool:
 
 
 def _free(port: int) -> bool:
-    """Whether a server could listen on the port, and on the one for gRPC that goes with it."""
+    """Return whether a server could listen on this port and on its gRPC port."""
     try:
         for number in (port, port + GRPC_OFFSET):
             with socket.socket() as probe:
-                # As servers do: connections that linger after their server has gone do not count.
+                # Servers set this too. Without it, connections in TIME_WAIT of an ended server make the port busy.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((HOST, number))
     except OSError:
@@ -113,12 +130,12 @@ def _free(port: int) -> bool:
 
 
 def _birth(pid: int) -> str | None:
-    """What no other process has, not even one that gets this pid later; None when the process has ended."""
+    """Return boot and start time of a process, which no later process with this number has; None if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
-    threads, tick = fields[16], fields[18]  # `tick` of the clock when it was started
-    # A zombie whose threads are still ending holds its ports until the last of them has gone.
+    threads, tick = fields[16], fields[18]  # clock ticks from boot to the start of the process
+    # A zombie keeps its ports until the last of its threads has ended.
     return None if state in "ZX" and int(threads) <= 1 else f"{boot}/{tick}"

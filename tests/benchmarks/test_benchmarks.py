@@ -1,4 +1,4 @@
-"""The benchmark runs, holds what it compares to the same step, and says when its run tells nothing."""
+"""The benchmark runs, compares only contenders that compute the same step, and reports unreliable runs."""
 
 import io
 import json
@@ -17,10 +17,7 @@ from torch import Tensor
 
 from benchmarks import gpu, host, memory, report
 from benchmarks.__main__ import conclude
-from benchmarks.crew import Crew
-from benchmarks.gpu import measure_gpu
-from benchmarks.steps import AGAIN, is_trusted, peak_rows
-from benchmarks.subjects import (
+from benchmarks.contenders import (
     BUNDLED_SUBJECT,
     CLEAN,
     ENGINE,
@@ -32,10 +29,13 @@ from benchmarks.subjects import (
     Subject,
     agreement,
     contender,
-    in_32_bits,
+    images,
     network_for,
-    pictures,
+    without_bfloat16,
 )
+from benchmarks.gpu import measure_gpu
+from benchmarks.processes import ProcessGroup
+from benchmarks.steps import AGAIN, is_trusted, peak_rows
 from benchmarks.timing import Race, Row, Spent, order, race
 
 ROOT = Path(__file__).parents[2]
@@ -54,16 +54,17 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert {"processor", "cores", "torch", "torch_threads", "date", "quick", "seconds"} <= set(found["machine"])
     assert set(found["sections"]) == {"engine", "null"}
     contenders = {row["contender"] for row in found["sections"]["engine"]}
-    assert contenders == {"published", "clean eager", "plain network", "engine, 32 bits", "engine"}
+    assert contenders == {"published", "clean eager", "plain network", "engine, float32", "engine"}
     for row in found["sections"]["engine"]:
         assert min(row["wall_ms"], row["cpu_ms"], row["megapixel_steps"]) > 0
         assert row["contender"] == "published" or row["agreement_db"] >= 60
     measured = {target["name"]: target["measured"] for target in found["targets"]}
     cases = {f"{subject.model} 451x300" for subject in SUBJECTS}
-    assert set(measured["engine against clean eager"]) == set(measured["engine against published"]) == cases
+    assert set(measured["speedup of the engine over clean eager"]) == cases
+    assert set(measured["speedup of the engine over published"]) == cases
     assert found["trusted"] is all(0.95 <= row["null_ratio"] <= 1.05 for row in found["sections"]["null"])
-    assert "engine against published" in done.stdout
-    assert ("not to be trusted" in done.stdout) is not found["trusted"]
+    assert "speedup of the engine over published" in done.stdout
+    assert ("not reliable" in done.stdout) is not found["trusted"]
 
 
 def printed(sections: dict[str, list[Row]], trusted: bool | None, **machine: float | None) -> str:
@@ -73,45 +74,45 @@ def printed(sections: dict[str, list[Row]], trusted: bool | None, **machine: flo
     return screen.getvalue()
 
 
-def test_a_run_in_which_the_engine_differs_from_itself_is_not_to_be_trusted() -> None:
-    honest = [Row("one", AGAIN, figures={"null_ratio": 0.96}), Row("other", AGAIN, figures={"null_ratio": 1.04})]
-    assert is_trusted(honest)
-    sabotaged = [*honest, Row("third", AGAIN, figures={"null_ratio": 0.9})]
-    assert not is_trusted(sabotaged)
-    text = printed({"null": sabotaged}, is_trusted(sabotaged))
-    assert "\x1b[1mThis run is not to be trusted" in text
-    assert report.to_json({}, {"null": sabotaged}, False)["trusted"] is False
-    assert "not to be trusted" not in printed({"null": honest}, True)
+def test_a_run_in_which_the_engine_differs_from_itself_is_not_reliable() -> None:
+    valid = [Row("one", AGAIN, figures={"null_ratio": 0.96}), Row("other", AGAIN, figures={"null_ratio": 1.04})]
+    assert is_trusted(valid)
+    noisy = [*valid, Row("third", AGAIN, figures={"null_ratio": 0.9})]
+    assert not is_trusted(noisy)
+    text = printed({"null": noisy}, is_trusted(noisy))
+    assert "\x1b[1mThis run is not reliable" in text
+    assert report.to_json({}, {"null": noisy}, False)["trusted"] is False
+    assert "not reliable" not in printed({"null": valid}, True)
 
 
 @pytest.mark.parametrize(("load", "busy"), [(0.61, True), (0.59, False), (None, False)])
-def test_a_machine_that_was_busy_at_the_start_says_so(load: float | None, busy: bool) -> None:
-    warning = "\x1b[1mThe load at the start was above 0.3 a core"
+def test_a_busy_machine_is_reported(load: float | None, busy: bool) -> None:
+    warning = "\x1b[1mThe load at the start was above 0.3 per core"
     assert (warning in printed({}, True, load=load, cores=2)) is busy
 
 
-def test_how_near_contenders_come_to_the_first() -> None:
-    def slope(bend: float, seen: Tensor) -> Tensor:
-        return seen - 0.5 + bend * seen.square()
+def test_agreement_is_measured_against_the_first_contender() -> None:
+    def gradient(curvature: float, x: Tensor) -> Tensor:
+        return x - 0.5 + curvature * x.square()
 
-    picture = pictures((32, 48))
+    image = images((32, 48))
     steps: dict[str, Step] = {
-        "one": partial(slope, 0.0),
-        "same": lambda seen: 3 * slope(0.0, seen),
-        "other": partial(slope, 1.0),
-        "broken": lambda seen: seen * torch.nan,
+        "one": partial(gradient, 0.0),
+        "same": lambda x: 3 * gradient(0.0, x),
+        "other": partial(gradient, 1.0),
+        "broken": lambda x: x * torch.nan,
     }
-    near = agreement(steps, picture)
-    assert set(near) == {"same", "other", "broken"}
-    assert near["same"] > 100 > 60 > near["other"] > near["broken"] == 0
+    decibels = agreement(steps, image)
+    assert set(decibels) == {"same", "other", "broken"}
+    assert decibels["same"] > 100 > 60 > decibels["other"] > decibels["broken"] == 0
 
 
-def test_contenders_that_take_another_step_cost_their_section_its_targets_and_no_other(
+def test_a_contender_that_computes_another_step_invalidates_only_its_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def contenders(name: str, subject: Subject, device: str) -> Step:
         step = contender(name, subject, device)
-        return (lambda seen: step(seen).flip(-1)) if name == CLEAN else step
+        return (lambda x: step(x).flip(-1)) if name == CLEAN else step
 
     monkeypatch.setattr(gpu, "contender", contenders)
     monkeypatch.setattr(gpu, "SUBJECTS", (None, BUNDLED_SUBJECT))
@@ -120,43 +121,42 @@ def test_contenders_that_take_another_step_cost_their_section_its_targets_and_no
     rows = measure_gpu(quick=True, device="cpu")
     assert [row.contender for row in rows] == [PUBLISHED, CLEAN, PLAIN, ENGINE]
     assert rows[1].figures["agreement_db"] < 60 < rows[3].figures["agreement_db"]
-    honest = [Row("one", ENGINE, figures={"times_clean": 2, "agreement_db": 80})]
-    assert conclude(MACHINE, {"engine": honest}, tmp_path / "found.json") == 0
+    valid = [Row("one", ENGINE, figures={"times_clean": 2, "agreement_db": 80})]
+    assert conclude(MACHINE, {"engine": valid}, tmp_path / "found.json") == 0
     assert "Section" not in capsys.readouterr().out
-    assert conclude(MACHINE, {"engine": honest, "gpu": rows}, tmp_path / "found.json") == 1
+    assert conclude(MACHINE, {"engine": valid, "gpu": rows}, tmp_path / "found.json") == 1
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["disagreeing"] == ["gpu"]
     assert len(found["sections"]["gpu"]) == len(rows)
     measured = {target["name"]: target["measured"] for target in found["targets"]}
-    assert measured["engine against clean eager"] == {"one": 2}
-    assert measured["engine against clean eager on a GPU"] == {}
-    assert "Section gpu is not to be trusted" in capsys.readouterr().out
+    assert measured["speedup of the engine over clean eager"] == {"one": 2}
+    assert measured["speedup of the engine over clean eager on a GPU"] == {}
+    assert "Section gpu is invalid" in capsys.readouterr().out
 
 
-def test_every_contender_has_every_place_in_a_round() -> None:
+def test_every_contender_has_every_position_equally_often() -> None:
     orders = [order("abc", number) for number in range(6)]
-    for place in range(3):
-        assert sorted(names[place] for names in orders) == sorted("aabbcc")
+    for position in range(3):
+        assert sorted(names[position] for names in orders) == sorted("aabbcc")
     assert {pair for names in orders for pair in pairwise(names)} == {(a, b) for a in "abc" for b in "abc" if a != b}
 
 
-def test_ratios_are_those_of_the_rounds() -> None:
-    """A machine that is slow for a while changes no ratio."""
-    slow = (1, 1, 10, 10, 1)
-    found = Race({name: [Spent(cost * factor, cost) for factor in slow] for name, cost in (("a", 0.2), ("b", 0.5))})
-    assert found.times("a", "b") == pytest.approx(2.5)
+def test_a_temporary_slowdown_does_not_change_the_speedup() -> None:
+    slowdown = (1, 1, 10, 10, 1)
+    found = Race({name: [Spent(cost * factor, cost) for factor in slowdown] for name, cost in (("a", 0.2), ("b", 0.5))})
+    assert found.speedup("a", "b") == pytest.approx(2.5)
     assert found.wall("a") == pytest.approx(0.2)
     assert found.spread("a") == pytest.approx(4.5)
 
 
-def test_both_clocks_run() -> None:
-    found = race({"sleep": lambda: time.sleep(0.02), "told": lambda: Spent(7, 3)}, 2)
+def test_a_race_measures_wall_and_cpu_time() -> None:
+    found = race({"sleep": lambda: time.sleep(0.02), "reported": lambda: Spent(7, 3)}, 2)
     assert found.wall("sleep") >= 0.02 > found.cpu("sleep")
-    assert (found.wall("told"), found.cpu("told")) == (7, 3)
+    assert (found.wall("reported"), found.cpu("reported")) == (7, 3)
 
 
-def test_the_best_product_is_the_measure_of_a_step_in_the_same_32_bits() -> None:
-    """Of 1 and 4 GFLOP/s; the engine does 2, and 4 with half precision, which counts for no target."""
+def test_the_engine_in_float32_is_compared_with_the_best_product() -> None:
+    """The products reach 1 and 4 GFLOP/s, the engine 2, and 4 with bfloat16, which does not count for the target."""
     seconds = {"torch.mm 2048": 1.0, "other": 1.0, ENGINE_32: 1.0, ENGINE: 0.5}
     found = Race({name: [Spent(wall, wall)] * 2 for name, wall in seconds.items()})
     rows = peak_rows(found, "case", {"torch.mm 2048": 1e9, "other": 4e9}, 2e9)
@@ -167,28 +167,28 @@ def test_the_best_product_is_the_measure_of_a_step_in_the_same_32_bits() -> None
     assert measured == [{"case": 2}, {"case": 0.5}]
 
 
-def test_a_network_in_32_bits_stands_beside_one_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_bfloat16_can_be_measured_beside_one_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dreamcore.engine.supports_bfloat16", lambda: True)
     subject = Subject("resnet18", "layer2")
     wanted = [frozenset([subject.layer])]
-    assert in_32_bits(network_for(subject), subject.layer).precisions(wanted) == ["float32"]
+    assert without_bfloat16(network_for(subject), subject.layer).precisions(wanted) == ["float32"]
     assert network_for(subject).precisions(wanted) == ["float32/bfloat16"]
 
 
-def test_a_crew_answers_together_and_tells_of_its_end() -> None:
-    with Crew(methodcaller, ("bit_count",), processes=2) as crew:
-        assert crew.threads == 1
-        assert crew.ask(7, 8) == [3, 1]
-        assert crew.ask(3) == [2]
+def test_a_process_group_handles_requests_and_reports_its_end() -> None:
+    with ProcessGroup(methodcaller, ("bit_count",), processes=2) as group:
+        assert group.threads == 1
+        assert group.ask(7, 8) == [3, 1]
+        assert group.ask(3) == [2]
         with pytest.raises(RuntimeError, match="a process of the benchmark ended"):
-            crew.ask("no number")
+            group.ask("not a number")
 
 
-def test_many_dreams_of_one_process_are_of_many_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the largest come early, so that what grows afterwards is not what a picture takes."""
-    met = list(islice(memory.sizes(), memory.MANY))
-    assert len(set(met)) > 0.9 * memory.MANY
-    areas = [height * width for height, width in met]
+def test_the_soak_uses_many_sizes_and_the_largest_come_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that grows after the largest sizes is not the memory of an image."""
+    found = list(islice(memory.sizes(), memory.MANY))
+    assert len(set(found)) > 0.9 * memory.MANY
+    areas = [height * width for height, width in found]
     assert max(areas[: memory.FEW]) > 0.95 * max(areas)
     monkeypatch.setattr(memory, "SUBJECTS", ())
     monkeypatch.setattr(memory, "FEW", 2)
@@ -201,12 +201,12 @@ def test_many_dreams_of_one_process_are_of_many_sizes(monkeypatch: pytest.Monkey
     assert min(row.figures[name] for name in ("mib_early", "mib_middle", "mib_late")) > 100
 
 
-def test_without_a_gpu_the_section_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_section_reports_a_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (row,) = measure_gpu(quick=True)
-    assert row.note == "not measured: torch sees no GPU here"
+    assert row.note == "not measured: torch finds no GPU"
 
 
-def test_every_target_names_a_figure_that_is_shown() -> None:
+def test_every_target_names_a_known_figure_and_section() -> None:
     assert {target.figure for target in report.TARGETS} <= set(report.FIGURES)
     assert {target.section for target in report.TARGETS} <= set(report.TITLES)

@@ -1,4 +1,4 @@
-"""The deployments as people use them: `prefect deploy`, a process worker in a folder of its own, a run asked for."""
+"""The deployments: `prefect deploy`, a process worker in another folder, and runs created by deployment."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ from flows import manifest
 from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.storage import Storage
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.kills import Observer, put_photographs
 
 ROOT = Path(__file__).parents[2]
@@ -43,11 +43,11 @@ JOB: dict[str, Any] = {
     "grid": {"octaves": [2], "steps": [1]},
     "max_pixels": 64 * 48,
 }
-NEVER = datetime.now(UTC) + timedelta(days=365)  # no worker takes a run as early as this
+NEVER = datetime.now(UTC) + timedelta(days=365)  # no worker starts a run so long before its time
 
 
 def prefect(stack: Stack, folder: Path, *arguments: str, seconds: float = 300) -> str:
-    """What the command prints, which must succeed without asking anything."""
+    """Run `prefect`, which must succeed without a question, and return its output."""
     done = subprocess.run(
         [sys.executable, "-m", "prefect", *arguments],
         cwd=folder,
@@ -70,7 +70,7 @@ def client(stack: Stack) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(scope="module")
 def deployed(stack: Stack, client: SyncPrefectClient) -> Iterator[dict[str, DeploymentResponse]]:
-    """Both deployments by name; they and their pool are gone from the server afterwards."""
+    """Return both deployments by name, and delete them and their work pool afterwards."""
     prefect(stack, ROOT, "work-pool", "create", POOL, "--type", "process")
     try:
         prefect(stack, ROOT, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
@@ -86,13 +86,13 @@ def deployed(stack: Stack, client: SyncPrefectClient) -> Iterator[dict[str, Depl
 def worker(
     stack: Stack, client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], tmp_path: Path
 ) -> Iterator[Path]:
-    """The log of a worker that runs in an empty folder, and takes nothing but what a test asks for."""
-    client.pause_deployment(deployed["nightly"].id)  # should it be 02:00 just now
+    """Start a worker in an empty folder, which runs only what a test requests, and return its log."""
+    client.pause_deployment(deployed["nightly"].id)  # in case it is 02:00 now
     log = tmp_path / "worker.log"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
-    mark = {"DREAMGRID_TEST": str(tmp_path)}  # each run has a session of its own, but inherits this
+    mark = {"DREAMGRID_TEST": str(tmp_path)}  # each run starts a new session, but inherits this variable
     environment = os.environ | stack.environment() | mark | {"DREAMGRID_WORKERS": "1"}
     with log.open("w") as sink, subprocess.Popen(
         command, cwd=elsewhere, env=environment, stdout=sink, stderr=sink, start_new_session=True
@@ -101,14 +101,14 @@ def worker(
             yield log
         finally:
             process.kill()
-            assert all_end(f"DREAMGRID_TEST={tmp_path}"), "something outlives the worker"
+            assert all_end(f"DREAMGRID_TEST={tmp_path}"), "a process outlives the worker"
 
 
 def all_end(mark: str) -> bool:
-    """Kill every process with `mark` in its environment; whether the last of them is gone within a minute."""
+    """Kill every process with `mark` in its environment, and return whether all have ended within a minute."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        alive = [int(file.parent.name) for file in Path("/proc").glob("[0-9]*/environ") if has(file, mark)]
+        alive = [int(file.parent.name) for file in Path("/proc").glob("[0-9]*/environ") if contains_mark(file, mark)]
         if not alive:
             return True
         for pid in alive:
@@ -118,10 +118,10 @@ def all_end(mark: str) -> bool:
     return False
 
 
-def has(environ: Path, mark: str) -> bool:
+def contains_mark(environ: Path, mark: str) -> bool:
     try:
         return mark.encode() in environ.read_bytes().split(b"\0")
-    except OSError:  # it ended, or is somebody else's
+    except OSError:  # it ended, or belongs to another user
         return False
 
 
@@ -132,7 +132,7 @@ def photograph() -> bytes:
     return sink.getvalue()
 
 
-def test_nightly_runs_at_two_one_run_at_a_time(deployed: dict[str, DeploymentResponse]) -> None:
+def test_nightly_is_scheduled_at_two_with_one_run_at_a_time(deployed: dict[str, DeploymentResponse]) -> None:
     nightly = deployed["nightly"]
     assert [entry.schedule.model_dump(include={"cron", "timezone"}) for entry in nightly.schedules] == [
         {"cron": "0 2 * * *", "timezone": "UTC"}
@@ -148,12 +148,12 @@ def test_nightly_runs_at_two_one_run_at_a_time(deployed: dict[str, DeploymentRes
     assert job.settings() == (DreamSettings(),), "the example is the default dream"
 
 
-def test_grid_runs_on_demand(deployed: dict[str, DeploymentResponse]) -> None:
+def test_grid_has_no_schedule(deployed: dict[str, DeploymentResponse]) -> None:
     assert deployed["grid"].schedules == []
     assert deployed["grid"].parameters == {}
 
 
-def test_both_are_described_and_held_to_their_form(deployed: dict[str, DeploymentResponse]) -> None:
+def test_both_deployments_have_a_description_and_enforce_their_schema(deployed: dict[str, DeploymentResponse]) -> None:
     for deployment in deployed.values():
         assert deployment.description
         assert deployment.enforce_parameter_schema
@@ -164,21 +164,21 @@ def test_both_are_described_and_held_to_their_form(deployed: dict[str, Deploymen
         assert all(field["description"] for field in form.values())
 
 
-def test_the_files_name_no_machine_and_no_secret() -> None:
+def test_the_files_contain_no_machine_path_and_no_secret() -> None:
     for file in DEPLOYMENTS.rglob("*.*"):
         text = file.read_text()
         assert str(ROOT) not in text
         assert not re.search(r"AKIA|AWS_SECRET_ACCESS_KEY['\"]?\s*[:=]\s*\S|aws_secret", text), file
 
 
-def test_the_policy_allows_what_the_code_calls() -> None:
+def test_the_policy_allows_exactly_the_calls_of_the_code() -> None:
     action = {
         "list_objects_v2": "s3:ListBucket",
         "head_object": "s3:GetObject",
         "get_object": "s3:GetObject",
         "put_object": "s3:PutObject",
         "delete_object": "s3:DeleteObject",
-        "create_bucket": None,  # only the demonstration does
+        "create_bucket": None,  # only the demo calls it
     }
     code = (ROOT / "flows" / "storage.py").read_text()
     called = set(re.findall(r"\bs3\.(\w+)\(", code))
@@ -190,21 +190,21 @@ def test_the_policy_allows_what_the_code_calls() -> None:
     ]
 
 
-def test_the_server_takes_the_kubernetes_template(stack: Stack, client: SyncPrefectClient) -> None:
+def test_the_server_accepts_the_kubernetes_template(stack: Stack, client: SyncPrefectClient) -> None:
     template = "deployments/kubernetes/base-job-template.json"
     prefect(stack, ROOT, "work-pool", "create", "gpu", "--type", "kubernetes", "--base-job-template", template)
     try:
         pool = client.read_work_pool("gpu")
     finally:
         client.delete_work_pool("gpu")
-    assert pool.base_job_template["variables"]["properties"]["gpu_count"]["default"] == "1"
+    assert pool.base_job_template["variables"]["properties"]["gpus"]["default"] == "1"
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(pool.base_job_template["job_configuration"])))
     assert used == set(pool.base_job_template["variables"]["properties"])
 
 
-def test_the_schedule_makes_runs(client: SyncPrefectClient, deployed: dict[str, DeploymentResponse]) -> None:
+def test_the_schedule_creates_runs(client: SyncPrefectClient, deployed: dict[str, DeploymentResponse]) -> None:
     mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployed["nightly"].id]))
-    deadline = time.monotonic() + 300  # it looks once a minute
+    deadline = time.monotonic() + 300  # the scheduler runs once a minute
     while not (runs := client.read_flow_runs(deployment_filter=mine, limit=3)):
         assert time.monotonic() < deadline, "the server's scheduler made no run: see its log"
         time.sleep(0.5)
@@ -225,7 +225,7 @@ def test_the_schedule_makes_runs(client: SyncPrefectClient, deployed: dict[str, 
     ],
     ids=["text", "mix", "targets", "axes and points", "output", "no grid", "job.yaml"],
 )
-def test_jobs_as_people_write_them_fit_the_form(
+def test_jobs_in_every_spelling_match_the_schema(
     client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], job: dict[str, Any]
 ) -> None:
     job = {"source": "s3://photos/", "destination": "s3://dreams/grid/", **job}
@@ -237,7 +237,7 @@ def test_jobs_as_people_write_them_fit_the_form(
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "message"),
     [
         ({}, "'job' is a required property"),
         ({"job": {"source": "s3://photos/"}}, "'destination' is a required property"),
@@ -248,17 +248,17 @@ def test_jobs_as_people_write_them_fit_the_form(
         ({"job": JOB | {"output": {"format": "gif"}}}, "'gif' is not one of"),
     ],
 )
-def test_a_wrong_job_is_refused_when_the_run_is_asked_for(
-    client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], parameters: dict[str, Any], told: str
+def test_a_wrong_job_is_refused_when_the_run_is_created(
+    client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], parameters: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PrefectHTTPStatusError) as error:
         client.create_flow_run_from_deployment(
             deployed["grid"].id, parameters=parameters, state=Scheduled(scheduled_time=NEVER)
         )
-    assert told in error.value.response.json()["detail"]
+    assert message in error.value.response.json()["detail"]
 
 
-def test_a_worker_somewhere_else_dreams(
+def test_a_worker_in_another_folder_dreams(
     stack: Stack, client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], worker: Path, storage: Storage
 ) -> None:
     source = photograph()
@@ -267,14 +267,14 @@ def test_a_worker_somewhere_else_dreams(
     parameters = json.dumps({"job": JOB})
     watch = ("--watch", "--watch-interval", "1", "--watch-timeout", "240")
     try:
-        told = prefect(
+        output = prefect(
             stack, worker.parent, "deployment", "run", "dream-collection/nightly", "--params", parameters, *watch
         )
     except (AssertionError, subprocess.TimeoutExpired) as error:
         pytest.fail(f"{error}\nThe worker's log:\n{worker.read_text()}")
-    env_int = re.search(r"UUID: (\S+)", told)
-    assert env_int
-    run = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [env_int[1]]}}))[0]
+    run_id = re.search(r"UUID: (\S+)", output)
+    assert run_id
+    run = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run_id[1]]}}))[0]
     assert run.state_type is StateType.COMPLETED
     assert run.deployment_id == deployed["nightly"].id
 
@@ -291,7 +291,7 @@ def test_a_worker_somewhere_else_dreams(
 
 
 @pytest.mark.soak
-def test_a_run_that_is_cancelled_stops_and_another_goes_on(
+def test_a_cancelled_run_stops_and_is_resumed(
     client: SyncPrefectClient,
     deployed: dict[str, DeploymentResponse],
     worker: Path,
@@ -316,10 +316,10 @@ def test_a_run_that_is_cancelled_stops_and_another_goes_on(
     await_or_fail(240, lambda: observer.dreams)
     client.set_flow_run_state(run.id, Cancelling())
     await_or_fail(120, lambda: client.read_flow_run(run.id).state_type is StateType.CANCELLED)
-    there = len(observer.dreams)
+    finished = len(observer.dreams)
     time.sleep(5)
     observer.look()
-    assert len(observer.dreams) == there < 40, "nothing of it works on"
+    assert len(observer.dreams) == finished < 40, "a worker still dreams"
 
     resumed = dreamgrid("run", "--resume", destination)
     assert resumed.returncode == 0, resumed.stderr

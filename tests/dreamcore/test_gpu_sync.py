@@ -1,7 +1,7 @@
-"""Nothing in a step has a GPU wait for the processor: told without one, by torch's device that only knows shapes.
+"""A step never makes a GPU wait for the CPU. The tests need no GPU: they run on torch's meta device.
 
-What is known of tensors there is their sizes: asking for a value raises. Indices and other small tensors that a step
-makes on the processor, and would send to the GPU while that waits, are seen as they are made.
+Tensors on the meta device have a shape but no values, so reading a value raises. Small tensors that a step creates on
+the CPU, such as indices, and would copy to the GPU while the GPU recorder, are recorded.
 """
 
 from typing import Any
@@ -18,31 +18,31 @@ from dreamcore.network import Network
 from dreamcore.settings import BUNDLED, DreamSettings
 from dreamcore.zoo import build
 
-PICTURE = torch.zeros(3, 96, 128, device="meta")
+IMAGE = torch.zeros(3, 96, 128, device="meta")
 
 
-class FromTheProcessor(TorchDispatchMode):
-    """While it is entered, notes operations that make a tensor out of Python's numbers, or take one from there."""
+class CpuTensors(TorchDispatchMode):
+    """Records, while active, the operations that create a tensor from Python numbers or involve a tensor on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: list[str] = []
+        self.operations: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        answer = func(*args, **(kwargs or {}))
-        tensors = [each for each in tree_leaves((args, kwargs, answer)) if isinstance(each, Tensor)]
+        output = func(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves((args, kwargs, output)) if isinstance(each, Tensor)]
         if func is torch.ops.aten.lift_fresh.default or any(each.device.type == "cpu" for each in tensors):
-            self.seen.append(str(func))
-        return answer
+            self.operations.append(str(func))
+        return output
 
 
-def test_what_would_have_a_gpu_wait_is_seen() -> None:
-    with FromTheProcessor() as waits:
-        PICTURE[[0, 1]]
-        PICTURE[0].add(torch.tensor(1.0))
-        assert waits.seen == ["aten.lift_fresh.default", "aten.lift_fresh.default", "aten.add.Tensor"]
+def test_operations_that_would_make_a_gpu_wait_are_recorded() -> None:
+    with CpuTensors() as recorder:
+        IMAGE[[0, 1]]
+        IMAGE[0].add(torch.tensor(1.0))
+        assert recorder.operations == ["aten.lift_fresh.default", "aten.lift_fresh.default", "aten.add.Tensor"]
         with pytest.raises(RuntimeError, match="meta"):
-            bool(PICTURE.isfinite().all())
+            bool(IMAGE.isfinite().all())
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,15 @@ def test_what_would_have_a_gpu_wait_is_seen() -> None:
         {"octaves_above": 1, "flip": True, "space": "network", "measure": "inner_mean_square"},
     ],
 )
-def test_a_step_has_no_gpu_wait_for_the_processor(settings: dict[str, Any]) -> None:
-    """From the second step on, whatever the samples of the batch have in common or not."""
+def test_a_step_never_makes_a_gpu_wait(settings: dict[str, Any]) -> None:
+    """True from the second step on, for a batch with different layers."""
     network = Network(build(BUNDLED, pretrained=False).to("meta"), network_spec(BUNDLED), device="meta")
     samples = [
-        Sample(PICTURE, DreamSettings(layers=layers, octaves=2, steps=3, **settings))
+        Sample(IMAGE, DreamSettings(layers=layers, octaves=2, steps=3, **settings))
         for layers in ("blocks.4", "blocks.2:3,5=0.5+blocks.3", "blocks.1@0.5,0.5")
     ]
-    after: list[int] = []
-    with FromTheProcessor() as waits:
-        ascend(network, samples, on_step=lambda _done, _of: after.append(len(waits.seen)))
-    assert len(after) == 6
-    assert waits.seen[after[0] :] == []
+    counts: list[int] = []
+    with CpuTensors() as recorder:
+        ascend(network, samples, on_step=lambda _step, _steps: counts.append(len(recorder.operations)))
+    assert len(counts) == 6
+    assert recorder.operations[counts[0] :] == []

@@ -1,4 +1,4 @@
-"""What is done to a gradient: one size of step for every picture, and its frequencies evened out."""
+"""Gradient filters and normalization, against numpy implementations."""
 
 from collections.abc import Callable
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from dreamcore.gradients import BANDS, filter_gradient, normalizer, smooth
 from tests.support.tiny import changed
 
-HOW = ["mean_abs", "std", "zero_mean_std", "rms", "adam"]
-GRADIENT = ["laplacian", "gaussian", "plain"]
+NORMALIZATIONS = ["mean_abs", "std", "zero_mean_std", "rms", "adam"]
+FILTERS = ["laplacian", "gaussian", "plain"]
 SIZES = [(64, 48), (63, 47), (1, 1), (3, 7), (7, 3), (4, 5), (5, 4), (33, 2), (1, 40)]
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 Plane = NDArray[np.float64]
 
 
-def normalise(gradient: Tensor, how: str) -> Tensor:
-    """A gradient treated and normalised: `how` names one or the other."""
-    if how in GRADIENT:
-        gradient, how = filter_gradient(gradient.clone(), changed(gradient=how, steps=4), 1), "mean_abs"
-    return normalizer(how)(gradient)
+def processed(gradient: Tensor, method: str) -> Tensor:
+    """Return a gradient after the normalization `method`, or after the filter `method` and `mean_abs`."""
+    if method in FILTERS:
+        gradient, method = filter_gradient(gradient.clone(), changed(gradient=method, steps=4), 1), "mean_abs"
+    return normalizer(method)(gradient)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,7 +31,7 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def smoothed(plane: Plane, axis: int) -> Plane:
-    """Convolved with 1 4 6 4 1 along one axis, zero outside."""
+    """Return `plane` convolved with 1 4 6 4 1 along one axis, with zeros outside."""
     result: Plane = np.apply_along_axis(lambda line: np.convolve(line, [1, 4, 6, 4, 1])[2:-2] / 16, axis, plane)
     return result
 
@@ -42,86 +42,90 @@ def shrunk(plane: Plane) -> Plane:
 
 
 def enlarged(plane: Plane, height: int, width: int) -> Plane:
-    spread = np.zeros((height, width))
-    spread[::2, ::2] = plane
-    return smoothed(smoothed(4 * spread, 0), 1)
+    sparse = np.zeros((height, width))
+    sparse[::2, ::2] = plane
+    return smoothed(smoothed(4 * sparse, 0), 1)
 
 
-def textbook_laplacian(gradient: Plane) -> Plane:
-    """Burt and Adelson's pyramid of (C, H, W) with each band at an RMS of 1, a plane at a time."""
+def plain_laplacian(gradient: Plane) -> Plane:
+    """Return the sum of the bands of Burt and Adelson's pyramid of (C, H, W), each with an RMS of 1."""
     bands: list[Plane] = []
     while len(bands) < BANDS - 1 and min(gradient.shape[1:]) >= 4:
         coarse = np.stack([shrunk(plane) for plane in gradient])
         bands.append(gradient - np.stack([enlarged(plane, *gradient.shape[1:]) for plane in coarse]))
         gradient = coarse
-    even = [band / np.sqrt((band**2).mean()) for band in [*bands, gradient]]
-    result = even.pop()
-    for band in reversed(even):
+    normalized = [band / np.sqrt((band**2).mean()) for band in [*bands, gradient]]
+    result = normalized.pop()
+    for band in reversed(normalized):
         result = band + np.stack([enlarged(plane, *band.shape[1:]) for plane in result])
-    normal: Plane = result / np.abs(result).mean()
-    return normal
+    scaled: Plane = result / np.abs(result).mean()
+    return scaled
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("how", GRADIENT)
-def test_the_mean_of_each_sample_is_one(how: str, size: tuple[int, int], dtype: torch.dtype) -> None:
-    result = normalise(noise(3, 3, *size, dtype=dtype) * torch.tensor([1e-6, 1, 1e6]).view(3, 1, 1, 1).to(dtype), how)
+@pytest.mark.parametrize("method", FILTERS)
+def test_the_mean_absolute_value_of_each_sample_is_one(method: str, size: tuple[int, int], dtype: torch.dtype) -> None:
+    result = processed(
+        noise(3, 3, *size, dtype=dtype) * torch.tensor([1e-6, 1, 1e6]).view(3, 1, 1, 1).to(dtype), method
+    )
     assert result.dtype == dtype
     torch.testing.assert_close(result.abs().mean((1, 2, 3)), torch.ones(3, dtype=dtype))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_laplacian_is_that_of_the_textbook(size: tuple[int, int]) -> None:
+def test_laplacian_equals_the_plain_implementation(size: tuple[int, int]) -> None:
     gradient = noise(1, 3, *size, dtype=torch.float64)
-    np.testing.assert_allclose(normalise(gradient, "laplacian")[0], textbook_laplacian(gradient[0].numpy()), atol=1e-10)
+    np.testing.assert_allclose(processed(gradient, "laplacian")[0], plain_laplacian(gradient[0].numpy()), atol=1e-10)
 
 
-def test_mean_abs_changes_nothing_but_the_scale() -> None:
+def test_mean_abs_changes_only_the_scale() -> None:
     gradient = noise(1, 3, 20, 30)
-    torch.testing.assert_close(normalise(gradient, "mean_abs"), gradient / gradient.abs().mean())
+    torch.testing.assert_close(processed(gradient, "mean_abs"), gradient / gradient.abs().mean())
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("how", HOW + GRADIENT)
-def test_a_sample_does_not_see_its_neighbours(how: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("method", NORMALIZATIONS + FILTERS)
+def test_a_sample_does_not_depend_on_the_others(method: str, dtype: torch.dtype) -> None:
     batch = noise(3, 3, 37, 50, dtype=dtype) * torch.tensor([1, 1e3, 1e-3], dtype=dtype).view(3, 1, 1, 1)
-    alone = torch.cat([normalise(sample[None], how) for sample in batch])
-    torch.testing.assert_close(normalise(batch, how), alone, rtol=0, atol=TOLERANCE[dtype])
+    alone = torch.cat([processed(sample[None], method) for sample in batch])
+    torch.testing.assert_close(processed(batch, method), alone, rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("how", HOW + GRADIENT)
-def test_the_scale_of_a_gradient_does_not_matter_but_its_sign_does(how: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("method", NORMALIZATIONS + FILTERS)
+def test_the_scale_of_a_gradient_has_no_effect_and_the_sign_is_kept(method: str, dtype: torch.dtype) -> None:
     gradient = noise(1, 3, 37, 50, dtype=dtype)
-    expected = normalise(gradient, how)
-    torch.testing.assert_close(normalise(gradient * 1e-5, how), expected, rtol=0, atol=TOLERANCE[dtype])
-    torch.testing.assert_close(normalise(gradient * -1e5, how), -expected, rtol=0, atol=TOLERANCE[dtype])
+    expected = processed(gradient, method)
+    torch.testing.assert_close(processed(gradient * 1e-5, method), expected, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(processed(gradient * -1e5, method), -expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("how", HOW + GRADIENT)
-def test_zeros_stay_zeros_beside_a_sample_that_is_none(how: str, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("method", NORMALIZATIONS + FILTERS)
+def test_a_gradient_of_zeros_stays_zero_in_a_batch(method: str, size: tuple[int, int]) -> None:
     batch = noise(2, 3, *size)
     batch[0] = 0
-    result = normalise(batch, how)
+    result = processed(batch, method)
     assert (result[0] == 0).all()
     assert result.isfinite().all()
 
 
-def test_laplacian_raises_what_mean_abs_leaves_drowned() -> None:
-    """A broad wave under noise of fifty times its strength, which is what gradients look like."""
+def test_laplacian_strengthens_low_frequencies() -> None:
+    """A broad wave under noise of fifty times its amplitude, as in a typical gradient."""
     wave = torch.linspace(0, 2 * torch.pi, 96).sin().expand(1, 3, 96, 96)
     gradient = 0.02 * wave + noise(1, 3, 96, 96)
 
-    def share_of_wave(how: str) -> float:
-        return torch.nn.functional.cosine_similarity(normalise(gradient, how).flatten(), wave.flatten(), dim=0).item()
+    def similarity_to_wave(method: str) -> float:
+        return torch.nn.functional.cosine_similarity(
+            processed(gradient, method).flatten(), wave.flatten(), dim=0
+        ).item()
 
-    assert share_of_wave("mean_abs") < 0.05
-    assert share_of_wave("laplacian") > 0.15
+    assert similarity_to_wave("mean_abs") < 0.05
+    assert similarity_to_wave("laplacian") > 0.15
 
 
-NORMALISED: dict[str, Callable[[Plane], Plane]] = {
+EXPECTED: dict[str, Callable[[Plane], Plane]] = {
     "mean_abs": lambda g: g / np.abs(g).mean(),
     "std": lambda g: g / g.std(),
     "zero_mean_std": lambda g: (g - g.mean()) / g.std(ddof=1),
@@ -130,32 +134,32 @@ NORMALISED: dict[str, Callable[[Plane], Plane]] = {
 }
 
 
-@pytest.mark.parametrize("how", HOW)
-def test_each_normalisation_is_what_its_name_says(how: str) -> None:
+@pytest.mark.parametrize("method", NORMALIZATIONS)
+def test_each_normalization_equals_its_formula(method: str) -> None:
     gradient = noise(1, 3, 20, 30, dtype=torch.float64) + 0.5
-    np.testing.assert_allclose(normalizer(how)(gradient)[0], NORMALISED[how](gradient[0].numpy()), rtol=1e-4)
+    np.testing.assert_allclose(normalizer(method)(gradient)[0], EXPECTED[method](gradient[0].numpy()), rtol=1e-4)
 
 
-def test_adam_is_that_of_torch() -> None:
-    """Three steps of the library's optimiser, climbing the same gradients (of RMS 1, which is all that differs)."""
+def test_adam_equals_the_optimizer_of_torch() -> None:
+    """Three steps of torch's optimizer with the same gradients, scaled to an RMS of 1."""
     gradients = [normalizer("rms")(noise(1, 3, 6, 7, seed=seed, dtype=torch.float64)) for seed in range(3)]
-    climber = torch.zeros(1, 3, 6, 7, dtype=torch.float64, requires_grad=True)
-    library, ours = torch.optim.Adam([climber], lr=0.05, maximize=True), normalizer("adam")
-    place = torch.zeros_like(climber)
+    parameter = torch.zeros(1, 3, 6, 7, dtype=torch.float64, requires_grad=True)
+    theirs, ours = torch.optim.Adam([parameter], lr=0.05, maximize=True), normalizer("adam")
+    position = torch.zeros_like(parameter)
     for gradient in gradients:
-        climber.grad = gradient
-        library.step()
-        place = place + 0.05 * ours(gradient)
-    torch.testing.assert_close(place.detach(), climber.detach(), rtol=0, atol=1e-9)
+        parameter.grad = gradient
+        theirs.step()
+        position = position + 0.05 * ours(gradient)
+    torch.testing.assert_close(position.detach(), parameter.detach(), rtol=0, atol=1e-9)
 
 
-def test_each_octave_begins_adam_anew() -> None:
+def test_each_normalizer_starts_adam_from_zero() -> None:
     gradient = noise(1, 3, 6, 7)
     torch.testing.assert_close(normalizer("adam")(gradient), normalizer("adam")(gradient))
 
 
 def test_the_cascade_is_the_mean_of_three_gaussians() -> None:
-    """Told again of one bright pixel, and blind to a constant."""
+    """The response to one bright pixel is the kernel, and a constant is unchanged."""
     pixel = torch.zeros(1, 3, 21, 21, dtype=torch.float64)
     pixel[..., 10, 10] = 1
     reach = np.arange(-4, 5)
@@ -166,8 +170,8 @@ def test_the_cascade_is_the_mean_of_three_gaussians() -> None:
     torch.testing.assert_close(smooth(flat, 0.8), flat)
 
 
-def test_the_cascade_widens_with_the_steps_of_an_octave() -> None:
+def test_the_cascade_becomes_wider_with_each_step_of_an_octave() -> None:
     gradient, settings = noise(1, 3, 40, 40), changed(gradient="gaussian", steps=10)
-    left = [filter_gradient(gradient.clone(), settings, step).std().item() for step in range(10)]
-    assert left == sorted(left, reverse=True)
+    deviations = [filter_gradient(gradient.clone(), settings, step).std().item() for step in range(10)]
+    assert deviations == sorted(deviations, reverse=True)
     torch.testing.assert_close(filter_gradient(gradient.clone(), settings, 4), smooth(gradient, 5 / 10 * 2 + 0.5))

@@ -1,4 +1,4 @@
-"""Grids of presets, of files and of depths: what they expand into, and that writing them down loses nothing."""
+"""Grids: expansion of presets, files and depths, error messages, and the round trip through JSON."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from dreamcore.targets import layers_label
 from flows.job import DreamJob, read_job
 from flows.scan import plan_settings
 
-PLACES = {"source": "s3://photos/in/", "destination": "s3://dreams/out/"}
+LOCATIONS = {"source": "s3://photos/in/", "destination": "s3://dreams/out/"}
 SHA = "0123456789abcdef" * 4
 
 
@@ -28,7 +28,7 @@ def settings(**fields: Any) -> DreamSettings:
 # --- presets
 
 
-def test_an_axis_of_presets_dreams_each_with_what_the_other_axes_say() -> None:
+def test_presets_are_combined_with_the_other_axes() -> None:
     google, keras = expand(preset=["google2015", "keras"], steps=[2])
     assert google == settings(preset="google2015", steps=2)
     assert keras == settings(preset="keras", steps=2)
@@ -37,7 +37,7 @@ def test_an_axis_of_presets_dreams_each_with_what_the_other_axes_say() -> None:
         assert {name: getattr(found, name) for name in published} == published
 
 
-def test_the_other_axes_go_before_the_presets_even_with_nothing() -> None:
+def test_other_axes_override_presets_also_with_none() -> None:
     assert [each.stop_at for each in expand(preset="keras", stop_at=[None, 3, 15])] == [None, 3, 15]
     assert settings(preset="keras").stop_at == 15
     assert [layers_label(each.layers) for each in expand(preset=["tf2", "gordic"], layers="blocks.1")] == [
@@ -46,7 +46,7 @@ def test_the_other_axes_go_before_the_presets_even_with_nothing() -> None:
     ]
 
 
-def test_presets_cross_with_networks_by_layers_at_the_same_depth() -> None:
+def test_presets_use_layers_at_the_same_depth_on_other_networks() -> None:
     found = {
         (each.model, each.measure): layers_label(each.layers)
         for each in expand(preset=["google2015", "gordic"], model=["googlenet", "vgg16", BUNDLED])
@@ -59,16 +59,16 @@ def test_presets_cross_with_networks_by_layers_at_the_same_depth() -> None:
         ("vgg16", "mean_square"): "features.22",
         (BUNDLED, "mean_square"): "91%",
     }
-    named = [layers_label(resolve_layers(each).layers) for each in expand(preset=list(PRESETS), model=BUNDLED)]
-    assert named == ["blocks.4", "blocks.3+blocks.4", "blocks.3+blocks.4", "blocks.4=4.5+blocks.5=2.5", "blocks.6"]
+    resolved = [layers_label(resolve_layers(each).layers) for each in expand(preset=list(PRESETS), model=BUNDLED)]
+    assert resolved == ["blocks.4", "blocks.3+blocks.4", "blocks.3+blocks.4", "blocks.4=4.5+blocks.5=2.5", "blocks.6"]
 
 
-def test_networks_without_a_preset_are_dreamt_at_one_depth_each() -> None:
+def test_other_networks_have_a_depth_as_default_objective() -> None:
     found = [(each.model, layers_label(each.layers)) for each in expand(model=[BUNDLED, "googlenet"])]
     assert found == [(BUNDLED, "blocks.4"), ("googlenet", DEFAULT_DEPTH)]
 
 
-def test_a_point_may_be_a_preset_with_changes() -> None:
+def test_a_point_can_be_a_preset_with_changes() -> None:
     grid = Grid.model_validate({"points": [{"preset": "tf2", "seed": 3}, {"seed": 4}]})
     assert grid.expand() == (settings(preset="tf2", seed=3), settings(seed=4))
     assert "preset" not in grid.model_dump_json(exclude={"preset"})
@@ -77,50 +77,50 @@ def test_a_point_may_be_a_preset_with_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "place", "complaint"),
+    ("grid", "location", "message"),
     [
         ({"preset": ["keras", "chollet"]}, "grid.preset[1]", "'google2015', 'tf2'"),
         ({"points": [{"preset": "chollet"}]}, "grid.points[0]", "choose google2015, tf2, tf2_tiled, keras, gordic"),
         ({"guide": [""]}, "grid.guide[0]", "at least 1 character"),
         ({"mask": ["s3://b/k#sha256=12"]}, "grid.mask[0]", "sha256"),
-        # what only fails together, each axis for itself being right
-        ({"weights": ["s3://b/k"]}, "weights", "write s3://b/k#sha256=DIGEST"),
-        ({"octaves": [2, 3], "octaves_above": [2]}, "octaves_above", "one must be the picture"),
-        ({"preset": ["keras", "tf2"], "octaves": [2]}, "octaves_above", "one must be the picture"),
+        # values that are valid alone and contradict each other in a combination
+        ({"weights": ["s3://b/k"]}, "weights need a SHA-256", "write s3://b/k#sha256=DIGEST"),
+        ({"octaves": [2, 3], "octaves_above": [2]}, "octaves_above", "it must be less than octaves"),
+        ({"preset": ["keras", "tf2"], "octaves": [2]}, "octaves_above", "it must be less than octaves"),
         ({"preset": ["google2015"], "octaves_above": [0, 1]}, "resample", "octaves_above must be 0"),
-        ({"tile": [0, 10]}, "tile", "make it 64 or more"),
-        ({"points": [{"octaves": 3, "octaves_above": 3}]}, "grid.points[0]", "one must be the picture"),
+        ({"tile": [0, 10]}, "tile", "use 64 or more"),
+        ({"points": [{"octaves": 3, "octaves_above": 3}]}, "grid.points[0]", "it must be less than octaves"),
     ],
 )
-def test_a_grid_with_a_wrong_point_is_a_job_refused_in_one_line(
-    grid: dict[str, Any], place: str, complaint: str
+def test_a_grid_with_an_invalid_point_is_rejected_with_a_message_of_one_line(
+    grid: dict[str, Any], location: str, message: str
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
-        plan_settings(read_job(None, {**PLACES, "grid": grid}))
-    message = str(caught.value)
-    assert place in message
-    assert complaint in message
-    assert [part for part in ("\n", ": :", "Value error") if part in message] == []
+        plan_settings(read_job(None, {**LOCATIONS, "grid": grid}))
+    found = str(caught.value)
+    assert location in found
+    assert message in found
+    assert [part for part in ("\n", ": :", "Value error") if part in found] == []
 
 
 # --- files
 
 
-def test_an_axis_of_files_holds_none_and_addresses() -> None:
+def test_an_axis_of_files_accepts_none_and_uris() -> None:
     for name in ("guide", "mask"):
-        without, open_, held = expand(**{name: [None, "s3://b/k", f"s3://b/k#sha256={SHA}"]})
+        without, unhashed, hashed = expand(**{name: [None, "s3://b/k", f"s3://b/k#sha256={SHA}"]})
         assert (getattr(without, name), without) == (None, DreamSettings())
-        assert getattr(open_, name) == Reference(uri="s3://b/k")
-        assert getattr(held, name) == Reference(uri="s3://b/k", sha256=SHA)
+        assert getattr(unhashed, name) == Reference(uri="s3://b/k")
+        assert getattr(hashed, name) == Reference(uri="s3://b/k", sha256=SHA)
 
 
-def test_an_axis_of_weights_is_crossed_like_any_other() -> None:
+def test_an_axis_of_weights_is_combined_with_other_axes() -> None:
     found = expand(weights=[None, f"s3://b/k#sha256={SHA}"], steps=[1, 2])
     weights = Reference(uri="s3://b/k", sha256=SHA)
     assert [(each.weights, each.steps) for each in found] == [(None, 1), (None, 2), (weights, 1), (weights, 2)]
 
 
-# --- writing down
+# --- JSON
 
 
 @pytest.mark.parametrize(
@@ -135,20 +135,20 @@ def test_an_axis_of_weights_is_crossed_like_any_other() -> None:
     ],
     ids=str,
 )
-def test_a_grid_survives_json(axes: dict[str, Any]) -> None:
+def test_a_grid_survives_a_round_trip_through_json(axes: dict[str, Any]) -> None:
     grid = Grid.model_validate(axes)
     again = Grid.model_validate_json(grid.model_dump_json())
     assert (again, again.expand()) == (grid, grid.expand())
-    job = DreamJob.model_validate({**PLACES, "grid": axes})
-    kept = DreamJob.model_validate_json(job.model_dump_json())
-    assert (kept.job_id, kept.settings()) == (job.job_id, job.settings())
+    job = DreamJob.model_validate({**LOCATIONS, "grid": axes})
+    read = DreamJob.model_validate_json(job.model_dump_json())
+    assert (read.job_id, read.settings()) == (job.job_id, job.settings())
 
 
 # --- depths
 
 
-def test_depths_that_stand_for_the_same_layer_are_dreamt_once() -> None:
-    job = DreamJob.model_validate({**PLACES, "grid": {"layers": ["63%", "65%", "blocks.4", "41%"], "steps": [1, 2]}})
+def test_depths_of_the_same_layer_are_planned_once() -> None:
+    job = DreamJob.model_validate({**LOCATIONS, "grid": {"layers": ["63%", "65%", "blocks.4", "41%"], "steps": [1, 2]}})
     planned = plan_settings(job)
     assert [(layers_label(each.settings.layers), each.settings.steps) for each in planned] == [
         ("blocks.4", 1),

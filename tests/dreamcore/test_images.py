@@ -1,4 +1,4 @@
-"""Bytes <-> pictures: every picture here is drawn by the test, so its truth is known."""
+"""Image files are decoded and encoded correctly. Each test draws its image, so the expected pixels are known."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from dreamcore.errors import ImageError
 from dreamcore.images import (
     FORMATS,
-    MAX_DESCRIPTION,
+    MAX_METADATA_BYTES,
     SUFFIXES,
     Array,
     Format,
@@ -52,23 +52,23 @@ def psnr(one: Array, other: Array) -> float:
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
-# --- what pictures there are
+# --- formats, orientation, transparency, modes
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_reads_every_format(format: str) -> None:
-    truth = photo(40, 30)
-    result = decode(saved(Image.fromarray(truth), format, **LOSSLESS.get(format, {})))
+def test_every_format_is_decoded(format: str) -> None:
+    expected = photo(40, 30)
+    result = decode(saved(Image.fromarray(expected), format, **LOSSLESS.get(format, {})))
     assert (result.width, result.height) == (40, 30)
     assert result.pixels.shape == (30, 40, 3)
     assert result.pixels.dtype == np.uint8
     if format in LOSSLESS:
-        np.testing.assert_array_equal(result.pixels, truth)
+        np.testing.assert_array_equal(result.pixels, expected)
     else:
-        assert psnr(result.pixels, truth) > 25
+        assert psnr(result.pixels, expected) > 25
 
 
-UPRIGHT: dict[int, Callable[[Array], Array]] = {  # how a viewer turns what is stored, by EXIF's own table
+UPRIGHT: dict[int, Callable[[Array], Array]] = {  # the transposition of each orientation, from the EXIF standard
     1: lambda stored: stored,
     2: np.fliplr,
     3: lambda stored: np.rot90(stored, 2),
@@ -82,34 +82,34 @@ UPRIGHT: dict[int, Callable[[Array], Array]] = {  # how a viewer turns what is s
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_orientation(format: str, orientation: int) -> None:
+def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
     stored = photo(48, 32)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     options = LOSSLESS.get(format, {"quality": 100, "subsampling": 0})
     result = decode(saved(Image.fromarray(stored), format, exif=exif, **options))
-    truth = UPRIGHT[orientation](stored)
-    assert (result.height, result.width) == truth.shape[:2]
-    assert psnr(result.pixels, truth) > 40
+    expected = UPRIGHT[orientation](stored)
+    assert (result.height, result.width) == expected.shape[:2]
+    assert psnr(result.pixels, expected) > 40
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_orientation_of_a_shrunk_picture(format: str, orientation: int) -> None:
+def test_exif_orientation_is_applied_to_a_shrunk_image(format: str, orientation: int) -> None:
     stored = photo(203, 97)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     options = {"quality": 95} if format == "JPEG" else {}
     result = decode(saved(Image.fromarray(stored), format, exif=exif, **options), max_pixels=1000)
-    truth = UPRIGHT[orientation](stored)
-    assert (result.height, result.width) == truth.shape[:2]
+    expected = UPRIGHT[orientation](stored)
+    assert (result.height, result.width) == expected.shape[:2]
     height, width = result.pixels.shape[:2]
-    small = np.asarray(Image.fromarray(truth).resize((width, height), Image.Resampling.LANCZOS))
+    small = np.asarray(Image.fromarray(expected).resize((width, height), Image.Resampling.LANCZOS))
     assert psnr(result.pixels, small) > 33
 
 
-def test_an_impossible_orientation_and_broken_exif_are_passed_over() -> None:
-    truth = photo(20, 10)
+def test_invalid_orientation_and_malformed_exif_are_ignored() -> None:
+    expected = photo(20, 10)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 9
     for raw in (
@@ -118,13 +118,13 @@ def test_an_impossible_orientation_and_broken_exif_are_passed_over() -> None:
         b"Exif\0\0II*\0\xff\xff\xff\xff",
         b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01",
     ):
-        np.testing.assert_array_equal(decode(saved(Image.fromarray(truth), "PNG", exif=raw)).pixels, truth)
+        np.testing.assert_array_equal(decode(saved(Image.fromarray(expected), "PNG", exif=raw)).pixels, expected)
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
-def test_alpha_lies_over_white(format: str) -> None:
+def test_transparent_pixels_are_composited_over_white(format: str) -> None:
     source = np.zeros((4, 6, 4), np.uint8)
-    source[:, :2] = (255, 0, 0, 0)  # a hidden red
+    source[:, :2] = (255, 0, 0, 0)  # red, but fully transparent
     source[:, 2:4] = (200, 100, 0, 128)
     source[:, 4:] = (10, 20, 30, 255)
     options = {"lossless": True, "exact": True} if format == "WEBP" else {}
@@ -134,36 +134,36 @@ def test_alpha_lies_over_white(format: str) -> None:
     assert (pixels[:, 4:] == (10, 20, 30)).all()
 
 
-def test_hidden_colours_do_not_bleed_when_shrunk() -> None:
+def test_colors_of_transparent_pixels_do_not_bleed_when_shrunk() -> None:
     source = np.full((64, 64, 4), 255, np.uint8)
     source[::2] = (255, 0, 0, 0)
     assert (decode(saved(Image.fromarray(source), "PNG"), max_pixels=100).pixels == 255).all()
 
 
 @pytest.mark.parametrize("format", ["PNG", "GIF"])
-def test_palette_with_transparency(format: str) -> None:
+def test_a_palette_with_a_transparent_color(format: str) -> None:
     indices = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
     image = Image.fromarray(indices).convert("L")
     image = Image.frombytes("P", (3, 2), indices.tobytes())
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    colours = np.array([[255, 255, 255], [0, 255, 0], [0, 0, 255]], np.uint8)  # red is transparent
-    np.testing.assert_array_equal(decode(saved(image, format, transparency=0)).pixels, colours[indices])
+    colors = np.array([[255, 255, 255], [0, 255, 0], [0, 0, 255]], np.uint8)  # red is transparent
+    np.testing.assert_array_equal(decode(saved(image, format, transparency=0)).pixels, colors[indices])
 
 
-def test_palette_with_half_transparency() -> None:
+def test_a_palette_with_partial_transparency() -> None:
     image = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     pixels = decode(saved(image, "PNG", transparency=bytes([0, 51, 255]))).pixels
     np.testing.assert_array_equal(pixels, [[[255, 255, 255], [204, 255, 204], [0, 0, 255]]])
 
 
-def test_a_colour_declared_transparent() -> None:
+def test_an_rgb_color_declared_transparent() -> None:
     source = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
     pixels = decode(saved(Image.fromarray(source), "PNG", transparency=(1, 2, 3))).pixels
     np.testing.assert_array_equal(pixels, [[[255, 255, 255], [4, 5, 6]]])
 
 
-def test_gray_and_one_bit() -> None:
+def test_gray_and_one_bit_images() -> None:
     gray = photo(16, 12)[:, :, 0]
     three = np.repeat(gray[:, :, None], 3, axis=2)
     for format in ("PNG", "TIFF", "BMP"):
@@ -172,45 +172,45 @@ def test_gray_and_one_bit() -> None:
         np.testing.assert_array_equal(decode(saved(Image.fromarray(gray > 100), format)).pixels, bits)
 
 
-def test_gray_with_alpha() -> None:
+def test_gray_images_with_alpha() -> None:
     image = Image.merge("LA", [Image.new("L", (2, 1), 100), Image.frombytes("L", (2, 1), bytes([0, 255]))])
     for format in ("PNG", "TIFF"):
         np.testing.assert_array_equal(decode(saved(image, format)).pixels, [[[255] * 3, [100] * 3]])
 
 
-def test_cmyk() -> None:
+def test_cmyk_images() -> None:
     inks = np.zeros((16, 48, 4), np.uint8)
     inks[:, 16:32, 0] = 255  # cyan
     inks[:, 32:, 3] = 255  # black
     image = Image.frombytes("CMYK", (48, 16), inks.tobytes())
     jpeg = saved(image, "JPEG", quality=100)
-    assert b"\xff\xee\x00\x0eAdobe" in jpeg  # so its inks are stored inverted
+    assert b"\xff\xee\x00\x0eAdobe" in jpeg  # this marker means that the inks are stored inverted
     for data in (jpeg, saved(image, "TIFF")):
         pixels = decode(data).pixels[:, [8, 24, 40]]
         np.testing.assert_allclose(pixels, np.broadcast_to([[255] * 3, [0, 255, 255], [0] * 3], (16, 3, 3)), atol=3)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_sixteen_bit_gray(format: str) -> None:
+def test_sixteen_bit_gray_is_scaled(format: str) -> None:
     values = np.arange(0, 65536, 13, dtype=np.uint16)[:5000].reshape(50, 100)
     pixels = decode(saved(Image.fromarray(values), format)).pixels
-    truth = np.rint(values.astype(float) * 255 / 65535)
-    np.testing.assert_array_equal(pixels, np.repeat(truth[:, :, None], 3, axis=2))
+    expected = np.rint(values.astype(float) * 255 / 65535)
+    np.testing.assert_array_equal(pixels, np.repeat(expected[:, :, None], 3, axis=2))
 
 
-def test_big_endian_sixteen_bit_gray() -> None:
+def test_big_endian_sixteen_bit_gray_is_scaled() -> None:
     values = np.array([[0, 257, 65535, 32896]], np.uint16)
     image = Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes())
     np.testing.assert_array_equal(decode(saved(image, "TIFF")).pixels[0, :, 0], [0, 1, 255, 128])
 
 
-def test_sixteen_bit_gray_with_a_transparent_one() -> None:
+def test_sixteen_bit_gray_with_a_transparent_value() -> None:
     rows = filtered(np.array([[0, 300, 30000]], ">u2"))
     pixels = decode(png(3, 1, 16, 0, rows, (b"tRNS", struct.pack(">H", 300)))).pixels
     np.testing.assert_array_equal(pixels[0, :, 0], [0, 255, 117])
 
 
-def test_sixteen_bit_colour_and_alpha() -> None:
+def test_sixteen_bit_color_and_alpha() -> None:
     rgb = filtered(np.array([[0, 32768, 65535, 65535, 257, 0]], ">u2"))
     np.testing.assert_allclose(decode(png(2, 1, 16, 2, rgb)).pixels, [[[0, 128, 255], [255, 1, 0]]], atol=1)
     key = (b"tRNS", struct.pack(">HHH", 65535, 257, 0))
@@ -222,7 +222,7 @@ def test_sixteen_bit_colour_and_alpha() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "truth"),
+    ("values", "expected"),
     [
         (np.array([[0, 32896, 65535]], np.int32), [0, 128, 255]),
         (np.array([[0, 7, 255]], np.int32), [0, 7, 255]),
@@ -236,15 +236,15 @@ def test_sixteen_bit_colour_and_alpha() -> None:
         (np.array([[np.nan, np.nan]], np.float32), [0, 0]),
     ],
 )
-def test_integers_and_floats(values: NDArray[Any], truth: list[int]) -> None:
+def test_integer_and_float_images_are_stretched(values: NDArray[Any], expected: list[int]) -> None:
     pixels = decode(saved(Image.fromarray(values), "TIFF")).pixels
     assert (pixels == pixels[:, :, :1]).all()
-    np.testing.assert_allclose(pixels[0, :, 0], truth, atol=0)
+    np.testing.assert_allclose(pixels[0, :, 0], expected, atol=0)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_first_frame(format: str) -> None:
-    red, blue = (Image.new("RGB", (20, 10), colour) for colour in ("red", "blue"))
+def test_only_the_first_frame_is_decoded(format: str) -> None:
+    red, blue = (Image.new("RGB", (20, 10), color) for color in ("red", "blue"))
     options = {"lossless": True} if format == "WEBP" else {}
     data = saved(red, format, save_all=True, append_images=[blue], **options)
     with Image.open(io.BytesIO(data)) as check:
@@ -252,14 +252,14 @@ def test_first_frame(format: str) -> None:
     assert (decode(data).pixels == (255, 0, 0)).all()
 
 
-def test_a_jpeg_of_several_pictures() -> None:
-    red, blue = (Image.new("RGB", (64, 48), colour) for colour in ("red", "blue"))
+def test_only_the_first_image_of_an_mpo_file_is_decoded() -> None:
+    red, blue = (Image.new("RGB", (64, 48), color) for color in ("red", "blue"))
     result = decode(saved(red, "MPO", save_all=True, append_images=[blue]), max_pixels=500)
     assert (result.width, result.height) == (64, 48)
     np.testing.assert_allclose(result.pixels, np.broadcast_to([255, 0, 0], result.pixels.shape), atol=2)
 
 
-# --- colour profiles
+# --- color profiles
 
 SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])  # to XYZ, D50
 ADOBE_RGB = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])
@@ -274,29 +274,29 @@ def srgb_through(matrix: NDArray[np.float64], pixels: Array) -> NDArray[np.float
     return srgb_of((pixels / 255) ** GAMMA @ matrix.T @ np.linalg.inv(SRGB).T)
 
 
-COLOURS = np.array(
+COLORS = np.array(
     [[[200, 100, 50], [60, 160, 90], [20, 20, 20], [128, 128, 128], [90, 80, 200], [255, 255, 255]]], np.uint8
 )
 
 
 @pytest.mark.parametrize("matrix", [ADOBE_RGB, DISPLAY_P3])
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-def test_profiles_of_wide_gamuts(format: str, matrix: NDArray[np.float64]) -> None:
-    truth = srgb_through(matrix, COLOURS)
-    assert np.abs(truth - COLOURS).max() > 10  # it matters
-    data = saved(Image.fromarray(COLOURS), format, icc_profile=rgb_profile(matrix), **LOSSLESS[format])
-    np.testing.assert_allclose(decode(data).pixels, truth, atol=2)
+def test_wide_gamut_profiles_are_converted_to_srgb(format: str, matrix: NDArray[np.float64]) -> None:
+    expected = srgb_through(matrix, COLORS)
+    assert np.abs(expected - COLORS).max() > 10  # the profile makes a visible difference
+    data = saved(Image.fromarray(COLORS), format, icc_profile=rgb_profile(matrix), **LOSSLESS[format])
+    np.testing.assert_allclose(decode(data).pixels, expected, atol=2)
 
 
-def test_profile_of_a_picture_with_alpha() -> None:
-    source = np.dstack([COLOURS, np.full((1, 6, 1), 255, np.uint8)])
+def test_the_profile_of_an_image_with_alpha_is_applied() -> None:
+    source = np.dstack([COLORS, np.full((1, 6, 1), 255, np.uint8)])
     source[0, 0, 3] = 0
     pixels = decode(saved(Image.fromarray(source), "PNG", icc_profile=rgb_profile(ADOBE_RGB))).pixels
     assert (pixels[0, 0] == 255).all()
-    np.testing.assert_allclose(pixels[:, 1:], srgb_through(ADOBE_RGB, COLOURS)[:, 1:], atol=2)
+    np.testing.assert_allclose(pixels[:, 1:], srgb_through(ADOBE_RGB, COLORS)[:, 1:], atol=2)
 
 
-def test_profile_of_gray() -> None:
+def test_the_profile_of_a_gray_image_is_applied() -> None:
     gray = np.array([[0, 30, 128, 255]], np.uint8)
     linear = icc(b"GRAY", {b"wtpt": xyz(D50), b"kTRC": curve(1.0)})
     pixels = decode(saved(Image.fromarray(gray), "PNG", icc_profile=linear)).pixels
@@ -312,12 +312,12 @@ def test_profile_of_gray() -> None:
         rgb_profile(ADOBE_RGB)[:200],
         rgb_profile(ADOBE_RGB).replace(b"curv", b"xxxx"),
         icc(b"CMYK", {}),
-        icc(b"GRAY", {b"wtpt": xyz(D50), b"kTRC": curve(1.0)}),  # of gray, in a picture of colour
+        icc(b"GRAY", {b"wtpt": xyz(D50), b"kTRC": curve(1.0)}),  # a gray profile in a color image
     ],
 )
-def test_an_unusable_profile_is_passed_over(profile: bytes) -> None:
-    pixels = decode(saved(Image.fromarray(COLOURS), "PNG", icc_profile=profile)).pixels
-    np.testing.assert_array_equal(pixels, COLOURS)
+def test_an_unusable_profile_is_ignored(profile: bytes) -> None:
+    pixels = decode(saved(Image.fromarray(COLORS), "PNG", icc_profile=profile)).pixels
+    np.testing.assert_array_equal(pixels, COLORS)
 
 
 # --- sizes
@@ -325,7 +325,7 @@ def test_an_unusable_profile_is_passed_over(profile: bytes) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20000, 10), (10, 20000), (1, 7), (33, 17)])
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_odd_sizes(width: int, height: int, format: str) -> None:
+def test_extreme_sizes(width: int, height: int, format: str) -> None:
     data = saved(Image.new("RGB", (width, height), (50, 100, 150)), format)
     for max_pixels in (None, 1, 100, 1000):
         result = decode(data, max_pixels=max_pixels)
@@ -336,7 +336,7 @@ def test_odd_sizes(width: int, height: int, format: str) -> None:
 
 @settings(max_examples=150)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), max_pixels=st.integers(1, 100_000))
-def test_shrinking(width: int, height: int, max_pixels: int) -> None:
+def test_a_shrunk_image_is_the_largest_within_the_limit(width: int, height: int, max_pixels: int) -> None:
     result = decode(saved(Image.new("L", (width, height)), "PNG", compress_level=1), max_pixels=max_pixels)
     new_height, new_width = result.pixels.shape[:2]
     assert (result.width, result.height) == (width, height)
@@ -344,7 +344,7 @@ def test_shrinking(width: int, height: int, max_pixels: int) -> None:
         assert (new_width, new_height) == (width, height)
         return
     assert 1 <= new_width * new_height <= max_pixels
-    assert (new_width + 1) * (new_height + 1) > max_pixels  # and no smaller than it must be
+    assert (new_width + 1) * (new_height + 1) > max_pixels  # not smaller than necessary
     scale = (max_pixels / (width * height)) ** 0.5
     if min(width, height) * scale >= 1:
         assert abs(new_width - width * scale) <= 1
@@ -352,7 +352,7 @@ def test_shrinking(width: int, height: int, max_pixels: int) -> None:
 
 
 @pytest.mark.parametrize("max_pixels", [200_000, 40_000, 9_000])
-def test_shrinking_a_jpeg_looks_like_lanczos(max_pixels: int) -> None:
+def test_shrinking_a_jpeg_agrees_with_lanczos(max_pixels: int) -> None:
     source = Image.fromarray(photo(1001, 667))
     pixels = decode(saved(source, "JPEG", quality=95), max_pixels=max_pixels).pixels
     height, width = pixels.shape[:2]
@@ -360,20 +360,20 @@ def test_shrinking_a_jpeg_looks_like_lanczos(max_pixels: int) -> None:
 
 
 @pytest.mark.parametrize("max_pixels", [10_000, 2_000, 100])
-def test_shrinking_detail_is_smooth(max_pixels: int) -> None:
+def test_shrinking_noise_agrees_with_lanczos(max_pixels: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
     pixels = decode(saved(Image.fromarray(noise), "PNG"), max_pixels=max_pixels).pixels
     height, width = pixels.shape[:2]
     assert psnr(pixels, np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.LANCZOS))) > 33
 
 
-def test_shrinking_an_odd_jpeg_shifts_nothing() -> None:
+def test_shrinking_a_jpeg_of_odd_size_shifts_nothing() -> None:
     ramp = np.repeat(np.tile(np.linspace(0, 255, 65), (65, 1))[:, :, None], 3, axis=2).astype(np.uint8)
     pixels = decode(saved(Image.fromarray(ramp), "JPEG", quality=100), max_pixels=64).pixels
     np.testing.assert_allclose(pixels[:, :, 0], np.tile((np.arange(8) + 0.5) * 255 / 8, (8, 1)), atol=4)
 
 
-# --- what is no picture, or a bad one
+# --- rejected files
 
 
 @pytest.mark.parametrize(
@@ -388,14 +388,14 @@ def test_shrinking_an_odd_jpeg_shifts_nothing() -> None:
         b"\xff" * 99,
     ],
 )
-def test_not_an_image(data: bytes) -> None:
+def test_other_bytes_are_not_an_image(data: bytes) -> None:
     assert failure(data).kind == "not_an_image"
     with pytest.raises(ImageError):
         read_metadata(data)
 
 
 @pytest.mark.parametrize("format", ["ICO", "JPEG2000", "ICNS", "DDS", "PPM", "AVIF"])
-def test_other_formats_are_named(format: str) -> None:
+def test_other_formats_are_unsupported(format: str) -> None:
     error = failure(saved(Image.new("RGB", (64, 64)), format))
     assert error.kind == "unsupported"
 
@@ -408,23 +408,23 @@ def test_other_formats_are_named(format: str) -> None:
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     ],
 )
-def test_formats_that_pillow_may_not_know_are_named(data: bytes, name: str) -> None:
+def test_the_error_names_formats_that_pillow_cannot_read(data: bytes, name: str) -> None:
     error = failure(data)
     assert error.kind == "unsupported"
     assert name in str(error)
 
 
-def test_kinds_that_pillow_cannot_read() -> None:
+def test_variants_that_pillow_cannot_read_are_unsupported() -> None:
     image = Image.new("RGB", (8, 8))
     tiff = saved(image, "TIFF").replace(struct.pack("<HHLL", 262, 3, 1, 2), struct.pack("<HHLL", 262, 3, 1, 9))
     assert failure(tiff).kind == "unsupported"
     bmp = bytearray(saved(image, "BMP"))
-    bmp[30] = 5  # another compression
+    bmp[30] = 5  # a compression that Pillow does not read
     assert failure(bytes(bmp)).kind == "unsupported"
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_half_a_picture_is_damaged(format: str) -> None:
+def test_a_truncated_image_is_damaged(format: str) -> None:
     data = saved(Image.fromarray(photo(64, 48)), format)
     error = failure(data[: len(data) // 2])
     assert error.kind == "damaged"
@@ -432,13 +432,13 @@ def test_half_a_picture_is_damaged(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
-def test_a_broken_header_is_damaged(format: str) -> None:
+def test_a_truncated_header_is_damaged(format: str) -> None:
     assert failure(saved(Image.new("RGB", (64, 48)), format)[:12]).kind == "damaged"
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("variant", ["plain", "rich"])
-def test_corrupt_bytes_give_a_picture_or_an_image_error(format: str, variant: str) -> None:
+def test_corrupt_bytes_give_an_image_or_an_image_error(format: str, variant: str) -> None:
     options: dict[str, Any] = {}
     image = Image.fromarray(photo(40, 30))
     if variant == "rich":
@@ -447,21 +447,22 @@ def test_corrupt_bytes_give_a_picture_or_an_image_error(format: str, variant: st
         exif[ExifTags.Base.Software] = "dreamgrid"
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b'ASCII\0\0\0{"a":1}'
         options = {"exif": exif, "icc_profile": rgb_profile(DISPLAY_P3)}
-        options["compression"] = "tiff_lzw"  # only TIFF takes it
-        options["progressive"] = True  # only JPEG
+        options["compression"] = "tiff_lzw"  # only TIFF uses it
+        options["progressive"] = True  # only JPEG uses it
         image = image.convert({"GIF": "P", "PNG": "P", "WEBP": "RGBA"}.get(format, "RGB"))
     data = saved(image, format, **options)
     rng = np.random.default_rng(1)
     for offset in np.linspace(0, len(data) - 1, 20).astype(int):
-        resolve(data[:offset])
+        check_reading(data[:offset])
     for _ in range(200):
         broken = bytearray(data)
-        header = rng.random() < 0.5  # half of them where the structure is
+        header = rng.random() < 0.5  # half of the changes hit the header
         broken[rng.integers(min(300, len(data)) if header else len(data))] ^= 1 << rng.integers(8)
-        resolve(bytes(broken))
+        check_reading(bytes(broken))
 
 
-def resolve(data: bytes) -> None:
+def check_reading(data: bytes) -> None:
+    """Both readers must succeed, or raise an ImageError with a printable message."""
     for read in (lambda data: decode(data, max_pixels=500, max_source_pixels=10_000_000), read_metadata):
         message = "fine"
         try:
@@ -472,7 +473,7 @@ def resolve(data: bytes) -> None:
         assert message
 
 
-def test_a_bomb_is_refused_by_its_header() -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header() -> None:
     bomb = png(30000, 30000, 8, 2, bytes(1_000_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert min(timeit.repeat(lambda: failure(bomb), number=1, repeat=5)) < 0.1
@@ -480,7 +481,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
-def test_the_limit_is_on_declared_pixels() -> None:
+def test_the_pixel_limit_is_checked_in_the_header() -> None:
     error = failure(png(12000, 12000, 8, 2, b""))
     assert error.kind == "too_large"
     assert "12000 x 12000" in str(error)
@@ -490,7 +491,7 @@ def test_the_limit_is_on_declared_pixels() -> None:
     assert decode(data, max_source_pixels=200).width == 20
 
 
-def test_no_warning_escapes() -> None:
+def test_pillow_warnings_are_suppressed() -> None:
     large = png(9500, 10000, 1, 0, b"")  # enough for Pillow to warn
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -503,20 +504,20 @@ def test_no_warning_escapes() -> None:
 
 @pytest.mark.parametrize(("format", "quality"), [("png", 90), ("webp", 100)])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (67, 41)])
-def test_lossless_round_trip(format: Format, quality: int, width: int, height: int) -> None:
+def test_lossless_formats_keep_every_pixel(format: Format, quality: int, width: int, height: int) -> None:
     pixels = photo(width, height)
     np.testing.assert_array_equal(decode(encode(pixels, format, quality, {})).pixels, pixels)
 
 
 @pytest.mark.parametrize("format", ["jpg", "webp"])
-def test_quality(format: Format) -> None:
+def test_quality_trades_fidelity_for_size(format: Format) -> None:
     pixels = photo(320, 240)
     fine, coarse = (encode(pixels, format, quality, {}) for quality in (95, 30))
     assert psnr(decode(fine).pixels, pixels) > 40
     assert len(coarse) < len(fine) / 2
 
 
-def test_jpeg_keeps_colours_at_full_resolution() -> None:
+def test_jpeg_keeps_colors_at_full_resolution() -> None:
     stripes = np.zeros((32, 32, 3), np.uint8)
     stripes[:, ::2] = (255, 0, 0)
     stripes[:, 1::2] = (0, 0, 255)
@@ -525,7 +526,7 @@ def test_jpeg_keeps_colours_at_full_resolution() -> None:
 
 @pytest.mark.parametrize("format", RESULT_FORMATS)
 @pytest.mark.parametrize("quality", [1, 100])
-def test_noise_can_be_encoded(format: Format, quality: int) -> None:
+def test_noise_with_long_metadata_can_be_encoded(format: Format, quality: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     assert decode(encode(noise, format, quality, {"a": "x" * 50_000})).pixels.shape == noise.shape
 
@@ -538,22 +539,22 @@ json_values = st.recursive(
 
 
 @settings(max_examples=60)
-@given(description=st.dictionaries(st.text(), json_values, max_size=6))
-def test_description_round_trip(description: dict[str, object]) -> None:
+@given(metadata=st.dictionaries(st.text(), json_values, max_size=6))
+def test_metadata_round_trip(metadata: dict[str, object]) -> None:
     for format in RESULT_FORMATS:
-        assert read_metadata(encode(np.zeros((2, 3, 3), np.uint8), format, 90, description)) == description
+        assert read_metadata(encode(np.zeros((2, 3, 3), np.uint8), format, 90, metadata)) == metadata
 
 
 @pytest.mark.parametrize("format", RESULT_FORMATS)
-def test_a_long_description_in_many_scripts(format: Format) -> None:
-    description = {"ключ": "夢 🌌 rêve\n\0", "long": "x" * 30_000, "layers": [{"name": "blocks.4", "weight": 1.0}]}
-    data = encode(photo(30, 20), format, 100, description)
-    assert read_metadata(data) == description
+def test_long_metadata_in_many_scripts_survive(format: Format) -> None:
+    metadata = {"ключ": "夢 🌌 rêve\n\0", "long": "x" * 30_000, "layers": [{"name": "blocks.4", "weight": 1.0}]}
+    data = encode(photo(30, 20), format, 100, metadata)
+    assert read_metadata(data) == metadata
     assert decode(data).pixels.shape == (20, 30, 3)
 
 
 @pytest.mark.parametrize("format", RESULT_FORMATS)
-def test_others_can_read_the_description(format: Format) -> None:
+def test_other_programs_can_read_the_metadata(format: Format) -> None:
     data = encode(photo(30, 20), format, 90, {"b": "é", "a": [1, 2.5]})
     with Image.open(io.BytesIO(data)) as image:
         assert image.get_format_mimetype() == content_type(format)
@@ -563,17 +564,17 @@ def test_others_can_read_the_description(format: Format) -> None:
     assert comment == b'ASCII\0\0\0{"a":[1,2.5],"b":"\\u00e9"}'
 
 
-def test_equal_descriptions_give_equal_bytes() -> None:
+def test_equal_metadata_give_equal_bytes() -> None:
     pixels = photo(30, 20)
     for format in RESULT_FORMATS:
         assert encode(pixels, format, 90, {"a": 1, "b": 2}) == encode(pixels, format, 90, {"b": 2, "a": 1})
 
 
-def test_what_cannot_be_written() -> None:
+def test_invalid_metadata_and_oversized_images_are_rejected() -> None:
     pixels = photo(8, 8)
-    for description in ({"score": float("nan")}, {"long": "x" * MAX_DESCRIPTION}):
+    for metadata in ({"score": float("nan")}, {"long": "x" * MAX_METADATA_BYTES}):
         with pytest.raises(ValueError, match=r"JSON|limit"):
-            encode(pixels, "png", 90, description)
+            encode(pixels, "png", 90, metadata)
     with pytest.raises(TypeError):
         encode(pixels, "png", 90, {"object": object()})
     wide = np.zeros((2, 20000, 3), np.uint8)
@@ -591,7 +592,7 @@ def exif_with(software: str | None, comment: bytes) -> Image.Exif:
     return exif
 
 
-def test_description_by_hand() -> None:  # so that the Nones below mean what they say
+def test_hand_made_metadata_are_read() -> None:  # the counterpart of the rejected variants below
     data = saved(Image.new("RGB", (4, 4)), "PNG", exif=exif_with("dreamgrid", b'ASCII\0\0\0{"a":1}'))
     assert read_metadata(data) == {"a": 1}
 
@@ -608,21 +609,21 @@ def test_description_by_hand() -> None:  # so that the Nones below mean what the
         ("dreamgrid", b"ASCII\0\0\0\xff\xfe{}"),
         ("dreamgrid", b'ASCII\0\0\0{"a":' + b"[" * 50_000),
         ("dreamgrid", b'ASCII\0\0\0{"a":' + b"9" * 50_000 + b"}"),
-        ("dreamgrid", b'ASCII\0\0\0{"a":"' + b"x" * MAX_DESCRIPTION + b'"}'),
+        ("dreamgrid", b'ASCII\0\0\0{"a":"' + b"x" * MAX_METADATA_BYTES + b'"}'),
     ],
 )
-def test_no_description(software: str | None, comment: bytes) -> None:
+def test_foreign_or_malformed_metadata_are_none(software: str | None, comment: bytes) -> None:
     image = Image.new("RGB", (4, 4))
     assert read_metadata(saved(image, "PNG", exif=exif_with(software, comment))) is None
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_photograph_has_no_description(format: str) -> None:
+def test_a_photograph_has_no_metadata(format: str) -> None:
     assert read_metadata(saved(Image.new("RGB", (4, 4)), format)) is None
 
 
 @pytest.mark.parametrize("format", RESULT_FORMATS)
-def test_nothing_of_the_source_reaches_the_dream(format: Format) -> None:
+def test_no_source_metadata_reach_the_dream(format: Format) -> None:
     exif = exif_with("Secret camera", b"ASCII\0\0\0Secret words")
     exif.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (48.0, 51.0, 29.0), 3: "E", 4: (2.0, 17.0, 40.0)})
     source = saved(
@@ -651,15 +652,15 @@ def test_nothing_of_the_source_reaches_the_dream(format: Format) -> None:
 @pytest.mark.parametrize(
     "key", ["a.jpg", "A.JPG", "x/y.JpEg", "a.b.tiff", "a.tif", "Ünï/code.webp", "a.jpe", "b.bmp", "c.gif", "d.png"]
 )
-def test_looks_like_an_image(key: str) -> None:
+def test_keys_with_image_suffixes_are_images(key: str) -> None:
     assert has_image_suffix(key)
 
 
 @pytest.mark.parametrize("key", ["", "jpg", "a/jpg", "a.jpg/", "a.jpg.txt", "a.psd", "a.jpg ", "a.jpg/b", "a."])
-def test_does_not_look_like_an_image(key: str) -> None:
+def test_other_keys_are_not_images(key: str) -> None:
     assert not has_image_suffix(key)
 
 
-def test_names_agree() -> None:
+def test_formats_suffixes_and_media_types_agree() -> None:
     assert set(SUFFIXES.values()) == set(FORMATS)
     assert [content_type(format) for format in RESULT_FORMATS] == ["image/png", "image/webp", "image/jpeg"]

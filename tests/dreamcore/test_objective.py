@@ -1,4 +1,4 @@
-"""How strongly a picture excites what was asked for, and what the network says it sees."""
+"""Objectives and observations: measures, channels, positions, guides, tiles and classes."""
 
 import math
 from collections.abc import Mapping
@@ -20,67 +20,72 @@ LOG = "log_mean_square"
 ALL = (True, True), (True, True)
 
 
-def heard(seed: int = 0) -> Tensor:
-    """What a layer of six channels activations to two samples."""
+def random_activations(seed: int = 0) -> Tensor:
+    """Return activations (2, 6, 5, 4) of two samples."""
     return torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def score(activations: Mapping[str, Tensor], layers: object, how: str = LOG) -> Tensor:
-    """Scores (2,) of both samples."""
-    objective = Objective(tiny_network(), [changed(layers=layers).layers] * 2, how, [None, None])
+def score(activations: Mapping[str, Tensor], layers: object, measure: str = LOG) -> Tensor:
+    """Return the scores (2,) of both samples."""
+    objective = Objective(tiny_network(), [changed(layers=layers).layers] * 2, measure, [None, None])
     both = {name: LayerActivations([0, 1], features) for name, features in activations.items()}
     return objective.score(objective.sums(both, lambda _sample, at: at, ALL))
 
 
 def test_a_score_is_the_log_of_the_mean_square() -> None:
-    expected = [math.log((sample.numpy() ** 2).mean()) for sample in heard()]
-    assert score({"a": heard()}, "a").tolist() == pytest.approx(expected)
+    expected = [math.log((sample.numpy() ** 2).mean()) for sample in random_activations()]
+    assert score({"a": random_activations()}, "a").tolist() == pytest.approx(expected)
 
 
-def test_channels_choose() -> None:
-    chosen = score({"a": heard()[:, [1, 4]]}, "a")
-    torch.testing.assert_close(score({"a": heard()}, "a:1,4"), chosen)
-    assert not torch.isclose(chosen, score({"a": heard()}, "a")).any()
+def test_channels_select_a_part_of_the_layer() -> None:
+    chosen = score({"a": random_activations()[:, [1, 4]]}, "a")
+    torch.testing.assert_close(score({"a": random_activations()}, "a:1,4"), chosen)
+    assert not torch.isclose(chosen, score({"a": random_activations()}, "a")).any()
 
 
-def test_a_mix_is_the_weighted_sum_and_independent_of_each_layers_scale() -> None:
-    activations = {"a": heard(1), "b": heard(2)}
+def test_a_mix_is_a_weighted_sum_that_does_not_depend_on_the_scale_of_a_layer() -> None:
+    activations = {"a": random_activations(1), "b": random_activations(2)}
     mix = score(activations, "a=0.5+b:2=-3")
     torch.testing.assert_close(mix, 0.5 * score(activations, "a") - 3 * score(activations, "b:2"))
-    louder = score({"a": heard(1) * 10, "b": heard(2)}, "a=0.5+b:2=-3")
+    louder = score({"a": random_activations(1) * 10, "b": random_activations(2)}, "a=0.5+b:2=-3")
     torch.testing.assert_close(louder - mix, torch.full((2,), 0.5 * math.log(100)))
 
 
-def test_a_layer_that_answers_nothing_has_a_finite_score_and_gradient() -> None:
-    silence = torch.zeros(2, 6, 5, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(score({"a": silence}, "a").sum(), silence)
+def test_a_layer_of_zeros_has_a_finite_score_and_gradient() -> None:
+    zeros = torch.zeros(2, 6, 5, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(score({"a": zeros}, "a").sum(), zeros)
     assert gradient.isfinite().all()
-    assert score({"a": silence}, "a").tolist() == pytest.approx([-46.05, -46.05], abs=0.01)
+    assert score({"a": zeros}, "a").tolist() == pytest.approx([-46.05, -46.05], abs=0.01)
 
 
-def test_each_measure_is_what_its_name_says() -> None:
-    for how, expected in (
-        ("mean_square", [(sample**2).mean() for sample in heard().numpy()]),
-        ("inner_mean_square", [(sample[:, 2:-2, 2:-2] ** 2).sum() / sample.size for sample in bordered().numpy()]),
-        ("half_sum_square", [(sample**2).sum() / 2 for sample in heard().numpy()]),
-        ("l2_norm", [math.sqrt((sample**2).sum()) for sample in heard().numpy()]),
-        ("mean", [sample.mean() for sample in heard().numpy()]),
+def test_each_measure_equals_its_formula() -> None:
+    for method, expected in (
+        ("mean_square", [(sample**2).mean() for sample in random_activations().numpy()]),
+        (
+            "inner_mean_square",
+            [(sample[:, 2:-2, 2:-2] ** 2).sum() / sample.size for sample in large_activations().numpy()],
+        ),
+        ("half_sum_square", [(sample**2).sum() / 2 for sample in random_activations().numpy()]),
+        ("l2_norm", [math.sqrt((sample**2).sum()) for sample in random_activations().numpy()]),
+        ("mean", [sample.mean() for sample in random_activations().numpy()]),
     ):
-        activations = {"a": bordered() if how == "inner_mean_square" else heard()}
-        assert score(activations, "a", how).tolist() == pytest.approx(expected, rel=1e-5)
+        activations = {"a": large_activations() if method == "inner_mean_square" else random_activations()}
+        assert score(activations, "a", method).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def bordered() -> Tensor:
+def large_activations() -> Tensor:
     return torch.randn(2, 6, 7, 9, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("at", "row", "column"), [((0, 0), 0, 0), ((1, 1), 4, 3), ((0.3, 0.9), 4, 1)])
-def test_a_place_is_one_position_of_the_layer(at: tuple[float, float], row: int, column: int) -> None:
+def test_a_position_selects_one_position_of_the_layer(at: tuple[float, float], row: int, column: int) -> None:
     neuron = [{"layer": "a", "channels": [2], "at": at}]
-    torch.testing.assert_close(score({"a": heard()}, neuron, "mean"), heard()[:, 2, row, column])
+    torch.testing.assert_close(
+        score({"a": random_activations()}, neuron, "mean"), random_activations()[:, 2, row, column]
+    )
 
 
-def test_each_sample_has_an_objective_of_its_own() -> None:
+def test_each_sample_has_a_separate_objective() -> None:
     network = tiny_network()
     both = torch.cat([picture(seed=1), picture(seed=2)])
     objectives = [changed(layers="stem:3=2").layers, changed(layers="stem+deep:1,2=-1+deep").layers]
@@ -91,11 +96,11 @@ def test_each_sample_has_an_objective_of_its_own() -> None:
         assert together[sample].item() == pytest.approx(alone, abs=1e-4)
 
 
-# --- likeness to a guide
+# --- guides
 
 
 def guided(features: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-    """Score and gradient of one sample (1, C, h, w) that is to become like a guide whose layer activations `guide`."""
+    """Return the score and gradient of one sample (1, C, h, w) for a guide with the activations (C, h, w)."""
     network = tiny_network()
     network.features = lambda *_args: {"deep": guide[None]}  # type: ignore[method-assign]
     objective = Objective(network, [SETTINGS.layers], LOG, [torch.zeros(3, 8, 8)])
@@ -104,36 +109,37 @@ def guided(features: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
     return result, torch.autograd.grad(result.sum(), features)[0]
 
 
-def test_the_gradient_of_each_position_is_the_guides_vector_of_largest_dot_product(
+def test_the_gradient_at_each_position_is_the_most_similar_vector_of_the_guide(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As in 2015, whose normalisation of the step leaves the scale open; however few are matched at once."""
-    features, guide = heard()[:1], torch.randn(6, 7, 3, generator=torch.Generator().manual_seed(9))
+    """As in the program of 2015, except for the scale. The size of the chunks has no effect."""
+    features, guide = random_activations()[:1], torch.randn(6, 7, 3, generator=torch.Generator().manual_seed(9))
     expected = guided_gradient(features[0].numpy(), guide.numpy())
-    for at_once in (2**22, 50):
-        monkeypatch.setattr("dreamcore.objective.MATCHED", at_once)
+    for max_products in (2**22, 50):
+        monkeypatch.setattr("dreamcore.objective._MAX_PRODUCTS", max_products)
         gradient = guided(features, guide)[1][0].numpy()
         np.testing.assert_allclose(gradient / np.abs(gradient).mean(), expected / np.abs(expected).mean(), rtol=1e-5)
 
 
-def test_a_picture_is_most_like_itself() -> None:
-    features = torch.nn.functional.normalize(heard()[:1], dim=1)  # else a longer vector may be liked better
+def test_an_image_that_equals_its_guide_scores_one() -> None:
+    # Vectors of equal length, because otherwise a longer vector may be more similar.
+    features = torch.nn.functional.normalize(random_activations()[:1], dim=1)
     assert guided(features, features[0].detach())[0].item() == pytest.approx(1, rel=1e-5)
 
 
-def test_a_guide_is_looked_at_in_the_size_that_the_network_learnt_at() -> None:
+def test_a_guide_is_resized_to_the_training_size_of_the_network() -> None:
     network, sizes = tiny_network(), []
     network.module.register_forward_pre_hook(lambda _module, inputs: sizes.append(tuple(inputs[0].shape)))
     Objective(network, [SETTINGS.layers] * 3, LOG, [guide := torch.rand(3, 100, 200), None, guide])
-    assert sizes == [(1, 3, 32, 64)], "once for each guide"
+    assert sizes == [(1, 3, 32, 64)], "one forward pass for each guide"
 
 
 # --- tiles
 
 
-@pytest.mark.parametrize("how", MEASURES)
-def test_sums_of_tiles_are_the_sums_of_the_whole(how: str) -> None:
-    """To the last digits, where no position of a layer sees beyond its tile."""
+@pytest.mark.parametrize("method", MEASURES)
+def test_sums_over_tiles_equal_the_sums_of_the_whole_image(method: str) -> None:
+    """Kernels of one pixel, so that no position depends on pixels outside its tile."""
     network = tiny_network()
     for name in ("stem", "body", "deep"):
         weight = network.module.get_parameter(f"{name}.weight")
@@ -141,17 +147,17 @@ def test_sums_of_tiles_are_the_sums_of_the_whole(how: str) -> None:
         centre[:, :, weight.shape[2] // 2, weight.shape[3] // 2] = 1
         weight.mul_(centre)
     targets = changed(layers="stem:1,2+deep=-2+stem@0.1,0.9+logits:3").layers
-    pictures = torch.cat([picture(64, 96, seed=1), picture(64, 96, seed=2)])
-    objective = Objective(network, [targets, targets[:2]], how, [None, None])
-    expected = objective.each(measure(network, pictures, objective, whole_image((64, 96))))
-    found = objective.each(measure(network, pictures, objective, fixed_tiles((64, 96), 32, 16)))
+    images = torch.cat([picture(64, 96, seed=1), picture(64, 96, seed=2)])
+    objective = Objective(network, [targets, targets[:2]], method, [None, None])
+    expected = objective.each(measure(network, images, objective, whole_image((64, 96))))
+    found = objective.each(measure(network, images, objective, fixed_tiles((64, 96), 32, 16)))
     torch.testing.assert_close(found[:, [0, 2, 3]], expected[:, [0, 2, 3]], rtol=1e-3, atol=1e-3)
 
 
-# --- what the network sees
+# --- observations
 
 
-def test_look_tells_scores_and_the_five_likeliest_classes() -> None:
+def test_observe_returns_scores_and_the_five_most_likely_classes() -> None:
     targets = changed(layers="stem+deep:1").layers
     observation = observe(tiny_network(), picture(seed=1), targets, LOG)[0]
     assert set(observation.scores) == {"stem", "deep:1"}
@@ -163,7 +169,7 @@ def test_look_tells_scores_and_the_five_likeliest_classes() -> None:
     assert observation.stages == {}
 
 
-def test_all_stages_are_scored_when_asked_for() -> None:
+def test_observe_scores_all_stages_on_request() -> None:
     network = tiny_network()
     stages = observe(network, picture(), [Target(layer="deep")], "mean", stages=True)[0].stages
     assert list(stages) == [stage.name for stage in network.spec.stages()]
@@ -171,36 +177,36 @@ def test_all_stages_are_scored_when_asked_for() -> None:
         assert found == pytest.approx(observe(network, picture(), [Target(layer=name)], LOG)[0].scores[name])
 
 
-def test_a_network_of_few_classes_or_none_tells_what_it_can() -> None:
+def test_observe_returns_at_most_the_classes_of_the_network() -> None:
     network = tiny_network()
-    mute = Network(network.module, network.spec)
-    assert observe(mute, picture(), SETTINGS.layers, LOG)[0].classes == []
+    without_labels = Network(network.module, network.spec)
+    assert observe(without_labels, picture(), SETTINGS.layers, LOG)[0].classes == []
     network.module.head = torch.nn.Linear(16, 2)
-    of_two = Network(network.module, network.spec, ["cat", "dog"])
-    assert {label for label, _ in observe(of_two, picture(), SETTINGS.layers, LOG)[0].classes} == {"cat", "dog"}
+    two_classes = Network(network.module, network.spec, ["cat", "dog"])
+    assert {label for label, _ in observe(two_classes, picture(), SETTINGS.layers, LOG)[0].classes} == {"cat", "dog"}
 
 
-def test_pictures_are_seen_together_each_as_it_would_be_alone() -> None:
+def test_each_image_of_a_batch_has_the_observation_that_it_has_alone() -> None:
     network, targets = tiny_network(), changed(layers="stem+deep:1,2").layers
     together = torch.cat([picture(seed=seed) for seed in range(3)])
     found = observe(network, together, targets, LOG, stages=True)
-    for observation, seen in zip(found, torch.split(together, 1), strict=True):
-        (alone,) = observe(network, seen, targets, LOG, stages=True)
+    for observation, image in zip(found, torch.split(together, 1), strict=True):
+        (alone,) = observe(network, image, targets, LOG, stages=True)
         assert observation.scores == pytest.approx(alone.scores, abs=1e-5)
         assert observation.stages == pytest.approx(alone.stages, abs=1e-5)
         assert dict(observation.classes) == pytest.approx(dict(alone.classes), abs=1e-5)
 
 
-def test_looking_neither_costs_nor_gives_gradients() -> None:
-    seen = picture().requires_grad_()
-    observe(tiny_network(), seen, SETTINGS.layers, LOG)
-    assert seen.grad is None
+def test_observe_computes_no_gradients() -> None:
+    image = picture().requires_grad_()
+    observe(tiny_network(), image, SETTINGS.layers, LOG)
+    assert image.grad is None
 
 
-@pytest.mark.parametrize(("size", "shown"), [((64, 64), (32, 32)), ((16, 24), (32, 48)), ((2, 4000), (32, 128))])
-def test_classes_are_told_at_the_size_that_the_network_learnt_at(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    """Even of a strip of pixels, which would take all memory at its own aspect."""
+@pytest.mark.parametrize(("size", "expected"), [((64, 64), (32, 32)), ((16, 24), (32, 48)), ((2, 4000), (32, 128))])
+def test_classify_resizes_to_the_training_size_of_the_network(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """The longer side is limited, because a narrow strip would take too much memory."""
     network, sizes = tiny_network(), []
     network.module.register_forward_pre_hook(lambda _module, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
     assert network.classify(torch.rand(1, 3, *size)).sum().item() == pytest.approx(1)
-    assert sizes == [shown]
+    assert sizes == [expected]

@@ -1,4 +1,4 @@
-"""Settings are one value however they are written, and their identity is the identity of the picture."""
+"""Settings: spellings, identity, validation and labels; and the expansion of grids."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import assume, given
-from hypothesis import settings as rules
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -61,7 +61,7 @@ def text_of(target: Target) -> str:
 
 
 def spellings(targets: list[Target]) -> list[object]:
-    """One objective in the ways in which people and programs write it."""
+    """Return one objective in every supported spelling."""
     return [
         "+".join(text_of(target) for target in targets),
         " + ".join(text_of(target) for target in reversed(targets)),
@@ -73,10 +73,10 @@ def spellings(targets: list[Target]) -> list[object]:
 
 
 @given(OBJECTIVES)
-def test_an_objective_is_the_same_however_it_is_written(targets: list[Target]) -> None:
-    written = [DreamSettings.model_validate({"layers": spelling}) for spelling in spellings(targets)]
-    assert len(set(written)) == 1
-    assert len({settings_id(settings, "w") for settings in written}) == 1
+def test_all_spellings_of_an_objective_are_equal(targets: list[Target]) -> None:
+    settings_of_each = [DreamSettings.model_validate({"layers": spelling}) for spelling in spellings(targets)]
+    assert len(set(settings_of_each)) == 1
+    assert len({settings_id(settings, "w") for settings in settings_of_each}) == 1
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_an_objective_is_the_same_however_it_is_written(targets: list[Target]) -
         ({"output": {"format": "png", "quality": 10}}, {"output": {"quality": 90}}),
     ],
 )
-def test_ways_to_write_the_same(one: dict[str, object], other: dict[str, object]) -> None:
+def test_two_spellings_of_settings_are_equal(one: dict[str, object], other: dict[str, object]) -> None:
     assert DreamSettings.model_validate(one) == DreamSettings.model_validate(other)
 
 
 @given(SETTINGS)
-def test_settings_survive_json_yaml_and_their_canonical_text(settings: DreamSettings) -> None:
+def test_settings_survive_round_trips_through_json_and_yaml(settings: DreamSettings) -> None:
     plain = settings.model_dump(mode="json")
     assert DreamSettings.model_validate(yaml.safe_load(yaml.safe_dump(plain))) == settings
     again = DreamSettings.model_validate_json(settings.canonical_json())
@@ -104,9 +104,9 @@ def test_settings_survive_json_yaml_and_their_canonical_text(settings: DreamSett
     assert json.loads(settings.canonical_json()) == plain
 
 
-@pytest.mark.parametrize("field", set(DreamSettings.model_fields) - {"weights", "octaves_above"})
+@pytest.mark.parametrize("field", sorted(DreamSettings.model_fields.keys() - {"weights", "octaves_above"}))
 @given(data=st.data())
-@rules(max_examples=20)  # of each of some 25 fields
+@hypothesis_settings(max_examples=20)  # for each of about 25 fields
 def test_a_change_of_any_field_changes_the_identity(field: str, data: st.DataObject) -> None:
     settings = data.draw(SETTINGS)
     changed = DreamSettings.model_validate({**settings.model_dump(), field: data.draw(FIELDS[field])})
@@ -114,24 +114,24 @@ def test_a_change_of_any_field_changes_the_identity(field: str, data: st.DataObj
     assert settings_id(changed, "w") != settings_id(settings, "w")
 
 
-def test_the_identity_tells_weights_apart() -> None:
+def test_the_identity_depends_on_the_weights() -> None:
     assert settings_id(DreamSettings(), "one") != settings_id(DreamSettings(), "other")
 
 
-def test_files_count_by_what_they_hold_and_weights_by_their_identity() -> None:
+def test_the_identity_depends_on_the_content_of_files_and_not_on_their_uri() -> None:
     def identity(**fields: object) -> str:
         return settings_id(DreamSettings.model_validate(fields), "w")
 
     for name in ("guide", "mask"):
         assert identity(**{name: f"s3://a/b#sha256={SHA}"}) == identity(**{name: {"uri": "c.png", "sha256": SHA}})
         assert identity(**{name: f"s3://a/b#sha256={SHA}"}) != identity(**{name: f"s3://a/b#sha256={SHA[::-1]}"})
-        with pytest.raises(ValueError, match=f"{name} has no SHA-256 yet: s3://a/b must be read first"):
+        with pytest.raises(ValueError, match=f"{name} has no SHA-256; read s3://a/b first"):
             identity(**{name: "s3://a/b"})
     assert identity(guide=f"a#sha256={SHA}") != identity(mask=f"a#sha256={SHA}")
     assert identity(weights=f"a#sha256={SHA}") == identity()
 
 
-def test_an_address_may_hold_any_character() -> None:
+def test_a_uri_may_contain_any_character() -> None:
     settings = DreamSettings.model_validate(
         {"guide": "s3://b/a#b=c d%23", "mask": f"s3://b/#1.png#sha256={SHA.upper()}"}
     )
@@ -140,16 +140,16 @@ def test_an_address_may_hold_any_character() -> None:
     assert str(settings.mask) == f"s3://b/#1.png#sha256={SHA}"
 
 
-def test_the_quality_of_jpg_counts() -> None:
+def test_the_identity_depends_on_the_quality_of_jpg() -> None:
     ids = {settings_id(DreamSettings(output=Output(format="jpg", quality=q)), "w") for q in (80, 90)}
     assert len(ids) == 2
 
 
 def test_identities_stay_what_they_are() -> None:
-    """When this fails, every dream in every destination would be dreamt again.
+    """If this fails, the next run reproduces every dream in every destination.
 
-    If the same settings really give another picture now, raise ALGORITHM_VERSION and pin the new identity here;
-    otherwise find out what changed the settings' JSON, and undo it.
+    If the same settings give a different image now, increase ALGORITHM_VERSION and pin the new identities here.
+    Otherwise find the change of the settings' JSON and undo it.
     """
     assert settings_id(DreamSettings(), "weights") == "5ccc580ba9bd7871"
     spelt_out = DreamSettings.model_validate({"layers": "b:2=0.5+a", "octaves": 3, "output": {"format": "jpg"}})
@@ -158,9 +158,9 @@ def test_identities_stay_what_they_are() -> None:
 
 
 def test_defaults_stay_what_they_are() -> None:
-    """What is at its default is not in the identity: a default may only change together with ALGORITHM_VERSION.
+    """The identity leaves out defaults, so a changed default must increase ALGORITHM_VERSION.
 
-    A new setting, whose default leaves the picture as it was, may be added here.
+    A new setting may be added here if its default does not change the image.
     """
     assert ALGORITHM_VERSION == 2
     assert json.loads(DreamSettings().canonical_json()) == {
@@ -202,23 +202,23 @@ def test_identities_are_the_same_in_every_process(hash_seed: str) -> None:
         f"print(settings_id(DreamSettings.model_validate({{'layers': {mix!r}}}), 'weights'))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert there.stdout.strip() == settings_id(DreamSettings.model_validate({"layers": mix}), "weights")
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == settings_id(DreamSettings.model_validate({"layers": mix}), "weights")
 
 
 @pytest.mark.parametrize(
-    ("fields", "complaint"),
+    ("fields", "message"),
     [
-        ({"layers": "a b"}, "is no target"),
-        ({"layers": ""}, "is no target"),
+        ({"layers": "a b"}, "is not a target"),
+        ({"layers": ""}, "is not a target"),
         ({"layers": []}, "at least one layer"),
         ({"layers": "a+a=2"}, "a is in the mix twice"),
-        ({"layers": "a=0"}, "leave the layer out"),
-        ({"layers": "logits:3@0.5,0.5"}, "of the whole picture"),
+        ({"layers": "a=0"}, "remove the layer"),
+        ({"layers": "logits:3@0.5,0.5"}, "no position in the image"),
         ({"layers": "a@0.5,1.5"}, "less than or equal to 1"),
         ({"layers": "a=much"}, "valid number"),
         ({"layers": {"a": float("nan")}}, "finite"),
-        ({"layers": 4}, "is no objective"),
+        ({"layers": 4}, "is not an objective"),
         ({"octaves": 0}, "greater than or equal to 1"),
         ({"octave_scale": 1}, "greater than 1"),
         ({"step_size": float("inf")}, "step_size"),
@@ -226,17 +226,17 @@ def test_identities_are_the_same_in_every_process(hash_seed: str) -> None:
         ({"gradient": "sobel"}, "'laplacian', 'gaussian' or 'plain'"),
         ({"output": {"format": "gif"}}, "'png', 'webp' or 'jpg'"),
         ({"octave": 3}, "octave"),
-        ({"weights": "s3://b/w.safetensors"}, "weights: write s3://b/w.safetensors#sha256=DIGEST"),
+        ({"weights": "s3://b/w.safetensors"}, "weights need a SHA-256; write s3://b/w.safetensors#sha256=DIGEST"),
         ({"guide": "s3://b/k#sha256=12"}, "sha256"),
-        ({"octaves": 3, "octaves_above": 3}, "one must be the picture"),
+        ({"octaves": 3, "octaves_above": 3}, "it must be less than octaves"),
         ({"octaves": 9, "octaves_above": 8}, "4 times the sides"),
         ({"resample": "zoom", "octaves_above": 1}, "octaves_above must be 0"),
-        ({"tile": 10}, "tile is 10 pixels: make it 64 or more"),
-        ({"preset": "none"}, "no preset 'none': choose google2015"),
+        ({"tile": 10}, "tile is 10 pixels; use 64 or more"),
+        ({"preset": "none"}, "no preset 'none'; choose google2015"),
     ],
 )
-def test_nonsense_is_refused_with_a_reason(fields: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_invalid_settings_are_rejected_with_a_reason(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         DreamSettings.model_validate(fields)
 
 
@@ -246,7 +246,7 @@ def test_values_are_frozen(value: Any) -> None:
         setattr(value, next(iter(type(value).model_fields)), None)
 
 
-def test_a_label_reads_as_people_write_it() -> None:
+def test_a_label_is_a_valid_spelling_of_the_objective() -> None:
     settings = DreamSettings.model_validate({"layers": {"b": 1, "a": 0.3, "a:2,1": -1}})
     assert layers_label(settings.layers) == "a=0.3+a:1,2=-1+b"
     assert DreamSettings.model_validate({"layers": layers_label(settings.layers)}) == settings
@@ -263,7 +263,7 @@ AXES = st.fixed_dictionaries(
 
 
 @given(AXES)
-def test_a_grid_is_the_product_of_its_axes_with_the_last_axis_fastest(axes: dict[str, list[Any]]) -> None:
+def test_a_grid_is_the_product_of_its_axes_and_the_last_axis_varies_fastest(axes: dict[str, list[Any]]) -> None:
     names = [name for name in Grid.model_fields if name in axes]
     expected = [
         DreamSettings.model_validate(dict(zip(names, values, strict=True)))
@@ -277,14 +277,14 @@ def test_an_empty_grid_is_one_default_dream() -> None:
     assert Grid().expand() == (DreamSettings(),)
 
 
-def test_no_settings_come_twice_and_points_come_last() -> None:
+def test_expand_removes_duplicates_and_puts_points_last() -> None:
     grid = Grid.model_validate(
         {"octaves": [3, 4, 3], "steps": [5, 5.0], "points": [{"steps": 9}, {"octaves": 4, "steps": 5}]}
     )
     assert [(s.octaves, s.steps) for s in grid.expand()] == [(3, 5), (4, 5), (DreamSettings().octaves, 9)]
 
 
-def test_points_alone_are_the_whole_grid() -> None:
+def test_a_grid_of_points_alone_has_no_default_dream() -> None:
     grid = Grid.model_validate({"points": [{"steps": 3}, {"steps": 4}]})
     assert [settings.steps for settings in grid.expand()] == [3, 4]
 
@@ -297,12 +297,12 @@ def test_a_scalar_is_an_axis_of_one_and_a_mix_is_one_entry() -> None:
     assert len(Grid.model_validate({"layers": ["a", "b=0.5", {"a": 1, "b": 0.5}]}).expand()) == 3
 
 
-def test_what_is_fixed_is_fixed_everywhere_but_where_a_point_says_otherwise() -> None:
+def test_fixed_fields_apply_to_all_settings_and_points_override_them() -> None:
     grid = Grid.model_validate({"octaves": [3, 4], "points": [{"max_pixels": 7}]})
     assert [settings.max_pixels for settings in grid.expand(max_pixels=99)] == [99, 99, 7]
 
 
-def test_a_point_is_the_same_however_it_is_written() -> None:
+def test_two_spellings_of_a_point_are_equal() -> None:
     one = Grid.model_validate({"points": [{"layers": "b+a=0.5", "octave_scale": 2}]})
     other = Grid.model_validate({"points": [{"octave_scale": 2.0, "layers": {"a": 0.5, "b": 1}}]})
     assert one == other
@@ -310,24 +310,26 @@ def test_a_point_is_the_same_however_it_is_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "place", "complaint"),
+    ("grid", "axis", "message"),
     [
         ({"octaves": []}, "octaves", "the list is empty"),
         ({"octaves": "many"}, "octaves", "valid integer"),
         ({"steps": [5, {"a": 1}]}, "steps", "valid integer"),
         ({"gradient": ["laplacian", "sobel"]}, "gradient", "plain"),
-        ({"layers": ["a", None]}, "layers", "no objective"),
-        ({"seed": list(range(MAX_GRID_POINTS + 1))}, None, "10,001 points, 10,000 are allowed"),
+        ({"layers": ["a", None]}, "layers", "not an objective"),
+        ({"seed": list(range(MAX_GRID_POINTS + 1))}, None, "10,001 points, but at most 10,000"),
         ({"points": [{"steps": -1}]}, "points", "steps: Input should be greater"),
         ({"points": [{"stepps": 1}]}, "points", "stepps"),
         ({"max_pixels": 10}, "max_pixels", "not permitted"),
     ],
 )
-def test_a_wrong_grid_names_the_axis(grid: dict[str, object], place: str | None, complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint) as caught:
+def test_an_invalid_grid_is_rejected_with_the_name_of_the_axis(
+    grid: dict[str, object], axis: str | None, message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message) as caught:
         Grid.model_validate(grid)
     (error,) = caught.value.errors()
-    assert error["loc"][:1] == ((place,) if place else ())
+    assert error["loc"][:1] == ((axis,) if axis else ())
     assert "\n" not in error["msg"]
 
 

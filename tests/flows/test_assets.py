@@ -1,10 +1,11 @@
-"""Guides, masks and weights of a job, against a real S3: what they change, what they count as, what is refused."""
+"""Guides, masks and weights of a job against a real S3: their effect, their identity, and what is refused."""
 
 import hashlib
 import io
 import json
 import os
 import pickle
+import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,16 +29,16 @@ from flows.job import DreamJob, read_job
 from flows.local.stack import Stack
 from flows.scan import plan_settings
 from flows.shard import dream_shard
-from flows.storage import RetryPolicy, Storage
-from tests.conftest import Command
-from tests.support.caches import another_process
+from flows.storage import DEFAULT_RETRY, RetryPolicy, Storage
+from tests.support.caches import clear_caches
+from tests.support.command import Command
 from tests.support.faults import Fault, Proxy, first
 from tests.support.shards import plan_run, put_photograph, rows_of
 from tests.support.tiny import pixels
 
 GRID = {"layers": ["blocks.0"], "octaves": [1], "steps": [1], "jitter": [4]}
 TIMM = f"timm/tf_{BUNDLED}"
-"""The bundled network by another name."""
+"""Another name of the bundled network."""
 
 Row = dict[str, Any]
 
@@ -49,7 +50,7 @@ def png(array: NDArray[np.uint8]) -> bytes:
 
 
 def gray(columns: Sequence[int], height: int) -> bytes:
-    """A picture of so gray columns."""
+    """Return an image whose columns have these gray values."""
     return png(np.repeat(np.array(columns, np.uint8)[None, :, None], height, 0).repeat(3, 2))
 
 
@@ -58,13 +59,13 @@ def digest(data: bytes) -> str:
 
 
 def put(storage: Storage, uri: str, data: bytes) -> str:
-    """Put a file there; its address with its digest."""
+    """Write a file to S3, and return its address with its digest."""
     storage.write(uri, data, "application/octet-stream")
     return f"{uri}#sha256={digest(data)}"
 
 
 def job_of(source: str, destination: str, *, job: Any = None, **axes: Any) -> DreamJob:
-    """A job as a job file makes it."""
+    """Return a job as it is read from a job file."""
     return read_job(None, {"source": source, "destination": destination, "grid": {**GRID, **axes}, **(job or {})})
 
 
@@ -74,38 +75,42 @@ def settings_id_of(source: str, destination: str, **axes: Any) -> str:
 
 
 def dreamt(storage: Storage, source: str, destination: str, *, job: Any = None, **axes: Any) -> list[Row]:
-    """The rows of a run in one shard, in the order of the grid, with each dream's `pixels`."""
+    """Dream a job in one shard. Return its rows in the order of the grid, with the `pixels` of each dream."""
     run, shard = plan_run(storage, source, destination, (), grid={**GRID, **axes}, **(job or {}))
     dream_shard(run, shard, storage)
     rows = rows_of(storage, run)
     assert {row["status"] for row in rows} == {"done"}, [row["error"] for row in rows]
     order = [planned.settings_id for planned in run.settings]
-    assert sorted(str(row["settings_id"]) for row in rows) == sorted(order), "exactly one row each"
+    assert sorted(str(row["settings_id"]) for row in rows) == sorted(order), (
+        "exactly one row for each point of the grid"
+    )
     rows.sort(key=lambda row: order.index(str(row["settings_id"])))
     return [{**row, "pixels": decode(storage.read(str(row["result_uri"])) or b"").pixels} for row in rows]
 
 
 def distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Mean difference of two pictures, of 255."""
+    """Return the mean difference of two images, on a scale of 255."""
     return float(np.abs(one.astype(int) - other).mean())
 
 
 # --- guides
 
 
-def test_a_guide_changes_the_dream_and_is_named_in_the_row(storage: Storage, source: str, destination: str) -> None:
+def test_a_guide_changes_the_dream_and_is_recorded_in_the_row(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     guide = f"{destination}assets/guide.png"
-    held = put(storage, guide, png(pixels(30, 20, seed=3)))
+    reference = put(storage, guide, png(pixels(30, 20, seed=3)))
     without, guided = dreamt(storage, source, destination, guide=[None, guide], step_size=[0.05])
     assert distance(without["pixels"], guided["pixels"]) > 1
     assert guided["score_after"] > guided["score_before"]
     assert guided["settings_id"] != without["settings_id"]
     assert json.loads(without["settings"])["guide"] is None
-    assert json.loads(guided["settings"])["guide"] == {"uri": guide, "sha256": held.rpartition("=")[2]}
+    assert json.loads(guided["settings"])["guide"] == {"uri": guide, "sha256": reference.rpartition("=")[2]}
 
 
-def test_whatever_has_features_can_be_dreamt_like_a_guide(storage: Storage, source: str, destination: str) -> None:
+def test_a_guide_works_with_positions_channels_pooling_and_logits(
+    storage: Storage, source: str, destination: str
+) -> None:
     put_photograph(storage, source + "cat.png")
     guide = f"{destination}assets/guide.png"
     put(storage, guide, png(pixels(30, 20, seed=3)))
@@ -115,7 +120,7 @@ def test_whatever_has_features_can_be_dreamt_like_a_guide(storage: Storage, sour
 
 
 @pytest.mark.parametrize("name", ["guide", "mask"])
-def test_a_picture_counts_by_what_it_holds_wherever_it_lies(
+def test_the_identity_of_an_image_is_its_content_and_not_its_address(
     name: str, storage: Storage, source: str, destination: str
 ) -> None:
     def identity(uri: str) -> str:
@@ -127,12 +132,12 @@ def test_a_picture_counts_by_what_it_holds_wherever_it_lies(
     assert identity(f"{source}one.png") == identity(f"{source}copy.png") == identity(one)
     assert identity(f"{source}other.png") != identity(f"{source}one.png")
     put(storage, f"{source}one.png", png(pixels(30, 20, seed=5)))
-    another_process()
-    assert identity(f"{source}one.png") != identity(f"{source}copy.png"), "other content at the same address"
+    clear_caches()
+    assert identity(f"{source}one.png") != identity(f"{source}copy.png"), "the address has new content"
 
 
 @pytest.mark.parametrize("name", ["guide", "mask"])
-def test_one_picture_at_two_addresses_is_dreamt_once(
+def test_one_image_at_two_addresses_is_one_point_of_the_grid(
     name: str, storage: Storage, source: str, destination: str
 ) -> None:
     for address, seed in (("one", 3), ("copy", 3), ("other", 4)):
@@ -145,7 +150,9 @@ def test_one_picture_at_two_addresses_is_dreamt_once(
 
 
 @pytest.mark.parametrize("carry", ["detail", "result"])
-def test_black_stays_as_it_was_and_white_is_dreamt(carry: str, storage: Storage, source: str, destination: str) -> None:
+def test_a_mask_keeps_black_areas_unchanged_and_dreams_white_areas(
+    carry: str, storage: Storage, source: str, destination: str
+) -> None:
     put_photograph(storage, source + "cat.png")
     mask = f"{destination}assets/mask.png"
     put(storage, mask, gray([0] * 28 + [255] * 28, 40))
@@ -169,7 +176,7 @@ def test_a_mask_is_stretched_over_the_photograph(storage: Storage, source: str, 
     assert (masked["pixels"][:, 36:] != photograph[:, 36:]).mean() > 0.8
 
 
-def test_gray_dreams_by_as_much_as_it_is_bright(storage: Storage, source: str, destination: str) -> None:
+def test_a_gray_mask_scales_the_change_by_its_brightness(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     mask = f"{destination}assets/mask.png"
     put(storage, mask, gray([51] * 56, 40))
@@ -183,18 +190,16 @@ def test_gray_dreams_by_as_much_as_it_is_bright(storage: Storage, source: str, d
 
 @cache
 def bundled_weights() -> bytes:
-    """The bundled network's tensors by timm's names for them."""
+    """Return the weights of the bundled network as a safetensors file with timm's names."""
     state = load_network(BUNDLED).module.state_dict()
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
 
 
-def test_the_bundled_weights_from_s3_dream_what_the_bundled_network_dreams(
-    storage: Storage, source: str, destination: str
-) -> None:
+def test_the_bundled_weights_from_s3_give_the_same_dream(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     (bundled,) = dreamt(storage, source, f"{destination}bundled/")
-    weights = put(storage, f"{destination}assets/own.safetensors", bundled_weights())
-    rows = dreamt(storage, source, f"{destination}own/", weights=weights, model=[TIMM, BUNDLED])
+    weights = put(storage, f"{destination}assets/custom.safetensors", bundled_weights())
+    rows = dreamt(storage, source, f"{destination}custom/", weights=weights, model=[TIMM, BUNDLED])
     assert [row["model"] for row in rows] == [TIMM, BUNDLED]
     for row in rows:
         assert (row["pixels"] == bundled["pixels"]).all()
@@ -202,12 +207,14 @@ def test_the_bundled_weights_from_s3_dream_what_the_bundled_network_dreams(
         assert (row["score_after"], row["classes_after"]) == (bundled["score_after"], bundled["classes_after"])
         assert row["settings_id"] != bundled["settings_id"]
         assert json.loads(row["settings"])["weights"] == {
-            "uri": f"{destination}assets/own.safetensors",
+            "uri": f"{destination}assets/custom.safetensors",
             "sha256": digest(bundled_weights()),
         }
 
 
-def test_weights_count_by_what_they_hold_wherever_they_lie(storage: Storage, source: str, destination: str) -> None:
+def test_the_identity_of_weights_is_their_content_and_not_their_address(
+    storage: Storage, source: str, destination: str
+) -> None:
     def identity(name: str, data: bytes) -> str:
         return settings_id_of(source, destination, weights=put(storage, source + name, data))
 
@@ -215,27 +222,25 @@ def test_weights_count_by_what_they_hold_wherever_they_lie(storage: Storage, sou
 
 
 def small_network(classes: int) -> bytes:
-    """Drawn weights of a network that takes no picture below 17 pixels."""
+    """Return random weights of a network that needs images of at least 17 pixels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return safetensors.torch.save(dict(build("squeezenet1_1", pretrained=False, classes=classes).state_dict()))
 
 
-def test_weights_for_other_classes_name_the_classes_by_number(storage: Storage, source: str, destination: str) -> None:
+def test_classes_of_custom_weights_are_named_by_number(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
-    weights = put(storage, f"{destination}assets/own.safetensors", small_network(3))
+    weights = put(storage, f"{destination}assets/custom.safetensors", small_network(3))
     (row,) = dreamt(storage, source, destination, model="squeezenet1_1", weights=weights, layers="features.3")
-    for seen in (row["classes_before"], row["classes_after"]):
-        assert {each["label"] for each in seen} == {"class 0", "class 1", "class 2"}
-        assert sum(each["p"] for each in seen) == pytest.approx(1, abs=1e-4)
+    for classes in (row["classes_before"], row["classes_after"]):
+        assert {each["label"] for each in classes} == {"class 0", "class 1", "class 2"}
+        assert sum(each["p"] for each in classes) == pytest.approx(1, abs=1e-4)
 
 
-def test_a_photograph_too_small_for_the_network_is_its_row_and_nothing_else(
-    storage: Storage, source: str, destination: str
-) -> None:
+def test_a_photograph_too_small_for_the_network_fails_alone(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     storage.write(source + "tiny.png", png(pixels(10, 12)), "image/png")
-    weights = put(storage, f"{destination}assets/own.safetensors", small_network(3))
+    weights = put(storage, f"{destination}assets/custom.safetensors", small_network(3))
     grid = {**GRID, "model": "squeezenet1_1", "weights": weights, "layers": ["features.12"]}
     run, shard = plan_run(storage, source, destination, (), grid=grid)
     assert dream_shard(run, shard, storage) == {"done": 1, "failed": 1}
@@ -244,33 +249,33 @@ def test_a_photograph_too_small_for_the_network_is_its_row_and_nothing_else(
     assert "the network needs 17" in str(failed["error"])
 
 
-class Mischief:
-    """What a pickle may hold besides tensors: a call."""
+class Malicious:
+    """A pickle of this object calls a function when it is loaded."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (os.environ["MISCHIEF"],)
+        return os.mkdir, (os.environ["FOLDER_TO_CREATE"],)
 
 
-def test_a_pickle_that_holds_more_than_tensors_runs_nothing(
+def test_a_pickle_with_code_is_refused_and_not_executed(
     storage: Storage, source: str, destination: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MISCHIEF", str(tmp_path / "done"))
-    weights = put(storage, f"{source}own.pth", pickle.dumps({"conv_stem.weight": Mischief()}))
+    monkeypatch.setenv("FOLDER_TO_CREATE", str(tmp_path / "executed"))
+    weights = put(storage, f"{source}custom.pth", pickle.dumps({"conv_stem.weight": Malicious()}))
     (planned,) = plan_settings(job_of(source, destination, weights=weights))
     with pytest.raises(
-        InvalidInput, match=r"own\.pth contains more than tensors, or is damaged; no code of it was run"
+        InvalidInput, match=r"custom\.pth contains more than tensors, or is damaged; no code of it was run"
     ):
         assets.network_for(planned.settings, "cpu")
-    assert not (tmp_path / "done").exists()
-    pickle.loads(pickle.dumps(Mischief()))
-    assert (tmp_path / "done").exists(), "or nothing was proved"
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(pickle.dumps(Malicious()))
+    assert (tmp_path / "executed").exists(), "the pickle is malicious indeed"
 
 
 # --- what is refused
 
 
 def refusal(source: str, destination: str, **axes: Any) -> str:
-    """Why a job is refused before anything is dreamt, in one line."""
+    """Return the message with which a job is refused. It is one line."""
     with pytest.raises(InvalidInput) as caught:
         plan_settings(job_of(source, destination, **axes))
     message = str(caught.value)
@@ -279,71 +284,72 @@ def refusal(source: str, destination: str, **axes: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["guide", "mask"])
-def test_a_picture_that_is_not_there_or_is_none_is_refused(
-    name: str, storage: Storage, source: str, destination: str
-) -> None:
+def test_a_missing_or_damaged_image_is_refused(name: str, storage: Storage, source: str, destination: str) -> None:
     put(storage, f"{source}page.png", b"<html>\n")
     put(storage, f"{source}empty.png", b"")
     damaged = png(pixels(30, 20))
     put(storage, f"{source}damaged.png", damaged[: len(damaged) // 2])
-    for uri, complaint in (
-        (f"{source}missing.png", f"there is no {source}missing.png"),
+    for uri, message in (
+        (f"{source}missing.png", f"{source}missing.png does not exist"),
         ("s3://nowhere/guide.png", "there is no bucket 'nowhere'"),
-        (f"{source}page.png", f"{source}page.png: no picture"),
+        (f"{source}page.png", f"{source}page.png: not an image"),
         (f"{source}empty.png", f"{source}empty.png: "),
         (f"{source}damaged.png", f"{source}damaged.png: PNG: "),
     ):
-        assert complaint in refusal(source, destination, **{name: [None, uri]})
+        assert message in refusal(source, destination, **{name: [None, uri]})
 
 
 @pytest.mark.parametrize("uri", ["guide.png", "/etc/hostname", "file:///etc/hostname", "s3:/photos/a.png", "S3://b/k"])
 @pytest.mark.parametrize("name", ["guide", "mask", "weights"])
-def test_a_run_reads_no_file_of_this_machine(name: str, uri: str) -> None:
+def test_a_run_refuses_local_files(name: str, uri: str) -> None:
     message = refusal("s3://photos/x/", "s3://dreams/x/", **{name: f"{uri}#sha256={digest(b'')}"})
-    assert message == f"{name}: {uri!r} is no S3 address, and a run reads nothing else"
+    assert message == f"{name}: {uri!r} is not an S3 address, and a run reads files only from S3"
 
 
 @pytest.mark.parametrize("name", ["guide", "mask", "weights"])
-def test_an_address_of_no_object_is_refused(name: str, storage: Storage, source: str, destination: str) -> None:
+def test_an_address_without_an_object_is_refused(name: str, storage: Storage, source: str, destination: str) -> None:
     for uri in ("s3://", "s3:///a.png", "s3://photos", "s3://photos/"):
         message = refusal(source, destination, **{name: f"{uri}#sha256={digest(b'')}"})
-        assert f"{uri} is no address of an object" in message or f"{name}: {uri!r} is no S3 address" in message
+        assert f"{uri} is not the address of an object" in message or f"{name}: {uri!r} is not an S3 address" in message
 
 
 def test_weights_are_refused_without_a_digest(storage: Storage, source: str, destination: str) -> None:
-    put(storage, f"{source}own.safetensors", b"tensors")
-    message = refusal(source, destination, weights=f"{source}own.safetensors")
-    assert f"weights: write {source}own.safetensors#sha256=DIGEST, with what `sha256sum` says of the file" in message
+    put(storage, f"{source}custom.safetensors", b"tensors")
+    message = refusal(source, destination, weights=f"{source}custom.safetensors")
+    assert (
+        f"weights need a SHA-256; write {source}custom.safetensors#sha256=DIGEST with the output of `sha256sum`"
+        in message
+    )
 
 
 @pytest.mark.parametrize("name", ["guide", "mask", "weights"])
-def test_a_file_that_is_not_the_one_of_its_digest_is_refused(
-    name: str, storage: Storage, source: str, destination: str
-) -> None:
-    meant = bytearray(png(pixels(30, 20)))
-    address = put(storage, f"{source}file", bytes(meant))
+def test_a_file_with_another_digest_is_refused(name: str, storage: Storage, source: str, destination: str) -> None:
+    data = bytearray(png(pixels(30, 20)))
+    address = put(storage, f"{source}file", bytes(data))
     plan_settings(job_of(source, destination, **{name: address}))
-    meant[len(meant) // 2] ^= 1
-    put(storage, f"{source}file", bytes(meant))
-    another_process()
+    data[len(data) // 2] ^= 1
+    put(storage, f"{source}file", bytes(data))
+    clear_caches()
     message = refusal(source, destination, **{name: address})
-    assert message.startswith(f"{name}: {source}file has the SHA-256 {digest(bytes(meant))[:16]}..., not ")
+    assert message.startswith(f"{name}: {source}file has the SHA-256 {digest(bytes(data))[:16]}..., not ")
 
 
-def test_a_network_that_is_not_there_is_told_before_its_weights_are_read() -> None:
+def test_an_unknown_network_is_refused_before_its_weights_are_read() -> None:
     message = refusal("s3://photos/x/", "s3://dreams/x/", model="nonet", weights=f"s3://b/k#sha256={digest(b'')}")
     assert "network 'nonet' does not exist" in message
 
 
-def test_a_store_that_does_not_answer_is_bad_access_with_a_guide_as_without(
+def test_an_unreachable_store_is_refused_quickly_if_the_job_has_a_guide(
     dreamgrid: Command, source: str, destination: str
 ) -> None:
-    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
+    unreachable = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
     for command in ("run", "plan"):
         arguments = ("--source", source, "--destination", destination, "--guide", f"{source}guide.png")
-        done = dreamgrid(command, *arguments, **nowhere)
+        started = time.monotonic()
+        done = dreamgrid(command, *arguments, **unreachable)
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert "127.0.0.1:9 does not answer" in done.stderr
+        assert time.monotonic() - started < DEFAULT_RETRY.seconds, "checks use FAIL_FAST"
         assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -355,7 +361,7 @@ def test_a_guide_that_is_replaced_after_the_check_is_not_dreamt(
     put(storage, guide, png(pixels(30, 20, seed=3)))
     run, shard = plan_run(storage, source, destination, (), grid={**GRID, "guide": guide})
     put(storage, guide, png(pixels(30, 20, seed=4)))
-    another_process()
+    clear_caches()
     with pytest.raises(InvalidInput, match=rf"guide: {guide} has the SHA-256 .* put the right file there"):
         assets.load_guide_and_mask(run.settings[0].settings)
     with pytest.raises(InvalidInput, match=rf"guide: {guide} has the SHA-256"):
@@ -365,38 +371,35 @@ def test_a_guide_that_is_replaced_after_the_check_is_not_dreamt(
 
 
 @pytest.fixture
-def stumbling(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before the store of a process that has read nothing yet."""
+def proxy(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy in front of the store, in a process whose caches are empty."""
     with Proxy(stack.s3_url) as proxy:
         for name, value in proxy.environment(stack.environment()).items():
             monkeypatch.setenv(name, value)
-        another_process()
+        clear_caches()
         yield proxy
-    another_process()
+    clear_caches()
 
 
 @pytest.mark.parametrize("name", ["guide", "weights"])
-def test_only_whoever_checks_a_job_is_hasty(
-    name: str, storage: Storage, source: str, stumbling: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker has what a request may take: a store that says "slow down" as it starts does not end the run."""
-    monkeypatch.setattr(assets, "FAIL_FAST", RetryPolicy(0, 5))
+def test_checks_fail_fast_and_workers_retry(name: str, storage: Storage, source: str, proxy: Proxy) -> None:
+    """If the store sends "slow down" while a worker starts, the run does not stop."""
     data = bundled_weights() if name == "weights" else png(pixels(30, 20, seed=3))
     settings = DreamSettings.model_validate({"model": BUNDLED, name: put(storage, source + name, data)})
-    stumbling.choose = first(Fault.SLOW_DOWN, "GET", source)
+    proxy.choose = first(Fault.SLOW_DOWN, "GET", source)
     with pytest.raises(Unavailable, match="SlowDown"):
-        assets.resolve(settings)
-    settled = assets.resolve(settings)
-    stumbling.choose = first(Fault.SLOW_DOWN, "GET", source, times=3)
-    assets.load_guide_and_mask(settled)
-    assets.network_for(settled, "cpu")
-    assert stumbling.count(Fault.SLOW_DOWN) == 4
+        assets.resolve(settings, open_storage=lambda: Storage(RetryPolicy(0, 5)))
+    resolved = assets.resolve(settings)
+    proxy.choose = first(Fault.SLOW_DOWN, "GET", source, times=3)
+    assets.load_guide_and_mask(resolved)
+    assets.network_for(resolved, "cpu")
+    assert proxy.count(Fault.SLOW_DOWN) == 4
 
 
 # --- batches
 
 
-def test_a_batch_dreams_what_each_would_be_alone(
+def test_a_batch_gives_the_same_dreams_as_single_images(
     storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_photograph(storage, source + "cat.png")
@@ -416,10 +419,10 @@ def test_a_batch_dreams_what_each_would_be_alone(
         assert other["score_before"] == pytest.approx(one["score_before"], abs=1e-3)
         assert other["score_after"] == pytest.approx(one["score_after"], abs=1e-2)
         assert distance(one["pixels"], other["pixels"]) < 0.1
-    assert len({row["pixels"].tobytes() for row in together}) == 8, "or any could stand for any other"
+    assert len({row["pixels"].tobytes() for row in together}) == 8, "all dreams are different"
 
 
-def test_dreams_that_have_no_guide_or_mask_go_with_those_that_have(
+def test_dreams_with_and_without_guide_or_mask_share_a_batch(
     storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_photograph(storage, source + "cat.png")
@@ -440,7 +443,7 @@ def test_dreams_that_have_no_guide_or_mask_go_with_those_that_have(
 # --- stages
 
 
-def test_stages_are_scored_where_the_job_asks_for_it(storage: Storage, source: str, destination: str) -> None:
+def test_stages_are_scored_if_the_job_says_so(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     (without,) = dreamt(storage, source, f"{destination}without/")
     (scored,) = dreamt(storage, source, f"{destination}scored/", job={"stage_scores": True})
@@ -456,13 +459,13 @@ def test_stages_are_scored_where_the_job_asks_for_it(storage: Storage, source: s
     assert without["settings_id"] == scored["settings_id"]
 
 
-def test_a_job_is_the_same_whether_stages_are_scored_or_not(source: str, destination: str) -> None:
+def test_stage_scores_do_not_change_the_job_id(source: str, destination: str) -> None:
     with_, without = (job_of(source, destination, job={"stage_scores": on}) for on in (True, False))
     assert with_.job_id == without.job_id
     assert with_ != without
 
 
-def test_octaves_too_small_to_dream_are_counted(storage: Storage, source: str, destination: str) -> None:
+def test_octaves_below_the_minimum_size_are_counted(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     (row,) = dreamt(storage, source, destination, octaves=[4], octave_scale=[1.2])
     assert row["octaves_left_out"] == 2, "40 and 33 pixels are dreamt, 28 and 23 are not"

@@ -1,4 +1,4 @@
-"""Every planned dream ends as exactly one row, whatever its photograph is; too many failures stop the run."""
+"""Every planned dream becomes exactly one row, whatever the photograph is. Too many failures stop the run."""
 
 import json
 from collections import Counter
@@ -18,12 +18,12 @@ from flows.run_record import Run
 from flows.scan import estimate, plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import Storage
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.shards import put_photograph
 
 BYTES = {
     "empty": b"",
-    "page": b"<html>no photograph</html>",
+    "page": b"<html>not a photograph</html>",
     "cut off": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
     "other": b"\xff\x0a of another format",
 }
@@ -36,7 +36,7 @@ BECOMES = {
     "deleted": ("skipped", "source_missing"),
     "replaced": ("skipped", "source_changed"),
 }
-"""Status and kind of the rows of each sort of photograph."""
+"""Status and error kind of the rows of each sort of photograph."""
 
 _numbers = count()
 
@@ -56,7 +56,7 @@ def begin(storage: Storage, source: str, destination: str, **fields: object) -> 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(sorts=st.lists(st.sampled_from(sorted(BECOMES)), min_size=1, max_size=5))
-def test_done_failed_and_skipped_are_all_that_was_planned(
+def test_done_failed_and_skipped_rows_add_up_to_the_planned_dreams(
     sorts: list[str], storage: Storage, source: str, destination: str
 ) -> None:
     here, there = (f"{folder}{next(_numbers)}/" for folder in (source, destination))
@@ -83,37 +83,37 @@ def test_done_failed_and_skipped_are_all_that_was_planned(
     assert found == {(f"{here}{number}.png", *BECOMES[sort]): 2 for number, sort in enumerate(sorts)}
 
 
-def test_a_run_with_too_few_rows_is_not_finished(storage: Storage, source: str, destination: str) -> None:
+def test_a_run_with_missing_rows_is_not_finished(storage: Storage, source: str, destination: str) -> None:
     put(storage, source + "page.png", "page")
     run = begin(storage, source, destination)
     plan = make_plan(scan(run.job, storage).sources, run.settings, finished_dreams(run.destination, storage))
     first, *_ = shards = protocol.freeze(run, plan, storage)
     dream_shard(run, first, storage)
-    with pytest.raises(DreamgridError, match="1 rows of 2 planned: it was given up"):
+    with pytest.raises(DreamgridError, match="1 rows, but 2 dreams were planned: another process abandoned it"):
         protocol.finish(run, shards, 0.0, storage)
     assert storage.find(f"{run.folder}success.json") is None
 
 
-def test_a_run_that_another_process_ended_cannot_be_planned(storage: Storage, source: str, destination: str) -> None:
+def test_a_run_ended_by_another_process_cannot_be_planned(storage: Storage, source: str, destination: str) -> None:
     put(storage, source + "page.png", "page")
     run = begin(storage, source, destination)
     same = begin(storage, source, destination)
     assert same.run_id == run.run_id
     assert not protocol.freeze(same, make_plan(Sources(()), (), lambda _key: True), storage)
-    with pytest.raises(Unavailable, match="was ended by another process"):
+    with pytest.raises(Unavailable, match="another process ended the run"):
         protocol.freeze(run, make_plan(scan(run.job, storage).sources, run.settings, lambda _: False), storage)
-    assert begin(storage, source, destination).run_id != run.run_id, "the next one begins anew"
+    assert begin(storage, source, destination).run_id != run.run_id, "the next claim starts a new run"
 
 
-def test_a_worker_reads_the_run_that_it_is_told_the_name_of(storage: Storage, source: str, destination: str) -> None:
+def test_a_worker_loads_the_run_by_its_name(storage: Storage, source: str, destination: str) -> None:
     run = begin(storage, source, destination)
     assert run_record.load_run(destination, run.run_id, storage) == run
     storage.delete(f"{run.folder}job.json")
-    with pytest.raises(Unavailable, match=r"job\.json is gone: put it back"):
+    with pytest.raises(Unavailable, match=r"job\.json is missing: restore it"):
         run_record.load_run(destination, run.run_id, storage)
 
 
-def test_a_run_that_goes_on_may_score_all_stages(
+def test_a_resumed_run_may_turn_stage_scores_on(
     storage: Storage, source: str, destination: str, dreamgrid: Command
 ) -> None:
     put(storage, source + "good.png", "good")
@@ -124,7 +124,7 @@ def test_a_run_that_goes_on_may_score_all_stages(
     assert all(row["stage_scores"] for row in manifest.read(storage, destination).to_pylist())
 
 
-def test_the_outlook_knows_the_unfinished_run(
+def test_the_estimate_covers_the_unfinished_run(
     storage: Storage, source: str, destination: str, dreamgrid: Command
 ) -> None:
     put(storage, source + "page.png", "page")
@@ -135,15 +135,15 @@ def test_the_outlook_knows_the_unfinished_run(
     dream_shard(run, first, storage)
     put(storage, source + "later.png", "page")
     found = estimate(run.job)
-    told = {name: found[name] for name in ("resumes", "refused", "photographs", "planned", "done", "shards")}
+    shown = {name: found[name] for name in ("resumes", "refused", "photographs", "planned", "done", "shards")}
     left = {"photographs": 2, "planned": 1, "done": 1, "shards": 1}
-    assert told == {"resumes": run.run_id, "refused": None, **left}, "what came later is for the next run"
+    assert shown == {"resumes": run.run_id, "refused": None, **left}, "later photographs belong to the next run"
 
     other = dreamgrid("plan", "--source", source, "--destination", destination)
     assert other.returncode == 0, other.stderr
     assert "resumes" not in other.stdout
     assert f"a run would be refused: {destination} is held by the unfinished run {run.run_id}" in other.stderr
-    storage.write(f"{run.folder}plan.parquet", make_plan(Sources(()), (), lambda _: True).parquet, "")  # it was ended
+    storage.write(f"{run.folder}plan.parquet", make_plan(Sources(()), (), lambda _: True).parquet, "")
     assert estimate(run.job)["resumes"] is None
 
 
@@ -151,7 +151,7 @@ def test_the_outlook_knows_the_unfinished_run(
     ("done", "failed", "max_failures", "stops"),
     [(50, 50, 0.5, False), (49, 51, 0.5, True), (0, 99, 0.5, False), (99, 1, 0.0, True), (0, 100, 1.0, False)],
 )
-def test_more_failures_than_the_job_allows_stop_it(
+def test_a_run_stops_when_more_dreams_fail_than_the_job_allows(
     done: int, failed: int, max_failures: float, stops: bool, storage: Storage, source: str, destination: str
 ) -> None:
     run = begin(storage, source, destination, max_failures=max_failures)
@@ -163,7 +163,7 @@ def test_more_failures_than_the_job_allows_stop_it(
         protocol.check_failures(run, counts, storage)
 
 
-def test_a_collection_of_web_pages_stops_and_goes_on_when_told_to(
+def test_a_run_stopped_by_failures_continues_with_a_higher_limit(
     storage: Storage, source: str, destination: str, dreamgrid: Command, tmp_path: Path
 ) -> None:
     for number in range(40):
@@ -171,7 +171,7 @@ def test_a_collection_of_web_pages_stops_and_goes_on_when_told_to(
     job = ("--source", source, "--destination", destination, *("--steps", "1", "--steps", "2", "--steps", "3"))
     stopped = dreamgrid("run", *job)
     assert stopped.returncode == 1, stopped.stderr
-    assert "not_an_image). What is there stays." in stopped.stderr
+    assert "not_an_image). Finished dreams are kept." in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert len(manifest.read(storage, destination)) > 100
 

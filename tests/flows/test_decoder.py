@@ -1,4 +1,4 @@
-"""The process that decodes: what it gives, what it gives up, and what a picture that breaks it leaves behind."""
+"""The sandboxed decoder process: its output, its limits, its rights, and its end."""
 
 import os
 import resource
@@ -11,7 +11,6 @@ import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import IO
@@ -22,8 +21,7 @@ from PIL import ExifTags, Image
 
 from dreamcore import images
 from dreamcore.errors import ImageError, Unavailable
-from flows import decoder as flows_decoder
-from flows.decoder import MEMORY, SECONDS, WAITING, Decoder, Decoders
+from flows.decoder import CLOCK_FACTOR, MEMORY, SECONDS, Decoder, Decoders, thread_safe_cache
 from tests.support.decoding import (
     ENDLESS,
     GOOD,
@@ -46,9 +44,17 @@ def shared() -> Iterator[Decoder]:
     decoder.close()
 
 
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    """A decoder for one test, which may break it."""
+    decoder = Decoder(seconds=30)
+    yield decoder
+    decoder.close()
+
+
 @contextmanager
-def another_process(code: str) -> Iterator[tuple[int, int, IO[str]]]:
-    """A process that runs `code`, to be killed: its pid, that of its child, which it tells, and what else it says."""
+def parent_process(code: str) -> Iterator[tuple[int, int, IO[str]]]:
+    """Start a process that runs `code`. Yield its pid, the pid of its child, which `code` prints, and its output."""
     code = f"from tests.support.decoding import *\n{code}"
     with subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -58,26 +64,26 @@ def another_process(code: str) -> Iterator[tuple[int, int, IO[str]]]:
             parent.kill()
 
 
-# --- it decodes as the core does
+# --- the same results as the core
 
 
-def turned() -> Image.Exif:
+def rotated() -> Image.Exif:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 5
     return exif
 
 
 COLOURS = Image.fromarray(photo(40, 30))
-RICH = {"exif": turned(), "icc_profile": rgb_profile(DISPLAY_P3)}
+RICH = {"exif": rotated(), "icc_profile": rgb_profile(DISPLAY_P3)}
 FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (40, 30))]}
 PICTURES = {
     **{format: saved(COLOURS, format, **LOSSLESS.get(format, {})) for format in images.FORMATS},
     **{f"rich {format}": saved(COLOURS, format, **RICH) for format in ("JPEG", "PNG", "WEBP", "TIFF")},
-    "frames": saved(COLOURS, "GIF", **FRAMES),
-    "several pictures": saved(COLOURS, "MPO", **FRAMES),
-    "inks": saved(COLOURS.convert("CMYK"), "JPEG", progressive=True),
+    "animation": saved(COLOURS, "GIF", **FRAMES),
+    "several images": saved(COLOURS, "MPO", **FRAMES),
+    "cmyk": saved(COLOURS.convert("CMYK"), "JPEG", progressive=True),
     "palette": saved(COLOURS.convert("P"), "PNG", transparency=3),
-    "gray and alpha": saved(COLOURS.convert("LA"), "TIFF", compression="tiff_lzw"),
+    "gray with alpha": saved(COLOURS.convert("LA"), "TIFF", compression="tiff_lzw"),
     "16 bit": saved(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50), "PNG"),
     "floats": saved(Image.fromarray(np.linspace(-1, 1, 1200, dtype=np.float32).reshape(30, 40)), "TIFF"),
     "one pixel": saved(Image.new("RGB", (1, 1)), "BMP"),
@@ -87,7 +93,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pixels_and_errors_are_those_of_decoding_in_process(shared: Decoder, name: str) -> None:
-    """Whole, truncated at 20 offsets, and with a byte changed in 30 places: the child can open no file by then."""
+    """The whole file, the file truncated at 20 offsets, and with a changed byte in 30 places."""
     data = PICTURES[name]
     random = np.random.default_rng(1)
     variants = [data, *(data[:offset] for offset in np.linspace(0, len(data) - 1, 20).astype(int))]
@@ -108,59 +114,60 @@ def outcome(decode: Callable[..., images.Photograph], data: bytes) -> tuple[obje
 
 
 @pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html><html>403 Forbidden</html>", bytes(1000)])
-def test_what_is_no_picture_is_told(shared: Decoder, data: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_reported(shared: Decoder, data: bytes) -> None:
     assert failure(shared, data).kind == "not_an_image"
     assert works(shared)
 
 
-def test_pixels_can_be_written_to_and_sizes_are_those_of_the_source(shared: Decoder) -> None:
+def test_pixels_are_writeable_and_the_source_size_is_returned(shared: Decoder) -> None:
     photograph = shared.decode(saved(Image.fromarray(photo(300, 200)), "JPEG"), max_pixels=600)
     assert (photograph.width, photograph.height) == (300, 200)
     assert photograph.pixels.shape == (20, 30, 3)
     assert photograph.pixels.flags.writeable
 
 
-def test_threads_share_the_children() -> None:
+def test_threads_share_the_child_processes() -> None:
     decoders = Decoders(2)
-    truth = [photo(50 + seed, 40, seed) for seed in range(40)]
+    expected = [photo(50 + seed, 40, seed) for seed in range(40)]
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda pixels: decoders.decode(saved(Image.fromarray(pixels), "PNG")).pixels, truth))
-    for pixels, expected in zip(found, truth, strict=True):
-        np.testing.assert_array_equal(pixels, expected)
+        found = list(
+            threads.map(lambda pixels: decoders.decode(saved(Image.fromarray(pixels), "PNG")).pixels, expected)
+        )
+    for pixels, original in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(pixels, original)
     decoders.close()
 
 
-def test_threads_that_are_the_first_to_ask_share_the_children_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Decoders] = []
+def test_a_thread_safe_cache_makes_one_object_for_concurrent_first_calls() -> None:
+    made: list[object] = []
 
-    def slowly(count: int) -> Decoders:
+    def make_slowly() -> object:
         time.sleep(0.2)
-        made.append(Decoders(count))
+        made.append(object())
         return made[-1]
 
-    monkeypatch.setattr(flows_decoder, "Decoders", slowly)
-    monkeypatch.setattr(flows_decoder, "_decoders", cache(flows_decoder._decoders.__wrapped__))
+    get = thread_safe_cache(make_slowly)
     with ThreadPoolExecutor(4) as threads:
-        assert {each.width for each in threads.map(flows_decoder.decode, [GOOD] * 4)} == {60}
-    (decoders,) = made
-    decoders.close()
+        results = list(threads.map(lambda _: get(), range(4)))
+    assert len(made) == 1
+    assert all(result is made[0] for result in results)
 
 
-def test_a_child_more_starts_only_for_a_picture_that_would_wait() -> None:
+def test_another_child_starts_only_if_an_image_would_wait() -> None:
     decoders = Decoders(3)
     for _ in range(3):
         assert np.array_equal(decoders.decode(GOOD).pixels, photo(60, 40))
     assert sum(decoder.child is not None for decoder in decoders.all) == 1
     with ThreadPoolExecutor(1) as thread:
-        long = thread.submit(decoders.decode, many_scans(500))  # some seconds
+        slow = thread.submit(decoders.decode, many_scans(200))  # about a second
         wait_until(lambda: decoders._idle.qsize() == 2)
         decoders.decode(GOOD)
-        assert long.result().width == 3000
+        assert slow.result().width == 3000
     assert sum(decoder.child is not None for decoder in decoders.all) == 2
     decoders.close()
 
 
-def test_one_child_serves_all_pictures_and_each_costs_milliseconds(shared: Decoder) -> None:
+def test_one_child_decodes_all_images_in_milliseconds_each(shared: Decoder) -> None:
     child = pid(shared)
     photograph = saved(Image.fromarray(photo(450, 333)), "JPEG")
     seconds = timeit.repeat(lambda: shared.decode(photograph, max_pixels=1_000_000), number=1, repeat=50)
@@ -168,14 +175,14 @@ def test_one_child_serves_all_pictures_and_each_costs_milliseconds(shared: Decod
     assert pid(shared) == child
 
 
-# --- what a picture can take
+# --- limits of time and memory
 
 
-def test_the_limits_are_the_published_ones() -> None:
-    assert (SECONDS, SECONDS * WAITING, MEMORY) == (10, 60, 2**30)
+def test_the_limits_are_the_documented_ones() -> None:
+    assert (SECONDS, SECONDS * CLOCK_FACTOR, MEMORY) == (10, 60, 2**30)
 
 
-def test_a_bomb_is_refused_by_its_header(shared: Decoder) -> None:
+def test_an_image_with_too_many_pixels_is_refused_by_its_header(shared: Decoder) -> None:
     bomb = png(30_000, 30_000, 8, 2, bytes(1_000_000))
     before = pid(shared)
     assert min(timeit.repeat(lambda: failure(shared, bomb), number=1, repeat=5)) < 0.1
@@ -183,12 +190,12 @@ def test_a_bomb_is_refused_by_its_header(shared: Decoder) -> None:
     assert pid(shared) == before
 
 
-def test_a_picture_that_takes_too_long_fails_and_the_next_one_does_not() -> None:
+def test_an_image_over_the_time_limit_fails_and_the_next_one_does_not() -> None:
     decoder = Decoder(seconds=1)
     first = pid(decoder)
     started = time.monotonic()
     error = failure(decoder, ENDLESS)
-    assert (error.kind, str(error)) == ("undecodable", "decoding it takes longer than 1 s")
+    assert (error.kind, str(error)) == ("undecodable", "decoding takes longer than 1 s")
     assert 0.9 < time.monotonic() - started < SECONDS
     assert not running(first)
     assert works(decoder)
@@ -196,7 +203,7 @@ def test_a_picture_that_takes_too_long_fails_and_the_next_one_does_not() -> None
     decoder.close()
 
 
-def test_a_picture_that_takes_too_much_memory_fails_and_the_next_one_does_not(shared: Decoder) -> None:
+def test_an_image_over_the_memory_limit_fails_and_the_next_one_does_not(shared: Decoder) -> None:
     bomb = small_bomb()
     assert len(bomb) == 34
     assert failure(shared, bomb).kind == "out_of_memory"
@@ -205,7 +212,7 @@ def test_a_picture_that_takes_too_much_memory_fails_and_the_next_one_does_not(sh
     assert int(peak) * 1024 < MEMORY + 100_000_000
 
 
-def test_a_file_that_is_larger_than_the_memory_fails_and_the_next_one_does_not() -> None:
+def test_a_file_over_the_memory_limit_fails_and_the_next_one_does_not() -> None:
     decoder = Decoder(memory=100_000_000)
     assert failure(decoder, bytes(150_000_000)).kind == "out_of_memory"
     assert works(decoder)
@@ -213,7 +220,7 @@ def test_a_file_that_is_larger_than_the_memory_fails_and_the_next_one_does_not()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
-def test_a_child_that_crashes_is_the_failure_of_its_picture_alone(decoder: Decoder, number: signal.Signals) -> None:
+def test_a_crash_of_the_child_fails_only_its_image(decoder: Decoder, number: signal.Signals) -> None:
     child = pid(decoder)
     killer = when_busy(child, lambda: os.kill(child, number))
     error = failure(decoder, ENDLESS)
@@ -223,77 +230,77 @@ def test_a_child_that_crashes_is_the_failure_of_its_picture_alone(decoder: Decod
     assert works(decoder)
 
 
-def test_a_picture_whose_child_was_killed_gets_another_one(decoder: Decoder) -> None:
+def test_an_image_is_tried_again_if_its_child_is_killed_once(decoder: Decoder) -> None:
     child = pid(decoder)
     killer = when_busy(child, lambda: os.kill(child, signal.SIGKILL))
     assert decoder.decode(many_scans(200)).width == 3000
     killer.join()
 
 
-def test_a_picture_whose_child_is_killed_each_time_fails(decoder: Decoder) -> None:
-    """As where the system has less memory than the limit, and kills what takes it."""
+def test_an_image_fails_if_its_child_is_killed_twice(decoder: Decoder) -> None:
+    """The system does that if it has less memory than the limit."""
     first = pid(decoder)
 
-    def twice() -> None:
+    def kill_twice() -> None:
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: decoder.child is not None and decoder.child.process.pid != first)
         assert decoder.child is not None
         second = decoder.child.process.pid
         when_busy(second, lambda: os.kill(second, signal.SIGKILL)).join()
 
-    killer = when_busy(first, twice)
+    killer = when_busy(first, kill_twice)
     assert failure(decoder, ENDLESS).kind == "out_of_memory"
     killer.join()
     assert works(decoder)
 
 
-def test_a_child_that_died_between_two_pictures_is_nobodys_fault(decoder: Decoder) -> None:
+def test_a_child_that_was_killed_while_idle_is_replaced(decoder: Decoder) -> None:
     os.kill(pid(decoder), signal.SIGKILL)
     assert works(decoder)
 
 
-def test_the_time_of_a_stopped_machine_does_not_count() -> None:
-    """It computes for less than a second, far from its limit; the clock is beyond its own when the machine goes on."""
-    code = "flows_decoder.WAITING = 1; decoder = Decoder(4); "
-    code += "print(pid(decoder)); print(decoder.decode(many_scans(200)).width)"
-    with another_process(code) as (parent, child, says):
+def test_the_time_of_a_suspended_machine_does_not_count() -> None:
+    """Decoding takes less than a second of CPU time. The clock passes its limit while both processes are stopped."""
+    code = "decoder = Decoder(3, clock_factor=1); "
+    code += "print(pid(decoder)); print(decoder.decode(many_scans(100)).width)"
+    with parent_process(code) as (parent, child, output):
 
-        def both(number: signal.Signals) -> None:
+        def send_both(number: signal.Signals) -> None:
             os.kill(parent, number)
             os.kill(child, number)
 
-        when_busy(child, lambda: both(signal.SIGSTOP)).join()
-        time.sleep(5)
-        both(signal.SIGCONT)
-        assert says.readline() == "3000\n"
+        when_busy(child, lambda: send_both(signal.SIGSTOP)).join()
+        time.sleep(3.5)
+        send_both(signal.SIGCONT)
+        assert output.readline() == "3000\n"
 
 
-def test_the_time_that_others_take_does_not_count() -> None:
-    decoder = Decoder(seconds=3)
+def test_the_time_of_other_processes_does_not_count() -> None:
+    decoder = Decoder(seconds=2)
     child = pid(decoder)
 
     def starve() -> None:
         os.kill(child, signal.SIGSTOP)
-        time.sleep(3.5)
+        time.sleep(2.5)
         os.kill(child, signal.SIGCONT)
 
     starving = when_busy(child, starve)
-    assert decoder.decode(many_scans(200)).width == 3000
+    assert decoder.decode(many_scans(100)).width == 3000
     starving.join()
     decoder.close()
 
 
-def test_a_child_that_sleeps_is_not_waited_for() -> None:
+def test_a_child_that_does_not_run_is_killed_after_the_clock_limit() -> None:
     decoder = Decoder(seconds=0.3)
     os.kill(pid(decoder), signal.SIGSTOP)
     started = time.monotonic()
     assert failure(decoder, GOOD).kind == "undecodable"
-    assert 0.8 * 0.3 * WAITING < time.monotonic() - started < SECONDS
+    assert 0.8 * 0.3 * CLOCK_FACTOR < time.monotonic() - started < SECONDS
     assert works(decoder)
     decoder.close()
 
 
-# --- what it has given up
+# --- the rights of the child
 
 
 @pytest.fixture
@@ -303,7 +310,7 @@ def canaries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("canaries")
-def test_it_has_no_credentials_and_no_open_files_or_connections(decoder: Decoder) -> None:
+def test_the_child_has_no_credentials_and_no_open_files_or_connections(decoder: Decoder) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.set_inheritable(True)
         child = pid(decoder)
@@ -320,15 +327,15 @@ def environment(process: int) -> list[str]:
     return Path(f"/proc/{process}/environ").read_text().strip("\0").split("\0")
 
 
-def test_it_can_open_and_start_nothing(shared: Decoder) -> None:
+def test_the_child_cannot_open_files_or_start_processes(shared: Decoder) -> None:
     child = pid(shared)
-    for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-        assert resource.prlimit(child, what) == (0, 0)
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        assert resource.prlimit(child, limit) == (0, 0)
     virtual = 1024 * int(Path(f"/proc/{child}/status").read_text().partition("VmSize:")[2].split()[0])
     assert resource.prlimit(child, resource.RLIMIT_AS)[1] <= virtual + MEMORY
 
 
-def test_it_is_small_and_starts_soon(decoder: Decoder) -> None:
+def test_the_child_is_small_and_starts_fast(decoder: Decoder) -> None:
     def start() -> None:
         decoder.close()
         pid(decoder)
@@ -339,62 +346,62 @@ def test_it_is_small_and_starts_soon(decoder: Decoder) -> None:
     assert int(resident) * 1024 < 80_000_000  # 36 MB
 
 
-def test_no_folder_that_somebody_is_in_gives_it_modules(
+def test_the_child_imports_nothing_from_the_current_directory(
     decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("flows", "numpy", "PIL"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong one')")
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported from the current directory')")
     monkeypatch.setattr(sys, "path", [entry or str(Path.cwd()) for entry in sys.path])
     monkeypatch.chdir(tmp_path)
     assert works(decoder)
 
 
-# --- how it ends
+# --- the end of the child
 
 
-@pytest.mark.parametrize("picture", ["GOOD", "ENDLESS"])
-def test_it_ends_with_a_parent_that_is_killed(picture: str) -> None:
-    code = f"decoder = Decoder(60); print(pid(decoder)); decoder.decode({picture}); time.sleep(60)"
-    with another_process(code) as (parent, child, _):
-        if picture == "ENDLESS":
+@pytest.mark.parametrize("image", ["GOOD", "ENDLESS"])
+def test_the_child_ends_if_its_parent_is_killed(image: str) -> None:
+    code = f"decoder = Decoder(60); print(pid(decoder)); decoder.decode({image}); time.sleep(60)"
+    with parent_process(code) as (parent, child, _):
+        if image == "ENDLESS":
             when_busy(child, lambda: os.kill(parent, signal.SIGKILL)).join()
         else:
             os.kill(parent, signal.SIGKILL)
         wait_until(lambda: not running(child))
 
 
-def test_it_ends_with_a_parent_that_has_done_its_work() -> None:
+def test_the_child_ends_if_its_parent_exits() -> None:
     code = "from tests.support.decoding import *; print(pid(Decoder()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     wait_until(lambda: not running(int(done.stdout)))
     assert done.stderr == ""
 
 
-def test_what_stops_a_run_does_not_reach_it(decoder: Decoder) -> None:
-    """The run decides: what is in flight may be finished, and must not fail because its decoder is gone."""
+def test_signals_that_stop_a_run_do_not_stop_the_child(decoder: Decoder) -> None:
+    """The run may finish the images in flight. They must not fail because their decoder has exited."""
     child = pid(decoder)
-    assert os.getsid(child) == child, "Ctrl-C goes to every process of a terminal's session"
+    assert os.getsid(child) == child, "a terminal sends Ctrl-C to every process of its session"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(child, number)
     assert pid(decoder) == child
 
 
-def test_a_child_that_cannot_start_is_trouble_of_the_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_child_that_cannot_start_is_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('no numpy here')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with pytest.raises(Unavailable, match="ImportError: no numpy here"):
         Decoder().decode(GOOD)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(Unavailable, match="no process can be started"):
+    with pytest.raises(Unavailable, match="cannot start a process"):
         Decoder().decode(GOOD)
 
 
-# --- what a child that was taken over might say
+# --- malformed replies
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "reply",
     [
         b"\n",
         b"nonsense\n",
@@ -410,10 +417,10 @@ def test_a_child_that_cannot_start_is_trouble_of_the_world(monkeypatch: pytest.M
         b"",
     ],
 )
-def test_nonsense_is_a_failure_of_the_picture(
-    decoder: Decoder, answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_malformed_reply_fails_the_image(
+    decoder: Decoder, reply: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stranger's program stands in the child's place: a picture that takes it over cannot be had."""
+    """Another program stands for a child that an image has taken control of."""
     program = tmp_path / "flows" / "decoder.py"
     program.parent.mkdir()
     program.with_name("__init__.py").touch()
@@ -421,7 +428,7 @@ def test_nonsense_is_a_failure_of_the_picture(
         "import sys\n"
         "sys.stdout.buffer.write(b'ready\\n'); sys.stdout.flush()\n"
         "sys.stdin.buffer.read(17)\n"
-        f"sys.stdout.buffer.write({answer!r}); sys.stdout.flush()\n"
+        f"sys.stdout.buffer.write({reply!r}); sys.stdout.flush()\n"
     )
     with monkeypatch.context() as patch:
         patch.setattr(sys, "path", [str(tmp_path), *sys.path])

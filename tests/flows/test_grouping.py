@@ -1,4 +1,4 @@
-"""What streams past is grouped into batches: everything once, like with like, and nothing waits longer than it must."""
+"""`group_by_size` puts every item of a stream into one batch of its key, and holds back a bounded number of items."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,38 +9,38 @@ from hypothesis import strategies as st
 from flows.shard import group_by_size
 
 Item = tuple[str | None, int]
-"""A key, and a number that tells items apart."""
+"""A key, and a number that is different for each item."""
 
 streams = st.lists(st.sampled_from(["a", "b", "c", None])).map(
     lambda keys: list(zip(keys, range(len(keys)), strict=True))
 )
-ROOM = {"a": 1, "b": 3, "c": 4}
+BATCH_SIZES = {"a": 1, "b": 3, "c": 4}
 
 
-def grouped(items: Iterator[Item] | list[Item], most: int) -> Iterator[list[Item]]:
-    return group_by_size(items, lambda item: item[0], lambda item: ROOM[item[0] or "a"], most)
+def grouped(items: Iterator[Item] | list[Item], max_waiting: int) -> Iterator[list[Item]]:
+    return group_by_size(items, lambda item: item[0], lambda item: BATCH_SIZES[item[0] or "a"], max_waiting)
 
 
 @given(streams, st.integers(0, 8))
-def test_everything_is_in_one_batch_with_its_like(items: list[Item], most: int) -> None:
-    batches = list(grouped(items, most))
+def test_every_item_is_in_one_batch_of_its_key(items: list[Item], max_waiting: int) -> None:
+    batches = list(grouped(items, max_waiting))
     assert sorted((item for batch in batches for item in batch), key=lambda item: item[1]) == items
     for batch in batches:
         assert len({key for key, _ in batch}) == 1
-        assert len(batch) <= (ROOM[batch[0][0]] if batch[0][0] else 1)
+        assert len(batch) <= (BATCH_SIZES[batch[0][0]] if batch[0][0] else 1)
         assert batch == sorted(batch, key=lambda item: item[1])
 
 
 @given(streams)
-def test_with_room_to_wait_only_the_last_batch_of_a_kind_is_not_full(items: list[Item]) -> None:
+def test_only_the_last_batch_of_a_key_is_incomplete_if_all_may_wait(items: list[Item]) -> None:
     short = Counter(
-        batch[0][0] for batch in grouped(items, len(items)) if batch[0][0] and len(batch) < ROOM[batch[0][0]]
+        batch[0][0] for batch in grouped(items, len(items)) if batch[0][0] and len(batch) < BATCH_SIZES[batch[0][0]]
     )
     assert set(short.values()) <= {1}
 
 
 @given(streams, st.integers(0, 8))
-def test_no_more_wait_than_may(items: list[Item], most: int) -> None:
+def test_a_bounded_number_of_items_waits(items: list[Item], max_waiting: int) -> None:
     read = 0
 
     def stream() -> Iterator[Item]:
@@ -48,11 +48,11 @@ def test_no_more_wait_than_may(items: list[Item], most: int) -> None:
         for read, item in enumerate(items, 1):  # noqa: B007 - read after the loop
             yield item
 
-    gone = 0
-    for batch in grouped(stream(), most):
-        assert read - gone <= most + 1
-        gone += len(batch)
+    emitted = 0
+    for batch in grouped(stream(), max_waiting):
+        assert read - emitted <= max_waiting + 1
+        emitted += len(batch)
 
 
-def test_what_passes_by_itself_waits_for_nothing() -> None:
+def test_an_item_without_a_key_passes_immediately() -> None:
     assert next(grouped(iter([("c", 0), (None, 1), ("c", 2)]), 8)) == [(None, 1)]

@@ -1,4 +1,4 @@
-"""What earlier runs did: told by their indices as by their parts, and never by an index of other parts."""
+"""The index of a run gives the same keys as its parts, and is ignored if the parts have changed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,19 +19,19 @@ from tests.support.rows import DONE, FAILED
 
 
 class Reader(Storage):
-    """A storage that notes what is read."""
+    """A storage that records which objects are read."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.opened: list[str] = []
+        self.uris: list[str] = []
 
     def read(self, uri: str) -> bytes | None:
-        self.opened.append(uri)
+        self.uris.append(uri)
         return super().read(uri)
 
 
 def rows(run: str, shard: int) -> list[Row]:
-    """A dream and a failure of photographs that no other shard has."""
+    """Return a finished dream and a failure, of photographs that no other shard has."""
     return [
         replace(row, run_id=run, shard=shard, source_uri=f"s3://photos/{run}/{shard}-{row.status}.png")
         for row in (DONE, FAILED)
@@ -39,8 +39,8 @@ def rows(run: str, shard: int) -> list[Row]:
 
 
 @pytest.fixture
-def told(storage: Storage, destination: str) -> list[Row]:
-    """Rows of four runs of three shards: of two there is an index, of one never was, and of one it is torn."""
+def written(storage: Storage, destination: str) -> list[Row]:
+    """Rows of four runs of three shards. r1 and r2 have an index, r3 has none, and that of r4 is damaged."""
     for run in ("r1", "r2", "r3", "r4"):
         for shard in range(3):
             storage.write(part_uri(destination, run, shard), to_parquet(rows(run, shard)), manifest.CONTENT_TYPE)
@@ -54,21 +54,21 @@ def keys(found: list[Row]) -> list[int]:
     return sorted(dream_key(row.source_uri, row.source_etag, row.settings_id) for row in found)
 
 
-def check(destination: str, expected: list[Row], opened: list[str]) -> None:
-    """What was done before is `expected`, and of the parts only those of the runs in `opened` are read for it."""
+def check(destination: str, expected: list[Row], read_in_full: list[str]) -> None:
+    """Assert that the finished dreams are those of `expected`, and that only parts of these runs were read."""
     reader = Reader()
     done = history.finished_dreams(destination, reader)
     assert done.keys.tolist() == keys(expected)
     assert done.failed.tolist() == keys([row for row in expected if row.status != "done"])
-    parts = {layout.run_id_of_part(uri) for uri in reader.opened if "/manifest/" in uri}
-    assert sorted(parts) == opened
+    parts = {layout.run_id_of_part(uri) for uri in reader.uris if "/manifest/" in uri}
+    assert sorted(parts) == read_in_full
 
 
-def test_finished_runs_are_known_without_their_parts(destination: str, told: list[Row]) -> None:
-    check(destination, told, ["r3", "r4"])
+def test_parts_of_runs_with_an_index_are_not_read(destination: str, written: list[Row]) -> None:
+    check(destination, written, ["r3", "r4"])
 
 
-def test_a_run_that_was_given_up_is_known_without_its_parts(storage: Storage, source: str, destination: str) -> None:
+def test_parts_of_an_abandoned_run_are_not_read(storage: Storage, source: str, destination: str) -> None:
     put_photographs(storage, source, 3)
     job = DreamJob.model_validate({"source": source, "destination": destination})
     run, _ = protocol.claim(job, plan_settings(job), storage)
@@ -81,33 +81,33 @@ def test_a_run_that_was_given_up_is_known_without_its_parts(storage: Storage, so
     check(destination, done, [])
 
 
-def lose(storage: Storage, part: str) -> list[Row]:
+def delete_part(storage: Storage, part: str) -> list[Row]:
     storage.delete(part)
     return []
 
 
-def exchange(storage: Storage, part: str) -> list[Row]:
+def replace_part(storage: Storage, part: str) -> list[Row]:
     storage.write(part, to_parquet([FAILED]), manifest.CONTENT_TYPE)
     return [FAILED]
 
 
-@pytest.mark.parametrize("change", [lose, exchange])
-def test_an_index_of_other_parts_counts_for_nothing(
-    change: Callable[[Storage, str], list[Row]], storage: Storage, destination: str, told: list[Row]
+@pytest.mark.parametrize("change", [delete_part, replace_part])
+def test_an_index_of_other_parts_is_ignored(
+    change: Callable[[Storage, str], list[Row]], storage: Storage, destination: str, written: list[Row]
 ) -> None:
-    instead = change(storage, part_uri(destination, "r2", 1))
-    left = [row for row in told if (row.run_id, row.shard) != ("r2", 1)]
-    check(destination, left + instead, ["r2", "r3", "r4"])
+    added = change(storage, part_uri(destination, "r2", 1))
+    left = [row for row in written if (row.run_id, row.shard) != ("r2", 1)]
+    check(destination, left + added, ["r2", "r3", "r4"])
 
 
-@pytest.mark.usefixtures("told")
-def test_the_parts_of_a_photograph_are_known(storage: Storage, destination: str) -> None:
-    every = [part_uri(destination, run, shard) for run in ("r3", "r4") for shard in range(3)]
+@pytest.mark.usefixtures("written")
+def test_parts_with_returns_indexed_parts_of_the_photographs_and_all_others(storage: Storage, destination: str) -> None:
+    not_indexed = [part_uri(destination, run, shard) for run in ("r3", "r4") for shard in range(3)]
     sought = ["s3://photos/r1/2-done.png", "s3://photos/r2/0-failed.png", "s3://photos/r2/0-done.png"]
     found = history.parts_with(sought, destination, storage)
-    assert sorted(found) == sorted([part_uri(destination, "r1", 2), part_uri(destination, "r2", 0), *every])
+    assert sorted(found) == sorted([part_uri(destination, "r1", 2), part_uri(destination, "r2", 0), *not_indexed])
 
 
-def test_nothing_was_done_where_nothing_is(storage: Storage, destination: str) -> None:
+def test_an_empty_destination_has_no_finished_dreams(storage: Storage, destination: str) -> None:
     done = history.finished_dreams(destination, storage)
     assert (len(done.keys), len(done.failed), history.parts_with(["s3://a/b.png"], destination, storage)) == (0, 0, [])

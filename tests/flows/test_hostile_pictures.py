@@ -1,15 +1,16 @@
-"""Pictures made to do harm, in a run against a real S3: each is a row with a kind, and the others are dreamt."""
+"""Malicious images in a run against a real S3: each becomes a failed row, and the other images are dreamt."""
 
 import io
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
 from dreamcore.images import read_metadata
-from flows import decoder, manifest
+from flows import manifest
 from flows.decoder import Decoders
 from flows.shard import dream_shard
 from flows.sheets import draw_sheets
@@ -21,36 +22,35 @@ from tests.support.tiny import pixels
 
 
 @pytest.fixture
-def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process's decoders with limits that are reached sooner: two seconds and 64 MiB."""
-    strict = Decoders(2, seconds=2, memory=2**26)
-    monkeypatch.setattr(decoder, "_decoders", lambda: strict)
-    yield
-    strict.close()
+def strict() -> Iterator[Decoders]:
+    """Decoders with low limits: two seconds and 64 MiB."""
+    with closing(Decoders(2, seconds=2, memory=2**26)) as decoders:
+        yield decoders
 
 
 def kinds(rows: list[dict[str, object]]) -> dict[str, object]:
     return {str(row["source_uri"]).rpartition("/")[2]: row["error_kind"] for row in rows}
 
 
-@pytest.mark.usefixtures("strict")
-def test_each_is_a_row_and_the_shard_goes_on(storage: Storage, source: str, destination: str) -> None:
-    hostile = {
-        "a bomb by its header.png": png(30_000, 30_000, 8, 2, bytes(1000)),
+def test_each_malicious_image_is_a_failed_row_and_the_others_are_dreamt(
+    storage: Storage, source: str, destination: str, strict: Decoders
+) -> None:
+    malicious = {
+        "too many pixels.png": png(30_000, 30_000, 8, 2, bytes(1000)),
         "a web page.jpg": b"<!DOCTYPE html><html>403 Forbidden</html>",
         "empty.gif": b"",
         "half.jpg": ENDLESS[:5000],
         "memory.png": saved(Image.new("1", (9900, 9900)), "PNG"),
-        "scans without end.jpg": ENDLESS,
+        "endless scans.jpg": ENDLESS,
     }
-    for name, data in hostile.items():
+    for name, data in malicious.items():
         storage.write(source + name, data, "image/jpeg")
     for number in range(3):
         put_photograph(storage, f"{source}good {number}.png", seed=number)
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
-    assert dream_shard(run, shard, storage) == {"done": 3, "failed": len(hostile)}
+    assert dream_shard(run, shard, storage, decode=strict.decode) == {"done": 3, "failed": len(malicious)}
     assert kinds(rows_of(storage, run)) == {
-        "a bomb by its header.png": "too_large",
+        "too many pixels.png": "too_large",
         "a web page.jpg": "not_an_image",
         "empty.gif": "not_an_image",
         "good 0.png": None,
@@ -58,23 +58,20 @@ def test_each_is_a_row_and_the_shard_goes_on(storage: Storage, source: str, dest
         "good 2.png": None,
         "half.jpg": "damaged",
         "memory.png": "out_of_memory",
-        "scans without end.jpg": "undecodable",
+        "endless scans.jpg": "undecodable",
     }
 
 
-def test_a_decoder_that_crashes_is_a_failed_row(
-    storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decoder_that_crashes_is_a_failed_row(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "a.png")
     storage.write(source + "crash.jpg", ENDLESS, "image/jpeg")
     put_photograph(storage, source + "z.png", seed=1)
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
     decoders = Decoders(1)
-    monkeypatch.setattr(decoder, "_decoders", lambda: decoders)
     (only,) = decoders.all
     child = pid(only)
     killer = when_busy(child, lambda: os.kill(child, signal.SIGSEGV))
-    assert dream_shard(run, shard, storage) == {"done": 2, "failed": 1}
+    assert dream_shard(run, shard, storage, decode=decoders.decode) == {"done": 2, "failed": 1}
     killer.join()
     rows = rows_of(storage, run)
     assert kinds(rows) == {"a.png": None, "crash.jpg": "undecodable", "z.png": None}
@@ -84,8 +81,8 @@ def test_a_decoder_that_crashes_is_a_failed_row(
     decoders.close()
 
 
-def private(format: str) -> bytes:
-    """A photograph with a place, an author and words in every corner that its format has."""
+def with_private_metadata(format: str) -> bytes:
+    """Return a photograph with a location, an author and comments in every field that its format has."""
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "Secret author"
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0Secret words"
@@ -105,11 +102,11 @@ def private(format: str) -> bytes:
     return data
 
 
-def test_nothing_of_a_photograph_but_its_pixels_travels_into_what_is_written(
+def test_no_metadata_of_a_photograph_is_written_to_the_destination(
     storage: Storage, source: str, destination: str
 ) -> None:
     for format in ("JPEG", "PNG", "WEBP", "TIFF", "GIF"):
-        storage.write(f"{source}photograph.{format.lower()}", private(format), "image/jpeg")
+        storage.write(f"{source}photograph.{format.lower()}", with_private_metadata(format), "image/jpeg")
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
     assert dream_shard(run, shard, storage) == {"done": 5}
     photographs = [(work.source.uri, work.source.etag) for work in shard.works]

@@ -1,4 +1,4 @@
-"""Jobs: the same work is the same job, and what is wrong is told in one line that names the field."""
+"""Jobs: their identity, and one-line messages that name a wrong field."""
 
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,19 @@ def job(**fields: Any) -> DreamJob:
         ("s3://b/s3://c/d", ("b", "s3://c/d")),
     ],
 )
-def test_an_address_is_a_bucket_and_any_key(uri: str, parts: tuple[str, str]) -> None:
+def test_an_address_is_split_into_bucket_and_key(uri: str, parts: tuple[str, str]) -> None:
     assert parse_uri(uri) == parts
 
 
 @pytest.mark.parametrize("uri", ["", "s3://", "s3:///key", "s3:b/key", "http://b/key", "/b/key", "b/key", "S3://b"])
-def test_what_is_no_s3_address_is_refused(uri: str) -> None:
-    with pytest.raises(ValueError, match="is no S3 address: write s3://"):
+def test_other_addresses_are_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match="is not an S3 address: write s3://"):
         parse_uri(uri)
-    with pytest.raises(ValidationError, match="is no S3 address"):
+    with pytest.raises(ValidationError, match="is not an S3 address"):
         job(source=uri)
 
 
-def test_a_folder_ends_in_one_slash() -> None:
+def test_a_folder_ends_with_one_slash() -> None:
     assert {folder_uri(f"s3://b/out{slashes}") for slashes in ("", "/", "//")} == {"s3://b/out/"}
     assert folder_uri("s3://b") == "s3://b/"
 
@@ -63,7 +63,7 @@ def test_a_folder_ends_in_one_slash() -> None:
         ({"sheets": 3}, {"sheets": 4}),
     ],
 )
-def test_the_same_work_is_the_same_job(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_the_same_work_has_the_same_job_id(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert job(**one).job_id == job(**other).job_id
 
 
@@ -78,12 +78,12 @@ def test_the_same_work_is_the_same_job(one: dict[str, Any], other: dict[str, Any
         {"output": {"format": "jpg"}},
     ],
 )
-def test_other_work_is_another_job(fields: dict[str, Any]) -> None:
+def test_other_work_has_another_job_id(fields: dict[str, Any]) -> None:
     assert job(**fields).job_id != job().job_id
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_a_job_survives_the_run_that_keeps_it(path: Path) -> None:
+def test_a_job_is_unchanged_by_a_round_trip_through_json(path: Path) -> None:
     read = read_job(path, {})
     kept = DreamJob.model_validate_json(read.model_dump_json())
     assert (kept, kept.job_id, kept.settings()) == (read, read.job_id, read.settings())
@@ -92,12 +92,12 @@ def test_a_job_survives_the_run_that_keeps_it(path: Path) -> None:
 # --- settings
 
 
-def test_a_job_without_a_grid_is_one_default_dream_with_the_jobs_own_output() -> None:
+def test_a_job_without_a_grid_has_one_default_dream_with_the_output_of_the_job() -> None:
     (settings,) = job(max_pixels=99, output={"format": "jpg"}).settings()
     assert (settings.max_pixels, settings.output) == (99, Output(format="jpg"))
 
 
-def test_every_field_has_a_description_for_the_form() -> None:
+def test_every_field_has_a_description() -> None:
     schema = DreamJob.model_json_schema()
     properties = schema["properties"] | schema["$defs"]["Grid"]["properties"]
     for name, field in properties.items():
@@ -108,7 +108,7 @@ def test_every_field_has_a_description_for_the_form() -> None:
 # --- reading
 
 
-def test_a_flag_overrides_one_entry_of_the_file(tmp_path: Path) -> None:
+def test_overrides_replace_single_entries_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text("source: s3://a/\ndestination: s3://b/\ngrid: {octaves: [3, 4], steps: 5}\n")
     read = read_job(path, {"source": "s3://c/", "grid": {"steps": [7]}, "output": {"format": "webp"}})
@@ -118,23 +118,23 @@ def test_a_flag_overrides_one_entry_of_the_file(tmp_path: Path) -> None:
     assert read.output.format == "webp"
 
 
-def test_flags_alone_are_a_job() -> None:
+def test_overrides_alone_are_a_job() -> None:
     assert read_job(None, PLACES) == job()
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "is no job: it needs at least the fields source and destination"),
-        ("- a", "is no job"),
-        ("a: [", "is no YAML"),
-        ("source: 2026-13-45", "is no YAML"),
-        ("\x00", "is no YAML"),
-        ("{}", "source: it is missing; destination: it is missing; give --source and --destination"),
+        ("", "is not a job: it needs at least the fields source and destination"),
+        ("- a", "is not a job"),
+        ("a: [", "is not valid YAML"),
+        ("source: 2026-13-45", "is not valid YAML"),
+        ("\x00", "is not valid YAML"),
+        ("{}", "source: this field is required; destination: this field is required; give --source and --destination"),
         ("grid: cats", "grid: input should be a valid dictionary"),
     ],
 )
-def test_a_bad_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_wrong_file_is_reported_in_one_line_with_its_name(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(text)
     with pytest.raises(InvalidInput) as caught:
@@ -144,13 +144,13 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: s
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_missing_deep_inside_has_no_flag(tmp_path: Path) -> None:
+def test_a_missing_nested_field_is_reported_without_a_flag(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("{source: s3://a/, destination: s3://b/, grid: {guide: {}}}")
-    with pytest.raises(InvalidInput, match=r"grid\.guide\[0\]\.uri: it is missing$"):
+    with pytest.raises(InvalidInput, match=r"grid\.guide\[0\]\.uri: this field is required$"):
         read_job(tmp_path / "job.yaml", {})
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"nowhere\.yaml cannot be read: No such file"):
         read_job(tmp_path / "nowhere.yaml", {})
 
@@ -158,26 +158,26 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"sauce": 1}, "sauce: there is no such field"),
-        ({"grid": {}}, "grid: it is empty: give an axis"),
+        ({"sauce": 1}, "sauce: unknown field"),
+        ({"grid": {}}, "grid: the grid is empty: give an axis"),
         ({"grid": {"octaves": []}}, "grid.octaves: the list is empty"),
         ({"grid": {"octaves": [3, "many"]}}, "grid.octaves[1]: input should be a valid integer"),
-        ({"grid": {"layers": ["a b"]}}, "grid.layers[0]: 'a b' is no target"),
+        ({"grid": {"layers": ["a b"]}}, "grid.layers[0]: 'a b' is "),
         ({"grid": {"points": [{"steps": -1}]}}, "grid.points[0]: steps: Input should be greater"),
         ({"max_pixels": 0}, "max_pixels: input should be greater than or equal to 1, not 0"),
         ({"output": {"format": "gif"}}, "output.format: input should be 'png', 'webp' or 'jpg', not 'gif'"),
         ({"destination": "s3://photos/in"}, "source and destination are both s3://photos/in/"),
-        ({"destination": "s3://photos/", "source": "s3://photos/images/x/"}, "lies among the results"),
-        ({"destination": "s3://photos/", "source": "s3://photos/manifest"}, "lies among the results"),
+        ({"destination": "s3://photos/", "source": "s3://photos/images/x/"}, "is inside the results"),
+        ({"destination": "s3://photos/", "source": "s3://photos/manifest"}, "is inside the results"),
     ],
 )
-def test_a_wrong_field_is_explained_in_one_line(fields: dict[str, Any], complaint: str) -> None:
+def test_a_wrong_field_is_reported_in_one_line(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError) as caught:
         job(**fields)
-    told = explain_validation(caught.value)
-    assert complaint in told
-    assert "\n" not in told
+    message = explain_validation(caught.value)
+    assert complaint in message
+    assert "\n" not in message
 
 
-def test_a_destination_may_lie_below_its_source() -> None:
+def test_a_destination_may_be_inside_its_source() -> None:
     assert job(source="s3://photos/", destination="s3://photos/dreams/").destination == "s3://photos/dreams/"

@@ -1,4 +1,4 @@
-"""Photographs by any name: each goes through a whole run and comes out under its own, and none as a path."""
+"""Photographs with unusual keys: each gets its own dream, and no key is interpreted as a path."""
 
 import pytest
 
@@ -37,21 +37,21 @@ KEYS = [
     "d/" * 480 + "deep.png",
     "\N{CAT FACE}" * 60 + ".png",
 ]
-"""Keys that SeaweedFS takes. It refuses `.` and `..` and more than 255 bytes from slash to slash, takes `\\` for `/`
-and `//` for `/`: what such names become in a destination is shown by the properties of `safe_name`."""
+"""Keys that SeaweedFS accepts. It refuses `.` and `..` and more than 255 bytes between slashes, and treats `\\` and
+`//` as `/`. The property tests of `safe_name` cover such names."""
 
 
-def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, destination: str) -> None:
+def test_every_key_is_dreamt_verified_and_found_finished(storage: Storage, source: str, destination: str) -> None:
     for number, key in enumerate(KEYS):
         put_photograph(storage, source + key, number)
-    there = {found.uri for found in storage.list(source)}
-    assert there == {source + key.replace("//", "/") for key in KEYS}
+    existing = {found.uri for found in storage.list(source)}
+    assert existing == {source + key.replace("//", "/") for key in KEYS}
 
     job = plan_run(storage, source, destination, ["blocks.0"], sheets=len(KEYS))[0].job
     run, _ = protocol.claim(job, plan_settings(job), storage)
     before = finished_dreams(destination, storage)
     plan = protocol.freeze(run, make_plan(scan(job, storage).sources, run.settings, before), storage)
-    assert {found.uri for found in plan.sources()} == there
+    assert {found.uri for found in plan.sources()} == existing
     for shard in plan:
         dream_shard(run, shard, storage)
     photographs = [(each.uri, each.etag) for each in plan.sources()]
@@ -60,7 +60,7 @@ def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, desti
     protocol.release(destination, run.run_id, storage)
 
     rows = manifest.read(storage, destination).to_pylist()
-    assert {row["source_uri"] for row in rows} == there
+    assert {row["source_uri"] for row in rows} == existing
     assert {row["status"] for row in rows} == {"done"}
     assert len({row["result_uri"] for row in rows}) == len({sheet.uri for sheet in sheets}) == len(KEYS)
     for row in rows:
@@ -68,8 +68,8 @@ def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, desti
     results = {found.uri for folder in ("images", "sheets") for found in storage.list(f"{destination}{folder}/")}
     assert results == {row["result_uri"] for row in rows} | {sheet.uri for sheet in sheets}
     assert all(uri.isprintable() for uri in results)
-    verdict = verify(storage, destination, lambda _done, _all: None)
-    assert (verdict.rows, verdict.objects, verdict.problems) == (len(KEYS), len(KEYS), [])
+    report = verify(storage, destination, lambda _done, _all: None)
+    assert (report.rows, report.objects, report.problems) == (len(KEYS), len(KEYS), [])
     assert not list(make_plan(scan(job, storage).sources, run.settings, finished_dreams(job.destination, storage)))
 
 
@@ -78,8 +78,10 @@ def test_every_key_goes_through_a_whole_run(storage: Storage, source: str, desti
     ["../" * 3 + "up.png", "x//y.png", "/lead.png", "x\\y.png", "x" * 1000 + ".png"],
     ids=["up", "empty part", "lead", "backslash", "long"],
 )
-def test_names_that_the_source_may_have_and_not_the_destination(storage: Storage, destination: str, name: str) -> None:
-    """Such a photograph may lie in another store; its dream has a name that this one keeps to the letter."""
+def test_names_that_this_store_refuses_become_keys_that_it_accepts(
+    storage: Storage, destination: str, name: str
+) -> None:
+    """Such a photograph may be in another store. The key of its dream must be stored unchanged."""
     uri = f"{destination}images/{safe_name(name)}/dream.png"
     put_photograph(storage, uri)
     assert [found.uri for found in storage.list(destination)] == [uri]

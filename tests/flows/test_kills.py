@@ -1,4 +1,4 @@
-"""kill -9, sleep and company at any moment: after a rerun nothing is lost or there twice, and nothing was ever half."""
+"""Runs survive kill -9, suspension and concurrent runs at any moment: no row is lost, duplicated or incomplete."""
 
 import random
 import signal
@@ -15,19 +15,19 @@ from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.machine import prefetch_depth
 from flows.storage import Storage
-from tests.support.kills import BATCH, REFUSED, Attempt, Observer, lives, put_photographs, sleeping, wait
+from tests.support.kills import BATCH, REFUSED, Attempt, Observer, is_running, put_photographs, suspended, wait
 
 LANES = 2
-"""Processes of these tests at once."""
+"""Concurrent processes of these tests."""
 IN_FLIGHT = BATCH + prefetch_depth("cpu")
-"""AscentResult that a worker has not delivered yet: the batch that it makes, and those on their way."""
+"""Dreams that a worker may lose: the batch in the ascent, and those being encoded or uploaded."""
 
 Begin = Callable[..., Attempt]
 
 
 @pytest.fixture
 def begin(stack: Stack, source: str, destination: str, tmp_path: Path) -> Begin:
-    """An attempt at dreaming this test's photographs into a folder of its destination."""
+    """Return a function that makes an attempt at dreaming this test's photographs into a folder of its destination."""
 
     def attempt(folder: object, layers: tuple[str, ...] = ("blocks.0",), *when: int) -> Attempt:
         grid = {"layers": list(layers), "octaves": [1], "steps": [1]}
@@ -37,20 +37,20 @@ def begin(stack: Stack, source: str, destination: str, tmp_path: Path) -> Begin:
     return attempt
 
 
-def in_lanes(until_through: Callable[[int], bool]) -> int:
-    """Try 1, 2, 3 ... until an attempt gets through before it is due; how many were."""
+def in_lanes(until_finished: Callable[[int], bool]) -> int:
+    """Try event 1, 2, 3 ... until an attempt finishes before its event. Return the number of events tried."""
 
     def lane(first: int) -> int:
-        return next(tried for tried, number in enumerate(count(first, LANES)) if until_through(number))
+        return next(tried for tried, number in enumerate(count(first, LANES)) if until_finished(number))
 
     with ThreadPoolExecutor(LANES) as lanes:
         return sum(lanes.map(lane, range(1, LANES + 1)))
 
 
 def kill_at_every_event(begin: Begin, storage: Storage, layers: tuple[str, ...]) -> int:
-    """A fresh run for each event: killed there, looked at, run again, looked at; the number of kills."""
+    """Start a fresh run for each event, kill it there, check, run it again, check. Return the number of kills."""
 
-    def gets_through(event: int) -> bool:
+    def finishes(event: int) -> bool:
         observer = Observer(storage, begin(event).job.destination)
         code = begin(event, layers, event).run()
         observer.look()
@@ -61,22 +61,24 @@ def kill_at_every_event(begin: Begin, storage: Storage, layers: tuple[str, ...])
         observer.check_finished(begin(event, layers).job)
         return code == 0
 
-    return in_lanes(gets_through)
+    return in_lanes(finishes)
 
 
-def test_killed_before_and_after_every_call_of_a_run(begin: Begin, storage: Storage, source: str) -> None:
+def test_a_run_killed_before_or_after_any_s3_call_loses_nothing(begin: Begin, storage: Storage, source: str) -> None:
     put_photographs(storage, source, 1)
     assert kill_at_every_event(begin, storage, ("blocks.0", "blocks.1")) > 40
 
 
 @pytest.mark.soak
-def test_killed_before_and_after_every_call_of_a_longer_run(begin: Begin, storage: Storage, source: str) -> None:
+def test_a_longer_run_killed_before_or_after_any_s3_call_loses_nothing(
+    begin: Begin, storage: Storage, source: str
+) -> None:
     put_photographs(storage, source, 8)
     assert kill_at_every_event(begin, storage, ("blocks.0", "blocks.1")) > 120
 
 
 def kill_at_random(begin: Begin, storage: Storage, kills: int, made: Path) -> int:
-    """Runs of 100 dreams, killed again and again until they are through, watched all the time; dreams made again."""
+    """Kill runs of 100 dreams at random until they finish, observed all the time. Return the dreams computed twice."""
     chance, layers, killed, again, seen = random.Random(5), ("blocks.0", "blocks.1"), 0, 0, 0
     while killed < kills:
         observer = Observer(storage, begin(seen).job.destination)
@@ -84,7 +86,7 @@ def kill_at_random(begin: Begin, storage: Storage, kills: int, made: Path) -> in
         while code != 0:
             attempt = begin(seen, layers).start()
             due = len(observer.dreams) + chance.randrange(12)
-            while killed < kills and len(observer.dreams) < due and lives(attempt):
+            while killed < kills and len(observer.dreams) < due and is_running(attempt):
                 observer.look()
             if killed < kills:
                 time.sleep(chance.uniform(0, 0.2))
@@ -100,13 +102,15 @@ def kill_at_random(begin: Begin, storage: Storage, kills: int, made: Path) -> in
     return again
 
 
-def test_killed_at_random(begin: Begin, storage: Storage, source: str, tmp_path: Path) -> None:
+def test_runs_killed_at_random_times_lose_nothing(begin: Begin, storage: Storage, source: str, tmp_path: Path) -> None:
     put_photographs(storage, source, 50)
-    assert kill_at_random(begin, storage, 20, tmp_path / "made") < 20 * 0.05 * 100, "of a run, for each kill"
+    assert kill_at_random(begin, storage, 20, tmp_path / "made") < 20 * 0.05 * 100, "at most 5 % of a run for each kill"
 
 
 @pytest.mark.soak
-def test_killed_at_random_three_hundred_times(begin: Begin, storage: Storage, source: str, tmp_path: Path) -> None:
+def test_runs_killed_at_random_times_lose_nothing_in_300_kills(
+    begin: Begin, storage: Storage, source: str, tmp_path: Path
+) -> None:
     put_photographs(storage, source, 50)
     assert kill_at_random(begin, storage, 300, tmp_path / "made") < 300 * 0.05 * 100
 
@@ -119,43 +123,47 @@ def race(begin: Begin, storage: Storage, races: int) -> None:
         observer.check_finished(begin(number).job)
 
 
-def test_two_at_once_share_the_work(begin: Begin, storage: Storage, source: str) -> None:
+def test_two_concurrent_runs_of_a_job_write_each_row_once(begin: Begin, storage: Storage, source: str) -> None:
     put_photographs(storage, source, 2)
     race(begin, storage, 10)
 
 
-def test_two_at_once_hardly_do_anything_twice(begin: Begin, storage: Storage, source: str, tmp_path: Path) -> None:
+def test_two_concurrent_runs_of_a_job_share_the_shards(
+    begin: Begin, storage: Storage, source: str, tmp_path: Path
+) -> None:
     put_photographs(storage, source, 16)
     race(begin, storage, 1)
-    made = (tmp_path / "made").stat().st_size  # by chance about 19, and one time in 100 no fewer than 24
-    assert 16 <= made < 28, "in the same order they would make 32"
+    made = (tmp_path / "made").stat().st_size  # 19 on average; 24 or more once in 100 runs
+    assert 16 <= made < 28, "two runs in the same order would make 32"
 
 
 @pytest.mark.soak
-def test_two_at_once_share_the_work_fifty_times(begin: Begin, storage: Storage, source: str) -> None:
+def test_two_concurrent_runs_of_a_job_write_each_row_once_in_50_races(
+    begin: Begin, storage: Storage, source: str
+) -> None:
     put_photographs(storage, source, 2)
     race(begin, storage, 50)
 
 
-def sleep_through_the_end(begin: Begin, storage: Storage, event: int) -> bool:
-    """Its run is finished by another process, and another job's run has begun when it wakes."""
+def suspended_until_the_next_run(begin: Begin, storage: Storage, event: int) -> bool:
+    """Another process finishes the run of a suspended process, and another job starts before it wakes up."""
     observer = Observer(storage, begin(event).job.destination)
-    with sleeping(begin(event, ("blocks.0",), event, signal.SIGSTOP)) as wake:
+    with suspended(begin(event, ("blocks.0",), event, signal.SIGSTOP)) as wake:
         assert begin(event).run() == 0
         other = begin(event, ("blocks.0", "blocks.1"), 22)
         assert other.run() == -signal.SIGKILL
         assert (held := run_record.active_run_id(other.job, storage))
         assert wake is None or wake() in (0, REFUSED)
-        assert run_record.active_run_id(other.job, storage) == held, "it is the other job's still"
+        assert run_record.active_run_id(other.job, storage) == held, "the mark of the other job stays"
     assert begin(event, ("blocks.0", "blocks.1")).run() == 0
     observer.check_finished(other.job)
     return wake is None
 
 
-def sleep_through_being_given_up(begin: Begin, storage: Storage, event: int) -> bool:
-    """Its run is given up, and another job's run has dreamt all of it and more when it wakes."""
+def suspended_until_abandoned(begin: Begin, storage: Storage, event: int) -> bool:
+    """The run of a suspended process is abandoned, and another job dreams all of it before it wakes up."""
     observer = Observer(storage, begin(event).job.destination)
-    with sleeping(begin(event, ("blocks.0",), event, signal.SIGSTOP)) as wake:
+    with suspended(begin(event, ("blocks.0",), event, signal.SIGSTOP)) as wake:
         protocol.abandon(observer.destination, storage)
         other = begin(event, ("blocks.0", "blocks.1"))
         assert other.run() == 0
@@ -165,22 +173,22 @@ def sleep_through_being_given_up(begin: Begin, storage: Storage, event: int) -> 
     return wake is None
 
 
-SLEEPS = (sleep_through_the_end, sleep_through_being_given_up)
+SUSPENSIONS = (suspended_until_the_next_run, suspended_until_abandoned)
 
 
-@pytest.mark.parametrize("sleep", SLEEPS)
-def test_a_sleeper_that_wakes_up_corrupts_nothing(
-    sleep: Callable[[Begin, Storage, int], bool], begin: Begin, storage: Storage, source: str
+@pytest.mark.parametrize("suspend", SUSPENSIONS)
+def test_a_suspended_run_that_wakes_up_corrupts_nothing(
+    suspend: Callable[[Begin, Storage, int], bool], begin: Begin, storage: Storage, source: str
 ) -> None:
     put_photographs(storage, source, 2)
     for event in range(1, 50, 8):
-        sleep(begin, storage, event)
+        suspend(begin, storage, event)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("sleep", SLEEPS)
-def test_a_sleeper_may_sleep_anywhere(
-    sleep: Callable[[Begin, Storage, int], bool], begin: Begin, storage: Storage, source: str
+@pytest.mark.parametrize("suspend", SUSPENSIONS)
+def test_a_run_suspended_at_any_s3_call_corrupts_nothing(
+    suspend: Callable[[Begin, Storage, int], bool], begin: Begin, storage: Storage, source: str
 ) -> None:
     put_photographs(storage, source, 2)
-    assert in_lanes(lambda event: sleep(begin, storage, event)) > 40
+    assert in_lanes(lambda event: suspend(begin, storage, event)) > 40

@@ -1,4 +1,4 @@
-"""Large collections in bounded memory: a million photographs planned and handed out, thousands dreamt in a process."""
+"""Large collections in bounded memory: planning a million photographs, and dreaming thousands in one process."""
 
 import io
 import os
@@ -11,7 +11,8 @@ from PIL import Image
 from flows.storage import Storage
 from tests.support.tiny import pixels
 
-# Programs by themselves, which print MiB: the peak, or what is held after each shard. VmHWM begins anew with a program.
+# The programs print MiB: the peak memory, or the resident memory after each shard. Each runs in a new process, because
+# the peak (VmHWM) counts from the start of the process.
 
 MEMORY = """
 def memory(name):
@@ -40,7 +41,7 @@ COUNT = int(sys.argv[1])
 
 
 class Lister:
-    '''A store with so many photographs, and a manifest of as many others; it keeps what is written.'''
+    '''A store with COUNT photographs, and a manifest of COUNT other ones. It keeps what is written.'''
     def list(self, prefix):
         if prefix == job.source:
             for n in range(COUNT):
@@ -74,14 +75,14 @@ assert frozen.dreams == len(found.sources) == COUNT
 
 
 def submit(shard):
-    '''A task that ends at once, and keeps its shard as long as it is kept itself.'''
+    '''Return a finished task that keeps its shard alive.'''
     future = Future()
     future.set_result(shard)
     return future
 
 
-ended = bounded_as_completed(submit, remaining_shards(run, frozen, store), MIN_SUBMITTED)
-assert sum(future.result().dreams for future in ended) == COUNT
+completed = bounded_as_completed(submit, remaining_shards(run, frozen, store), MIN_SUBMITTED)
+assert sum(future.result().dreams for future in completed) == COUNT
 print(memory("VmHWM"))
 """
 )
@@ -107,28 +108,30 @@ for first in range(0, len(everything.works), each):
 
 
 def measured(program: str, *arguments: object) -> list[float]:
-    """What a program prints, run by itself."""
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in a worker process
+    """Run a program in a new process, and return the numbers that it prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in a worker process
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return [float(line) for line in done.stdout.split()]
 
 
-@pytest.mark.parametrize(("photographs", "most"), [(100_000, 360), pytest.param(10**6, 500, marks=pytest.mark.soak)])
-def test_photographs_are_scanned_planned_and_handed_out_in_little_memory(photographs: int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("photographs", "max_memory"), [(100_000, 360), pytest.param(10**6, 500, marks=pytest.mark.soak)]
+)
+def test_scanning_planning_and_submitting_need_bounded_memory(photographs: int, max_memory: int) -> None:
     (peak,) = measured(PLAN_MANY, photographs)
-    assert peak < most, f"{peak:.0f} MiB"
+    assert peak < max_memory, f"{peak:.0f} MiB"
 
 
 @pytest.mark.parametrize("photographs", [120, pytest.param(5000, marks=pytest.mark.soak)])
-def test_memory_is_flat_however_many_photographs_are_dreamt(
+def test_the_memory_of_a_worker_does_not_grow_with_photographs(
     storage: Storage, source: str, destination: str, photographs: int
 ) -> None:
     sink = io.BytesIO()
     Image.fromarray(pixels(32, 32)).save(sink, "PNG")
     for number in range(photographs):
         storage.write(f"{source}{number}.png", sink.getvalue(), "image/png")
-    held = measured(DREAM_MANY, source, destination, 10)
-    warm, rest = max(held[:4]), held[4:]
-    assert max(rest) < warm * 1.03, held
+    resident = measured(DREAM_MANY, source, destination, 10)
+    warm, rest = max(resident[:4]), resident[4:]
+    assert max(rest) < warm * 1.03, resident

@@ -13,7 +13,7 @@ from dreamcore.errors import InvalidInput
 from flows.cost import CORE, GPU, Throughput
 from flows.machine import batch_size, choose_device, max_memory, parse_size, worker_count
 from flows.scan import throughput
-from tests.conftest import REPOSITORY
+from tests.support.command import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -23,36 +23,36 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("visible", "gpu_count"), [("0", 1), ("0,1, 2", 3), ("GPU-5f,GPU-6a", 2), ("1,-1,2", 1)])
-def test_one_process_a_visible_gpu(monkeypatch: pytest.MonkeyPatch, visible: str, gpu_count: int) -> None:
+def test_there_is_one_worker_per_visible_gpu(monkeypatch: pytest.MonkeyPatch, visible: str, gpu_count: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert worker_count() == gpu_count
     assert throughput() == Throughput(gpu_count, GPU)
 
 
-def test_gpus_that_torch_cannot_use_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers were begun for them, which are few for the cores."""
+def test_gpus_that_torch_cannot_use_give_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise nobody would notice that only two CPU workers run."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.warns(UserWarning, match="torch can use none of the 2 GPUs .* with CUDA_VISIBLE_DEVICES= there is"):
+    with pytest.warns(UserWarning, match="torch cannot use any of the 2 GPUs .* set CUDA_VISIBLE_DEVICES= to get"):
         assert choose_device() == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert choose_device() == "cpu"
 
 
 @pytest.mark.parametrize("hidden", ["", "-1", "-1,0"])
-def test_one_process_a_core_where_no_gpu_is_visible(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+def test_there_is_one_worker_per_core_without_gpus(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert worker_count() == len(os.sched_getaffinity(0))
     assert throughput() == Throughput(worker_count(), CORE)
 
 
-def test_the_environment_may_ask_for_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DREAMGRID_WORKERS", "7")
     assert worker_count() == 7
 
 
 @pytest.mark.parametrize("nonsense", ["0", "-1", "two", "1.5"])
-def test_nonsense_is_told(monkeypatch: pytest.MonkeyPatch, nonsense: str) -> None:
+def test_a_malformed_number_of_workers_is_refused(monkeypatch: pytest.MonkeyPatch, nonsense: str) -> None:
     monkeypatch.setenv("DREAMGRID_WORKERS", nonsense)
     with pytest.raises(InvalidInput, match=f"DREAMGRID_WORKERS is '{nonsense}'"):
         worker_count()
@@ -72,15 +72,17 @@ def test_nonsense_is_told(monkeypatch: pytest.MonkeyPatch, nonsense: str) -> Non
         ("3T", 3 * 10**12),
     ],
 )
-def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+def test_sizes_are_parsed_in_common_spellings(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize(
     "nonsense", ["", "much", "GiB", "-1GB", "0", "0GiB", "0.5", "1e9", "1,5GB", "2GiBs", "2PB", "1.GB", "nan", "inf"]
 )
-def test_what_is_no_size_is_told(nonsense: str) -> None:
-    with pytest.raises(InvalidInput, match=f"^{nonsense!r} is no amount of memory: write such as 2GiB or 500MB$"):
+def test_malformed_sizes_are_refused(nonsense: str) -> None:
+    with pytest.raises(
+        InvalidInput, match=f"^{nonsense!r} is not an amount of memory: write for example 2GiB or 500MB$"
+    ):
         parse_size(nonsense)
 
 
@@ -98,15 +100,15 @@ def test_workers_that_share_a_gpu_share_its_memory(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_the_environment_says_how_much_memory_there_is(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_the_environment_sets_the_memory_limit(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setenv("DREAMGRID_MAX_MEMORY", "1.5GiB")
     assert max_memory(device) == 3 * 2**29
     monkeypatch.setenv("DREAMGRID_MAX_MEMORY", "plenty")
-    with pytest.raises(InvalidInput, match="'plenty' is no amount of memory"):
+    with pytest.raises(InvalidInput, match="'plenty' is not an amount of memory"):
         max_memory(device)
 
 
-def test_processes_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DREAMGRID_WORKERS", "1")
     alone = max_memory("cpu")
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -115,7 +117,7 @@ def test_processes_share_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -
     assert max_memory("cpu") == pytest.approx(alone / 4, rel=1e-6)
 
 
-def test_small_dreams_are_made_many_at_once_and_large_ones_singly_on_processors(
+def test_on_cpus_small_images_are_batched_and_large_ones_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert [batch_size("cpu", pixels) for pixels in (1, 20_000, 150_000, 300_001, 10**6)] == [16, 16, 4, 1, 1]
@@ -125,15 +127,15 @@ def test_small_dreams_are_made_many_at_once_and_large_ones_singly_on_processors(
 
 
 @pytest.mark.parametrize("nonsense", ["0", "-1", "two", "1.5"])
-def test_a_batch_of_nonsense_is_told(monkeypatch: pytest.MonkeyPatch, nonsense: str) -> None:
+def test_a_malformed_batch_size_is_refused(monkeypatch: pytest.MonkeyPatch, nonsense: str) -> None:
     monkeypatch.setenv("DREAMGRID_BATCH", nonsense)
     with pytest.raises(InvalidInput, match=f"DREAMGRID_BATCH is '{nonsense}': give a number of dreams"):
         batch_size("cpu", 1)
 
 
 @pytest.mark.parametrize(("asked", "found"), [({}, "1 256"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}, "1 64")])
-def test_a_worker_has_one_thread_and_few_sizes_of_convolutions(asked: dict[str, str], found: str) -> None:
-    code = "import os, flows.machine as machine; machine.start_worker(); "
+def test_a_worker_has_one_thread_and_a_small_onednn_cache(asked: dict[str, str], found: str) -> None:
+    code = "import os; from flows.worker_process import start_worker; start_worker(); "
     code += "print(os.environ['OMP_NUM_THREADS'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
     env = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN")} | asked
     command = [sys.executable, "-c", code]
@@ -145,7 +147,7 @@ STEPS = """
 import resource, sys
 from flows.worker_process import disable_heap_trimming
 if sys.argv[1] == "kept":
-    disable_heap_trimming(8 * 2**30)  # of which the largest tensor, 59 MB, is no large part
+    disable_heap_trimming(8 * 2**30)  # the largest tensor has 59 MB, less than 1/64 of this
 import torch
 from dreamcore.models import load_network
 torch.set_num_threads(1)
@@ -159,13 +161,13 @@ print(min(after - before for before, after in zip(faults, faults[1:])))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-def test_a_step_takes_the_memory_of_the_one_before_it() -> None:
-    def pages_taken_anew(how: str) -> int:
+def test_a_step_reuses_the_memory_of_the_previous_step() -> None:
+    def page_faults(how: str) -> int:
         command = [sys.executable, "-c", STEPS, how]
         run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True)
         return int(run.stdout)
 
-    assert 10 * pages_taken_anew("kept") < pages_taken_anew("given back") > 20_000
+    assert 10 * page_faults("kept") < page_faults("returned") > 20_000
 
 
 HOLES = """
@@ -177,7 +179,7 @@ def resident():
 
 disable_heap_trimming(2**40)
 blocks = [bytearray(2**20) for _ in range(200)]
-last = bytearray(2**20)  # above them, so that they are holes when they are gone
+last = bytearray(2**20)  # lies above the blocks, so that they leave holes
 full = resident()
 del blocks
 kept = resident()
@@ -187,9 +189,9 @@ print(full - kept, kept - resident())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-def test_what_is_kept_is_given_back_when_a_shard_is_done() -> None:
+def test_unused_memory_is_returned_after_a_shard() -> None:
     command = [sys.executable, "-c", HOLES]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
-    given_at_once, given_back = map(int, run.stdout.split())
-    assert given_at_once < 50_000, "KiB: it was kept"
-    assert given_back > 150_000
+    freed_immediately, freed_by_trim = map(int, run.stdout.split())
+    assert freed_immediately < 50_000, "KiB; the memory is kept until trim_heap"
+    assert freed_by_trim > 150_000

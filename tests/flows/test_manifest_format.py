@@ -1,4 +1,4 @@
-"""The manifest as a format: rows, columns and types that strangers' readers understand."""
+"""The manifest as a file format: rows, columns and types that other Parquet readers understand."""
 
 import io
 import json
@@ -17,36 +17,36 @@ from flows import manifest
 from flows.layout import part_uri
 from flows.manifest import SCHEMA, SCHEMA_VERSION, Row, to_parquet
 from flows.storage import Storage
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.rows import DONE, FAILED
 
 ROWS = [FAILED, DONE]
 SINCE_VERSION_2 = {"octaves_left_out", "octave_scores", "stage_scores"}
 
 
-def test_a_column_for_each_field_of_a_row_in_its_order() -> None:
+def test_the_columns_are_the_fields_of_a_row() -> None:
     assert SCHEMA.names == [field.name for field in fields(Row)]
     assert all(field.nullable for field in SCHEMA)
 
 
 def test_every_column_is_filled_by_a_finished_dream() -> None:
-    """So that the round trip below proves the type of each; the stages are scored only where a job asks for it."""
+    """Then the round trip below proves the type of every column."""
     assert {name for name, value in asdict(DONE).items() if value is None} == {"error_kind", "error"}
 
 
-def test_rows_survive_parquet() -> None:
+def test_rows_are_restored_from_parquet() -> None:
     table = pq.read_table(io.BytesIO(to_parquet(ROWS)))
     assert table.to_pylist() == [asdict(row) for row in ROWS]
     assert table.schema.equals(SCHEMA)
     assert table.schema.metadata[b"dreamgrid.schema_version"] == SCHEMA_VERSION.encode()
 
 
-def test_a_part_without_rows_still_has_its_columns() -> None:
+def test_a_part_without_rows_has_all_columns() -> None:
     assert pq.read_table(io.BytesIO(to_parquet([]))).schema.equals(SCHEMA)
 
 
-def written(folder: Path) -> Path:
-    """A manifest of two runs in a folder, as it lies in a destination."""
+def write_manifest(folder: Path) -> Path:
+    """Write a manifest of two runs into a folder, with the layout of a destination."""
     for run, rows in (("r1", ROWS), ("r2", [replace(DONE, run_id="r2")])):
         part = Path(part_uri(f"{folder}/", run, 3))
         part.parent.mkdir(parents=True)
@@ -54,15 +54,15 @@ def written(folder: Path) -> Path:
     return folder / "manifest"
 
 
-def test_pyarrow_reads_it_without_us(tmp_path: Path) -> None:
-    table = ds.dataset(written(tmp_path), partitioning="hive").to_table(filter=ds.field("run") == "r1")
+def test_pyarrow_reads_the_manifest(tmp_path: Path) -> None:
+    table = ds.dataset(write_manifest(tmp_path), partitioning="hive").to_table(filter=ds.field("run") == "r1")
     assert table.num_rows == 2
     assert table["layers"][0].as_py() == FAILED.layers
     assert table.schema.field("created_at").type == pa.timestamp("us", tz="UTC")
 
 
-def test_duckdb_reads_it_without_us(tmp_path: Path) -> None:
-    parts = f"{written(tmp_path)}/run=*/*.parquet"
+def test_duckdb_reads_the_manifest(tmp_path: Path) -> None:
+    parts = f"{write_manifest(tmp_path)}/run=*/*.parquet"
     rows = duckdb.execute(
         f"""SELECT run, status, layers[1].name, layers[1].channels, seed, score_after - score_before,
                    classes_after[1].label, settings->>'$.gradient', epoch_us(created_at)
@@ -74,7 +74,7 @@ def test_duckdb_reads_it_without_us(tmp_path: Path) -> None:
     assert rows == [("r1", *done), ("r1", *failed), ("r2", *done)]
 
 
-def test_the_summary_tells_points_of_a_grid_apart(storage: Storage, destination: str, dreamgrid: Command) -> None:
+def test_the_summary_labels_the_points_of_a_grid(storage: Storage, destination: str, dreamgrid: Command) -> None:
     guide = {"uri": "s3://photos/flowers.jpg", "sha256": "ab" * 32}
     points = (
         {"seed": 1},
@@ -95,14 +95,14 @@ def test_the_summary_tells_points_of_a_grid_apart(storage: Storage, destination:
     assert [DreamSettings.model_validate(entry["settings"]) for entry in found] == grid
 
 
-def test_settings_of_another_version_are_summarised_too(storage: Storage, destination: str, dreamgrid: Command) -> None:
+def test_settings_of_another_version_are_summarised(storage: Storage, destination: str, dreamgrid: Command) -> None:
     later = {**json.loads(DONE.settings), "a_setting_of_tomorrow": 3}
     rows = [DONE, replace(DONE, settings=json.dumps(later), settings_id="1" * 16)]
     storage.write(part_uri(destination, "r", 0), to_parquet(rows), "application/vnd.apache.parquet")
     shown = dreamgrid("manifest", destination, COLUMNS="200")
     assert shown.returncode == 0, shown.stderr
-    told = [line for line in shown.stdout.splitlines() if "settings of another version of Dreamgrid" in line]
-    assert [line.split()[:4] for line in told] == [["deep:3,5=-0.5+stem", "4", "10", "1"]]
+    lines = [line for line in shown.stdout.splitlines() if "settings of another version of Dreamgrid" in line]
+    assert [line.split()[:4] for line in lines] == [["deep:3,5=-0.5+stem", "4", "10", "1"]]
 
 
 def test_parts_are_listed_in_the_order_of_their_shards() -> None:
@@ -111,8 +111,8 @@ def test_parts_are_listed_in_the_order_of_their_shards() -> None:
     assert parts[0] == "s3://dreams/x/manifest/run=r/shard-000009.parquet"
 
 
-def of_version_1(rows: list[Row]) -> bytes:
-    """A part as it was written before there were these columns, whose settings knew no guide yet."""
+def part_of_version_1(rows: list[Row]) -> bytes:
+    """Return a part without the columns of version 2, and with settings that have no guide."""
     columns = [name for name in SCHEMA.names if name not in SINCE_VERSION_2]
     schema = pa.schema([SCHEMA.field(name) for name in columns], {"dreamgrid.schema_version": "1"})
     settings = DreamSettings().model_dump_json(include={"model", "layers", "octaves", "steps", "max_pixels", "output"})
@@ -121,9 +121,9 @@ def of_version_1(rows: list[Row]) -> bytes:
     return sink.getvalue()
 
 
-def test_parts_of_version_1_are_read_beside_newer_ones(storage: Storage, destination: str) -> None:
+def test_parts_of_version_1_are_read_together_with_newer_ones(storage: Storage, destination: str) -> None:
     older = [replace(row, run_id="r0") for row in ROWS]
-    for run, data in (("r0", of_version_1(older)), ("r1", to_parquet(ROWS))):
+    for run, data in (("r0", part_of_version_1(older)), ("r1", to_parquet(ROWS))):
         storage.write(part_uri(destination, run, 3), data, "application/vnd.apache.parquet")
     rows = manifest.read(storage, destination)
     assert rows.schema.names == SCHEMA.names
@@ -139,7 +139,7 @@ def test_parts_of_version_1_are_read_beside_newer_ones(storage: Storage, destina
 
 
 def test_parts_of_version_1_alone_are_summarised(storage: Storage, destination: str) -> None:
-    storage.write(part_uri(destination, "r0", 0), of_version_1(ROWS), "application/vnd.apache.parquet")
+    storage.write(part_uri(destination, "r0", 0), part_of_version_1(ROWS), "application/vnd.apache.parquet")
     found = manifest.summary(storage, destination)
     assert (found["rows"], found["statuses"]) == (2, {"failed": 1, "done": 1})
     assert [(entry["layers"], entry["score_after"]) for entry in found["settings"]] == [("deep:3,5=-0.5+stem", 2.5)]

@@ -1,4 +1,4 @@
-"""Plans: nothing is lost, nothing is done twice, and no name escapes from the destination."""
+"""Plans contain every missing dream once, shards have about equal cost, and names are safe keys."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dreamcore.settings import DreamSettings, settings_id
 from flows.cost import CORE, GPU, Throughput, estimate_pixels, estimate_seconds
 from flows.layout import result_name, safe_name
-from flows.plan import SHARD_SECONDS, SHARDS_A_PROCESS, SHARDS_AT_MOST, Plan, Sources, make_plan, shards_for
+from flows.plan import MAX_SHARDS, MIN_SHARDS_PER_PROCESS, SHARD_SECONDS, Plan, Sources, make_plan, shard_count
 from flows.work import PlannedSettings, Shard, Source, dream_key
 
 HOSTILE = ("..", ".", "", "...", "%", "%2E", "%2F", "%20", "%2D", " ", "-", "\0", "\n", "\x7f", "\u202e", "\\", "~")
@@ -61,11 +61,11 @@ def seconds(shard: Shard, points: list[PlannedSettings]) -> float:
 
 
 @given(SOURCES, POINTS, st.integers(1, 4))
-def test_all_that_is_not_done_is_in_exactly_one_shard(
-    sources: list[Source], points: list[PlannedSettings], undone: int
+def test_every_missing_dream_is_in_exactly_one_shard(
+    sources: list[Source], points: list[PlannedSettings], divisor: int
 ) -> None:
     def is_done(key: int) -> bool:
-        return key % undone != 0
+        return key % divisor != 0
 
     expected = {
         (source, index)
@@ -84,7 +84,7 @@ def test_all_that_is_not_done_is_in_exactly_one_shard(
 
 
 @given(SOURCES, POINTS, st.randoms(use_true_random=False))
-def test_the_order_of_the_sources_does_not_matter(
+def test_the_plan_does_not_depend_on_the_order_of_the_sources(
     sources: list[Source], points: list[PlannedSettings], random: Random
 ) -> None:
     shuffled = random.sample(sources, len(sources))
@@ -92,44 +92,44 @@ def test_the_order_of_the_sources_does_not_matter(
 
 
 @given(SOURCES, POINTS)
-def test_shards_are_of_about_equal_cost(sources: list[Source], points: list[PlannedSettings]) -> None:
+def test_shards_have_about_equal_cost(sources: list[Source], points: list[PlannedSettings]) -> None:
     shards = shards_of(sources, points, never)
     costs = [seconds(shard, points) for shard in shards]
-    dearest = max((estimate_seconds(source, point) for source in sources for point in points), default=0)
-    wanted = min(len(sources) * len(points), max(SHARDS_A_PROCESS, math.ceil(sum(costs) / SHARD_SECONDS)))
+    longest = max((estimate_seconds(source, point) for source in sources for point in points), default=0)
+    wanted = min(len(sources) * len(points), max(MIN_SHARDS_PER_PROCESS, math.ceil(sum(costs) / SHARD_SECONDS)))
     assert len(shards) <= wanted
-    assert all(cost <= sum(costs) / wanted + dearest + 1e-6 for cost in costs)
+    assert all(cost <= sum(costs) / wanted + longest + 1e-6 for cost in costs)
 
 
 @pytest.mark.parametrize("steps", [0, 10])
 @pytest.mark.parametrize("count", [3, 8, 100, 1000])
-def test_equal_dreams_are_dealt_evenly(count: int, steps: int) -> None:
-    """Even when the settings ask for no steps at all."""
+def test_equal_dreams_are_distributed_evenly(count: int, steps: int) -> None:
+    """Also if the settings have no steps."""
     sources = [source(f"{number:04d}.jpg", size=10) for number in range(count)]
     sizes = [shard.dreams for shard in shards_of(sources, [planned(steps=steps)], never)]
-    assert len(sizes) == min(count, SHARDS_A_PROCESS)
+    assert len(sizes) == min(count, MIN_SHARDS_PER_PROCESS)
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_shard_takes_about_a_minute_of_a_large_collection() -> None:
+def test_a_shard_of_a_large_collection_takes_about_a_minute() -> None:
     sources = [source(f"{number}.jpg", size=20_000) for number in range(300)]
     points = [planned(), planned(steps=20)]
     shards = shards_of(sources, points, never)
-    assert len(shards) > SHARDS_A_PROCESS
+    assert len(shards) > MIN_SHARDS_PER_PROCESS
     for shard in shards:
         assert seconds(shard, points) == pytest.approx(SHARD_SECONDS, rel=0.1)
 
 
-def test_shards_are_cut_for_the_machine_that_dreams_them() -> None:
+def test_the_number_of_shards_follows_the_throughput() -> None:
     sources = Sources(source(f"{number:04d}.jpg", size=200_000) for number in range(6000))
     core, gpu = (len(make_plan(sources, [planned()], never, Throughput(2, speed))) for speed in (CORE, GPU))
-    assert core > 10 * gpu > 20 * SHARDS_A_PROCESS
-    assert shards_for(1, 16) == 16 * SHARDS_A_PROCESS, "every process has work"
-    assert shards_for(1e9, 16) == SHARDS_AT_MOST, "a large run makes no more tasks and parts than a server can bear"
-    assert shards_for(1e9, 3000) == 3000 * SHARDS_A_PROCESS
+    assert core > 10 * gpu > 20 * MIN_SHARDS_PER_PROCESS
+    assert shard_count(1, 16) == 16 * MIN_SHARDS_PER_PROCESS, "every process has work"
+    assert shard_count(1e9, 16) == MAX_SHARDS, "a large run has a limited number of tasks and parts"
+    assert shard_count(1e9, 3000) == 3000 * MIN_SHARDS_PER_PROCESS
 
 
-def test_when_all_is_done_there_is_nothing_to_plan() -> None:
+def test_the_plan_is_empty_if_everything_is_done() -> None:
     assert shards_of([source()], [planned()], lambda _key: True) == []
     assert shards_of([], [planned()], never) == []
 
@@ -141,7 +141,7 @@ def test_a_replaced_photograph_is_dreamt_again() -> None:
 
 
 @given(SOURCES, POINTS)
-def test_a_plan_survives_its_parquet(sources: list[Source], points: list[PlannedSettings]) -> None:
+def test_a_plan_is_restored_from_its_parquet(sources: list[Source], points: list[PlannedSettings]) -> None:
     plan = make_plan(Sources(sources), points, never)
     frozen = Plan(plan.parquet)
     assert list(frozen) == list(plan)
@@ -152,7 +152,7 @@ def test_a_plan_survives_its_parquet(sources: list[Source], points: list[Planned
 # --- estimates
 
 
-def test_more_pixels_steps_and_cost_take_longer() -> None:
+def test_the_estimate_grows_with_pixels_steps_octaves_and_cost() -> None:
     cheap = estimate_seconds(source(size=10_000), planned())
     assert 0 < cheap < estimate_seconds(source(size=50_000), planned())
     assert cheap < estimate_seconds(source(size=10_000), planned(steps=20))
@@ -160,7 +160,7 @@ def test_more_pixels_steps_and_cost_take_longer() -> None:
     assert cheap < estimate_seconds(source(size=10_000), planned(octaves=9))
 
 
-def test_no_more_pixels_are_expected_than_allowed() -> None:
+def test_estimated_pixels_are_at_most_max_pixels() -> None:
     assert estimate_pixels(source(size=10**9), 1000) == 1000
     assert estimate_pixels(source(size=0), 1000) == 1
     assert estimate_pixels(source("a.JPG", 3000), 10**6) > estimate_pixels(source("a.png", 3000), 10**6)
@@ -174,7 +174,7 @@ def test_no_more_pixels_are_expected_than_allowed() -> None:
 @example(["a\\b", "a/b", "a%5Cb"])
 @example(["a/./b", "a/%2E/b", "a/../b", "a/%2E%2E/b"])
 @example([spelt := "🐱" * 256, safe_name(spelt), "🐱" * 255])
-def test_no_two_photographs_share_a_name(names: list[str]) -> None:
+def test_safe_names_are_distinct(names: list[str]) -> None:
     assert len({safe_name(name) for name in names}) == len(set(names))
 
 
@@ -183,9 +183,9 @@ def test_no_two_photographs_share_a_name(names: list[str]) -> None:
 @example("x" * 1000)
 @example("a" * 690 + "/" + "\\" * 300)
 @example("\N{RIGHT-TO-LEFT OVERRIDE}" * 340)
-def test_a_name_is_a_key_that_every_store_takes(name: str) -> None:
+def test_result_names_are_keys_that_every_store_accepts(name: str) -> None:
     key = result_name(name, planned(layers="a+b:1,2+c=-0.5").settings, "0123456789abcdef")
-    assert len(key.encode()) <= 1024 - 100, "no room is left for the destination's own prefix"
+    assert len(key.encode()) <= 1024 - 100, "the prefix of the destination needs at least 100 bytes"
     assert not {"", ".", ".."} & set(key.split("/"))
     assert max(len(part.encode()) for part in key.split("/")) <= 255
     assert key.isprintable()
@@ -195,17 +195,17 @@ def test_a_name_is_a_key_that_every_store_takes(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["a.jpg", "2019/07 holidays/café.jpg", "a+b (1).png", ".hidden", "日本.jpg", "a/...jpg"]
 )
-def test_an_ordinary_name_stays_as_it_is(name: str) -> None:
+def test_an_ordinary_name_is_not_changed(name: str) -> None:
     assert safe_name(name) == name
 
 
-def test_a_result_tells_its_source_and_settings() -> None:
+def test_a_result_name_contains_source_layers_octaves_and_steps() -> None:
     settings = planned(layers="blocks.4+blocks.3=0.3", octaves=4, output={"format": "webp"})
     key = result_name("cats/a.jpg", settings.settings, "0123456789abcdef")
     assert key == "images/cats/a.jpg/blocks.3=0.3+blocks.4-4x10-0123456789abcdef.webp"
 
 
-def test_a_long_label_is_cut() -> None:
+def test_a_long_label_is_truncated() -> None:
     many = planned(layers={f"layer/{number}": 1 for number in range(20)})
     key = result_name(source().name, many.settings, "0123456789abcdef")
     assert re.fullmatch(r"images/a\.jpg/[\w%+]{60}-0123456789abcdef\.png", key)

@@ -1,4 +1,4 @@
-"""What is handed out ahead of whoever reads its results stays within a window, however much there is."""
+"""`bounded_as_completed` keeps a bounded number of items in flight and never idles while there is work."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,9 @@ from flows.prefetch import bounded_as_completed
 
 
 @given(items=st.integers(0, 40), count=st.integers(1, 12), draw=st.data())
-def test_no_more_than_the_window_is_submitted_whatever_ends_first(items: int, count: int, draw: st.DataObject) -> None:
+def test_submitted_items_stay_within_the_window_in_any_order_of_completion(
+    items: int, count: int, draw: st.DataObject
+) -> None:
     running: list[Future[int]] = []
     submitted = 0
 
@@ -28,19 +30,19 @@ def test_no_more_than_the_window_is_submitted_whatever_ends_first(items: int, co
                 running[draw.draw(st.integers(0, len(running) - 1))].set_result(item)
         return future
 
-    seen = 0
+    received = 0
     for future in bounded_as_completed(submit, range(items), count):
         assert future.done()
-        seen += 1
-        assert submitted - seen < count
-    assert (seen, submitted) == (items, items)
+        received += 1
+        assert submitted - received < count
+    assert (received, submitted) == (items, items)
 
 
-def test_items_are_taken_as_they_are_needed() -> None:
+def test_items_are_read_only_when_needed() -> None:
     def shards() -> Iterator[int]:
         yield from range(4)  # two that are read, and two ahead
         yield from range(4)  # two that are read, and two ahead
-        pytest.fail("more was read than fits the window")
+        pytest.fail("more items were read than fit into the window")
 
     def submit(item: int) -> Future[int]:
         future = Future[int]()
@@ -50,15 +52,15 @@ def test_items_are_taken_as_they_are_needed() -> None:
     assert [future.result() for future in islice(bounded_as_completed(submit, shards(), 2), 2)] == [0, 1]
 
 
-def test_no_worker_idles_while_there_is_work() -> None:
-    together = Barrier(2, timeout=120)  # each task waits for another one, so that one after another they would break it
+def test_no_worker_is_idle_while_there_are_items() -> None:
+    together = Barrier(2, timeout=120)  # each task waits for another one; without concurrency the barrier breaks
     with ThreadPoolExecutor(2) as pool:
         futures = list(bounded_as_completed(lambda _: pool.submit(together.wait), range(20), 4))
     assert len({id(future) for future in futures}) == 20
     assert not together.broken
 
 
-def test_trouble_is_the_futures_own() -> None:
+def test_an_error_is_raised_by_its_future() -> None:
     with ThreadPoolExecutor(1) as pool:
         (future,) = bounded_as_completed(lambda item: pool.submit(divmod, item, 0), [1], 2)
     with pytest.raises(ZeroDivisionError):

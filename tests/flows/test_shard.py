@@ -1,4 +1,4 @@
-"""One shard, dreamt in this process against a real S3: what an attempt leaves, the next one takes over."""
+"""One shard, dreamt in this process with a real S3 server. A second attempt continues what the first one left."""
 
 import hashlib
 import io
@@ -26,14 +26,16 @@ def test_a_second_attempt_takes_the_dreams_of_the_first(storage: Storage, source
     assert dream_shard(run, shard, storage) == {"done": 2}
     first = rows_of(storage, run)
     versions = {found.uri: found for found in storage.list(f"{destination}images/")}
-    storage.delete(layout.part_uri(destination, run.run_id, 0))  # killed just before the part was put
+    storage.delete(
+        layout.part_uri(destination, run.run_id, 0)
+    )  # as if the process was killed just before it wrote the part
 
     assert dream_shard(run, shard, storage) == {"done": 2}
     assert rows_of(storage, run) == first, "the same rows, measured seconds and time of creation included"
     assert {found.uri: found for found in storage.list(f"{destination}images/")} == versions
 
 
-def test_a_half_done_shard_dreams_only_what_is_missing(storage: Storage, source: str, destination: str) -> None:
+def test_a_second_attempt_dreams_only_what_is_missing(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
     dream_shard(run, shard, storage)
@@ -49,7 +51,7 @@ def test_a_half_done_shard_dreams_only_what_is_missing(storage: Storage, source:
     assert storage.find(lost) is not None
 
 
-def test_photographs_of_one_size_are_dreamt_together_as_they_would_be_alone(
+def test_batches_of_one_size_give_the_same_dreams_as_single_photographs(
     storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, height in enumerate((40, 48, 40, 48, 40)):
@@ -69,7 +71,7 @@ def test_photographs_of_one_size_are_dreamt_together_as_they_would_be_alone(
     assert dreamt[""] == dreamt["1"]
 
 
-def test_the_first_part_of_a_shard_stays(storage: Storage, source: str, destination: str) -> None:
+def test_the_first_part_of_a_shard_wins(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
     dream_shard(run, shard, storage)
@@ -78,9 +80,7 @@ def test_the_first_part_of_a_shard_stays(storage: Storage, source: str, destinat
     assert storage.read(layout.part_uri(destination, run.run_id, 0)) == part
 
 
-def test_trouble_with_one_photograph_is_its_rows_and_nothing_else(
-    storage: Storage, source: str, destination: str
-) -> None:
+def test_a_failed_photograph_affects_only_its_own_rows(storage: Storage, source: str, destination: str) -> None:
     for number, name in enumerate(("changed.png", "deleted.png", "good.png")):
         put_photograph(storage, source + name, number)
     storage.write(source + "empty.png", b"", "image/png")
@@ -98,7 +98,7 @@ def test_trouble_with_one_photograph_is_its_rows_and_nothing_else(
     }
 
 
-def test_a_dream_names_its_pictures_bytes(storage: Storage, source: str, destination: str) -> None:
+def test_the_row_of_a_dream_has_the_digest_of_its_file(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
     dream_shard(run, shard, storage)
@@ -109,7 +109,7 @@ def test_a_dream_names_its_pictures_bytes(storage: Storage, source: str, destina
 
 
 @pytest.mark.parametrize("other", [encode(pixels(), "png", 95, {"somebody": "else"}), b"no picture", b""])
-def test_something_else_in_the_place_of_a_dream_is_told(
+def test_a_foreign_object_in_the_place_of_a_dream_is_reported(
     storage: Storage, source: str, destination: str, other: bytes
 ) -> None:
     put_photograph(storage, source + "cat.png")
@@ -118,14 +118,12 @@ def test_something_else_in_the_place_of_a_dream_is_told(
     (row,) = rows_of(storage, run)
     storage.delete(layout.part_uri(destination, run.run_id, 0))
     storage.write(str(row["result_uri"]), other, "image/png")
-    with pytest.raises(InvalidInput, match="is there but is no dream of this kind: move it away") as told:
+    with pytest.raises(InvalidInput, match="exists but is not the dream that belongs there: move it away") as error:
         dream_shard(run, shard, storage)
-    assert str(row["result_uri"]) in str(told.value)
+    assert str(row["result_uri"]) in str(error.value)
 
 
-def test_a_file_that_is_larger_than_a_decoder_may_be_is_not_even_read(
-    storage: Storage, source: str, destination: str
-) -> None:
+def test_a_file_over_the_memory_limit_is_not_read(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
     (work,) = shard.works
@@ -137,7 +135,7 @@ def test_a_file_that_is_larger_than_a_decoder_may_be_is_not_even_read(
     assert (row["error_kind"], row["error"]) == ("too_large", f"a file of {2**31} bytes: at most {2**30} are read")
 
 
-def test_a_destination_below_the_source_never_dreams_its_own_dreams(storage: Storage, source: str) -> None:
+def test_dreams_in_a_destination_below_the_source_are_no_photographs(storage: Storage, source: str) -> None:
     put_photograph(storage, source + "cat.png")
     put_photograph(storage, source + "dreams2/dog.png", seed=1)
     run, shard = plan_run(storage, source, source + "dreams/", ["blocks.0"])
@@ -147,21 +145,21 @@ def test_a_destination_below_the_source_never_dreams_its_own_dreams(storage: Sto
 
 
 @pytest.mark.parametrize("part", ["in/", "in/cat.png"])
-def test_a_source_may_lie_below_its_destination(storage: Storage, destination: str, part: str) -> None:
+def test_a_source_may_be_below_its_destination(storage: Storage, destination: str, part: str) -> None:
     put_photograph(storage, f"{destination}in/cat.png")
     run, shard = plan_run(storage, destination + part, destination, ["blocks.0"])
     assert dream_shard(run, shard, storage) == {"done": 1}
     assert [found.uri for found in scan(run.job, storage).sources] == [f"{destination}in/cat.png"]
 
 
-def test_a_source_is_a_folder_and_not_all_that_begins_alike(storage: Storage, source: str, destination: str) -> None:
+def test_a_source_is_a_folder_and_not_a_prefix_of_names(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "in/cat.png")
     put_photograph(storage, source + "in2/dog.png", seed=1)
     job = DreamJob.model_validate({"source": source + "in", "destination": destination})
     assert [found.uri for found in scan(job, storage).sources] == [source + "in/cat.png"]
 
 
-def test_a_single_photograph_is_a_source(storage: Storage, source: str, destination: str) -> None:
+def test_a_source_may_be_a_single_photograph(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     put_photograph(storage, source + "cat.png.png", seed=1)
     job = DreamJob.model_validate({"source": source + "cat.png", "destination": destination})
@@ -180,7 +178,7 @@ def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: st
         protocol.claim(other.job, other.settings, storage)
     assert DreamJob.model_validate(run_record.active_job(destination, storage)) == run.job
     protocol.release(destination, first.run_id, storage)
-    with pytest.raises(InvalidInput, match="has no unfinished run to go on with"):
+    with pytest.raises(InvalidInput, match="has no unfinished run to resume"):
         run_record.active_job(destination, storage)
     second, _ = protocol.claim(other.job, other.settings, storage)
     assert second.run_id != first.run_id
@@ -190,7 +188,7 @@ def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: st
     assert run_record.active_run_id(other.job, storage) is None
 
 
-def test_a_dream_that_its_format_cannot_hold_is_a_failed_row(storage: Storage, source: str, destination: str) -> None:
+def test_a_dream_too_large_for_its_format_is_a_failed_row(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     sink = io.BytesIO()
     Image.fromarray(pixels(4, 17000)).save(sink, "PNG")
@@ -202,18 +200,18 @@ def test_a_dream_that_its_format_cannot_hold_is_a_failed_row(storage: Storage, s
     assert "16383" in str(failed["error"])
 
 
-def test_sheets_show_what_was_dreamt_and_nothing_else(storage: Storage, source: str, destination: str) -> None:
+def test_sheets_show_only_dreams_of_unchanged_photographs(storage: Storage, source: str, destination: str) -> None:
     for number, name in enumerate(("cat.png", "changed.png", "deleted.png")):
         put_photograph(storage, source + name, number)
     run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
     dream_shard(run, shard, storage)
     storage.write(source + "changed.png", b"no picture any more", "image/png")
     storage.delete(source + "deleted.png")
-    told: list[str] = []
+    warnings: list[str] = []
     photographs = [(work.source.uri, work.source.etag) for work in shard.works]
-    (sheet,) = draw_sheets(destination, storage, photographs, told.append)
+    (sheet,) = draw_sheets(destination, storage, photographs, warnings.append)
     assert (sheet.name, sheet.uri) == ("cat.png", f"{destination}sheets/cat.png.jpg")
     assert storage.read(sheet.uri) == sheet.jpeg
     assert decode(sheet.jpeg).width > 2 * 120
-    assert [text.partition(":")[0] for text in told] == ["no contact sheet of s3"] * 2
-    assert list(draw_sheets(destination, storage, [], told.append)) == []
+    assert [text.partition(":")[0] for text in warnings] == ["no contact sheet of s3"] * 2
+    assert list(draw_sheets(destination, storage, [], warnings.append)) == []

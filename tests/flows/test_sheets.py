@@ -1,39 +1,45 @@
-"""Contact sheets: whatever a photograph was dreamt under, there is one to choose from, and the scores can be read."""
+"""Contact sheets: layout, pages, labels and scores, for photographs and grids of many shapes."""
 
 import io
 import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from dreamcore.errors import InvalidInput
 from dreamcore.settings import DreamSettings, settings_id
 from flows import contact, layout, manifest
-from flows.contact import Cell, arrange, render_pages, scores, wrap_text
+from flows.cli.main import cli
+from flows.contact import Cell, arrange, render_pages, scores, text_width, wrap_text
+from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.s3_errors import CorruptObject
 from flows.sheets import Sheet, distinguishing_settings, draw_sheets
 from flows.storage import Storage
-from tests.conftest import Command
+from tests.support.command import Command
 from tests.support.tiny import pixels
 
-BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+@cache
 def as_png(height: int, width: int, seed: int = 0) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(pixels(height, width, seed)).save(sink, "PNG")
     return sink.getvalue()
 
 
-class Dream:
-    """A destination with dreams of one photograph that nobody dreamt: pictures of noise, and their rows."""
+class Destination:
+    """A destination with synthetic dreams of one photograph: test images and their rows."""
 
     def __init__(self, storage: Storage, source: str, destination: str, size: tuple[int, int]) -> None:
         self.storage, self.destination, self.size = storage, destination, size
@@ -43,7 +49,7 @@ class Dream:
         self.runs = 0
 
     def run(self, settings: Sequence[DreamSettings]) -> None:
-        """Add what a run would leave."""
+        """Add the dreams and the part of a run with these settings."""
         self.runs += 1
         rows = []
         for number, each in enumerate(settings):
@@ -58,16 +64,16 @@ class Dream:
                     jitter=each.jitter, seed=each.seed, settings=each.canonical_json(), score_before=3.3,
                     score_after=4 + number / 100, classes_before=[{"label": "tabby", "p": 0.5}],
                     classes_after=[{"label": "Egyptian cat", "p": 0.25}], result_uri=uri, algorithm_version=2,
-                    created_at=BEGAN + timedelta(days=self.runs, seconds=number),
+                    created_at=STARTED + timedelta(days=self.runs, seconds=number),
                 )
             )  # fmt: skip
         part = layout.part_uri(self.destination, f"run{self.runs}", 0)
         self.storage.write(part, manifest.to_parquet(rows), manifest.CONTENT_TYPE)
 
-    def sheets(self, photograph: str | None = None) -> list[Sheet]:
-        """What is drawn of them; to be looked at where `SHEETS` names a folder."""
+    def sheets(self, storage: Storage | None = None) -> list[Sheet]:
+        """Draw the sheets. If `SHEETS` names a folder, they are also saved there, to be inspected."""
         version = (self.photograph.uri, self.photograph.etag)
-        drawn = list(draw_sheets(self.destination, self.storage, [version], pytest.fail))
+        drawn = list(draw_sheets(self.destination, storage or self.storage, [version], pytest.fail))
         if folder := os.environ.get("SHEETS"):
             for number, sheet in enumerate(drawn):
                 name = f"{self.destination.rstrip('/').rpartition('/')[2]}-{number}.jpg"
@@ -76,55 +82,54 @@ class Dream:
 
 
 def size_of(sheet: Sheet) -> tuple[int, int]:
-    with Image.open(io.BytesIO(sheet.jpeg)) as picture:
-        picture.load()
-        return picture.size
+    with Image.open(io.BytesIO(sheet.jpeg)) as image:
+        image.load()
+        return image.size
 
 
 def settings(**fields: object) -> DreamSettings:
     return DreamSettings.model_validate(fields)
 
 
-def test_two_hundred_dreams_of_a_portrait_are_one_sheet_that_opens_anywhere(
-    storage: Storage, source: str, destination: str
-) -> None:
-    dreamt = Dream(storage, source, destination, (451, 300))
-    dreamt.run([settings(layers=f"blocks.4:{channel}") for channel in range(112)])
-    dreamt.run([settings(layers=f"blocks.5:{channel}") for channel in range(88)])
-    (sheet,) = dreamt.sheets()
+def test_two_hundred_dreams_fit_on_one_page(storage: Storage, source: str, destination: str) -> None:
+    made = Destination(storage, source, destination, (451, 300))
+    made.run([settings(layers=f"blocks.4:{channel}") for channel in range(112)])
+    made.run([settings(layers=f"blocks.5:{channel}") for channel in range(88)])
+    (sheet,) = made.sheets()
     assert sheet.uri == f"{destination}sheets/cat.png.jpg"
     width, height = size_of(sheet)
-    assert 1500 < width <= contact.WIDTH
-    assert 26 * 280 < height < contact.TALLEST, "201 cells, eight to a row"
+    assert 1500 < width <= contact.MAX_WIDTH
+    assert 26 * 280 < height < contact.MAX_HEIGHT, "201 cells, eight to a row"
     assert len(sheet.jpeg) < 10_000_000
 
 
-def test_a_sheet_that_would_be_too_tall_has_pages(storage: Storage, source: str, destination: str) -> None:
-    dreamt = Dream(storage, source, destination, (120, 40))
-    dreamt.run([settings(layers="blocks.1", seed=seed) for seed in range(250)])
-    drawn = dreamt.sheets()
+def test_a_sheet_that_would_be_too_tall_has_several_pages(storage: Storage, source: str, destination: str) -> None:
+    made = Destination(storage, source, destination, (120, 40))
+    made.run([settings(layers="blocks.1", seed=seed) for seed in range(250)])
+    drawn = made.sheets()
     assert [page.uri.removeprefix(f"{destination}sheets/") for page in drawn] == ["cat.png.jpg", "cat.png%2D2.jpg"]
-    assert all(size_of(page)[1] <= contact.TALLEST for page in drawn)
+    assert all(size_of(page)[1] <= contact.MAX_HEIGHT for page in drawn)
     assert {found.uri for found in storage.list(f"{destination}sheets/")} == {page.uri for page in drawn}
 
 
-def test_a_strip_of_pixels_has_a_sheet(storage: Storage, source: str, destination: str) -> None:
-    dreamt = Dream(storage, source, destination, (20_000, 10))
-    dreamt.run([settings()])
-    (sheet,) = dreamt.sheets()
-    assert size_of(sheet)[1] < contact.TALLEST
+def test_a_very_narrow_photograph_has_a_sheet(storage: Storage, source: str, destination: str) -> None:
+    made = Destination(storage, source, destination, (20_000, 10))
+    made.run([settings()])
+    (sheet,) = made.sheets()
+    assert size_of(sheet)[1] < contact.MAX_HEIGHT
 
 
-def test_a_wide_grid_is_a_table_whose_scores_can_be_read(storage: Storage, source: str, destination: str) -> None:
-    dreamt = Dream(storage, source, destination, (60, 90))
+def test_a_wide_grid_is_a_table_and_its_scores_fit_into_the_cells(
+    storage: Storage, source: str, destination: str
+) -> None:
+    made = Destination(storage, source, destination, (60, 90))
     layers = [f"blocks.{stage}" for stage in range(6)]
-    dreamt.run([settings(layers=layer, seed=seed) for layer in layers for seed in range(20)])
-    (sheet,) = dreamt.sheets()
-    assert size_of(sheet)[0] <= contact.WIDTH, "the photograph and eight seeds side by side, in three rows a layer"
-    pen = contact._Pen(ImageDraw.Draw(Image.new("RGB", (1, 1))))
+    made.run([settings(layers=layer, seed=seed) for layer in layers for seed in range(20)])
+    (sheet,) = made.sheets()
+    assert size_of(sheet)[0] <= contact.MAX_WIDTH, "the photograph and eight seeds side by side, in three rows a layer"
     written = scores([(3.30412, 4.12345), (-13.30412, -12.1)])
     assert written == ["score 3.3 to 4.1", "score -13.3 to -12.1"]
-    assert all(pen.draw.textlength(text, pen.font) <= contact.CELL.start for text in written)
+    assert all(text_width(text) <= contact.CELL_WIDTHS.start for text in written)
 
 
 @pytest.mark.parametrize(
@@ -140,26 +145,25 @@ def test_scores_of_a_sheet_have_the_same_decimals(pairs: list[tuple[float, float
     assert scores(pairs) == written
 
 
-def test_dreams_of_earlier_runs_are_on_the_sheet_too(
+def test_dreams_of_earlier_runs_are_on_the_sheet(
     storage: Storage, source: str, destination: str, dreamgrid: Command
 ) -> None:
-    dreamt = Dream(storage, source, destination, (60, 90))
-    dreamt.run([settings(layers="blocks.3", seed=1)])
-    alone = size_of(*dreamt.sheets())
-    dreamt.run([settings(layers="blocks.4", seed=2), settings(layers="blocks.4", seed=3)])
-    assert size_of(*dreamt.sheets())[0] > alone[0]
+    made = Destination(storage, source, destination, (60, 90))
+    made.run([settings(layers="blocks.3", seed=1)])
+    alone = size_of(*made.sheets())
+    made.run([settings(layers="blocks.4", seed=2), settings(layers="blocks.4", seed=3)])
+    assert size_of(*made.sheets())[0] > alone[0]
 
     drawn = dreamgrid("sheet", destination)
     assert (drawn.returncode, drawn.stdout) == (0, f"{destination}sheets/cat.png.jpg\n"), drawn.stderr
-    told = dreamgrid("sheet", destination, "--json")
-    assert json.loads(told.stdout) == {"sheets": [f"{destination}sheets/cat.png.jpg"]}
-    assert dreamgrid("sheet", destination, "cat").stdout == drawn.stdout
-    none = dreamgrid("sheet", destination, "dog.png")
-    assert (none.returncode, none.stdout) == (2, "")
-    assert f"{destination} has no dreams of a photograph with 'dog.png' in its address" in none.stderr
+    chosen = CliRunner().invoke(cli, ["sheet", destination, "cat", "--json"])
+    assert json.loads(chosen.stdout) == {"sheets": [f"{destination}sheets/cat.png.jpg"]}
+    none = CliRunner().invoke(cli, ["sheet", destination, "dog.png"])
+    assert isinstance(none.exception, InvalidInput)
+    assert f"{destination} has no dreams of a photograph with 'dog.png' in its address" in str(none.exception)
 
 
-def test_what_varies_is_told_and_what_is_not_there_is_not(storage: Storage, source: str, destination: str) -> None:
+def test_labels_name_the_settings_that_vary_and_have_a_value(storage: Storage, source: str, destination: str) -> None:
     guided = {"uri": "s3://photos/flowers.jpg", "sha256": "0" * 64}
     among = [settings(guide=guided), settings(octaves=3)]
     assert distinguishing_settings(among, ["layers"]) == ["guide flowers.jpg, octaves 6", "octaves 3"]
@@ -176,12 +180,12 @@ def test_what_varies_is_told_and_what_is_not_there_is_not(storage: Storage, sour
     assert distinguishing_settings(nested, ["layers"]) == ["guide s3://b/1", "guide b/s3://b/1"]
     same = [settings(layers="blocks.1"), settings(layers="blocks.2")]
     assert distinguishing_settings(same, ["layers"]) == ["", ""]
-    dreamt = Dream(storage, source, destination, (60, 90))
-    dreamt.run(among + changed + same)
-    assert len(dreamt.sheets()) == 1
+    made = Destination(storage, source, destination, (60, 90))
+    made.run(among + changed + same)
+    assert len(made.sheets()) == 1
 
 
-def test_tables_are_for_two_things_that_vary_and_rows_for_everything_else() -> None:
+def test_dreams_form_a_table_only_if_layers_and_other_settings_vary() -> None:
     table = [(layer, seed) for layer in "ab" for seed in "123"]
     assert arrange(table) == ([(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1)], 4)
     assert arrange([("a", "1")]) == ([(1, 0)], 2)
@@ -192,41 +196,40 @@ def test_tables_are_for_two_things_that_vary_and_rows_for_everything_else() -> N
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 30).map(str)), min_size=1, max_size=80))
-def test_every_dream_has_a_place_of_its_own_beside_the_photograph(labels: list[tuple[str, str]]) -> None:
+def test_every_dream_and_the_photograph_have_different_places(labels: list[tuple[str, str]]) -> None:
     places, across = arrange(labels)
     assert len({(0, 0), *places}) == len(labels) + 1
-    assert max(column for column, _ in places) < across <= 1 + contact.MANY_ACROSS
+    assert max(column for column, _ in places) < across <= 1 + contact.MAX_COLUMNS
 
 
-def test_labels_break_at_their_commas_and_odd_names_break_nothing() -> None:
+def test_labels_are_wrapped_at_commas_and_control_characters_are_replaced() -> None:
     assert wrap_text("octaves 3, steps 10, seed 4", 160) == ["octaves 3, steps 10", "seed 4"]
     assert (wrap_text("", 160), wrap_text("one", 1)) == ([], ["one"])
-    (page,) = render_pages("two\nlines", [Cell(0, 0, None, ("mask a\nb.png", "sees"))], 160)
+    (page,) = render_pages("two\nlines", [Cell(0, 0, None, ("mask a\nb.png", "class"))], 160)
     assert page.width == 160 + 2 * contact.GAP
 
 
-def test_a_dream_that_is_damaged_leaves_its_place_empty(
-    storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dreamt = Dream(storage, source, destination, (60, 90))
-    dreamt.run([settings(seed=seed) for seed in range(3)])
-    whole = dreamt.sheets()[0].jpeg
-    storage.write(f"{destination}images/cat.png/1-1.png", b"no picture", "image/png")
-    read = Storage.read
+class DamagedStorage(Storage):
+    """A storage in which one dream does not match its checksum."""
 
-    def rotten(self: Storage, uri: str) -> bytes | None:
+    def read(self, uri: str) -> bytes | None:
         if uri.endswith("1-2.png"):
             raise CorruptObject(f"{uri} is damaged in the store")
-        return read(self, uri)
+        return super().read(uri)
 
-    monkeypatch.setattr(Storage, "read", rotten)
-    (sheet,) = dreamt.sheets()
+
+def test_the_cell_of_a_damaged_dream_is_empty(stack: Stack, storage: Storage, source: str, destination: str) -> None:
+    made = Destination(storage, source, destination, (60, 90))
+    made.run([settings(seed=seed) for seed in range(3)])
+    whole = made.sheets()[0].jpeg
+    storage.write(f"{destination}images/cat.png/1-1.png", b"not an image", "image/png")
+    (sheet,) = made.sheets(DamagedStorage(environment=stack.environment()))
     assert sheet.jpeg != whole
-    with Image.open(io.BytesIO(sheet.jpeg)) as picture:
-        assert np.abs(np.asarray(picture)[60, -200].astype(int) - contact.BACKGROUND).max() < 10
+    with Image.open(io.BytesIO(sheet.jpeg)) as image:
+        assert np.abs(np.asarray(image)[60, -200].astype(int) - contact.BACKGROUND).max() < 10
 
 
-def test_no_page_is_empty_and_none_too_tall() -> None:
-    picture = Image.new("RGB", (100, 300))
-    drawn = list(render_pages("title", [Cell(0, line, picture, ("score", "sees")) for line in range(80)], 100))
-    assert [page.height <= contact.TALLEST for page in drawn] == [True] * 3
+def test_no_page_is_empty_or_too_tall() -> None:
+    image = Image.new("RGB", (100, 300))
+    drawn = list(render_pages("title", [Cell(0, line, image, ("score", "class")) for line in range(80)], 100))
+    assert [page.height <= contact.MAX_HEIGHT for page in drawn] == [True] * 3

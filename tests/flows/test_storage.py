@@ -1,4 +1,4 @@
-"""The conditional reads and writes that the protocol rests on, against real S3 servers of several makes."""
+"""The conditional reads and writes on which the run protocol relies, against several real S3 servers."""
 
 import json
 import os
@@ -9,21 +9,21 @@ import pytest
 from botocore.exceptions import ClientError
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
-from flows import scan
 from flows.layout import parse_uri
 from flows.local.stack import Stack
 from flows.s3_errors import UnreadableObject, is_transient, translate
+from flows.scan import store_warning
 from flows.shard import dream_shard
-from flows.storage import FAIL_FAST, RetryPolicy, Storage
-from tests.conftest import Command
+from flows.storage import DEFAULT_RETRY, FAIL_FAST, RetryPolicy, Storage, retry_policy
 from tests.support import servers as stores
+from tests.support.command import Command
 from tests.support.servers import Store
 from tests.support.shards import plan_run, put_photograph, rows_of
 
 
 @pytest.fixture(scope="module", params=["seaweedfs", "moto", "rclone", "ceph"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """Each of the servers in turn."""
+    """Each of the servers, one after another."""
     if request.param == "seaweedfs":
         yield stores.seaweedfs(request.getfixturevalue("stack"))
     else:
@@ -36,7 +36,7 @@ def storage(store: Store) -> Storage:
     return Storage(environment=store.environment)
 
 
-def test_what_is_written_is_found_listed_and_read(storage: Storage, source: str) -> None:
+def test_written_objects_are_found_listed_and_read(storage: Storage, source: str) -> None:
     for name in ("b.png", "a b+c%2F.png", "ä/🎈.png", "out2/x", "out/x"):
         storage.write(source + name, name.encode(), "image/png")
     listed = {found.uri: found for found in storage.list(source)}
@@ -47,13 +47,13 @@ def test_what_is_written_is_found_listed_and_read(storage: Storage, source: str)
     assert [found.uri for found in storage.list(source + "out/")] == [source + "out/x"]
 
 
-def test_what_is_not_there_is_none(storage: Storage, source: str) -> None:
+def test_a_missing_object_is_none(storage: Storage, source: str) -> None:
     assert storage.read(source + "nothing") is None
     assert storage.find(source + "nothing") is None
     storage.delete(source + "nothing")
 
 
-def test_a_version_is_read_or_told_to_be_gone(storage: Storage, source: str) -> None:
+def test_only_the_requested_version_is_read(storage: Storage, source: str) -> None:
     storage.write(source + "cat.png", b"first", "image/png")
     (first,) = storage.list(source)
     assert storage.read_version(first.uri, first.etag) == b"first"
@@ -68,7 +68,7 @@ def test_a_version_is_read_or_told_to_be_gone(storage: Storage, source: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("store", "kept", "code"),
+    ("store", "arguments", "code"),
     [
         ("moto", {"StorageClass": "GLACIER"}, "InvalidObjectState"),
         ("seaweedfs", {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": os.urandom(32)}, "InvalidArgument"),
@@ -76,25 +76,25 @@ def test_a_version_is_read_or_told_to_be_gone(storage: Storage, source: str) -> 
     indirect=["store"],
     ids=["archived", "encrypted"],
 )
-def test_a_photograph_that_the_store_does_not_give_out_is_a_failed_row(
-    storage: Storage, source: str, destination: str, kept: dict[str, Any], code: str
+def test_a_photograph_that_the_store_does_not_deliver_is_a_failed_row(
+    storage: Storage, source: str, destination: str, arguments: dict[str, Any], code: str
 ) -> None:
     put_photograph(storage, source + "good.png")
-    bucket, key = parse_uri(source + "kept.png")
-    storage._client.put_object(Bucket=bucket, Key=key, Body=b"not to be had", **kept)
+    bucket, key = parse_uri(source + "unreadable.png")
+    storage._client.put_object(Bucket=bucket, Key=key, Body=b"unreadable", **arguments)
     run, shard = plan_run(storage, source, destination, ["blocks.0"])
     assert dream_shard(run, shard, storage) == {"done": 1, "failed": 1}
     (failed,) = (row for row in rows_of(storage, run) if row["status"] == "failed")
     assert failed["error_kind"] == "source_unreadable"
-    assert f"{source}kept.png: the store at {storage.endpoint} answers {code} " in str(failed["error"])
-    with pytest.raises(Unavailable, match=code):  # of what is no photograph it stops a run
-        storage.read(source + "kept.png")
+    assert f"{source}unreadable.png: the store at {storage.endpoint} returned {code} " in str(failed["error"])
+    with pytest.raises(Unavailable, match=code):  # for other objects than photographs it stops the run
+        storage.read(source + "unreadable.png")
 
 
 @pytest.mark.parametrize("reason", ["DisabledException", "KMSInvalidStateException", "NotFoundException"])
-def test_what_a_key_of_kms_does_not_open_is_not_given_out(reason: str) -> None:
-    answer: Any = {"Error": {"Code": f"KMS.{reason}"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
-    error = ClientError(answer, "GetObject")
+def test_an_object_with_an_unusable_kms_key_is_unreadable(reason: str) -> None:
+    response: Any = {"Error": {"Code": f"KMS.{reason}"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    error = ClientError(response, "GetObject")
     assert not is_transient(error)
     assert type(translate(error, "s3://photos/x", "https://s3")) is UnreadableObject
 
@@ -103,34 +103,37 @@ def test_the_first_writer_wins(store: Store, storage: Storage, source: str) -> N
     if not store.conditional_writes:
         pytest.skip("this store ignores conditional writes")
     assert storage.write_if_absent(source + "x", b"first", "text/plain")
-    assert storage.write_if_absent(source + "x", b"first", "text/plain"), "one's own first attempt is no loss"
+    assert storage.write_if_absent(source + "x", b"first", "text/plain"), (
+        "a retry finds the object of its own first attempt"
+    )
     assert not storage.write_if_absent(source + "x", b"second", "text/plain")
     assert storage.read(source + "x") == b"first"
 
 
-def test_an_object_is_removed_only_as_it_was_read(storage: Storage, source: str) -> None:
+def test_a_changed_object_is_not_deleted(storage: Storage, source: str) -> None:
     storage.write(source + "x", b"first", "text/plain")
     storage.delete_if_unchanged(source + "x", b"second")
     assert storage.read(source + "x") == b"first"
-    for _ in range(2):  # the second time there is nothing to remove
+    for _ in range(2):  # the second time the object does not exist
         storage.delete_if_unchanged(source + "x", b"first")
         assert storage.read(source + "x") is None
 
 
-def test_the_probe_of_conditions_is_right_and_leaves_nothing(store: Store, storage: Storage, source: str) -> None:
+def test_the_check_of_conditional_writes_is_right_and_leaves_no_object(
+    store: Store, storage: Storage, source: str
+) -> None:
     assert storage.supports_conditional_writes(source) == store.conditional_writes
     assert list(storage.list(source)) == []
 
 
-def test_a_store_that_ignores_conditional_writes_is_told_aloud(
-    store: Store, storage: Storage, source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scan, "storage", lambda: storage)
-    warning = scan.store_warning(source)
+def test_a_store_that_ignores_conditional_writes_gives_a_warning(store: Store, storage: Storage, source: str) -> None:
+    warning = store_warning(source, storage)
     if store.conditional_writes:
         assert warning is None
     else:
-        assert f"{storage.endpoint} ignores conditional writes: let no other run write to {source}" in str(warning)
+        assert warning is not None
+        assert warning.startswith(f"{storage.endpoint} ignores conditional writes: make sure that no other run writes")
+        assert source in warning
 
 
 def test_a_missing_bucket_is_named(storage: Storage) -> None:
@@ -145,35 +148,62 @@ def test_a_missing_bucket_is_named(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_refused_credentials_are_told(store: Store, source: str, variable: str) -> None:
-    if not store.asks_for_credentials:
-        pytest.skip("this store lets everybody in")
-    stranger = Storage(FAIL_FAST, store.environment | {variable: "wrong"})
+def test_refused_credentials_are_invalid_input(store: Store, source: str, variable: str) -> None:
+    if not store.checks_credentials:
+        pytest.skip("this store accepts any credentials")
+    unauthorized = Storage(FAIL_FAST, store.environment | {variable: "wrong"})
     with pytest.raises(InvalidInput, match="refuses access") as refused:
-        list(stranger.list(source))
+        list(unauthorized.list(source))
     assert store.environment["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
     with pytest.raises(InvalidInput, match="refuses access"):
-        stranger.find(source + "x")
+        unauthorized.find(source + "x")
     with pytest.raises(InvalidInput, match="refuses access"):
-        stranger.read_version(source + "x", "etag")
+        unauthorized.read_version(source + "x", "etag")
 
 
-NOBODY = dict.fromkeys(("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "nobody")
+ENVIRONMENT = dict.fromkeys(("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "unused")
 
 
-def test_an_endpoint_that_does_not_answer_is_the_worlds_trouble() -> None:
-    nobody = Storage(RetryPolicy(1, 1), NOBODY | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+def test_an_unreachable_endpoint_is_unavailable() -> None:
+    unreachable = Storage(RetryPolicy(1, 1), ENVIRONMENT | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9 does not answer"):
-        nobody.read("s3://photos/x")
+        unreachable.read("s3://photos/x")
 
 
-def test_an_endpoint_that_is_no_address_is_told() -> None:
-    with pytest.raises(InvalidInput, match="nonsense"):
-        Storage(environment=NOBODY | {"AWS_ENDPOINT_URL": "nonsense"})
+def test_a_malformed_endpoint_is_invalid_input() -> None:
+    with pytest.raises(InvalidInput, match=r"the S3 client cannot be set up: .*nonsense"):
+        Storage(environment=ENVIRONMENT | {"AWS_ENDPOINT_URL": "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("variables", "policy"),
+    [
+        ({}, DEFAULT_RETRY),
+        ({"DREAMGRID_RETRY_SECONDS": "600"}, RetryPolicy(600, 30)),
+        ({"DREAMGRID_PATIENCE": "7"}, RetryPolicy(7, 7)),
+        ({"DREAMGRID_RETRY_SECONDS": "5", "DREAMGRID_PATIENCE": "7"}, RetryPolicy(5, 5)),
+        ({"DREAMGRID_RETRY_SECONDS": "", "DREAMGRID_PATIENCE": "7"}, RetryPolicy(7, 7)),
+    ],
+)
+def test_the_retry_time_is_set_by_a_variable_or_by_its_former_name(
+    variables: dict[str, str], policy: RetryPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DREAMGRID_RETRY_SECONDS", "DREAMGRID_PATIENCE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert retry_policy() == policy
+
+
+@pytest.mark.parametrize("name", ["DREAMGRID_RETRY_SECONDS", "DREAMGRID_PATIENCE"])
+def test_a_malformed_retry_time_is_invalid_input(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "lots")
+    with pytest.raises(InvalidInput, match=f"{name} is 'lots': give a number of seconds, 1 or more"):
+        retry_policy()
 
 
 @pytest.mark.soak
-def test_a_run_completes_on_every_store_and_finds_nothing_to_do_then(
+def test_a_run_completes_on_every_store_and_a_second_run_has_nothing_to_do(
     store: Store, stack: Stack, storage: Storage, source: str, destination: str, dreamgrid: Command
 ) -> None:
     for number in range(4):

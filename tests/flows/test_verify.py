@@ -1,8 +1,9 @@
-"""`dreamgrid manifest verify`: what is wrong in a destination is found and named, and nothing else is."""
+"""`dreamgrid manifest verify`: every kind of damage to a destination is found and named, and nothing else is."""
 
 import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,37 +13,80 @@ from hypothesis import strategies as st
 from dreamcore.images import decode, encode, read_metadata
 from flows import layout, manifest, protocol
 from flows.history import contains
-from flows.manifest import Row
+from flows.local.stack import Stack
+from flows.manifest import CONTENT_TYPE, Row
 from flows.plan import Plan, make_plan
 from flows.run_record import Run
 from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import Storage
-from flows.verify import VerifyReport, verify
-from tests.conftest import Command
+from flows.verify import Problem, VerifyReport, verify
+from flows.work import Shard
+from tests.support.command import Command
 from tests.support.shards import plan_run, put_photograph
 
 LAYERS = ["blocks.0", "blocks.1"]
 
 
-def dreamt(storage: Storage, source: str, destination: str, *, finished: bool = True) -> tuple[Run, Plan]:
-    """A run over two photographs and one that is none; unfinished, its last shard is not dreamt."""
+def start_run(storage: Storage, source: str, destination: str) -> tuple[Run, Plan]:
+    """Plan a run over two photographs and one file that is not an image."""
     put_photograph(storage, source + "cat.png")
     put_photograph(storage, source + "dog.png", seed=1)
     storage.write(source + "web page.jpg", b"<html>", "image/jpeg")
     job = plan_run(storage, source, destination, LAYERS)[0].job
     run, _ = protocol.claim(job, plan_settings(job), storage)
-    plan = protocol.freeze(run, make_plan(scan(job, storage).sources, run.settings, lambda _key: False), storage)
-    for shard in list(plan)[: None if finished else -3]:
+    return run, protocol.freeze(run, make_plan(scan(job, storage).sources, run.settings, lambda _key: False), storage)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run and every object that it left."""
+
+    run: Run
+    plan: Plan
+    objects: dict[str, bytes]
+
+    def shards_of_images(self) -> list[Shard]:
+        """The shards that have dreams."""
+        return [shard for shard in self.plan if "web page" not in shard.works[0].source.name]
+
+
+@pytest.fixture(scope="module")
+def finished_once(stack: Stack) -> Finished:
+    """A finished run, dreamt once for the tests of this module."""
+    storage = Storage(environment=stack.environment())
+    for bucket in ("s3://photos", "s3://dreams"):
+        storage.create_bucket(bucket)
+    run, plan = start_run(storage, "s3://photos/verify/", "s3://dreams/verify/")
+    for shard in plan:
         dream_shard(run, shard, storage)
-    if finished:
-        protocol.finish(run, plan, 1.0, storage)
-        protocol.release(destination, run.run_id, storage)
-    return run, plan
+    protocol.finish(run, plan, 1.0, storage)
+    protocol.release(run.destination, run.run_id, storage)
+    return Finished(run, plan, {info.uri: storage.read(info.uri) or b"" for info in storage.list(run.destination)})
 
 
-def look(storage: Storage, destination: str) -> VerifyReport:
+@pytest.fixture
+def finished(finished_once: Finished, storage: Storage) -> Finished:
+    """The finished run with its destination restored."""
+    for info in storage.list(finished_once.run.destination):
+        storage.delete(info.uri)
+    for uri, data in finished_once.objects.items():
+        storage.write(uri, data, "application/octet-stream")
+    return finished_once
+
+
+@pytest.fixture
+def destination(finished: Finished) -> str:
+    return finished.run.destination
+
+
+def report_of(storage: Storage, destination: str) -> VerifyReport:
     return verify(storage, destination, lambda _done, _all: None)
+
+
+def only_problem(storage: Storage, destination: str) -> Problem:
+    (problem,) = report_of(storage, destination).problems
+    return problem
 
 
 def rows(storage: Storage, destination: str, status: str = "done") -> list[Row]:
@@ -50,163 +94,171 @@ def rows(storage: Storage, destination: str, status: str = "done") -> list[Row]:
     return [Row(**row) for row in found if row["status"] == status]
 
 
-def put_part(storage: Storage, destination: str, of: list[Row], run_id: str = "other") -> str:
+def write_part(storage: Storage, destination: str, of: list[Row], run_id: str = "other") -> str:
     uri = layout.part_uri(destination, run_id, 77)
-    storage.write(uri, manifest.to_parquet(of), "application/vnd.apache.parquet")
+    storage.write(uri, manifest.to_parquet(of), CONTENT_TYPE)
     return uri
 
 
-def test_a_destination_where_all_is_well(storage: Storage, source: str, destination: str) -> None:
-    dreamt(storage, source, destination)
-    storage.write(f"{destination}images/", b"", "application/x-directory")  # somebody's folder
-    assert look(storage, destination) == VerifyReport(rows=6, objects=4, unfinished=None, counts={}, problems=[])
-    assert look(storage, destination + "elsewhere/").rows == 0
+def delete_part(storage: Storage, run: Run, shard: int) -> None:
+    storage.delete(layout.part_uri(run.destination, run.run_id, shard))
 
 
-def test_what_became_of_an_object_is_told(storage: Storage, source: str, destination: str) -> None:
-    """Gone, cut off, of other bytes, no picture at all, and a whole picture that is another dream."""
-    dreamt(storage, source, destination)
-    first, second, third, fourth = sorted(rows(storage, destination), key=lambda row: str(row.result_uri))
-    data = {row.result_uri: storage.read(str(row.result_uri)) or b"" for row in (first, second, third, fourth)}
+def test_an_intact_destination_has_no_problems(storage: Storage, destination: str) -> None:
+    storage.write(f"{destination}images/", b"", "application/x-directory")  # a folder, as some clients create it
+    assert report_of(storage, destination) == VerifyReport(rows=6, objects=4, unfinished=None, counts={}, problems=[])
+    assert report_of(storage, destination + "elsewhere/").rows == 0
+
+
+def test_missing_truncated_and_changed_objects_are_named(storage: Storage, destination: str) -> None:
+    first, second, third, _ = sorted(rows(storage, destination), key=lambda row: str(row.result_uri))
+    data = {row.result_uri: storage.read(str(row.result_uri)) or b"" for row in (second, third)}
     storage.delete(str(first.result_uri))
     storage.write(str(second.result_uri), data[second.result_uri][:-1], "image/png")
     whole = data[third.result_uri]
-    storage.write(str(third.result_uri), whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:], "image/png")
-    found = look(storage, destination)
-    told = {trouble.uri: (trouble.kind, trouble.what) for trouble in found.problems}
-    assert told == {
-        first.result_uri: ("missing", f"the row of {first.source_uri} says done; it is not there"),
-        second.result_uri: ("changed", f"{len(data[second.result_uri]) - 1} bytes; the row says {second.result_bytes}"),
-        third.result_uri: ("changed", told[str(third.result_uri)][1]),
+    changed = whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:]
+    storage.write(str(third.result_uri), changed, "image/png")
+    report = report_of(storage, destination)
+    assert {problem.uri: (problem.kind, problem.what) for problem in report.problems} == {
+        first.result_uri: ("missing", f"the row of {first.source_uri} is done, but the object does not exist"),
+        second.result_uri: (
+            "changed",
+            f"the object has {len(data[second.result_uri]) - 1} bytes, but its row says {second.result_bytes}",
+        ),
+        third.result_uri: (
+            "changed",
+            f"the object has the SHA-256 {hashlib.sha256(changed).hexdigest()}, but its row says {third.result_sha256}",
+        ),
     }
-    assert str(third.result_sha256) in told[str(third.result_uri)][1]
-    assert found.counts == {"missing": 1, "changed": 2}
+    assert report.counts == {"missing": 1, "changed": 2}
 
 
-@pytest.mark.parametrize("what", ["settings_id", "settings", "source_etag", "size", "nothing"])
-def test_a_picture_tells_of_the_dream_of_its_row(storage: Storage, source: str, destination: str, what: str) -> None:
-    run, _ = dreamt(storage, source, destination)
+def replace_image(storage: Storage, finished: Finished, row: Row, data: bytes) -> None:
+    """Write another image in place of a dream, with its size and SHA-256 in the row."""
+    destination = finished.run.destination
+    same_part = [each for each in rows(storage, destination) if each.shard == row.shard and each != row]
+    changed = replace(row, result_bytes=len(data), result_sha256=hashlib.sha256(data).hexdigest())
+    storage.write(str(row.result_uri), data, "image/png")
+    delete_part(storage, finished.run, row.shard)
+    write_part(storage, destination, [changed, *same_part])
+
+
+@pytest.mark.parametrize("field", ["settings_id", "settings", "source_etag", "size", "all"])
+def test_an_image_with_the_metadata_of_another_dream_is_named(storage: Storage, finished: Finished, field: str) -> None:
+    destination = finished.run.destination
     row = rows(storage, destination)[0]
     data = storage.read(str(row.result_uri)) or b""
     pixels, inside = decode(data).pixels, read_metadata(data) or {}
-    if what == "settings":
+    if field == "settings":
         inside["settings"] = {**json.loads(row.settings), "steps": 99}
-    elif what == "size":
+    elif field == "size":
         pixels = pixels[:-1]
-    elif what != "nothing":
-        inside[what] = "0" * 16
-    new = encode(pixels, "png", 95, {} if what == "nothing" else inside)
-    storage.write(str(row.result_uri), new, "image/png")
-    told = replace(row, result_bytes=len(new), result_sha256=hashlib.sha256(new).hexdigest())
-    of_its_part = [each for each in rows(storage, destination) if each.shard == row.shard and each != row]
-    storage.delete(layout.part_uri(destination, run.run_id, row.shard))
-    put_part(storage, destination, [told, *of_its_part])
-    (trouble,) = look(storage, destination).problems
-    assert (trouble.kind, trouble.uri) == ("other_dream", row.result_uri)
-    expected = {"size": "height", "nothing": "source_etag, settings_id, settings"}.get(what, what)
-    assert trouble.what == f"the picture and its row tell of another {expected}"
+    elif field == "all":
+        inside = {}
+    else:
+        inside[field] = "0" * 16
+    replace_image(storage, finished, row, encode(pixels, "png", 95, inside))
+    problem = only_problem(storage, destination)
+    assert (problem.kind, problem.uri) == ("other_dream", row.result_uri)
+    expected = {"size": "height", "all": "source_etag, settings_id, settings"}.get(field, field)
+    assert problem.what == f"the image and its row differ in {expected}"
 
 
-def test_a_file_that_is_no_picture_is_damaged_even_if_its_row_says_so(
-    storage: Storage, source: str, destination: str
-) -> None:
-    dreamt(storage, source, destination)
+def test_an_object_that_is_not_an_image_is_damaged(storage: Storage, destination: str) -> None:
     row = rows(storage, destination)[0]
     storage.write(f"{destination}images/x.png", b"text", "image/png")
-    odd = replace(
+    text = replace(
         row,
         settings_id="f" * 16,
         result_uri=f"{destination}images/x.png",
         result_bytes=4,
         result_sha256=hashlib.sha256(b"text").hexdigest(),
     )
-    put_part(storage, destination, [odd])
-    (trouble,) = look(storage, destination).problems
-    assert (trouble.kind, trouble.uri) == ("damaged", odd.result_uri)
+    write_part(storage, destination, [text])
+    problem = only_problem(storage, destination)
+    assert (problem.kind, problem.uri) == ("damaged", text.result_uri)
 
 
-def test_a_dream_with_two_rows_is_named_with_both_parts(storage: Storage, source: str, destination: str) -> None:
-    run, _ = dreamt(storage, source, destination)
-    row = rows(storage, destination)[1]
-    second = put_part(storage, destination, [row])
-    (trouble,) = look(storage, destination).problems
-    assert (trouble.kind, trouble.uri) == ("duplicate", row.source_uri)
-    for named in (second, layout.part_uri(destination, run.run_id, row.shard), row.settings_id):
-        assert named in trouble.what
+def test_a_dream_with_two_rows_is_named_with_both_parts(storage: Storage, finished: Finished) -> None:
+    run = finished.run
+    row = rows(storage, run.destination)[1]
+    second = write_part(storage, run.destination, [row])
+    problem = only_problem(storage, run.destination)
+    assert (problem.kind, problem.uri) == ("duplicate", row.source_uri)
+    for text in (second, layout.part_uri(run.destination, run.run_id, row.shard), row.settings_id):
+        assert text in problem.what
 
 
-def test_a_part_that_is_lost_or_torn_is_found_with_all_that_it_told(
-    storage: Storage, source: str, destination: str
-) -> None:
-    run, plan = dreamt(storage, source, destination)
-    lost, torn = [shard for shard in plan if "web page" not in shard.works[0].source.name][:2]
-    storage.delete(layout.part_uri(destination, run.run_id, lost.number))
-    uri = layout.part_uri(destination, run.run_id, torn.number)
-    storage.write(uri, (storage.read(uri) or b"")[:-9], "application/vnd.apache.parquet")
-    found = look(storage, destination)
-    dreams = lost.dreams + torn.dreams
-    assert found.counts == {"damaged": 1, "lost": dreams, "orphan": dreams}
-    assert found.problems[0].uri == uri
+def test_the_dreams_of_a_lost_or_damaged_part_are_found(storage: Storage, finished: Finished) -> None:
+    run = finished.run
+    lost, damaged = finished.shards_of_images()[:2]
+    delete_part(storage, run, lost.number)
+    uri = layout.part_uri(run.destination, run.run_id, damaged.number)
+    storage.write(uri, (storage.read(uri) or b"")[:-9], CONTENT_TYPE)
+    report = report_of(storage, run.destination)
+    dreams = lost.dreams + damaged.dreams
+    assert report.counts == {"damaged": 1, "lost": dreams, "orphan": dreams}
+    assert report.problems[0].uri == uri
 
 
-def test_finished_runs_of_any_version_are_looked_at(storage: Storage, source: str, destination: str) -> None:
-    run, plan = dreamt(storage, source, destination)
-    lost = next(shard for shard in plan if "web page" not in shard.works[0].source.name)
-    storage.delete(layout.part_uri(destination, run.run_id, lost.number))
+def test_records_of_finished_runs_of_any_version_are_read(storage: Storage, finished: Finished) -> None:
+    run, lost = finished.run, finished.shards_of_images()[0]
+    delete_part(storage, run, lost.number)
     record = json.loads(storage.read(f"{run.folder}job.json") or b"")
     record["settings"][0]["settings"]["of_another_version"] = 1
     storage.write(f"{run.folder}job.json", json.dumps(record).encode(), "application/json")
-    counts = {"lost": lost.dreams, "orphan": lost.dreams}
-    assert look(storage, destination).counts == counts
+    assert report_of(storage, run.destination).counts == {"lost": lost.dreams, "orphan": lost.dreams}
 
-    for name, harmed in (("plan.parquet", b"no plan"), ("job.json", b"{}"), ("job.json", b"")):
-        storage.write(run.folder + name, harmed, "application/octet-stream")
-        found = look(storage, destination)
-        assert found.counts == {"damaged": 1, "orphan": lost.dreams}
-        assert found.problems[0].uri == run.folder
-        assert "cannot be read" in found.problems[0].what
+    for name, damaged in (("plan.parquet", b"no plan"), ("job.json", b"{}"), ("job.json", b"")):
+        storage.write(run.folder + name, damaged, "application/octet-stream")
+        report = report_of(storage, run.destination)
+        assert report.counts == {"damaged": 1, "orphan": lost.dreams}
+        assert report.problems[0].uri == run.folder
+        assert "cannot be read" in report.problems[0].what
 
 
 @given(st.sets(st.integers(0, 2**64 - 1)), st.integers(0, 2**64 - 1))
-def test_a_key_is_found_among_many_without_looking_at_each(numbers: set[int], other: int) -> None:
+def test_binary_search_finds_exactly_the_given_keys(numbers: set[int], other: int) -> None:
     keys = np.array(sorted(numbers), np.uint64)
     for key in numbers | {other, 0, 2**64 - 1}:
         assert contains(keys, key) == (key in numbers)
 
 
-def test_orphans_are_told_from_the_pictures_of_an_unfinished_run(
-    storage: Storage, source: str, destination: str
+def kinds(problems: Iterable[Problem]) -> list[tuple[str, str]]:
+    return [(problem.kind, problem.uri) for problem in problems]
+
+
+def test_images_of_an_unfinished_run_are_not_orphans(
+    storage: Storage, source: str, request: pytest.FixtureRequest
 ) -> None:
-    run, plan = dreamt(storage, source, destination, finished=False)
-    last = list(plan)[-3]
-    dream_shard(run, last, storage)
-    storage.delete(layout.part_uri(destination, run.run_id, last.number))  # killed just before its part was put
+    destination = f"s3://dreams/{request.node.name}/"
+    run, plan = start_run(storage, source, destination)
+    *_, dreamt, _, _ = plan  # the other shards are not dreamt yet
+    dream_shard(run, dreamt, storage)
+    delete_part(storage, run, dreamt.number)  # as if the process was killed just before it wrote the part
     orphan = f"{destination}images/cat.png/stray.png"
     storage.write(orphan, encode(decode(storage.read(source + "cat.png") or b"").pixels, "png", 95, {}), "image/png")
-    found = look(storage, destination)
-    assert (found.unfinished, [(each.kind, each.uri) for each in found.problems]) == (run.run_id, [("orphan", orphan)])
+    report = report_of(storage, destination)
+    assert (report.unfinished, kinds(report.problems)) == (run.run_id, [("orphan", orphan)])
 
-    protocol.abandon(destination, storage)  # given up: nobody will name them any more
-    found = look(storage, destination)
-    assert (found.unfinished, found.counts) == (None, {"orphan": 1 + last.dreams})
+    protocol.abandon(destination, storage)  # then no run will write rows for them
+    report = report_of(storage, destination)
+    assert (report.unfinished, report.counts) == (None, {"orphan": 1 + dreamt.dreams})
 
 
-def test_the_command_says_what_is_wrong_and_exits_with_1(
-    storage: Storage, source: str, destination: str, dreamgrid: Command
-) -> None:
-    dreamt(storage, source, destination)
-    fine = dreamgrid("manifest", "verify", destination)
-    assert (fine.returncode, fine.stdout) == (0, "6 rows, 4 objects: all is well.\n"), fine.stderr
+def test_the_command_prints_problems_and_exits_with_1(storage: Storage, destination: str, dreamgrid: Command) -> None:
+    intact = dreamgrid("manifest", "verify", destination)
+    assert (intact.returncode, intact.stdout) == (0, "6 rows, 4 objects: all is well.\n"), intact.stderr
     orphan = f"{destination}images/[red]stray\x1b[31m.png"
     storage.write(orphan, b"", "image/png")
-    told = dreamgrid("manifest", "verify", destination, COLUMNS="300")
-    assert told.returncode == 1
-    assert orphan.replace("\x1b", " ") in told.stdout
-    assert told.stdout.endswith("6 rows, 5 objects: 1 orphan.\n")
-    assert "verifying" in told.stderr
+    as_text = dreamgrid("manifest", "verify", destination, COLUMNS="300")
+    assert as_text.returncode == 1
+    assert orphan.replace("\x1b", " ") in as_text.stdout
+    assert as_text.stdout.endswith("6 rows, 5 objects: 1 orphan.\n")
+    assert "verifying" in as_text.stderr
     as_json = dreamgrid("manifest", "verify", destination, "--json")
     assert as_json.returncode == 1
-    found = json.loads(as_json.stdout)
-    assert (found["counts"], found["problems"][0]["uri"]) == ({"orphan": 1}, orphan)
+    report = json.loads(as_json.stdout)
+    assert (report["counts"], report["problems"][0]["uri"]) == ({"orphan": 1}, orphan)
     assert dreamgrid("manifest", destination).stdout.startswith("6 rows of 3 photographs in 1 runs")
     assert dreamgrid("manifest", "verify", "dreams/x").returncode == 2

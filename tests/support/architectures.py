@@ -1,4 +1,4 @@
-"""Networks of many architectures with random weights."""
+"""Networks of many architectures, with random weights."""
 
 from functools import cache
 
@@ -29,12 +29,12 @@ MIDDLES = {
     "timm/dla34": "level4",
     "timm/hrnet_w18": "transition2.2",
 }
-"""A layer in about the middle of each."""
+"""Models, each with a layer near the middle of the network."""
 
 
 @cache
 def network(model: str) -> Network:
-    """With weights drawn from a seed: the structure is the library's own."""
+    """Return the library's network with seeded random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Network(build(model, pretrained=False), trace_network(model))

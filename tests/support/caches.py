@@ -1,10 +1,10 @@
-"""Reset what a process caches between reads."""
+"""Clear the caches of a process."""
 
 from flows import assets
-from flows.storage import storage as patient_storage
+from flows.storage import storage as default_storage
 
 
-def another_process() -> None:
-    """What a process has read is forgotten."""
-    for remembered in (assets._digest, assets.load_picture, assets._load_network_with, patient_storage):
-        remembered.cache_clear()
+def clear_caches() -> None:
+    """Forget the files and networks that this process has read, as a new process would."""
+    for cached in (assets._sha256, assets.load_image, assets._load_network_with, default_storage):
+        cached.cache_clear()

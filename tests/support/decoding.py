@@ -1,9 +1,9 @@
-"""Images that attack a decoder, and functions that look at its process."""
+"""Images that attack a decoder, and functions that inspect its child process."""
 
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +18,19 @@ GOOD = saved(Image.fromarray(photo(60, 40)), "PNG")
 
 
 def small_bomb() -> bytes:
-    """34 bytes within the limit of pixels, for which libwebp and Pillow want 1.5 GB."""
+    """Return 34 bytes of WebP within the limit of pixels. Decoding them takes 1.5 GB."""
     return saved(Image.new("RGBA", (9900, 9900)), "WEBP", lossless=True, method=0, quality=0)
 
 
 def many_scans(times: int, side: int = 3000) -> bytes:
-    """A progressive JPEG with its last scan many times over: 23 bytes each, and 3 to 5 ms to decode."""
+    """Return a progressive JPEG whose last scan is repeated: 23 bytes and 3 to 5 ms of decoding for each."""
     once = saved(Image.new("RGB", (side, side), (50, 100, 150)), "JPEG", progressive=True)
     last = once.rindex(b"\xff\xda")
     return once[:last] + once[last:-2] * times + once[-2:]
 
 
 ENDLESS = many_scans(20_000)
-"""Half a megabyte that is decoded for minutes."""
-
-
-@pytest.fixture
-def decoder() -> Iterator[Decoder]:
-    """One of the test's own, to be broken."""
-    decoder = Decoder(seconds=30)
-    yield decoder
-    decoder.close()
+"""Half a megabyte of JPEG. Decoding it takes minutes."""
 
 
 def pid(decoder: Decoder) -> int:
@@ -72,17 +64,17 @@ def running(process: int) -> bool:
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.005)
 
 
-def when_busy(process: int, do: Callable[[], object]) -> threading.Thread:
-    """Do something when the child has computed for a while more: it is in the middle of a picture."""
+def when_busy(process: int, action: Callable[[], object]) -> threading.Thread:
+    """Call `action` after the process has used more CPU time, so that it is in the middle of an image."""
     idle = cpu_seconds(process)
 
     def watch() -> None:
         wait_until(lambda: cpu_seconds(process) > idle + 0.2)
-        do()
+        action()
 
     watcher = threading.Thread(target=watch)
     watcher.start()

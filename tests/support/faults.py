@@ -1,8 +1,9 @@
-"""A bad way to a good store: an HTTP proxy before a real S3 server that harms the calls it is told to harm.
+"""An HTTP proxy in front of a real S3 server that injects faults into chosen calls.
 
-It stands before Prefect's server as well, whose paths it takes for addresses.
+The proxy also works in front of Prefect's server. There the path of a call takes the place of the S3 address.
 
-Signatures cover the Host header, which is passed on as it came: the store signs for the proxy's address.
+The Host header is passed on unchanged, because S3 signatures cover it: the store verifies the signature for the
+address of the proxy.
 """
 
 import http.client
@@ -20,21 +21,21 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class Fault(Enum):
-    """What can happen to a call."""
+    """What the proxy does to a call."""
 
-    SLOW_DOWN = "503 instead of an answer"
-    GONE = "404 instead of an answer"
-    UNKNOWN = "501 instead of an answer"
-    EXPIRED = "400 ExpiredToken instead of an answer"
-    LOST = "500 instead of the answer, after the store did what it was asked"
-    RESET = "the connection is reset before the store hears of it"
-    CUT = "the connection is reset after the store did what it was asked"
-    TRUNCATED = "half of the answer's body"
-    FLIPPED = "one bit of the object is another, each time elsewhere"
-    ROTTEN = "one bit of the object is another, always the same"
-    SPOILT = "one bit of the object is another, on its way to the store"
-    LATE = "the answer comes late"
-    SILENT = "accepted, and never answered"
+    SLOW_DOWN = "503; the call does not reach the store"
+    GONE = "404; the call does not reach the store"
+    UNKNOWN = "501; the call does not reach the store"
+    EXPIRED = "400 ExpiredToken; the call does not reach the store"
+    RESPONSE_LOST = "500 after the store has executed the call"
+    RESET = "the connection is reset; the call does not reach the store"
+    RESET_AFTER = "the connection is reset after the store has executed the call"
+    TRUNCATED = "half of the response's body"
+    FLIPPED = "one bit of a downloaded object is flipped, another one each time"
+    CORRUPT = "one bit of a downloaded object is flipped, always the same one"
+    CORRUPT_UPLOAD = "one bit of an uploaded object is flipped"
+    DELAYED = "the response is delayed by 0.2 s"
+    HANG = "the connection is accepted, and no response is ever sent"
 
 
 _CODES = {
@@ -42,26 +43,26 @@ _CODES = {
     Fault.GONE: (404, "NotFound"),
     Fault.UNKNOWN: (501, "NotImplemented"),
     Fault.EXPIRED: (400, "ExpiredToken"),
-    Fault.LOST: (500, "InternalError"),
+    Fault.RESPONSE_LOST: (500, "InternalError"),
 }
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request as the proxy sees it."""
+    """A request that the proxy received."""
 
     number: int
-    """Of all that were received, from 0."""
+    """Number among all received requests, from 0."""
     method: str
     uri: str
-    """Address of the object, or of what is listed."""
+    """Address of the object, or the prefix of a listing."""
 
 
 Choice = Callable[[Call], Fault | None]
 
 
 def some(seed: int, **shares: float) -> Choice:
-    """Faults by their names in lower case, each with its share of all calls."""
+    """Choose random faults. `shares` are the share of all calls for each fault, by its name in lower case."""
     draw, lock = random.Random(seed), threading.Lock()
 
     def choose(_call: Call) -> Fault | None:
@@ -77,26 +78,26 @@ def some(seed: int, **shares: float) -> Choice:
 
 
 def first(fault: Fault, method: str, part: str, times: int = 1) -> Choice:
-    """The fault for the first calls of this method to addresses that contain `part`."""
+    """Choose the fault for the first calls of this method to addresses that contain `part`."""
     left = [fault] * times
     return lambda call: left.pop() if left and call.method == method and part in call.uri else None
 
 
 def after(fault: Fault, calls: int, method: str, part: str) -> Choice:
-    """The fault for every call at all, once so many of this method went to addresses that contain `part`."""
-    seen = itertools.count()
-    past = threading.Event()
+    """Choose the fault for every call after `calls` calls of this method to addresses that contain `part`."""
+    matching = itertools.count()
+    started = threading.Event()
 
     def choose(call: Call) -> Fault | None:
-        if call.method == method and part in call.uri and next(seen) >= calls:
-            past.set()
-        return fault if past.is_set() else None
+        if call.method == method and part in call.uri and next(matching) >= calls:
+            started.set()
+        return fault if started.is_set() else None
 
     return choose
 
 
 class Proxy(ThreadingHTTPServer):
-    """The proxy; `choose` may be set anew at any time."""
+    """The proxy. A test may change `choose` at any time."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -119,16 +120,16 @@ class Proxy(ThreadingHTTPServer):
         self.server_close()
 
     def environment(self, stack: Mapping[str, str]) -> dict[str, str]:
-        """The variables of a stack, with the proxy before its store."""
+        """Return the variables of a stack with the proxy in front of its store."""
         url = f"http://127.0.0.1:{self.server_port}"
         return {**stack, "AWS_ENDPOINT_URL": url, "AWS_ENDPOINT_URL_S3": url}
 
     def count(self, *faults: Fault) -> int:
-        """How many calls were harmed so; without faults, how many were received."""
+        """Return the number of calls with one of these faults; without arguments, the number of all calls."""
         return sum(not faults or fault in faults for _, fault in list(self.calls))
 
     def receive(self, method: str, path: str) -> tuple[Call, Fault | None]:
-        """Note a call and choose what happens to it."""
+        """Record a call and choose its fault."""
         with self.lock:
             target = urlsplit(path)
             prefix = parse_qs(target.query).get("prefix")
@@ -139,7 +140,7 @@ class Proxy(ThreadingHTTPServer):
         return call, fault
 
     def handle_error(self, *_: object) -> None:
-        """Clients that were killed, or gave up, are part of the game."""
+        """Ignore connections of clients that were killed or gave up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -149,51 +150,51 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_call(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         call, fault = self.server.receive(self.command, self.path)
-        if fault is Fault.SILENT:
+        if fault is Fault.HANG:
             self.server.closing.wait()
-        if fault in (Fault.SILENT, Fault.RESET):
+        if fault in (Fault.HANG, Fault.RESET):
             return self.reset()
         if fault in (Fault.SLOW_DOWN, Fault.GONE, Fault.UNKNOWN, Fault.EXPIRED):
-            return self.answer_error(*_CODES[fault])
-        answer, data = self.pass_on(_flipped(body, call.number) if fault is Fault.SPOILT else body)
-        if fault is Fault.LOST:
-            return self.answer_error(*_CODES[fault])
-        if fault is Fault.CUT:
+            return self.send_fault(*_CODES[fault])
+        response, data = self.forward(_flip_bit(body, call.number) if fault is Fault.CORRUPT_UPLOAD else body)
+        if fault is Fault.RESPONSE_LOST:
+            return self.send_fault(*_CODES[fault])
+        if fault is Fault.RESET_AFTER:
             return self.reset()
-        if fault is Fault.LATE:
+        if fault is Fault.DELAYED:
             time.sleep(0.2)
-        if fault in (Fault.FLIPPED, Fault.ROTTEN) and self.command == "GET" and "list-type" not in self.path:
-            data = _flipped(data, call.number if fault is Fault.FLIPPED else 0)
+        if fault in (Fault.FLIPPED, Fault.CORRUPT) and self.command == "GET" and "list-type" not in self.path:
+            data = _flip_bit(data, call.number if fault is Fault.FLIPPED else 0)
         if fault is Fault.TRUNCATED:
             data, self.close_connection = data[: len(data) // 2], True
-        return self.answer(answer, data)
+        return self.send(response, data)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = do_PATCH = handle_call
 
-    def pass_on(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+    def forward(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection(self.server.store, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             if name.lower() not in ("expect", "connection"):
                 connection.putheader(name, value)
         connection.endheaders(body)
-        answer = connection.getresponse()
-        data = answer.read()
+        response = connection.getresponse()
+        data = response.read()
         connection.close()
-        return answer, data
+        return response, data
 
-    def answer(self, answer: http.client.HTTPResponse, data: bytes) -> None:
-        """The store's answer, its length as the store gave it, with these bytes."""
-        self.send_response_only(answer.status, answer.reason)
-        for name, value in answer.getheaders():
+    def send(self, response: http.client.HTTPResponse, data: bytes) -> None:
+        """Send the store's headers, including its Content-Length, with this body."""
+        self.send_response_only(response.status, response.reason)
+        for name, value in response.getheaders():
             if name.lower() not in ("transfer-encoding", "content-length", "connection"):
                 self.send_header(name, value)
-        length = answer.getheader("Content-Length")
+        length = response.getheader("Content-Length")
         self.send_header("Content-Length", length if length is not None else str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
-    def answer_error(self, status: int, code: str) -> None:
+    def send_fault(self, status: int, code: str) -> None:
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>by the proxy</Message></Error>".encode()
         self.send_response_only(status)
         self.send_header("Content-Length", "0" if self.command == "HEAD" else str(len(text)))
@@ -207,9 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Do not log."""
 
 
-def _flipped(data: bytes, seed: int) -> bytes:
-    place = random.Random(seed).randrange(8 * len(data)) if data else 0
-    return data[: place // 8] + bytes([data[place // 8] ^ 1 << place % 8]) + data[place // 8 + 1 :] if data else data
+def _flip_bit(data: bytes, seed: int) -> bytes:
+    if not data:
+        return data
+    byte, bit = divmod(random.Random(seed).randrange(8 * len(data)), 8)
+    return data[:byte] + bytes([data[byte] ^ 1 << bit]) + data[byte + 1 :]

@@ -1,8 +1,8 @@
-"""Runs that are killed or put to sleep: each attempt at a job is a process of its own, forked from one that is warm.
+"""Runs that are killed or suspended. Each attempt at a job is a separate process, forked from a warm one.
 
-An attempt goes through the protocol as the flow does, without Prefect. It may be told to send itself a signal at any
-one of its calls to S3, just before the request or just after the answer; or whoever started it sends one. An observer
-reads whatever can be seen of a destination at any instant.
+An attempt calls `flows.protocol.run_job`, the code that the Prefect flow calls, with an executor that dreams in the
+process itself. It can send itself a signal at any of its S3 calls, just before the request or just after the response,
+or the test sends one. An observer reads everything that is visible in a destination at any instant.
 """
 
 import hashlib
@@ -14,51 +14,53 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from dreamcore.batch import DreamRequest, Limits, dream_photographs
-from dreamcore.errors import DreamgridError
+from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs
+from dreamcore.errors import DreamgridError, ImageError
 from dreamcore.images import Photograph, decode, read_metadata
+from dreamcore.network import Network
 from dreamcore.settings import DreamSettings
-from flows import layout, shard
+from flows import layout
 from flows.assets import network_for
 from flows.cost import CORE, Throughput
-from flows.executors import in_this_process
 from flows.job import DreamJob
 from flows.machine import max_memory
-from flows.protocol import run_job
+from flows.protocol import Executor, run_job
+from flows.run_record import Run
 from flows.scan import plan_settings, scan
+from flows.shard import dream_shard
 from flows.storage import ObjectInfo, Storage
+from flows.work import Shard
 from tests.support.tiny import pixels
 
 BATCH = 2
-"""AscentResult that an attempt makes at once: few, since its runs are small."""
+"""Batch size of an attempt; small, because its runs are small."""
 REFUSED = 3
-"""Exit code of an attempt that ended with one of our own errors."""
+"""Exit code of an attempt that ended with a `DreamgridError`."""
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([__name__])
 
 _exit_codes = threading.Lock()
-"""multiprocessing reads the exit code of every child whenever it starts one or is asked for one. An exit code can be
-read once: of two threads that read the same, one finds 255."""
+"""Lock around exit codes. multiprocessing polls the exit codes of all children whenever it starts one or reads one. An
+exit code can be read only once: if two threads read the same one, one of them gets 255."""
 
 
 def _warm_up() -> None:
-    """What a fork need not do any more: load the network, and dream the first time, which takes longest."""
+    """Load the network and dream once, so that forks need not repeat these slow steps."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # others would not be there after a fork
+    torch.set_num_threads(1)  # other threads do not survive a fork
     for layers in ("blocks.0", "blocks.1"):
         settings = DreamSettings.model_validate({"layers": layers, "octaves": 1, "steps": 1})
         request = DreamRequest(Photograph(pixels(32, 40), 40, 32), settings)
@@ -71,96 +73,96 @@ _warm_up()
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process that goes through a job once."""
+    """One process that runs a job once."""
 
     environment: Mapping[str, str]
-    """Where S3 is."""
+    """The variables of the S3 server."""
     job: DreamJob
     made: Path
-    """A file that grows by a byte for each dream that is made."""
+    """A file that grows by one byte for each computed dream."""
     event: int | None = None
-    """When the process sends itself a signal: each call to S3 is two events, numbered from 1."""
+    """When the process sends itself the signal. Each S3 call is two events, numbered from 1."""
     signal: int = signal.SIGKILL
 
     def start(self) -> ForkServerProcess:
-        """The process, under way."""
+        """Start the process and return it."""
         process = _forks.Process(target=_go, args=(self,))
         with _exit_codes:
             process.start()
         return process
 
     def run(self) -> int | None:
-        """The exit code: 0 when it got through."""
+        """Run the process to its end and return the exit code: 0 after success."""
         return wait(self.start())
 
 
-def lives(process: ForkServerProcess) -> bool:
-    """Whether an attempt is under way still."""
+def is_running(process: ForkServerProcess) -> bool:
+    """Return whether an attempt is still running."""
     return not connection.wait([process.sentinel], 0)
 
 
 def wait(process: ForkServerProcess) -> int | None:
-    """The exit code of an attempt under way."""
+    """Wait for an attempt and return its exit code."""
     connection.wait([process.sentinel], 120)
     with _exit_codes:
         return process.exitcode
 
 
 @contextmanager
-def sleeping(attempt: Attempt) -> Iterator[Callable[[], int | None] | None]:
-    """An attempt that sleeps (SIGSTOP), as what wakes it up and gives its exit code; None where it got through."""
+def suspended(attempt: Attempt) -> Iterator[Callable[[], int | None] | None]:
+    """Yield a function that wakes a suspended (SIGSTOP) attempt and returns its exit code; None if it has ended."""
     process = attempt.start()
 
     def wake() -> int | None:
         os.kill(process.pid or 0, signal.SIGCONT)
         return wait(process)
 
-    def sleeps() -> bool:
-        with suppress(FileNotFoundError, ProcessLookupError):  # it ended, or does while it is looked at
+    def is_suspended() -> bool:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended, or ends at this moment
             return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         return False
 
     try:
-        while lives(process) and not sleeps():
+        while is_running(process) and not is_suspended():
             time.sleep(0.005)
-        yield wake if sleeps() else None
+        yield wake if is_suspended() else None
     finally:
         process.kill()
         wait(process)
 
 
 def _go(attempt: Attempt) -> None:
-    """In the fork."""
+    """Run the product's own protocol in the forked process, with all shards in this process."""
     os.environ["DREAMGRID_BATCH"] = str(BATCH)
     torch.set_num_threads(1)
-    _count_dreams(attempt.made)
     storage = Storage(environment=attempt.environment)
     _watch_calls(storage, attempt)
     try:
-        _run_job(attempt.job, storage)
+        run_job(
+            attempt.job,
+            plan_settings(attempt.job),
+            storage,
+            _counting_executor(attempt.made, storage),
+            find_sources=lambda job: scan(job, storage).sources,
+            throughput=Throughput(4, CORE),
+        )
     except DreamgridError:
         sys.exit(REFUSED)
 
 
-def _run_job(job: DreamJob, storage: Storage) -> None:
-    """The product's own protocol, with all shards in this process."""
-    run_job(
-        job,
-        plan_settings(job),
-        storage,
-        in_this_process(storage),
-        find_sources=lambda job: scan(job, storage).sources,
-        throughput=Throughput(4, CORE),
-    )
+def _counting_executor(made: Path, storage: Storage) -> Executor:
+    """Return an executor that appends a byte to `made` for each dream that it computes."""
 
-
-def _count_dreams(made: Path) -> None:
-    def counting(network: Any, orders: Any, *limits: Any) -> Any:
+    def dream(network: Network, requests: Sequence[DreamRequest], limits: Limits) -> list[Dream | ImageError]:
         with made.open("ab", buffering=0) as file:
-            file.write(b"." * len(orders))
-        return dream_photographs(network, orders, *limits)
+            file.write(b"." * len(requests))
+        return dream_photographs(network, requests, limits)
 
-    patch.object(shard, "dream_photographs", counting).start()
+    def execute(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
+        for shard in shards:
+            yield dream_shard(run, shard, storage, dream)
+
+    return execute
 
 
 def _watch_calls(storage: Storage, attempt: Attempt) -> None:
@@ -175,7 +177,7 @@ def _watch_calls(storage: Storage, attempt: Attempt) -> None:
 
 
 def put_photographs(storage: Storage, source: str, count: int) -> None:
-    """Small photographs, all different."""
+    """Write small photographs that are all different."""
     for number in range(count):
         sink = io.BytesIO()
         Image.fromarray(pixels(32, 40, number)).save(sink, "PNG")
@@ -183,11 +185,11 @@ def put_photographs(storage: Storage, source: str, count: int) -> None:
 
 
 Identity = tuple[str, str, str]
-"""Photograph, its version, settings: what has one row."""
+"""Photograph, ETag and settings_id: the key of a row."""
 
 
 def wanted(job: DreamJob, storage: Storage) -> set[Identity]:
-    """The rows that a destination must have when the job is done."""
+    """Return the rows that a destination must have when the job is finished."""
     sources, settings = scan(job, storage).sources, plan_settings(job)
     return {(source.uri, source.etag, each.settings_id) for source in sources for each in settings}
 
@@ -199,16 +201,16 @@ class Observer:
         self.storage, self.destination = storage, destination
         self.rows: dict[Identity, dict[str, Any]] = {}
         self.dreams: dict[str, tuple[int, str]] = {}
-        """Bytes and SHA-256 by address."""
+        """Size and SHA-256 by address."""
         self._etags: dict[str, str] = {}
 
     def look(self) -> None:
-        """Read what has come since the last look. What a part names is there before the part."""
+        """Read what is new since the last call. Every dream exists before the part that names it."""
         parts = list(self.storage.list(f"{self.destination}manifest/"))
         for found in self._new(list(self.storage.list(f"{self.destination}images/"))):
             data = self.storage.read(found.uri) or b""
             assert decode(data)
-            assert read_metadata(data), f"{found.uri} is no whole dream"
+            assert read_metadata(data), f"{found.uri} is not a complete dream"
             self.dreams[found.uri] = len(data), hashlib.sha256(data).hexdigest()
         for found in self._new(parts):
             for row in pq.read_table(io.BytesIO(self.storage.read(found.uri) or b"")).to_pylist():
@@ -219,7 +221,7 @@ class Observer:
             if found.uri not in self._etags:
                 self._etags[found.uri] = found.etag
                 yield found
-            assert self._etags[found.uri] == found.etag, f"{found.uri} was written again"
+            assert self._etags[found.uri] == found.etag, f"{found.uri} was overwritten"
 
     def _look_at(self, row: dict[str, Any]) -> None:
         identity = row["source_uri"], row["source_etag"], row["settings_id"]
@@ -229,7 +231,7 @@ class Observer:
             assert self.dreams[row["result_uri"]] == (row["result_bytes"], row["result_sha256"])
 
     def check_finished(self, *jobs: DreamJob) -> None:
-        """Nothing is lost, nothing is twice, no dream is without its row, and the destination is free."""
+        """Check that every dream has exactly one row, every object has a row, and the destination is released."""
         self.look()
         assert set(self.rows) == {identity for job in jobs for identity in wanted(job, self.storage)}
         assert set(self.dreams) == {row["result_uri"] for row in self.rows.values() if row["status"] == "done"}

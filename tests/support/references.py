@@ -1,7 +1,7 @@
-"""Five published DeepDream programs, retold plainly, as something to test the presets against.
+"""Reimplementations of five published DeepDream programs, to test the presets against.
 
-Each one works in its own range of numbers and takes its steps in its own order. They share only a few helpers for
-resizing, rolling and differentiating, and nothing with the code that is tested.
+Each program keeps its value range and the order of its operations. The programs share a few helpers for resizing,
+rolling and gradients. They share no code with `dreamcore`.
 """
 
 import math
@@ -15,33 +15,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Net = Callable[[Tensor], Mapping[str, Tensor]]
-"""Pictures (1, 3, H, W) in [0, 1] -> activations (1, C, h, w) by layer name."""
+"""Function of images (1, 3, H, W) in [0, 1] that returns activations (1, C, h, w) by layer name."""
 
 Offsets = Callable[[int, int], tuple[int, int]]
-"""(octave counted from the coarsest, step) -> (down, right): how far the picture is rolled."""
+"""Function of (octave, step) that returns the jitter (down, right) in pixels; the coarsest octave is 0."""
 
 Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one program did."""
+class ProgramRun:
+    """The images of one program."""
 
-    shapes: list[Shape]  # (height, width) of every octave, the first dreamt first
-    first: list[Tensor]  # (3, h, w) in [0, 1] units after each step of the first octave
-    result: Tensor  # (3, H, W) in [0, 1], at the size of the input
+    shapes: list[Shape]
+    """(height, width) of every octave, the coarsest first."""
+    first: list[Tensor]
+    """(3, h, w) in [0, 1] after each step of the first octave."""
+    result: Tensor
+    """(3, H, W) in [0, 1], at the size of the input."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What they share.
+# Shared helpers
 
 
-def shape_of(picture: Tensor) -> Shape:
-    return picture.shape[-2], picture.shape[-1]
+def shape_of(image: Tensor) -> Shape:
+    return image.shape[-2], image.shape[-1]
 
 
 def loss_and_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, Tensor]:
-    """The value of a loss at x, and its gradient there."""
+    """Return the value and the gradient of a loss at x."""
     x = x.detach().clone().requires_grad_(True)
     value = loss(x)
     (gradient,) = torch.autograd.grad(value, x)
@@ -49,12 +52,12 @@ def loss_and_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> tuple[floa
 
 
 def resize_half_pixel(x: Tensor, shape: Shape) -> Tensor:
-    """Bilinear, the centres of pixels at halves, no antialiasing, as tf.image.resize and cv2.resize do it."""
+    """Resize bilinearly with half-pixel centres and without antialiasing, like tf.image.resize and cv2.resize."""
     return F.interpolate(x[None], size=shape, mode="bilinear", align_corners=False, antialias=False)[0]
 
 
 def resize_corners(x: Tensor, shape: Shape) -> Tensor:
-    """Bilinear, corner pixels onto corner pixels, as scipy.ndimage.zoom(request=1) does it."""
+    """Resize bilinearly with aligned corners, like scipy.ndimage.zoom(order=1)."""
     return F.interpolate(x[None], size=shape, mode="bilinear", align_corners=True)[0]
 
 
@@ -73,7 +76,7 @@ GOOGLE_MEAN = (122.0, 116.0, 104.0)  # red, green, blue
 
 
 def google_shapes(shape: Shape) -> list[Shape]:
-    """The smallest first; each is the rounded quotient of the next larger one."""
+    """Return the shapes, the smallest first. Each is the next larger one divided by the ratio and rounded."""
     shapes = [shape]
     while len(shapes) < GOOGLE_OCTAVES:
         height, width = shapes[-1]
@@ -81,14 +84,17 @@ def google_shapes(shape: Shape) -> list[Shape]:
     return shapes[::-1]
 
 
-def google2015(net: Net, layers: Sequence[str], picture: Tensor, offsets: Offsets, *, steps: int | None = None) -> Told:
-    """google/deepdream, dream.ipynb: the first DeepDream.
+def google2015(
+    net: Net, layers: Sequence[str], image: Tensor, offsets: Offsets, *, steps: int | None = None
+) -> ProgramRun:
+    """Run google/deepdream, dream.ipynb: the first DeepDream.
 
-    Works in 0-255 less the mean. Every octave is the base at that size plus the detail that the smaller octaves have
-    made. A step rolls the picture, adds 1.5 times the gradient over its mean magnitude, rolls back and clips.
+    Values are in [0, 255] minus the mean. Each octave starts from the base image plus the enlarged detail of the
+    smaller octaves. A step rolls the image, adds 1.5 times the gradient divided by its mean magnitude, rolls back and
+    clips.
     """
     steps = GOOGLE_STEPS if steps is None else steps
-    mean = torch.tensor(GOOGLE_MEAN, dtype=picture.dtype, device=picture.device)[:, None, None]
+    mean = torch.tensor(GOOGLE_MEAN, dtype=image.dtype, device=image.device)[:, None, None]
 
     def to_unit(x: Tensor) -> Tensor:
         return (x + mean) / 255
@@ -97,8 +103,8 @@ def google2015(net: Net, layers: Sequence[str], picture: Tensor, offsets: Offset
         activations = net(to_unit(x)[None])
         return torch.stack([0.5 * activations[layer].square().sum() for layer in layers]).sum()
 
-    shapes = google_shapes(shape_of(picture))
-    bases = [picture * 255 - mean]
+    shapes = google_shapes(shape_of(image))
+    bases = [image * 255 - mean]
     for shape in shapes[-2::-1]:
         bases.append(resize_corners(bases[-1], shape))
     bases = bases[::-1]
@@ -120,14 +126,14 @@ def google2015(net: Net, layers: Sequence[str], picture: Tensor, offsets: Offset
             if octave == 0:
                 first.append(to_unit(x))
         detail = x - base
-    return Told(shapes, first, to_unit(x).clamp(0, 1))
+    return ProgramRun(shapes, first, to_unit(x).clamp(0, 1))
 
 
 def guided_gradient(activation: NDArray[np.floating], guide: NDArray[np.floating]) -> NDArray[np.floating]:
-    """google/deepdream, dream.ipynb, the part with the guide image.
+    """Return the gradient of google/deepdream, dream.ipynb, with a guide image.
 
-    The gradient at each position of the activation (C, h, w) is that feature vector of the guide (C, gh, gw) which
-    has the largest dot product with the activation's own (the first of them, row by row, where several are equal).
+    The gradient at each position of the activation (C, h, w) is the feature vector of the guide (C, gh, gw) that has
+    the largest dot product with the vector of the activation; if several are equal, the first, row by row.
     """
     gradient = np.zeros_like(activation)
     for y in range(activation.shape[1]):
@@ -143,7 +149,7 @@ def guided_gradient(activation: NDArray[np.floating], guide: NDArray[np.floating
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# TensorFlow tutorial, deepdream.ipynb: the octaves, whole pictures
+# TensorFlow tutorial, deepdream.ipynb: octaves, whole images
 
 TF2_RATIO = 1.3
 TF2_POWERS = (-2, -1, 0, 1, 2)
@@ -166,7 +172,7 @@ def zero_to_one(x: Tensor) -> Tensor:
 
 
 def tf2_loss(net: Net, layers: Sequence[str], x: Tensor) -> Tensor:
-    """The sum over the layers of the mean activation, not squared."""
+    """Return the sum over the layers of the mean activation, not squared."""
     activations = net(zero_to_one(x)[None])
     return torch.stack([activations[layer].mean() for layer in layers]).sum()
 
@@ -176,18 +182,18 @@ def tf2_step(x: Tensor, gradient: Tensor) -> Tensor:
     return (x + TF2_STEP * gradient).clamp(-1, 1)
 
 
-def tf2(net: Net, layers: Sequence[str], picture: Tensor, offsets: Offsets, *, steps: int | None = None) -> Told:
-    """The TensorFlow tutorial, deepdream.ipynb, "Taking it up an octave".
+def tf2(net: Net, layers: Sequence[str], image: Tensor, offsets: Offsets, *, steps: int | None = None) -> ProgramRun:
+    """Run the TensorFlow tutorial, deepdream.ipynb, "Taking it up an octave".
 
-    Works in [-1, 1]. The picture goes from octave to octave by resizing and comes out of each one as 8 bits. A step
-    adds 0.01 times the gradient over its standard deviation and clips. There is no jitter.
-    Unlike there, the 8 bits are rounded to, not cut off.
+    Values are in [-1, 1]. The image is resized from octave to octave and converted to 8 bits after each one. A step
+    adds 0.01 times the gradient divided by its standard deviation and clips. There is no jitter.
+    The tutorial truncates to 8 bits; this function rounds.
     """
     steps = TF2_STEPS if steps is None else steps
-    shapes = tf2_shapes(shape_of(picture))
+    shapes = tf2_shapes(shape_of(image))
 
     first: list[Tensor] = []
-    unit = picture
+    unit = image
     for octave, shape in enumerate(shapes):
         x = minus_one_to_one(resize_half_pixel(unit, shape))
         for _ in range(steps):
@@ -196,18 +202,18 @@ def tf2(net: Net, layers: Sequence[str], picture: Tensor, offsets: Offsets, *, s
             if octave == 0:
                 first.append(zero_to_one(x))
         unit = (zero_to_one(x) * 255).round() / 255
-    return Told(shapes, first, resize_half_pixel(unit, shape_of(picture)).clamp(0, 1))
+    return ProgramRun(shapes, first, resize_half_pixel(unit, shape_of(image)).clamp(0, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# TensorFlow tutorial, deepdream.ipynb: the octaves, in tiles
+# TensorFlow tutorial, deepdream.ipynb: octaves, in tiles
 
 TF2_TILED_STEPS = 100
 TF2_TILE = 512
 
 
 def tf2_tiled_gradient(net: Net, layers: Sequence[str], x: Tensor, down: int, right: int) -> Tensor:
-    """The gradient of a rolled picture, tile by tile, each with a loss of its own, rolled back."""
+    """Return the gradient of the rolled image, computed tile by tile with separate losses and rolled back."""
     rolled = roll(x, down, right)
     height, width = shape_of(rolled)
     total = torch.zeros_like(rolled)
@@ -219,17 +225,19 @@ def tf2_tiled_gradient(net: Net, layers: Sequence[str], x: Tensor, down: int, ri
     return roll(total, -down, -right)
 
 
-def tf2_tiled(net: Net, layers: Sequence[str], picture: Tensor, offsets: Offsets, *, steps: int | None = None) -> Told:
-    """The TensorFlow tutorial, deepdream.ipynb, "Scaling up with tiles".
+def tf2_tiled(
+    net: Net, layers: Sequence[str], image: Tensor, offsets: Offsets, *, steps: int | None = None
+) -> ProgramRun:
+    """Run the TensorFlow tutorial, deepdream.ipynb, "Scaling up with tiles".
 
-    As its whole-picture program, but the gradient is taken in tiles of 512 of the rolled picture, and the picture
-    stays in floating point between the octaves. Unlike there, the last partial tile is not left out.
+    Like `tf2`, but the gradient is computed in tiles of 512 pixels of the rolled image, and the image stays in floating
+    point between the octaves. The tutorial skips the last, partial tiles; this function does not.
     """
     steps = TF2_TILED_STEPS if steps is None else steps
-    shapes = tf2_shapes(shape_of(picture))
+    shapes = tf2_shapes(shape_of(image))
 
     first: list[Tensor] = []
-    x = minus_one_to_one(picture)
+    x = minus_one_to_one(image)
     for octave, shape in enumerate(shapes):
         x = resize_half_pixel(x, shape)
         for step in range(steps):
@@ -237,8 +245,8 @@ def tf2_tiled(net: Net, layers: Sequence[str], picture: Tensor, offsets: Offsets
             x = tf2_step(x, tf2_tiled_gradient(net, layers, x, down, right))
             if octave == 0:
                 first.append(zero_to_one(x))
-    x = resize_half_pixel(x, shape_of(picture))
-    return Told(shapes, first, zero_to_one(x).clamp(0, 1))
+    x = resize_half_pixel(x, shape_of(image))
+    return ProgramRun(shapes, first, zero_to_one(x).clamp(0, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,7 +266,7 @@ def keras_shapes(shape: Shape) -> list[Shape]:
 
 
 def keras_loss(net: Net, layers: Mapping[str, float], x: Tensor) -> Tensor:
-    """Sums of squares without a border of 2, over the number of all elements, weighted."""
+    """Return the weighted sum of the squares without a border of 2, divided by the number of all elements."""
     activations = net(zero_to_one(x)[None])
     losses = []
     for layer, weight in layers.items():
@@ -268,18 +276,18 @@ def keras_loss(net: Net, layers: Mapping[str, float], x: Tensor) -> Tensor:
 
 
 def keras(
-    net: Net, layers: Mapping[str, float], picture: Tensor, offsets: Offsets, *, steps: int | None = None
-) -> Told:
-    """keras-io, deep_dream.py.
+    net: Net, layers: Mapping[str, float], image: Tensor, offsets: Offsets, *, steps: int | None = None
+) -> ProgramRun:
+    """Run keras-io, deep_dream.py.
 
-    Works in [-1, 1] and never clips. Between octaves the result is enlarged, and what the original has lost by being
-    shrunk is put back. A step adds 0.01 times the gradient over its mean magnitude; an octave ends with the step whose
-    loss has passed 15. There is no jitter.
-    Unlike there, what was lost is put back before the steps of an octave, not after them.
+    Values are in [-1, 1] and never clipped. Between octaves the result is enlarged, and the detail that the original
+    lost when it was shrunk is added. A step adds 0.01 times the gradient divided by its mean magnitude. An octave ends
+    with the step whose loss exceeds 15. There is no jitter.
+    The program adds the lost detail after the steps of an octave; this function adds it before them.
     """
     steps = KERAS_STEPS if steps is None else steps
-    shapes = keras_shapes(shape_of(picture))
-    original = minus_one_to_one(picture)
+    shapes = keras_shapes(shape_of(image))
+    original = minus_one_to_one(image)
 
     first: list[Tensor] = []
     x = resize_half_pixel(original, shapes[0])
@@ -295,7 +303,7 @@ def keras(
                 first.append(zero_to_one(x))
             if loss > KERAS_MOST_LOSS:
                 break
-    return Told(shapes, first, zero_to_one(x).clamp(0, 1))
+    return ProgramRun(shapes, first, zero_to_one(x).clamp(0, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -315,7 +323,7 @@ def gordic_shapes(shape: Shape) -> list[Shape]:
 
 
 def gaussian(sigma: float, like: Tensor) -> Tensor:
-    """A 9 x 9 Gaussian whose sum is 1."""
+    """Return a 9x9 Gaussian kernel with the sum 1."""
     distances = torch.arange(GORDIC_KERNEL, dtype=like.dtype, device=like.device) - GORDIC_KERNEL // 2
     line = torch.exp(-distances.square() / (2 * sigma**2))
     kernel = line[:, None] * line[None, :]
@@ -323,7 +331,7 @@ def gaussian(sigma: float, like: Tensor) -> Tensor:
 
 
 def smoothed(gradient: Tensor, sigma: float) -> Tensor:
-    """The mean of the gradient filtered by three Gaussians, each channel by itself, the edges reflected."""
+    """Return the mean of three Gaussian filters of the gradient, per channel, with reflected edges."""
     half = GORDIC_KERNEL // 2
     padded = F.pad(gradient[:, None], (half, half, half, half), mode="reflect")
     filtered = [F.conv2d(padded, gaussian(sigma * factor, gradient)[None, None])[:, 0] for factor in GORDIC_SIGMAS]
@@ -333,23 +341,23 @@ def smoothed(gradient: Tensor, sigma: float) -> Tensor:
 def gordic(
     net: Net,
     layers: Sequence[str],
-    picture: Tensor,
+    image: Tensor,
     offsets: Offsets,
     mean: Tensor,
     std: Tensor,
     *,
     steps: int | None = None,
-) -> Told:
-    """gordicaleksa/pytorch-deepdream, deepdream.py.
+) -> ProgramRun:
+    """Run gordicaleksa/pytorch-deepdream, deepdream.py.
 
-    Works in the network's normalised range. The picture goes from octave to octave by resizing. A step rolls the
-    picture, smooths the gradient, the more the later the step, brings it to mean 0 and deviation 1, adds 0.09 of it,
-    rolls back and clips.
+    Values are in the network's normalized range. The image is resized from octave to octave. A step rolls the image,
+    smooths the gradient (more in later steps), scales it to mean 0 and standard deviation 1, adds 0.09 times the
+    gradient, rolls back and clips.
     """
     steps = GORDIC_STEPS if steps is None else steps
-    mean = mean.to(picture)[:, None, None]
-    std = std.to(picture)[:, None, None]
-    shapes = gordic_shapes(shape_of(picture))
+    mean = mean.to(image)[:, None, None]
+    std = std.to(image)[:, None, None]
+    shapes = gordic_shapes(shape_of(image))
 
     def to_unit(x: Tensor) -> Tensor:
         return x * std + mean
@@ -359,7 +367,7 @@ def gordic(
         return torch.stack([activations[layer].square().mean() for layer in layers]).mean()
 
     first: list[Tensor] = []
-    x = (picture - mean) / std
+    x = (image - mean) / std
     for octave, shape in enumerate(shapes):
         x = resize_half_pixel(x, shape)
         for step in range(steps):
@@ -373,4 +381,4 @@ def gordic(
             x = torch.maximum(torch.minimum(x, (1 - mean) / std), (0 - mean) / std)
             if octave == 0:
                 first.append(to_unit(x))
-    return Told(shapes, first, to_unit(x).clamp(0, 1))
+    return ProgramRun(shapes, first, to_unit(x).clamp(0, 1))

@@ -1,4 +1,4 @@
-"""Manifest rows with every column filled in."""
+"""Rows of a manifest: a failed dream, and a finished one with every column filled in."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Other S3 servers than the embedded one, each started for the tests in a folder of its own."""
+"""S3 servers for the tests, each started in its own folder."""
 
 import os
 import shutil
@@ -28,29 +28,31 @@ class Store:
 
     environment: dict[str, str]
     conditional_writes: bool = True
-    asks_for_credentials: bool = True
+    """Whether conditional writes are supported, not ignored."""
+    checks_credentials: bool = True
+    """Whether wrong credentials are refused."""
 
 
 Start = Callable[[Path], AbstractContextManager[Store]]
 
 
 def seaweedfs(stack: Stack) -> Store:
-    """The embedded stack's."""
+    """Return the SeaweedFS server of the embedded stack."""
     return Store(stack.environment())
 
 
 @contextmanager
 def moto(folder: Path) -> Iterator[Store]:
-    """AWS as moto plays it; it lets everybody in."""
+    """Run moto, which imitates AWS. It accepts any credentials."""
     with ExitStack() as running:
         port = _free_port()
         _start(running, folder, [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)])
-        yield Store(_ready(port), asks_for_credentials=False)
+        yield Store(_ready(port), checks_credentials=False)
 
 
 @contextmanager
 def rclone(folder: Path) -> Iterator[Store]:
-    """A folder of this machine; conditions are ignored."""
+    """Run rclone, which serves a folder. It ignores conditions."""
     with ExitStack() as running:
         port, data = _free_port(), folder / "data"
         data.mkdir()
@@ -62,7 +64,7 @@ def rclone(folder: Path) -> Iterator[Store]:
 
 @contextmanager
 def ceph(folder: Path) -> Iterator[Store]:
-    """Ceph's gateway over one monitor and one OSD that keeps everything in memory."""
+    """Run Ceph's gateway with one monitor and one OSD that keeps its data in memory."""
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
     if missing := [name for name in CEPH if not shutil.which(name, path=path)]:
         pytest.skip(f"{', '.join(missing)} not found: apt-get install radosgw ceph-mon ceph-osd ceph-common")
@@ -120,7 +122,7 @@ rgw frontends = beast endpoint=127.0.0.1:{gateway}
 
 
 def _start(running: ExitStack, folder: Path, command: list[str], environment: dict[str, str] | None = None) -> None:
-    """Start a server that ends with `running`."""
+    """Start a server that is killed when `running` closes."""
     with (folder / f"{Path(command[0]).name}.out").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     running.callback(process.wait)
@@ -128,12 +130,12 @@ def _start(running: ExitStack, folder: Path, command: list[str], environment: di
 
 
 def _free_port() -> int:
-    """One that no outgoing connection takes before the server does."""
+    """Return a port that outgoing connections do not use."""
     return Server("a server", {"port": 0}).with_free_ports().ports["port"]
 
 
 def _ready(port: int) -> dict[str, str]:
-    """The variables of the server at a port, once it gives back what is put there."""
+    """Wait until the server at a port stores and returns an object. Return the variables that select it."""
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_DEFAULT_REGION": "us-east-1",

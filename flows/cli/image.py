@@ -1,0 +1,113 @@
+"""`dreamgrid image` and `redream`: dream one image from file to file, or reproduce one dream."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dreamcore.errors import InvalidInput
+from dreamcore.grid import Grid
+from dreamcore.settings import DreamSettings, Output, format_of
+from flows.cli.options import field_options, json_option, memory_option, metavar_of, take_one
+from flows.job import DreamJob, explain_validation
+from flows.terminal import print_line, print_message, progress, show_json
+
+if TYPE_CHECKING:
+    from dreamcore.batch import Dream
+
+__all__ = ["image", "redream"]
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=FILE)
+@click.argument("result", metavar="OUT", type=FILE)
+@click.option(
+    "--preset",
+    multiple=True,
+    callback=take_one,
+    metavar=metavar_of(Grid.model_fields["preset"]),
+    help=Grid.model_fields["preset"].description,
+)
+@field_options(DreamSettings, "output", reference="PATH")
+@click.option(
+    "--quality",
+    multiple=True,
+    callback=take_one,
+    metavar=metavar_of(Output.model_fields["quality"]),
+    help=f"Quality of a .jpg or .webp file.  [default: {Output.model_fields['quality'].default}]",
+)
+@click.option("--stage-scores", is_flag=True, help=DreamJob.model_fields["stage_scores"].description)
+@memory_option
+def image(source: Path, result: Path, quality: str | None, stage_scores: bool, **flags: Any) -> None:
+    """Dream one image, without S3 or Prefect.
+
+    OUT ends in .png, .webp or .jpg. Guide, mask and weights may be files or S3 addresses.
+
+    \b
+    Examples:
+      dreamgrid image cat.jpg dream.png
+      dreamgrid image cat.jpg dream.jpg --layers blocks.3=0.3+blocks.4 --steps 15
+      dreamgrid image cat.jpg dream.png --preset google2015
+      dreamgrid image cat.jpg dream.png --guide flowers.jpg --mask sky.png
+    """
+    from pydantic import ValidationError
+
+    output = {"format": format_of(result.suffix), **({"quality": quality} if quality else {})}
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = DreamSettings.model_validate({**given, "output": output})
+    except ValidationError as error:
+        raise InvalidInput(explain_validation(error)) from error
+    from flows.single import dream_file
+
+    with progress("dreaming") as show_progress:
+        dream = dream_file(source, result, settings, show_progress, stages=stage_scores)
+    _print_dream(result, dream)
+
+
+def _print_dream(result: Path, dream: "Dream") -> None:
+    measured = dream.measurements
+    print_line(f"{result}: score {measured.score_before:.2f} to {measured.score_after:.2f}")
+    for when, observation in (("before", dream.before), ("after", dream.after)):
+        classes = ", ".join(f"{label} {p:.0%}" for label, p in observation.classes[:3])
+        print_line(f"top classes {when}: {classes}")
+    for stage in measured.stage_scores or ():
+        print_line(f"{stage.layer}: {stage.before:.2f} to {stage.after:.2f}")
+
+
+@click.command()
+@click.argument("dream", metavar="RESULT")
+@click.argument("result", metavar="OUT", type=FILE)
+@click.option("--source", type=FILE, help="The photograph, if it is no longer in S3.")
+@click.option("--guide", type=FILE, help="The guide, if it is not in S3.")
+@click.option("--mask", type=FILE, help="The mask, if it is not in S3.")
+@click.option("--weights", type=FILE, help="The custom weights of the network, if they are not in S3.")
+@memory_option
+@json_option
+def redream(dream: str, result: Path, source: Path | None, as_json: bool, **files: Path | None) -> None:
+    """Reproduce one dream from the settings inside its file.
+
+    Prints how close the new file OUT is to the dream RESULT, which is a file or an S3 address. OUT ends in .png, .webp
+    or .jpg. The dream of a run names its photograph in S3, which is read from there. A dream of `dreamgrid image`
+    needs --source. PSNR compares the pixels of both files; in --json it is null if they are equal.
+
+    \b
+    Examples:
+      dreamgrid redream s3://dreams/nightly/images/cat.jpg/blocks.4-6x10-0123456789abcdef.png again.png
+      dreamgrid redream dream.png again.png --source cat.jpg
+    """
+    from flows.redream import redream as reproduce
+
+    with progress("dreaming") as show_progress:
+        found = reproduce(dream, result, source, show_progress, {name: path for name, path in files.items() if path})
+    for difference in found.differences:
+        print_message(difference, "yellow")
+    if as_json:
+        show_json(found.to_json())
+        return
+    close = "the same pixels as" if found.equal else f"PSNR {found.psnr_db:.1f} dB against"
+    print_line(f"{found.result}: {close} {dream}")
+    print_line(f"score after: {found.score_after_then:.4f} in the dream, {found.score_after_now:.4f} now")
+    print_line(f"{'the same' if found.same_settings else 'other'} settings: {found.settings_id}")

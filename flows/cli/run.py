@@ -1,0 +1,252 @@
+"""`dreamgrid run`, `plan` and `demo`: run a job in this process, or show what a run would do."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from dreamcore.errors import InvalidInput, Unavailable
+from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
+from flows.cli.stack import STACK, start_stack
+from flows.job import DreamJob
+from flows.terminal import console, one_line, print_line, print_message, progress, show_json
+
+if TYPE_CHECKING:
+    from flows.run_record import Report
+
+__all__ = ["Stopped", "demo", "plan", "run"]
+
+
+class Stopped(Unavailable):
+    """A run was stopped by a signal or by an infrastructure failure. Its finished dreams are kept.
+
+    Args:
+        message: what stopped the run.
+        command: the command that resumes the run.
+    """
+
+    def __init__(self, message: str, command: str) -> None:
+        super().__init__(message)
+        self.command = command
+
+
+@click.command()
+def demo() -> None:
+    """Dream the example photographs on the embedded stack.
+
+    The command starts an S3 server and a Prefect server in this folder, and leaves them running. `dreamgrid down` stops
+    them.
+
+    \b
+    Examples:
+      dreamgrid demo
+    """
+    from flows.local import demo as demonstration
+
+    stack = start_stack()
+    os.environ.update(stack.environment())
+    job = demonstration.prepare()
+    report = _run(job)
+    sheets = demonstration.fetch_sheets(job, STACK / "demo")
+    _print_report(report)
+    print_line(f"Local copies     {sheets}/")
+    print_line(f"Prefect UI       {stack.prefect_url}")
+    print_line('To use any S3 client with it:  eval "$(dreamgrid env)"')
+
+
+@click.command()
+@job_options
+@click.option(
+    "--workers", type=click.IntRange(1), help="Number of worker processes. The default is one per GPU, or one per core."
+)
+@memory_option
+@click.option(
+    "--resume", metavar="DEST", help="Resume the unfinished run of this destination, instead of giving a job."
+)
+@click.option("--abandon", is_flag=True, help="Give up the unfinished run of the destination first.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 1 if dreams failed, in this run or earlier, or if the source has no photograph.",
+)
+@json_option
+def run(
+    job: Path | None,
+    workers: int | None,
+    resume: str | None,
+    abandon: bool,
+    strict: bool,
+    as_json: bool,
+    **flags: Any,
+) -> int:
+    """Run a job in this process, or resume its unfinished run.
+
+    JOB is a YAML file. Flags override its fields, or describe the whole job; only `points` has no flag. Flags of
+    settings may be given several times: every photograph is then dreamt under every combination of their values.
+
+    \b
+    Examples:
+      dreamgrid run job.yaml
+      dreamgrid run job.yaml --layers blocks.3 --layers blocks.4 --octaves 6
+      dreamgrid run --source s3://photos/cat.jpg --destination s3://dreams/cat/
+      dreamgrid run --resume s3://dreams/nightly/
+    """
+    if resume and (job or abandon):
+        raise click.UsageError("--resume takes the job from the unfinished run: leave out the job file and --abandon")
+    the_job = job_from_flags(job, flags, _unfinished_job(resume) if resume else None)
+    if workers:
+        os.environ["DREAMGRID_WORKERS"] = str(workers)
+    report = _run(the_job, abandon=abandon)
+    if as_json:
+        show_json(report.model_dump(mode="json"))
+    else:
+        _print_report(report)
+    return 1 if strict and (report.failed or report.failed_earlier or not report.photographs) else 0
+
+
+def _unfinished_job(destination: str) -> dict[str, Any]:
+    from flows import run_record, storage
+
+    return run_record.active_job(destination_folder(destination), storage.storage())
+
+
+def _run(job: DreamJob, *, abandon: bool = False) -> "Report":
+    """Run the flow in this process under a progress bar.
+
+    Raises:
+        InvalidInput: the job cannot run; nothing was started.
+        Stopped: the run was stopped and can be resumed.
+        DreamgridError: too many dreams failed, or another process abandoned the run.
+    """
+    from flows import machine, protocol, run_record, scan, storage
+
+    machine.check_environment()
+    settings = scan.plan_settings(job)
+    scan.check_access(job)
+    if warning := scan.store_warning(job.destination):
+        print_message(warning, "yellow")
+    os.environ.setdefault(
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
+    )  # the command prints progress and errors
+    # Workers that are killed at Ctrl-C leave semaphores behind. They are cleaned up, so the warning is not needed.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+    _check_prefect()
+    if abandon:
+        protocol.abandon(job.destination, storage.storage())
+    run_record.active_run_id(job, storage.storage())
+
+    from flows.dream_collection import checked_settings, dream_collection, on_progress
+
+    command = "the same command without --abandon" if abandon else "the same command"
+    with progress("dreaming") as show_progress, _stopped_errors(command):
+        progress_token, settings_token = on_progress.set(show_progress), checked_settings.set(settings)
+        try:
+            return dream_collection(job)
+        finally:
+            on_progress.reset(progress_token)
+            checked_settings.reset(settings_token)
+
+
+@contextmanager
+def _stopped_errors(command: str) -> Iterator[None]:
+    """Raise `Stopped` for everything that stops a run so that `command` can resume it."""
+    import httpx  # Prefect's client raises its errors
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        yield
+    except Unavailable as error:
+        raise Stopped(str(error), command) from error
+    except (httpx.HTTPError, ObjectNotFound) as error:
+        message = f"the Prefect server failed ({_describe_prefect_error(error)}): check the server and PREFECT_API_URL"
+        raise Stopped(message, command) from error
+    except KeyboardInterrupt as error:
+        raise Stopped("stopped", command) from error
+
+
+def _check_prefect() -> None:
+    """Check that the Prefect server of `PREFECT_API_URL` can be used. Without that variable, Prefect starts a server.
+
+    Raises:
+        InvalidInput: the server does not respond, refuses access, or has another version of Prefect.
+    """
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    if not (address := PREFECT_API_URL.value()):
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            if failure := client.api_healthcheck():
+                raise failure
+            client.raise_for_api_version_mismatch_once()
+    except (httpx.HTTPError, RuntimeError) as error:
+        url = httpx.URL(address).copy_with(username=None, password=None)
+        raise InvalidInput(
+            f"no usable Prefect server at {url} ({_describe_prefect_error(error)}): start one there, or correct "
+            "PREFECT_API_URL, for example to http://127.0.0.1:4200/api"
+        ) from error
+
+
+def _describe_prefect_error(error: Exception) -> str:
+    """Describe an error without the address that httpx puts into its messages, which may contain a password."""
+    import httpx
+    from prefect.exceptions import ObjectNotFound
+
+    cause = error.http_exc if isinstance(error, ObjectNotFound) else error
+    if isinstance(cause, httpx.HTTPStatusError):
+        return f"{cause.response.status_code} {cause.response.reason_phrase}"
+    return one_line(str(cause))
+
+
+def _print_report(report: "Report") -> None:
+    if report.state == "nothing to do":
+        print_line(f"Nothing to do: {report.why_nothing}.")
+        if not report.photographs:
+            return
+    else:
+        counts = f"{report.done} done, {report.failed} failed, {report.skipped} skipped"
+        print_line(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")
+    if report.failed or report.skipped:
+        print_line(f"Failures         dreamgrid manifest failures {report.destination}")
+    print_line(f"Dreams           {report.destination}images/")
+    print_line(f"Manifest         {report.manifest}")
+    if report.sheets:
+        print_line(f"Contact sheets   {report.sheets}")
+
+
+@click.command()
+@job_options
+@json_option
+def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
+    """Show what a run would do and how long it would take.
+
+    Prints the number of photographs, settings, dreams and shards, and the estimated time. Changes nothing. If the job
+    has an unfinished run, only the rest of that run is counted.
+
+    \b
+    Examples:
+      dreamgrid plan job.yaml
+      dreamgrid plan job.yaml --octaves 4 --octaves 6 --json
+    """
+    from flows.machine import check_environment
+    from flows.scan import estimate
+
+    check_environment()
+    found = estimate(job_from_flags(job, flags))
+    if as_json:
+        show_json(found)
+        return
+    table = Table(show_header=False, box=None)
+    refusal = found.pop("refused")
+    for name, value in found.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
+    console.print(table)
+    if refusal:
+        print_message(f"a run would be refused: {refusal}", "yellow")

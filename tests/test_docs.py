@@ -1,0 +1,76 @@
+"""The documents agree with the code: tables, examples, the file tree, and everything that pages name."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.job import DreamJob
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+FOLDERS = ("", "docs/", "deployments/", "examples/", "examples/*/")
+PAGES = [path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder}*.md"))]
+README = (ROOT / "README.md").read_text()
+
+
+def links_of(page: Path) -> list[str]:
+    return re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text())
+
+
+def anchor(heading: str) -> str:
+    """The name by which GitHub links to a heading."""
+    return re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_tables_of_settings_are_generated() -> None:
+    text = (DOCS / "settings.md").read_text()
+    assert runpy.run_path(str(DOCS / "make_settings.py"))["page"](text) == text, "run `make docs`"
+
+
+def test_the_readme_shows_a_job() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert len(DreamJob.model_validate(yaml.safe_load(block)).settings()) == 6
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "demo.yaml"])
+def test_the_examples_are_jobs(name: str) -> None:
+    assert len(DreamJob.model_validate(yaml.safe_load((ROOT / "examples" / name).read_text())).settings()) == 6
+
+
+@pytest.mark.parametrize("package", ["dreamcore", "flows"])
+def test_the_file_tree_is_complete(package: str) -> None:
+    text = (DOCS / "architecture.md").read_text()
+    (tree,) = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", text, re.MULTILINE)
+    named = set(re.findall(r"^  ([\w/.]+) ", tree, re.MULTILINE))
+    files = {path.name for path in (ROOT / package).iterdir() if path.suffix in (".py", ".json")}
+    folders = {f"{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
+    assert named | {"__init__.py"} == files | folders
+
+
+def test_the_index_links_every_page() -> None:
+    assert set(links_of(DOCS / "README.md")) >= {path.name for path in DOCS.glob("*.md")} - {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in links_of(page):
+        file, _, heading = target.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
+        headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in map(anchor, headings), target
+
+
+def test_tests_that_pages_name_exist() -> None:
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    found = [path.stem for path in tests]
+    found += [name for path in tests for name in re.findall(r"^ *def (test_\w+)", path.read_text(), re.MULTILINE)]
+    named = {name for page in PAGES for name in re.findall(r"`(?:tests/)?(test_\w+)", page.read_text())}
+    assert [name for name in named if not any(each.startswith(name) for each in found)] == []
