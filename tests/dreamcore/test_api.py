@@ -229,7 +229,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing near": ({"zzz": 3}, "^setting 'zzz' does not exist; the settings are model, "),
     "out of range": ({"octaves": 0}, "^octaves is 0: Input should be greater than or equal to 1"),
     "wrong type": ({"steps": "many"}, "^steps is 'many': "),
-    "together": ({"octaves": 2, "octaves_above": 2}, "^octaves_above is 2 of 2 octaves"),
+    "together": ({"octaves": 2, "octaves_above": 2}, "^octaves_above is 2; it must be less than octaves"),
     "unknown preset": ({"preset": "google"}, "^preset: .*google2015"),
     "unknown layer": ({"layers": "deeep"}, "^layer 'deeep' does not exist in tiny; did you mean deep"),
     "unknown channel": ({"layers": "deep:16"}, "^channel 16 does not exist in deep of tiny: choose one from 0 to 15$"),
