@@ -14,11 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dreamcore.api import Dream, dream
+    from dreamcore.api import dream
     from dreamcore.catalog import network_spec
     from dreamcore.errors import DreamgridError, ImageError, InvalidInput, Unavailable
     from dreamcore.grid import Grid
     from dreamcore.models import load_network, network_from_module
+    from dreamcore.results import Dream
     from dreamcore.settings import DreamSettings
 
     __version__: str
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Dream": "api",
+    "Dream": "results",
     "DreamSettings": "settings",
     "DreamgridError": "errors",
     "Grid": "grid",

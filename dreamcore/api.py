@@ -1,119 +1,39 @@
 """Dream images in one call: from images and a network to results, without files or storage."""
 
-import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dreamcore import batch
-from dreamcore.batch import ClassProbability, DreamRequest, Limits, Measurements, dream_photographs, to_tensor
+from dreamcore.ascent import OnStep
+from dreamcore.batch import DreamRequest, Limits, dream_photographs
 from dreamcore.catalog import resolve_layers
 from dreamcore.errors import ImageError, InvalidInput
-from dreamcore.images import Photograph, encode
+from dreamcore.images import Photograph
 from dreamcore.inputs import ImageLike, read_image, read_images, read_mask
 from dreamcore.memory import bytes_per_pixel, choose_batch_size
 from dreamcore.models import IMAGENET_MEAN, IMAGENET_STD, check_device, load_network, network_from_module
 from dreamcore.network import Network
 from dreamcore.octaves import octave_sizes
-from dreamcore.settings import BUNDLED, DreamSettings, Reference, expand_preset, settings_id
+from dreamcore.overrides import choose_settings
+from dreamcore.results import Dream
+from dreamcore.settings import DreamSettings, Reference
 from dreamcore.sizes import default_batch_size, parse_size
 from dreamcore.spec import CUSTOM
 from dreamcore.zoo import PACKAGED
 
-__all__ = ["Classes", "Dream", "Score", "dream"]
+__all__ = ["dream"]
 
 REFERENCE_PIXELS = 4_000_000
 """Guides and masks with more pixels are shrunk to this many."""
-
-OnStep = Callable[[int, int], None]
-
-
-class Score(NamedTuple):
-    """The score of one layer, before and after the dream."""
-
-    before: float
-    after: float
-
-
-class Classes(NamedTuple):
-    """The five most probable classes, before and after the dream; empty for a network without classes."""
-
-    before: list[ClassProbability]
-    after: list[ClassProbability]
-
-
-class Dream:
-    """The dream of one image."""
-
-    def __init__(self, dreamt: batch.Dream) -> None:
-        self._dreamt = dreamt
-
-    @cached_property
-    def image(self) -> Image.Image:
-        """The dream as a Pillow image in RGB."""
-        return Image.fromarray(self.array)
-
-    @property
-    def array(self) -> NDArray[np.uint8]:
-        """The dream as an array `(H, W, 3)` of uint8."""
-        return self._dreamt.pixels
-
-    @property
-    def tensor(self) -> Tensor:
-        """The dream as a float tensor `(3, H, W)` in [0, 1] on the CPU. Its values are those of `array`, over 255."""
-        return to_tensor(self.array)[0]
-
-    @property
-    def scores(self) -> dict[str, Score]:
-        """The score of each excited layer before and after, by name, such as `blocks.4` or `blocks.4:12`."""
-        return {each.layer: Score(each.before, each.after) for each in self.measurements.layer_scores}
-
-    @property
-    def classes(self) -> Classes:
-        """The most probable classes before and after, the most probable first."""
-        return Classes(self.measurements.classes_before, self.measurements.classes_after)
-
-    @property
-    def settings(self) -> DreamSettings:
-        """All settings of this dream. `dream(image, settings=...)` with these settings repeats it."""
-        return self._dreamt.settings
-
-    @property
-    def settings_id(self) -> str:
-        """Identity of the settings and the weights: 16 hex digits."""
-        return settings_id(self.settings, self._dreamt.weights)
-
-    @property
-    def measurements(self) -> Measurements:
-        """All measurements: sizes, scores, classes, device, precision, seconds."""
-        return self._dreamt.measurements
-
-    def encode(self) -> bytes:
-        """Return the dream as a file in the format of `settings.output`, with settings and measurements inside."""
-        output = self.settings.output
-        return encode(self.array, output.format, output.quality, self._dreamt.metadata())
-
-    def _repr_png_(self) -> bytes | None:
-        """Show the dream in a notebook."""
-        data: bytes | None = self.image._repr_png_()
-        return data
-
-    def __repr__(self) -> str:
-        height, width = self.array.shape[:2]
-        scores = ", ".join(f"{name}: {score.before:.2f} to {score.after:.2f}" for name, score in self.scores.items())
-        return f"<Dream {width}x{height} of {self.settings.model}, {scores}>"
 
 
 # The options are listed once, in the implementation; `dream` checks their names when it runs.
@@ -182,7 +102,7 @@ def dream(
     # The caller may have turned gradients off.
     with torch.inference_mode(False), torch.enable_grad():
         memory = _read_max_memory(max_memory)
-        chosen = _choose_settings(settings, fields, _model_name(network))
+        chosen = choose_settings(settings, fields, _model_name(network))
         photographs, several = read_images(image, "image", chosen.max_pixels)
         references = _read_references(chosen, guide, mask)
         found = _find_network(network, chosen.model, device, mean, std)
@@ -208,45 +128,6 @@ def _model_name(network: str | Network | nn.Module | None) -> str | None:
     raise InvalidInput(
         f"network is a {type(network).__name__}: give a name, a network from load_network, or a torch.nn.Module"
     )
-
-
-def _choose_settings(settings: DreamSettings | None, fields: Mapping[str, Any], model: str | None) -> DreamSettings:
-    """Return `settings` with `fields` over them, for the network called `model`.
-
-    Raises:
-        InvalidInput: a field has an unknown name or a wrong value, or the settings name another network.
-    """
-    if not isinstance(settings, DreamSettings | None):
-        raise InvalidInput(f"settings is a {type(settings).__name__}: give a DreamSettings")
-    # Fields at their default do not count as named: `DreamSettings(steps=5)` fits any network.
-    base = settings.model_dump(mode="json", exclude_unset=True) if settings else {}
-    named = fields.get("model", base.get("model"))
-    if model is not None and named not in (None, model):
-        raise InvalidInput(f"the settings name the network {named!r}, but network is {model!r}: give only one of them")
-    _check_names(fields)
-    own = {**fields, "model": model or named or BUNDLED}
-    try:
-        own = expand_preset(own) if fields.get("preset") else own
-        return DreamSettings.model_validate({**base, **own})
-    except ValidationError as error:
-        raise InvalidInput("; ".join(map(_explain, error.errors()))) from error
-    except ValueError as error:
-        raise InvalidInput(f"preset: {error}") from error
-
-
-def _check_names(fields: Mapping[str, Any]) -> None:
-    known = [*DreamSettings.model_fields, "preset"]
-    for name in fields:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
-            raise InvalidInput(f"setting {name!r} does not exist; {hint}")
-
-
-def _explain(detail: Any) -> str:
-    """Return the message of one error that pydantic found, with the name of the setting."""
-    name, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
-    return f"{name} is {detail['input']!r}: {message}" if name else str(message)
 
 
 def _read_references(
@@ -315,6 +196,8 @@ def _find_network(
         raise InvalidInput(f"mean and std are for modules, but {model} has its own: leave them out")
     if isinstance(network, Network):
         return network if where in (None, _name_of(network.device)) else _copy_to(network, str(where))
+    if model.startswith(CUSTOM):
+        raise InvalidInput(f"the settings name the network {model}: give its module as network=...")
     return load_network(model, where or ("cuda:0" if torch.cuda.is_available() else "cpu"))
 
 
@@ -400,7 +283,7 @@ def _dream_all(
         for name, dreamt in zip(names, dreams, strict=True):
             if isinstance(dreamt, ImageError):
                 raise ImageError(dreamt.kind, f"{name}: {dreamt}")
-            finished[name] = Dream(dreamt)
+            finished[name] = dreamt
     return [finished[name] for name in photographs]
 
 

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
-from dreamcore.images import Photograph
+from dreamcore.images import Photograph, encode
 from dreamcore.observation import Observation
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, settings_id
 
-__all__ = ["ClassProbability", "Dream", "DreamRequest", "LayerScore", "Measurements"]
+__all__ = ["ClassProbability", "Classes", "Dream", "DreamRequest", "LayerScore", "Measurements", "Score"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,20 @@ class DreamRequest:
     """The decoded image that `settings.mask` names. It is stretched to the size of the photograph."""
     before: Observation | None = None
     """The observation of the photograph, if it is known already. Otherwise the network computes it."""
+
+
+class Score(NamedTuple):
+    """A score in the photograph and in the dream."""
+
+    before: float
+    after: float
+
+
+class Classes(NamedTuple):
+    """The five likeliest classes of the photograph and of the dream; empty for a network without classes."""
+
+    before: "list[ClassProbability]"
+    after: "list[ClassProbability]"
 
 
 @dataclass(frozen=True)
@@ -86,9 +103,9 @@ class Measurements:
     """This dream's share of the time of its batch."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dream:
-    """A finished dream."""
+    """A finished dream of one photograph: the image, and everything that was measured."""
 
     pixels: NDArray[np.uint8]
     """(H, W, 3), sRGB."""
@@ -116,8 +133,38 @@ class Dream:
 
     @property
     def settings(self) -> DreamSettings:
-        """The settings of the dream."""
+        """The settings of the dream. `dreamcore.dream(image, settings=...)` with these settings repeats it."""
         return self.request.settings
+
+    @property
+    def settings_id(self) -> str:
+        """Identity of the settings and the weights: 16 hex digits."""
+        return settings_id(self.settings, self.weights)
+
+    @property
+    def image(self) -> Image.Image:
+        """The dream as a PIL image in RGB."""
+        return Image.fromarray(self.pixels)
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """The dream as an array (H, W, 3), uint8."""
+        return self.pixels
+
+    @property
+    def tensor(self) -> Tensor:
+        """The dream as a float tensor (3, H, W) in [0, 1] on the CPU: the values of `array` over 255."""
+        return torch.from_numpy(self.pixels.copy()).permute(2, 0, 1).float().div_(255)
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The score of each target before and after, by its name, such as `blocks.4` or `blocks.4:12`."""
+        return {each.layer: Score(each.before, each.after) for each in self.measurements.layer_scores}
+
+    @property
+    def classes(self) -> Classes:
+        """The five likeliest classes before and after, the likeliest first."""
+        return Classes(self.measurements.classes_before, self.measurements.classes_after)
 
     @property
     def measurements(self) -> Measurements:
@@ -147,11 +194,26 @@ class Dream:
         """Return what is written into the image file: enough to reproduce the dream and to compare the result."""
         return {
             "settings": self.settings.model_dump(mode="json"),
-            "settings_id": settings_id(self.settings, self.weights),
+            "settings_id": self.settings_id,
             "weights_sha256": self.weights,
             "algorithm_version": ALGORITHM_VERSION,
             **asdict(self.measurements),
         }
+
+    def encode(self) -> bytes:
+        """Return the dream as a file in the format of `settings.output`, with its metadata inside."""
+        output = self.settings.output
+        return encode(self.pixels, output.format, output.quality, self.metadata())
+
+    def _repr_png_(self) -> bytes | None:
+        """Show the dream in a notebook."""
+        data: bytes | None = self.image._repr_png_()
+        return data
+
+    def __repr__(self) -> str:
+        height, width = self.pixels.shape[:2]
+        scores = ", ".join(f"{name}: {score.before:.2f} to {score.after:.2f}" for name, score in self.scores.items())
+        return f"<Dream {width}x{height} of {self.settings.model}, {scores}>"
 
 
 def _layer_scores(names: Iterable[str], before: dict[str, float], after: dict[str, float]) -> list[LayerScore]:

@@ -229,7 +229,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing near": ({"zzz": 3}, "^setting 'zzz' does not exist; the settings are model, "),
     "out of range": ({"octaves": 0}, "^octaves is 0: Input should be greater than or equal to 1"),
     "wrong type": ({"steps": "many"}, "^steps is 'many': "),
-    "together": ({"octaves": 2, "octaves_above": 2}, "^octaves_above is 2 of 2 octaves"),
+    "together": ({"octaves": 2, "octaves_above": 2}, "^octaves_above is 2; it must be less than octaves"),
     "unknown preset": ({"preset": "google"}, "^preset: .*google2015"),
     "unknown layer": ({"layers": "deeep"}, "^layer 'deeep' does not exist in tiny; did you mean deep"),
     "unknown channel": ({"layers": "deep:16"}, "^channel 16 does not exist in deep of tiny: choose one from 0 to 15$"),
@@ -365,6 +365,13 @@ def test_a_custom_module_dreams_what_its_own_activations_say() -> None:
         activations = module.body(module.norm(module.stem(normalise(picture()))).relu())
     assert result.scores["body"].before == pytest.approx(float(activations.square().mean().log()), abs=1e-4)
     assert result.scores["body"].after > result.scores["body"].before
+
+
+def test_the_settings_of_a_custom_module_need_the_module() -> None:
+    settings = custom_dream(Net()).settings
+    with pytest.raises(InvalidInput, match=r"^the settings name the network custom:Net: give its module as network="):
+        dream(pixels(), settings=settings)
+    assert dream(pixels(), settings=settings, network=Net()).settings == settings
 
 
 def test_the_layers_of_a_custom_module_are_found() -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, get_origin
 
 import pytest
 
@@ -62,7 +63,11 @@ def test_a_module_lists_its_public_names_and_documents_them(module: str) -> None
     assert imported.__doc__
     names = imported.__all__
     assert [name for name in names if not hasattr(imported, name)] == []
-    undocumented = {name for name, documented in definitions(module) if name in names and not documented}
+    undocumented = {
+        name
+        for name, documented in definitions(module)
+        if name in names and not documented and get_origin(getattr(imported, name)) is not Annotated
+    }  # the types of settings are described by their fields
     assert undocumented == set()
 
 
