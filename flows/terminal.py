@@ -1,6 +1,7 @@
 """Output of commands: results on standard output, everything else on standard error."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,10 @@ __all__ = [
     "show_json",
 ]
 
-console = Console(markup=False, highlight=False)
+UNWRAPPED = 10_000
+"""Width of tables in a pipe or a file, in characters: their rows are not wrapped."""
+
+console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else UNWRAPPED)
 screen = Console(stderr=True, markup=False, highlight=False)
 
 MAX_LINE = 500

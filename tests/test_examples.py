@@ -21,6 +21,8 @@ from tests.support.downloads import put_weights
 from tests.support.rows import DONE, FAILED
 from tests.support.threads import one_thread
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["one_thread"]  # a fixture that is used without being named
 
 ROOT = Path(__file__).parents[1]

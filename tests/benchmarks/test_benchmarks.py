@@ -38,6 +38,8 @@ from benchmarks.processes import ProcessGroup
 from benchmarks.steps import AGAIN, is_trusted, peak_rows
 from benchmarks.timing import Race, Row, Spent, order, race
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MACHINE = host.describe() | {"seconds": 1.0}
 

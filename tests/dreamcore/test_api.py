@@ -71,6 +71,7 @@ def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("resnet50")
+@pytest.mark.slow
 def test_the_documented_calls_run_on_a_photograph(tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(_jpeg(CHELSEA, (96, 64)))
     my_module = random_module("vgg16")

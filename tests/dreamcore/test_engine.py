@@ -22,6 +22,8 @@ from dreamcore.zoo import build
 from tests.support.architectures import MIDDLES
 from tests.support.tiny import changed, picture, tiny_network
 
+pytestmark = pytest.mark.slow
+
 
 def pair(model: str) -> tuple[Network, Network]:
     """Return a network with seeded random weights and non-trivial batch normalizations, optimized and plain."""

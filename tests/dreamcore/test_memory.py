@@ -28,6 +28,8 @@ from tests.support.architectures import network
 from tests.support.command import REPOSITORY
 from tests.support.tiny import changed, picture, pixels, tiny_network
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 
 

@@ -23,6 +23,8 @@ from flows.redream import threads
 from tests.support.architectures import network
 from tests.support.tiny import SETTINGS, changed, picture, pixels, tiny_network
 
+pytestmark = pytest.mark.slow
+
 
 def sample(number: int = 0, size: tuple[int, int] = (48, 64), /, **fields: Any) -> Sample:
     """Return a sample with image `number`. `guide` and `mask` are the seeds of their images."""

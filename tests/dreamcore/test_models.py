@@ -28,6 +28,8 @@ from dreamcore.zoo import FORCE, PACKAGED, build, model_names, sha256_of
 from tests.support.pickles import RunsCode
 from tests.support.tiny import changed, dreams, picture, tiny_network
 
+pytestmark = pytest.mark.slow
+
 CHELSEA = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.png"
 
 

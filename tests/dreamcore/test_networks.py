@@ -14,6 +14,8 @@ from dreamcore.zoo import build
 from tests.support.architectures import MIDDLES, network
 from tests.support.tiny import changed, dreams, picture
 
+pytestmark = pytest.mark.slow
+
 SLOW = {"densenet121", "vgg16", "timm/hrnet_w18"}
 
 

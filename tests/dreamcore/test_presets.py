@@ -19,6 +19,8 @@ from tests.support import references
 from tests.support.references import ProgramRun
 from tests.support.tiny import picture, tiny_network
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {
     "google2015": "body",
     "tf2": "body+deep",

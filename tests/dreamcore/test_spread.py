@@ -19,6 +19,8 @@ from dreamcore.observation import observe
 from dreamcore.settings import BUNDLED, DreamSettings
 from tests.support.tiny import picture
 
+pytestmark = pytest.mark.slow
+
 IMAGES = [picture(96, 128, seed=seed) for seed in range(16)]
 
 

@@ -19,6 +19,8 @@ from dreamcore.views import View
 from tests.support.architectures import network
 from tests.support.tiny import changed, dreams, picture, tiny_network
 
+pytestmark = pytest.mark.slow
+
 SIZES = st.tuples(st.integers(1, 700), st.integers(1, 700))
 SIDES = st.integers(64, 400)
 EVEN_SIDES = st.integers(2, 40).map(lambda side: 32 * side)

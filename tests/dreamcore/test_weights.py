@@ -26,6 +26,8 @@ from dreamcore.zoo import build
 from tests.support.pickles import RunsCode
 from tests.support.tiny import picture
 
+pytestmark = pytest.mark.slow
+
 LAYERS = ("conv1", "layer2.1", LOGITS)
 TENSORS = {"stem.weight": torch.arange(24.0).view(2, 3, 2, 2), "stem.bias": torch.ones(2)}
 

@@ -36,6 +36,8 @@ from tests.support.decoding import (
 )
 from tests.support.pictures import DISPLAY_P3, LOSSLESS, photo, png, rgb_profile, saved
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Decoder]:

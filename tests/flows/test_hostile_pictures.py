@@ -20,6 +20,8 @@ from tests.support.pictures import png, saved
 from tests.support.shards import plan_run, put_photograph, rows_of
 from tests.support.tiny import pixels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def strict() -> Iterator[Decoders]:

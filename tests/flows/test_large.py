@@ -11,6 +11,8 @@ from PIL import Image
 from flows.storage import Storage
 from tests.support.tiny import pixels
 
+pytestmark = pytest.mark.slow
+
 # The programs print MiB: the peak memory, or the resident memory after each shard. Each runs in a new process, because
 # the peak (VmHWM) counts from the start of the process.
 

@@ -160,6 +160,7 @@ print(min(after - before for before, after in zip(faults, faults[1:])))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
 def test_a_step_reuses_the_memory_of_the_previous_step() -> None:
     def page_faults(how: str) -> int:
@@ -188,6 +189,7 @@ print(full - kept, kept - resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
 def test_unused_memory_is_returned_after_a_shard() -> None:
     command = [sys.executable, "-c", HOLES]

@@ -10,7 +10,7 @@ from dreamcore.images import read_metadata
 from tests.support.command import Command
 from tests.support.tiny import pixels
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 UNREACHABLE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
 

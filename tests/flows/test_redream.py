@@ -34,6 +34,8 @@ from tests.support.caches import clear_caches
 from tests.support.command import Command
 from tests.support.tiny import pixels
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = DreamSettings.model_validate({"layers": "blocks.0", "octaves": 1, "steps": 1, "jitter": 4})
 GRID = {"layers": ["blocks.0"], "octaves": [1], "steps": [1], "jitter": [4]}
 
@@ -400,7 +402,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "text instead of a number": ({"settings": {"steps": "many"}}, "settings.steps: "),
     "too many octaves": ({"settings": {"octaves": 10**6}}, "settings.octaves: "),
     "unknown setting": ({"settings": {"\x1b[2J": 1}}, "unknown field"),
-    "unknown network": ({"settings": {"model": "timm/hf-hub:stranger/network"}}, "no network"),
+    "unknown network": ({"settings": {"model": "timm/hf-hub:stranger/network"}}, "does not exist"),
     "unknown layer": ({"settings": {"layers": "blocks.44"}}, "layer 'blocks.44' does not exist"),
     "unknown channel": ({"settings": {"layers": "blocks.0:5000"}}, "channel 5000 does not exist"),
     "a layer that clears the screen": (
@@ -420,7 +422,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "guide without a bucket": ({"settings": {"guide": {"uri": "s3://", "sha256": "0" * 64}}}, "is not an S3 address"),
     "a preset": ({"settings": {"preset": "\x1b[2J"}}, "there is no preset"),
-    "a tile of a pixel": ({"settings": {"tile": 1}}, "make it 64 or more"),
+    "a tile of a pixel": ({"settings": {"tile": 1}}, "use 64 or more"),
     "octave too large": ({"settings": {"octaves": 9, "octaves_above": 8}}, "4 times the sides"),
     "a header in the ETag": ({"source_uri": "s3://photos/cat.png", "source_etag": '0"\r\nHost: x'}, "source_etag: "),
 }

@@ -132,7 +132,10 @@ def test_a_file_over_the_memory_limit_is_not_read(storage: Storage, source: str,
         "failed": 1
     }
     (row,) = rows_of(storage, run)
-    assert (row["error_kind"], row["error"]) == ("too_large", f"a file of {2**31} bytes: at most {2**30} are read")
+    assert (row["error_kind"], row["error"]) == (
+        "too_large",
+        f"the file has {2**31} bytes; at most {2**30} bytes are read",
+    )
 
 
 def test_dreams_in_a_destination_below_the_source_are_no_photographs(storage: Storage, source: str) -> None:

@@ -20,6 +20,8 @@ from tests.support.command import Command
 from tests.support.servers import Store
 from tests.support.shards import plan_run, put_photograph, rows_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["seaweedfs", "moto", "rclone", "ceph"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:

@@ -248,7 +248,7 @@ def test_images_of_an_unfinished_run_are_not_orphans(
 
 def test_the_command_prints_problems_and_exits_with_1(storage: Storage, destination: str, dreamgrid: Command) -> None:
     intact = dreamgrid("manifest", "verify", destination)
-    assert (intact.returncode, intact.stdout) == (0, "6 rows, 4 objects: all is well.\n"), intact.stderr
+    assert (intact.returncode, intact.stdout) == (0, "6 rows, 4 objects: no problems.\n"), intact.stderr
     orphan = f"{destination}images/[red]stray\x1b[31m.png"
     storage.write(orphan, b"", "image/png")
     as_text = dreamgrid("manifest", "verify", destination, COLUMNS="300")

@@ -24,7 +24,7 @@ from dreamcore.zoo import build
 from tests.support.command import DREAMGRID, PHOTOS, Command
 from tests.support.tiny import pixels
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 QUICK = ("--steps", "1", "--octaves", "1")
 UNREACHABLE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "PREFECT_API_URL": "http://127.0.0.1:9/api"}
@@ -192,7 +192,7 @@ REFUSED = {
         ("--max-memory", "nonsense"),
         "'nonsense' is not an amount of memory: write for example 2GiB",
     ),
-    "tile too small": (("--tile", "10"), "tile is 10 pixels: make it 64 or more"),
+    "tile too small": (("--tile", "10"), "tile is 10 pixels; use 64 or more"),
     "no octave of the size of the image": (
         ("--preset", "tf2", "--octaves", "2"),
         "octaves_above is 2; it must be less than octaves (2)",
@@ -203,13 +203,13 @@ REFUSED = {
     ),
     "weights without a digest": (
         ("--weights", "own.pth"),
-        "weights: write own.pth#sha256=DIGEST, with what `sha256sum` says",
+        "weights need a SHA-256; write own.pth#sha256=DIGEST",
     ),
     "half a digest": (("--weights", "own.pth#sha256=12ab"), "weights.sha256: "),
     "unknown stage": (("--layers", "x40%"), "layer 'x40%' does not exist"),
     "missing guide": (("--guide", "missing.png"), "guide: missing.png cannot be read: No such file or directory"),
     "folder as mask": (("--mask", "."), "mask: . cannot be read: Is a directory"),
-    "guide that is not an image": (("--guide", "page.png"), "guide: page.png: no picture"),
+    "guide that is not an image": (("--guide", "page.png"), "guide: page.png: not an image"),
     "damaged mask": (("--mask", "half.jpg"), "mask: half.jpg: JPEG: "),
     "wrong digest of the guide": (("--guide", f"cat.png#sha256={'0' * 64}"), "guide: cat.png has the SHA-256 "),
     "wrong digest of the weights": (("--weights", f"page.png#sha256={'0' * 64}"), "weights: page.png has the SHA-256 "),

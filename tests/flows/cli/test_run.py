@@ -10,8 +10,13 @@ from flows.storage import Storage
 from tests.support.command import PHOTOS, Command
 from tests.support.faults import Fault, Proxy, first
 
+pytestmark = pytest.mark.slow
+
 BAD_GRIDS = {
-    "unknown model": ("model: [efficientnet_lite9]", "no network 'efficientnet_lite9' (nearest: efficientnet_lite"),
+    "unknown model": (
+        "model: [efficientnet_lite9]",
+        "network 'efficientnet_lite9' does not exist; did you mean efficientnet_lite",
+    ),
     "unknown layer": (
         "layers: [blocks.44]",
         "layer 'blocks.44' does not exist in efficientnet_lite0; did you mean blocks.4,",

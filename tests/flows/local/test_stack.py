@@ -23,6 +23,8 @@ from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows import storage
 from flows.local import stack
 
+pytestmark = pytest.mark.slow
+
 FOREIGN = {  # variables for other servers that a caller may have
     "AWS_ACCESS_KEY_ID": "foreign",
     "AWS_SECRET_ACCESS_KEY": "foreign",
