@@ -29,7 +29,7 @@ from flows.worker_process import disable_heap_trimming, trim_heap
 __all__ = ["dream_shard", "group_by_size"]
 
 MAX_WAITING = 32
-"""Photographs that may wait for others of their size to fill a batch."""
+"""Photographs that may wait until a batch of their size is full."""
 
 DreamFunction = Callable[[Network, Sequence[DreamRequest], Limits], list[Dream | ImageError]]
 _Item = TypeVar("_Item")
