@@ -150,7 +150,7 @@ Rounding = Annotated[
 ]
 Resample = Annotated[
     Literal["bicubic", "bilinear", "zoom"],
-    Field(description="Resizing filter: bicubic (antialiased), bilinear, or zoom (linear with fixed corners, as SciPy)."),
+    Field(description="Resizing filter: bicubic (antialiased), bilinear, or zoom (linear, fixed corners)."),
 ]
 Steps = Annotated[int, Field(ge=0, le=10_000, description="Gradient ascent steps in each octave.")]
 StepSize = Annotated[

@@ -11,7 +11,7 @@ LINE = 14  # height of the text below each dream, in pixels
 
 
 def main(source: str, result: str, max_pixels: str = "90000") -> None:
-    """Dream the picture in `source` at three layers and three octave scales, and write a sheet to `result`."""
+    """Dream the image in `source` at three layers and three octave scales, and write a sheet to `result`."""
     grid = Grid(layers=LAYERS, octave_scale=SCALES).expand(max_pixels=int(max_pixels))
     with Image.open(source) as image:
         dreams = [dream(image, settings=settings).image for settings in grid]

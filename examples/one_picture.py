@@ -1,4 +1,4 @@
-"""Dream one picture: python examples/one_picture.py IN OUT [SETTING=VALUE ...]."""
+"""Dream one image: python examples/one_picture.py IN OUT [SETTING=VALUE ...]."""
 
 import sys
 
@@ -8,7 +8,7 @@ from dreamcore import dream
 
 
 def main(source: str, result: str, *settings: str) -> None:
-    """Dream the picture in the file `source`, and write the dream to the file `result`."""
+    """Dream the image in the file `source`, and write the dream to the file `result`."""
     given = dict(setting.split("=", 1) for setting in settings)  # such as layers=blocks.3 seed=7
     with Image.open(source) as image:
         dreamt = dream(image, **given)

@@ -10,7 +10,7 @@ from dreamcore import dream, network_from_module
 
 
 def main(source: str, result: str, weights: str | None = None) -> None:
-    """Dream the picture in `source` with a SqueezeNet, and write the dream to `result`."""
+    """Dream the image in `source` with a SqueezeNet, and write the dream to `result`."""
     torch.manual_seed(0)
     module = torchvision.models.squeezenet1_1(weights=None)  # put your own network here
     if weights:
