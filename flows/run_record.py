@@ -105,7 +105,7 @@ class Report(Frozen):
             return f"there is no photograph in {self.source}"
         if self.failed_earlier:
             return (
-                f"{self.failed_earlier} dreams of {self.photographs_failed_earlier} photographs failed earlier and are "
+                f"{self.failed_earlier} dreams (photographs: {self.photographs_failed_earlier}) failed earlier and are "
                 f"tried again when the photograph changes; see `dreamgrid manifest failures {self.destination}`"
             )
         return "every photograph has its dreams"

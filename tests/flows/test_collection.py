@@ -83,7 +83,7 @@ def test_a_second_run_dreams_only_new_photographs(
     assert (again["photographs_failed_earlier"], again["failed_earlier"]) == (1, 4)
     strict = dreamgrid("run", *job, *grid, "--strict")
     assert strict.returncode == 1, strict.stderr
-    assert "4 dreams of 1 photographs failed earlier and are tried again when the photograph changes" in strict.stdout
+    assert "4 dreams (photographs: 1) failed earlier and are tried again when the photograph changes" in strict.stdout
 
     storage.write(source + "rocket.png", photograph("rocket.jpg"), "image/png")
     planned = report_of(dreamgrid_inprocess("plan", *job, *grid, "--json"))
