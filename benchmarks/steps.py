@@ -34,7 +34,7 @@ from benchmarks.timing import Race, Row, race
 AGAIN = "engine again"
 MATMUL = "torch.mm 2048"
 NULL = (0.95, 1.05)
-"""Range of the engine's speedup over itself outside of which a run is not reliable."""
+"""Accepted range of the engine's speedup over itself. Outside this range, a run is not reliable."""
 TINY = (64, 96)
 BATCH = 16
 

@@ -26,14 +26,11 @@ from dreamcore.octaves import octave_sizes
 from dreamcore.overrides import choose_settings
 from dreamcore.results import Dream
 from dreamcore.settings import DreamSettings, Reference
-from dreamcore.sizes import default_batch_size, parse_size
+from dreamcore.sizes import REFERENCE_PIXELS, default_batch_size, parse_size
 from dreamcore.spec import CUSTOM
 from dreamcore.zoo import PACKAGED
 
 __all__ = ["dream"]
-
-REFERENCE_PIXELS = 4_000_000
-"""Guides and masks with more pixels are shrunk to this many."""
 
 
 # The options are listed once, in the implementation; `dream` checks their names when it runs.

@@ -17,7 +17,7 @@ from dreamcore.errors import InvalidInput
 from dreamcore.spec import NetworkSpec
 from dreamcore.targets import LOGITS
 
-__all__ = ["LayerActivations", "Network", "index"]
+__all__ = ["LayerActivations", "Network", "index", "to_meta"]
 
 MAX_CLASSIFIED_SIDE = 4
 """Longest side of an image that is classified, as a multiple of the training size of the network."""
@@ -122,7 +122,7 @@ class Network:
 
     def without_weights(self, layers: Collection[str]) -> "Network":
         """Return a copy, on the meta device, of the module that runs for `layers`. It computes only shapes."""
-        return Network(_to_meta(self._module_for(layers)), self.spec, device="meta", plain=True)
+        return Network(to_meta(self._module_for(layers)), self.spec, device="meta", plain=True)
 
     @cached_property
     def _structure(self) -> nn.Module:
@@ -274,7 +274,7 @@ def _disable_tf32() -> None:
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
-def _to_meta(module: nn.Module) -> nn.Module:
+def to_meta(module: nn.Module) -> nn.Module:
     """Return a copy of `module` on the meta device. The original weights are not copied first."""
     tensors = [*module.parameters(), *module.buffers()]
     return deepcopy(module, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})

@@ -1,15 +1,17 @@
-"""Amounts of memory as people write them, and the default batch size."""
+"""Amounts of memory as people write them, default batch sizes, and the size limit of guides and masks."""
 
 import re
 
 from dreamcore.errors import InvalidInput
 
-__all__ = ["BATCH", "default_batch_size", "parse_size"]
+__all__ = ["BATCH", "REFERENCE_PIXELS", "default_batch_size", "parse_size"]
 
 BATCH = 16
 """Largest default batch size."""
 CPU_BATCH_PIXELS = 600_000
 """Pixels of a default batch on a CPU, unless a single image already has more."""
+REFERENCE_PIXELS = 4_000_000
+"""Guides and masks with more pixels are shrunk to this many."""
 
 
 def parse_size(text: str) -> int:

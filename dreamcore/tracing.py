@@ -5,7 +5,6 @@ with a small real image instead.
 """
 
 from contextlib import ExitStack
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dreamcore.errors import InvalidInput
-from dreamcore.network import Network
+from dreamcore.network import Network, to_meta
 from dreamcore.receptive_field import ReceptiveFields
 from dreamcore.spec import Layer, NetworkSpec
 from dreamcore.targets import LOGITS
@@ -74,8 +73,7 @@ def trace_module(
 
 def structure_of(module: nn.Module) -> nn.Module | None:
     """Return a copy of the module without weights, on the meta device; None if the module cannot run there."""
-    tensors = [*module.parameters(), *module.buffers()]
-    structure = deepcopy(module, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
+    structure = to_meta(module)
     return structure if _accepts(structure, PROBE_SIDE) else None
 
 

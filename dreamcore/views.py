@@ -65,7 +65,7 @@ class View:
         return shifted.flip(-1) if self.mirrored else shifted
 
     def invert(self, images: Tensor) -> Tensor:
-        """Return the images of which `images` (..., H, W) are this view."""
+        """Undo `apply`: return the original of each view in `images` (..., H, W)."""
         shifted = images.flip(-1) if self.mirrored else images
         return shifted.roll((-self.down, -self.right), (-2, -1))
 
@@ -118,7 +118,7 @@ class Views:
         return torch.stack([view.apply(image) for view, image in zip(self.each, images, strict=True)])
 
     def invert(self, images: Tensor) -> Tensor:
-        """Return the images of which `images` (B, C, H, W) are the views."""
+        """Undo `apply`: return the original of each view in `images` (B, C, H, W)."""
         if len(set(self.each)) == 1:
             return self.each[0].invert(images)
         return torch.stack([view.invert(image) for view, image in zip(self.each, images, strict=True)])

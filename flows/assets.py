@@ -10,6 +10,7 @@ from dreamcore.catalog import resolve_layers
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph
 from dreamcore.settings import DreamSettings, Reference
+from dreamcore.sizes import REFERENCE_PIXELS
 from flows.decoder import decode
 from flows.layout import parse_uri
 from flows.storage import FAIL_FAST, Storage, storage
@@ -17,10 +18,7 @@ from flows.storage import FAIL_FAST, Storage, storage
 if TYPE_CHECKING:
     from dreamcore.network import Network
 
-__all__ = ["MAX_PIXELS", "load_guide_and_mask", "load_image", "network_for", "read", "resolve"]
-
-MAX_PIXELS = 4_000_000
-"""Guides and masks with more pixels are shrunk to at most this many."""
+__all__ = ["load_guide_and_mask", "load_image", "network_for", "read", "resolve"]
 
 
 def _fail_fast_storage() -> Storage:
@@ -119,7 +117,7 @@ def load_image(reference: Reference, name: str) -> Photograph:
 
 def _decode(data: bytes, reference: Reference, name: str) -> Photograph:
     try:
-        return decode(data, max_pixels=MAX_PIXELS)
+        return decode(data, max_pixels=REFERENCE_PIXELS)
     except ImageError as error:
         raise InvalidInput(f"{name}: {reference.uri}: {error}") from error
 

@@ -133,7 +133,7 @@ def request(number: int, size: tuple[int, int] = (48, 64), **fields: Any) -> Dre
 
 
 def successful(results: list[Dream | ImageError]) -> list[Dream]:
-    """Return `results`, all of which must be dreams."""
+    """Check that all results are dreams, and return them."""
     dreams = [each for each in results if isinstance(each, Dream)]
     assert len(dreams) == len(results), results
     return dreams
