@@ -20,7 +20,7 @@ from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph
 from dreamcore.inputs import ImageLike, read_image, read_images, read_mask
 from dreamcore.memory import bytes_per_pixel, choose_batch_size
-from dreamcore.models import IMAGENET_MEAN, IMAGENET_STD, check_device, load_network, network_from_module
+from dreamcore.models import IMAGENET_MEAN, IMAGENET_STD, check_device, custom_name, load_network, network_from_module
 from dreamcore.network import Network
 from dreamcore.octaves import octave_sizes
 from dreamcore.overrides import choose_settings
@@ -121,7 +121,7 @@ def _model_name(network: str | Network | nn.Module | None) -> str | None:
         case Network():
             return network.spec.model
         case nn.Module():
-            return f"{CUSTOM}{type(network).__name__}"
+            return custom_name(network)
     raise InvalidInput(
         f"network is a {type(network).__name__}: give a name, a network from load_network, or a torch.nn.Module"
     )

@@ -24,7 +24,15 @@ from dreamcore.tracing import structure_of, trace_module
 from dreamcore.weights import assign, class_count, mismatch, read_tensors
 from dreamcore.zoo import build, classes_of
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "check_device", "load_network", "load_network_with", "network_from_module"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "check_device",
+    "custom_name",
+    "load_network",
+    "load_network_with",
+    "network_from_module",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of the ImageNet images, per channel, in [0, 1]."""
@@ -159,7 +167,7 @@ def network_from_module(
         InvalidInput: the module has no parameters, cannot be copied, rejects images, accepts images of only one size,
             has no layer `(B, C, H, W)`, or passes no gradient to the image. Or mean, std or labels do not fit.
     """
-    model = f"{CUSTOM}{type(module).__name__}"
+    model = custom_name(module)
     first = next(module.parameters(), None)
     if first is None:
         raise InvalidInput(f"{model} has no parameters: give a trained network")
@@ -172,6 +180,11 @@ def network_from_module(
         known = _custom[module] = key, _trace_copy(module, model, weights, normalisation, labels, where)
     network: Network = known[1]
     return network
+
+
+def custom_name(module: nn.Module) -> str:
+    """Return the name of the network of a custom module: `custom:<class of the module>`."""
+    return f"{CUSTOM}{type(module).__name__}"
 
 
 _custom = WeakIdKeyDictionary()

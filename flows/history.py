@@ -127,11 +127,11 @@ def build_index(destination: str, run_id: str, storage: Storage) -> pa.Table:
     return pa.concat_tables([_INDEX.empty_table(), *tables]).replace_schema_metadata({"parts": _fingerprint(parts)})
 
 
-def write_index(index: pa.Table, folder: str, storage: Storage) -> None:
+def write_index(index: pa.Table, destination: str, run_id: str, storage: Storage) -> None:
     """Write the index of a finished run into the folder of its record, unless it has one."""
     sink = io.BytesIO()
     pq.write_table(index, sink, compression="zstd")
-    storage.write_if_absent(f"{folder}index.parquet", sink.getvalue(), manifest.CONTENT_TYPE)
+    storage.write_if_absent(layout.index_uri(destination, run_id), sink.getvalue(), manifest.CONTENT_TYPE)
 
 
 def _indices(destination: str, storage: Storage) -> Iterator[pa.Table]:
@@ -153,7 +153,7 @@ def _runs(destination: str, storage: Storage) -> Iterator[tuple[list[ObjectInfo]
 
     def read(run: tuple[str, list[ObjectInfo]]) -> tuple[list[ObjectInfo], pa.Table | None]:
         run_id, parts = run
-        return parts, _parse_index(storage.read(f"{layout.run_folder(destination, run_id)}index.parquet"), parts)
+        return parts, _parse_index(storage.read(layout.index_uri(destination, run_id)), parts)
 
     with thread_pool(_READERS) as readers:
         yield from ordered_prefetch(readers, read, runs.items(), _READERS)

@@ -20,9 +20,12 @@ __all__ = [
     "check_uri",
     "folder_uri",
     "images_folder",
+    "index_uri",
+    "job_uri",
     "manifest_folder",
     "parse_uri",
     "part_uri",
+    "plan_uri",
     "result_name",
     "run_folder",
     "run_id_of_part",
@@ -31,6 +34,7 @@ __all__ = [
     "shard_of_part",
     "sheet_uri",
     "sheets_folder",
+    "success_uri",
 ]
 
 FOLDERS = ("images", "manifest", "sheets", "_runs")
@@ -125,6 +129,26 @@ def runs_folder(destination: str) -> str:
 def run_folder(destination: str, run_id: str) -> str:
     """Return the folder of the record of one run."""
     return f"{runs_folder(destination)}{run_id}/"
+
+
+def job_uri(destination: str, run_id: str) -> str:
+    """Return the address of the job of a run, with every point of its grid."""
+    return f"{run_folder(destination, run_id)}job.json"
+
+
+def plan_uri(destination: str, run_id: str) -> str:
+    """Return the address of the frozen plan of a run."""
+    return f"{run_folder(destination, run_id)}plan.parquet"
+
+
+def index_uri(destination: str, run_id: str) -> str:
+    """Return the address of the summary of a run's parts."""
+    return f"{run_folder(destination, run_id)}index.parquet"
+
+
+def success_uri(destination: str, run_id: str) -> str:
+    """Return the address of the report of a finished run."""
+    return f"{run_folder(destination, run_id)}success.json"
 
 
 def active_uri(destination: str) -> str:

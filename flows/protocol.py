@@ -126,7 +126,7 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
     while True:
         active = run_record.active_run_id(job, storage)
         if active is None:
-            run_record.write(run, "job.json", run.model_dump_json(indent=1), storage)
+            run_record.write(layout.job_uri(run.destination, run.run_id), run.model_dump_json(indent=1), storage)
             if storage.write_if_absent(layout.active_uri(job.destination), mark, run_record.JSON):
                 return run, None
         elif (plan := run_record.read_plan(job.destination, active, storage)) is not None and not plan:
@@ -190,8 +190,8 @@ def finish(run: Run, plan: Plan, seconds: float, storage: Storage) -> Report:
             "new run with what is missing"
         )
     report = run_record.completed(run, plan, counts, seconds)
-    history.write_index(index, run.folder, storage)
-    run_record.write(run, "success.json", report.model_dump_json(indent=1), storage)
+    history.write_index(index, run.destination, run.run_id, storage)
+    run_record.write(layout.success_uri(run.destination, run.run_id), report.model_dump_json(indent=1), storage)
     return report
 
 
@@ -227,5 +227,5 @@ def abandon(destination: str, storage: Storage) -> None:
             pass
     if plan:
         index = history.build_index(destination, run_id, storage)
-        history.write_index(index, layout.run_folder(destination, run_id), storage)
+        history.write_index(index, destination, run_id, storage)
     release(destination, run_id, storage)

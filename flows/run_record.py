@@ -223,13 +223,13 @@ def load_run(destination: str, run_id: str, storage: Storage) -> Run:
     """
     run = _load(destination, run_id, storage)
     if run is None:
-        uri = f"{layout.run_folder(destination, run_id)}job.json"
+        uri = layout.job_uri(destination, run_id)
         raise Unavailable(f"{uri} is missing: restore it, or add --abandon to give the run up")
     return run
 
 
 def _load(destination: str, run_id: str, storage: Storage) -> Run | None:
-    data = storage.read(f"{layout.run_folder(destination, run_id)}job.json")
+    data = storage.read(layout.job_uri(destination, run_id))
     try:
         return Run.model_validate_json(data) if data else None
     except ValidationError as error:
@@ -250,7 +250,7 @@ def planned_dreams(destination: str, run_id: str, storage: Storage) -> Iterator[
     Raises:
         ValueError, LookupError, TypeError: the record is incomplete.
     """
-    record = json.loads(storage.read(f"{layout.run_folder(destination, run_id)}job.json") or b"")
+    record = json.loads(storage.read(layout.job_uri(destination, run_id)) or b"")
     identities = [str(each["settings_id"]) for each in record["settings"]]
     plan = read_plan(destination, run_id, storage)
     if plan is None:
@@ -272,18 +272,14 @@ def count_rows(run: Run, storage: Storage) -> Counter[str]:
 
 def read_plan(destination: str, run_id: str, storage: Storage) -> Plan | None:
     """Return the frozen plan of a run; None if it has none yet."""
-    data = storage.read(_plan_uri(destination, run_id))
+    data = storage.read(layout.plan_uri(destination, run_id))
     return Plan(data) if data is not None else None
 
 
 def write_plan(destination: str, run_id: str, plan: Plan, storage: Storage) -> Plan | None:
     """Write the plan of a run unless it has one. Return the plan that it has now; None if that has disappeared."""
-    is_ours = storage.write_if_absent(_plan_uri(destination, run_id), plan.parquet, manifest.CONTENT_TYPE)
+    is_ours = storage.write_if_absent(layout.plan_uri(destination, run_id), plan.parquet, manifest.CONTENT_TYPE)
     return plan if is_ours else read_plan(destination, run_id, storage)
-
-
-def _plan_uri(destination: str, run_id: str) -> str:
-    return f"{layout.run_folder(destination, run_id)}plan.parquet"
 
 
 def remaining_shards(run: Run, plan: Plan, storage: Storage) -> Iterator[Shard]:
@@ -306,6 +302,6 @@ def shards_without_part(destination: str, run_id: str, plan: Plan, storage: Stor
     return (shard for shard in plan if layout.part_uri(destination, run_id, shard.number) not in existing)
 
 
-def write(run: Run, name: str, text: str, storage: Storage) -> None:
+def write(uri: str, text: str, storage: Storage) -> None:
     """Write one JSON file of a run's record, unless it exists."""
-    storage.write_if_absent(f"{run.folder}{name}", text.encode(), JSON)
+    storage.write_if_absent(uri, text.encode(), JSON)

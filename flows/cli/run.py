@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from dreamcore.errors import InvalidInput, Unavailable
+from flows import layout
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
 from flows.cli.stack import STACK, start_stack
 from flows.job import DreamJob
@@ -214,7 +215,7 @@ def _print_report(report: "Report") -> None:
         print_line(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")
     if report.failed or report.skipped:
         print_line(f"Failures         dreamgrid manifest failures {report.destination}")
-    print_line(f"Dreams           {report.destination}images/")
+    print_line(f"Dreams           {layout.images_folder(report.destination)}")
     print_line(f"Manifest         {report.manifest}")
     if report.sheets:
         print_line(f"Contact sheets   {report.sheets}")

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import pickle
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from flows.storage import DEFAULT_RETRY, RetryPolicy, Storage
 from tests.support.caches import clear_caches
 from tests.support.command import Command
 from tests.support.faults import Fault, Proxy, first
+from tests.support.pickles import RunsCode
 from tests.support.shards import plan_run, put_photograph, rows_of
 from tests.support.tiny import pixels
 
@@ -249,25 +249,18 @@ def test_a_photograph_too_small_for_the_network_fails_alone(storage: Storage, so
     assert "the network needs 17" in str(failed["error"])
 
 
-class Malicious:
-    """A pickle of this object calls a function when it is loaded."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (os.environ["FOLDER_TO_CREATE"],)
-
-
 def test_a_pickle_with_code_is_refused_and_not_executed(
     storage: Storage, source: str, destination: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FOLDER_TO_CREATE", str(tmp_path / "executed"))
-    weights = put(storage, f"{source}custom.pth", pickle.dumps({"conv_stem.weight": Malicious()}))
+    monkeypatch.setenv("PICKLE_FOLDER", str(tmp_path / "executed"))
+    weights = put(storage, f"{source}custom.pth", pickle.dumps({"conv_stem.weight": RunsCode()}))
     (planned,) = plan_settings(job_of(source, destination, weights=weights))
     with pytest.raises(
         InvalidInput, match=r"custom\.pth contains more than tensors, or is damaged; no code of it was run"
     ):
         assets.network_for(planned.settings, "cpu")
     assert not (tmp_path / "executed").exists()
-    pickle.loads(pickle.dumps(Malicious()))
+    pickle.loads(pickle.dumps(RunsCode()))
     assert (tmp_path / "executed").exists(), "the pickle is malicious indeed"
 
 

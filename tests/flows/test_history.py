@@ -45,7 +45,7 @@ def written(storage: Storage, destination: str) -> list[Row]:
         for shard in range(3):
             storage.write(part_uri(destination, run, shard), to_parquet(rows(run, shard)), manifest.CONTENT_TYPE)
         if run != "r3":
-            history.write_index(history.build_index(destination, run, storage), run_folder(destination, run), storage)
+            history.write_index(history.build_index(destination, run, storage), destination, run, storage)
     storage.write(f"{run_folder(destination, 'r4')}index.parquet", b"PAR1", manifest.CONTENT_TYPE)
     return [row for run in ("r1", "r2", "r3", "r4") for shard in range(3) for row in rows(run, shard)]
 

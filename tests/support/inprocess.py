@@ -11,7 +11,6 @@ from unittest import mock
 import pytest
 
 from flows.cli.main import main
-from flows.redream import threads
 from flows.storage import storage
 from tests.support.command import Command
 
@@ -47,10 +46,3 @@ def _restored_state() -> Iterator[None]:
         storage.cache_clear()
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread. On a busy machine, several threads need ten times longer for a small image."""
-    with threads(1):
-        yield
