@@ -16,7 +16,7 @@ from dreamcore.memory import choose_batch_size, choose_tile
 from dreamcore.network import Network
 from dreamcore.observation import Observation, observations, observe, scores_by_target
 from dreamcore.octaves import octave_sizes, resize
-from dreamcore.results import ClassProbability, Dream, DreamRequest, LayerScore, Measurements
+from dreamcore.results import ClassProbability, Dream, DreamRequest, LayerScore, Measurements, to_tensor
 from dreamcore.settings import MIN_TILE
 from dreamcore.targets import Target
 from dreamcore.tiles import even_tiles
@@ -312,17 +312,6 @@ def _to_dreams(
         else ImageError("non_finite", "the ascent diverged to NaN or infinity: lower step_size")
         for number, (request, is_finite) in enumerate(zip(requests, finite.tolist(), strict=True))
     ]
-
-
-def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
-    """Return 8-bit pixels (H, W, 3) as a batch of one image, (1, 3, H, W) in [0, 1].
-
-    Example:
-        >>> import numpy as np
-        >>> to_tensor(np.full((2, 3, 3), 255, np.uint8)).shape
-        torch.Size([1, 3, 2, 3])
-    """
-    return torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float().div_(255)
 
 
 def to_mask(mask: Photograph, photograph: Photograph, device: torch.device | str = "cpu") -> Tensor:

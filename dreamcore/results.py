@@ -14,7 +14,7 @@ from dreamcore.images import Photograph, encode
 from dreamcore.observation import Observation
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, settings_id
 
-__all__ = ["ClassProbability", "Classes", "Dream", "DreamRequest", "LayerScore", "Measurements", "Score"]
+__all__ = ["ClassProbability", "Classes", "Dream", "DreamRequest", "LayerScore", "Measurements", "Score", "to_tensor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ class Dream:
     @property
     def tensor(self) -> Tensor:
         """The dream as a float tensor (3, H, W) in [0, 1] on the CPU: the values of `array` over 255."""
-        return torch.from_numpy(self.pixels.copy()).permute(2, 0, 1).float().div_(255)
+        return to_tensor(self.pixels)[0]
 
     @property
     def scores(self) -> dict[str, Score]:
@@ -218,3 +218,14 @@ class Dream:
 
 def _layer_scores(names: Iterable[str], before: dict[str, float], after: dict[str, float]) -> list[LayerScore]:
     return [LayerScore(name, before[name], after[name]) for name in names]
+
+
+def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """Return 8-bit pixels (H, W, 3) as a batch of one image, (1, 3, H, W) in [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> to_tensor(np.full((2, 3, 3), 255, np.uint8)).shape
+        torch.Size([1, 3, 2, 3])
+    """
+    return torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float().div_(255)

@@ -11,7 +11,6 @@ from dreamcore.errors import InvalidInput
 from dreamcore.sizes import BATCH, default_batch_size, parse_size
 
 __all__ = [
-    "BATCH",
     "batch_size",
     "check_environment",
     "choose_device",
@@ -20,7 +19,6 @@ __all__ = [
     "env_int",
     "gpu_count",
     "max_memory",
-    "parse_size",
     "prefetch_depth",
     "worker_count",
 ]

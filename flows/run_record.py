@@ -63,11 +63,6 @@ class Run(Frozen):
         """Folder of the results."""
         return self.job.destination
 
-    @property
-    def folder(self) -> str:
-        """Folder of this run's record."""
-        return layout.run_folder(self.destination, self.run_id)
-
     def result_uri(self, source: Source, planned: PlannedSettings) -> str:
         """Return the address of the dream of a photograph under one point of the grid."""
         identity = result_id(source.etag, planned.settings_id)

@@ -16,10 +16,10 @@ from dreamcore.errors import InvalidInput
 from dreamcore.grid import Grid
 from dreamcore.presets import PRESETS
 from dreamcore.settings import DreamSettings, Output, Reference
+from dreamcore.sizes import parse_size
 from dreamcore.targets import Frozen, layers_label
 from flows.job import DreamJob, read_job
 from flows.layout import folder_uri
-from flows.machine import parse_size
 from flows.terminal import print_message
 
 __all__ = [

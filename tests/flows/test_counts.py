@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreamcore.errors import DreamgridError, Unavailable
-from flows import manifest, protocol, run_record
+from flows import layout, manifest, protocol, run_record
 from flows.history import finished_dreams
 from flows.job import DreamJob
 from flows.plan import Sources, make_plan
@@ -91,7 +91,7 @@ def test_a_run_with_missing_rows_is_not_finished(storage: Storage, source: str, 
     dream_shard(run, first, storage)
     with pytest.raises(DreamgridError, match="1 rows, but 2 dreams were planned: another process abandoned it"):
         protocol.finish(run, shards, 0.0, storage)
-    assert storage.find(f"{run.folder}success.json") is None
+    assert storage.find(layout.success_uri(run.destination, run.run_id)) is None
 
 
 def test_a_run_ended_by_another_process_cannot_be_planned(storage: Storage, source: str, destination: str) -> None:
@@ -108,7 +108,7 @@ def test_a_run_ended_by_another_process_cannot_be_planned(storage: Storage, sour
 def test_a_worker_loads_the_run_by_its_name(storage: Storage, source: str, destination: str) -> None:
     run = begin(storage, source, destination)
     assert run_record.load_run(destination, run.run_id, storage) == run
-    storage.delete(f"{run.folder}job.json")
+    storage.delete(layout.job_uri(run.destination, run.run_id))
     with pytest.raises(Unavailable, match=r"job\.json is missing: restore it"):
         run_record.load_run(destination, run.run_id, storage)
 
@@ -143,7 +143,7 @@ def test_the_estimate_covers_the_unfinished_run(
     assert other.returncode == 0, other.stderr
     assert "resumes" not in other.stdout
     assert f"a run would be refused: {destination} is held by the unfinished run {run.run_id}" in other.stderr
-    storage.write(f"{run.folder}plan.parquet", make_plan(Sources(()), (), lambda _: True).parquet, "")
+    storage.write(layout.plan_uri(run.destination, run.run_id), make_plan(Sources(()), (), lambda _: True).parquet, "")
     assert estimate(run.job)["resumes"] is None
 
 

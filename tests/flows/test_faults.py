@@ -13,11 +13,11 @@ import pytest
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import decode
+from dreamcore.sizes import BATCH
 from flows import layout, manifest, protocol, run_record
 from flows.cost import ONE_CORE
 from flows.job import DreamJob
 from flows.local.stack import Stack
-from flows.machine import BATCH
 from flows.run_record import Report, Run
 from flows.scan import plan_settings, scan
 from flows.shard import dream_shard

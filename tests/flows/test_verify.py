@@ -204,16 +204,17 @@ def test_the_dreams_of_a_lost_or_damaged_part_are_found(storage: Storage, finish
 def test_records_of_finished_runs_of_any_version_are_read(storage: Storage, finished: Finished) -> None:
     run, lost = finished.run, finished.shards_of_images()[0]
     delete_part(storage, run, lost.number)
-    record = json.loads(storage.read(f"{run.folder}job.json") or b"")
+    record = json.loads(storage.read(layout.job_uri(run.destination, run.run_id)) or b"")
     record["settings"][0]["settings"]["of_another_version"] = 1
-    storage.write(f"{run.folder}job.json", json.dumps(record).encode(), "application/json")
+    storage.write(layout.job_uri(run.destination, run.run_id), json.dumps(record).encode(), "application/json")
     assert report_of(storage, run.destination).counts == {"lost": lost.dreams, "orphan": lost.dreams}
 
+    folder = layout.run_folder(run.destination, run.run_id)
     for name, damaged in (("plan.parquet", b"no plan"), ("job.json", b"{}"), ("job.json", b"")):
-        storage.write(run.folder + name, damaged, "application/octet-stream")
+        storage.write(folder + name, damaged, "application/octet-stream")
         report = report_of(storage, run.destination)
         assert report.counts == {"damaged": 1, "orphan": lost.dreams}
-        assert report.problems[0].uri == run.folder
+        assert report.problems[0].uri == folder
         assert "cannot be read" in report.problems[0].what
 
 
