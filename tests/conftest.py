@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from flows.local import stack as embedded
 from flows.local.stack import Stack
+from flows.redream import threads
 from flows.storage import Storage
 from tests.support.command import DREAMGRID, Command
 
@@ -91,6 +92,13 @@ def dreamgrid(tmp_path: Path) -> Command:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread. On a busy machine, several threads need up to ten times longer for a small image."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture

@@ -19,11 +19,9 @@ from dreamcore.settings import DreamSettings
 from flows.manifest import to_parquet
 from tests.support.downloads import put_weights
 from tests.support.rows import DONE, FAILED
-from tests.support.threads import one_thread
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-__all__ = ["one_thread"]  # a fixture that is used without being named
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

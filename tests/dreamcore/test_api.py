@@ -20,10 +20,9 @@ from dreamcore.images import Photograph, decode, read_metadata
 from dreamcore.models import _load_default
 from dreamcore.settings import BUNDLED
 from tests.support.downloads import put_weights, random_module
-from tests.support.threads import one_thread
 from tests.support.tiny import changed, picture, pixels, tiny_network
 
-__all__ = ["one_thread"]  # a fixture that is used without being named
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CHELSEA = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.png"
 QUICK: dict[str, Any] = {"layers": "deep", "octaves": 2, "steps": 3, "step_size": 0.02, "jitter": 4}

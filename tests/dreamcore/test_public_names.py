@@ -14,9 +14,8 @@ from typing import Annotated, get_origin
 import pytest
 
 import dreamcore
-from tests.support.threads import one_thread
 
-__all__ = ["one_thread"]  # a fixture that is used without being named
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(f"dreamcore.{path.stem}" for path in (ROOT / "dreamcore").glob("[a-z]*.py"))
