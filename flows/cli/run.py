@@ -140,7 +140,8 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "Report":
         protocol.abandon(job.destination, storage.storage())
     run_record.active_run_id(job, storage.storage())
 
-    from flows.dream_collection import checked_settings, dream_collection, on_progress
+    from flows.dream_collection import checked_settings, dream_collection
+    from flows.progress import on_progress
 
     command = "the same command without --abandon" if abandon else "the same command"
     with progress("dreaming") as show_progress, _stopped_errors(command):

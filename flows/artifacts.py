@@ -1,0 +1,64 @@
+"""What a finished run shows in the Prefect UI: failures in the log, and artifacts with counts and contact sheets."""
+
+import base64
+import re
+from collections.abc import Sequence
+from itertools import groupby, islice
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_image_artifact, create_table_artifact
+
+from flows import layout, manifest, sheets
+from flows.protocol import FinishedRun
+from flows.retries import with_retries
+from flows.run_record import Report, Run
+from flows.storage import storage
+from flows.terminal import one_line
+from flows.work import Source
+
+__all__ = ["show"]
+
+NAMED_FAILURES = 10
+"""Failed photographs that the log names."""
+
+
+def show(finished: FinishedRun) -> Report:
+    """Log the failures and draw contact sheets. The run is finished, so an error here does not fail the run."""
+    run, report, log = finished.run, finished.report, get_run_logger()
+    if report.state == "nothing to do":
+        log.info("nothing to do: %s", report.why_nothing)
+        return report
+    try:
+        log_failures(run, report)
+        draw(run, list(islice(finished.plan.sources(), run.job.sheets)), report)
+    except Exception as error:
+        log.warning("no contact sheets (%s); draw them with `dreamgrid sheet %s`", error, run.destination)
+        return report.model_copy(update={"sheets": None})
+    return report
+
+
+def log_failures(run: Run, report: Report) -> None:
+    """Name the first photographs that failed or were skipped in the log of the flow."""
+    count = report.failed + report.skipped
+    if not count:
+        return
+    messages = (
+        one_line(f"{row['source_uri']}: {row['error_kind']}, {row['error']}")
+        for row in manifest.iter_failures(storage(), run.destination, run.run_id)
+    )
+    lines = [line for line, _ in islice(groupby(messages), NAMED_FAILURES)]  # a photograph has a row per point
+    lines.append(f"list all: dreamgrid manifest failures {run.destination}")
+    get_run_logger().warning("%d dreams failed or were skipped:\n%s", count, "\n".join(lines))
+
+
+@task(**with_retries)
+def draw(run: Run, sources: Sequence[Source], report: Report) -> None:
+    """Draw contact sheets, and publish them and the counts as artifacts of the run."""
+    counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
+    create_table_artifact([counts], key="report", description=f"Dreams in {report.destination}")
+    photographs = [(source.uri, source.etag) for source in sources]
+    for sheet in sheets.draw_sheets(run.destination, storage(), photographs, get_run_logger().warning):
+        image = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
+        name = sheet.uri.removeprefix(layout.sheets_folder(run.destination)).removesuffix(".jpg")
+        key = re.sub(r"[^a-z0-9]+", "-", f"sheet {name.lower()}").strip("-")
+        create_image_artifact(image, key=key, description=f"Contact sheet of {sheet.name}: {sheet.uri}")
