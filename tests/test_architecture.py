@@ -35,9 +35,9 @@ LEVELS = (
     {"run_record"},
     {"sheets", "history", "contact", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
-    {"storage", "decoder", "local.servers"},
-    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal"},
-    {"layout"},
+    {"storage", "decoder", "local.temporary"},
+    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal", "local.servers"},
+    {"layout", "cgroups", "proxies"},
 )
 
 
