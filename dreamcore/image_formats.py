@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dreamcore.errors import ImageError
 
-__all__ = ["FORMATS", "SUFFIXES", "has_image_suffix", "open_image"]
+__all__ = ["FORMATS", "SUFFIXES", "has_image_suffix", "open_image", "reading"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that are read, by Pillow's names."""
@@ -69,12 +69,18 @@ def open_image(data: bytes) -> Iterator[ImageFile.ImageFile]:
         ImageError: for any failure, also inside the `with` block: `not_an_image`, `unsupported`, `damaged`,
             `too_large` or `out_of_memory`.
     """
+    with reading(data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        yield image
+
+
+@contextmanager
+def reading(data: bytes) -> Iterator[None]:
+    """Turn every exception inside the `with` block, which reads the image file `data`, into an ImageError."""
     # Pillow warns about problems that are handled here. `catch_warnings` would restore the filters afterwards, but it
     # is not thread-safe, and photographs are decoded in threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            yield image
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
