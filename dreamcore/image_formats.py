@@ -101,6 +101,8 @@ def _rejection(data: bytes, error: Exception) -> ImageError:
         return ImageError("unsupported", f"{name} is not supported: use {', '.join(FORMATS)}")
     if isinstance(error, UnidentifiedImageError):
         error = _header_error(name, data)
+    if name == "TIFF" and "string index out of range" in str(error):  # Pillow counts the planes of a pixel wrongly
+        return ImageError("unsupported", "TIFF: extra samples in separate planes are not supported")
     # Pillow raises the same exception type for unsupported and for damaged files. Only the messages differ.
     unsupported = re.search("unsupported|unknown pixel mode", str(error), re.IGNORECASE)
     return ImageError("unsupported" if unsupported else "damaged", f"{name}: {one_line(error)}")

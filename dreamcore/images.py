@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from dreamcore import bmp, tiff
 from dreamcore.colors import over_white, profile_of, to_srgb
@@ -151,6 +152,8 @@ def _prepare(image: Image.Image) -> None:
         tiff.prepare(image)
     elif isinstance(image, PngImageFile):
         scale_transparent_gray(image)
+    elif isinstance(image, WebPImageFile) and image.is_animated:
+        image._mode = image.rawmode = "RGBA"  # the canvas around the first frame is transparent, also without alpha
 
 
 def _convert(

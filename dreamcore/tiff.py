@@ -46,6 +46,7 @@ class _Form:
     sample_format: int
     samples: int
     planar: bool
+    reversed_bits: bool
     predictor: int
     subsampling: tuple[int, ...]
     ink_set: int
@@ -60,28 +61,30 @@ def prepare(image: TiffImageFile) -> None:
     form = _form(image)
     reason = _refusal(form)
     if reason:
-        raise ImageError("unsupported", f"TIFF: {reason} is not supported")
+        raise ImageError("unsupported", f"TIFF: not supported: {reason}")
     if not image.tile:  # the caller has loaded it
         return
-    if form.compression == _UNCOMPRESSED and form.planar and form.samples > 1:
-        # Pillow's own reader takes 16-bit planes for 8-bit planes. libtiff reads every plane correctly.
-        extents = (0, 0, *image._tile_size)
-        rawmode = f"{image.mode};16N" if form.bits == 16 else image.mode
-        image.tile = [ImageFile._Tile("libtiff", extents, 0, (rawmode, False, image.tag_v2._offset))]
+    rawmode = _rawmode(image)
+    planes = form.planar and form.samples > 1
+    if form.compression == _UNCOMPRESSED and (planes or form.reversed_bits):
+        # Pillow's own reader takes 16-bit planes for 8-bit planes, and cannot reverse the bits of a palette image.
+        rawmode = image.mode if planes else rawmode.removesuffix("R").removesuffix(";")
+        rawmode = f"{rawmode.partition(';')[0]};16N" if form.bits == 16 else rawmode
+        image.tile = [ImageFile._Tile("libtiff", (0, 0, *image._tile_size), 0, (rawmode, False, image.tag_v2._offset))]
         image.use_load_libtiff = True
-    elif image.tile[0].codec_name == "libtiff":
-        tile = image.tile[0]
-        rawmode, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        image.tile = [tile._replace(args=(_NATIVE.get(str(rawmode), rawmode), *others))]
+    elif rawmode in _NATIVE and image.tile[0].codec_name == "libtiff":
+        image.tile = [image.tile[0]._replace(args=(_NATIVE[rawmode], False, image.tag_v2._offset))]
 
 
 def corrected(image: TiffImageFile) -> Image.Image:
-    """Return a loaded TIFF with the gray values that the file means: in 8 bits, with 0 for black.
+    """Return a loaded TIFF with the colors and gray values that the file means. Gray has 8 bits, and 0 is black.
 
     Integers with a sign, integers of 32 bits and floats are mapped by `samples.stretch`, because such files do not say
     which value is white. Images that Pillow decodes correctly are returned unchanged.
     """
     form = _form(image)
+    if form.photometric == _PALETTE:
+        return _with_8_bit_colors(image)
     if form.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) or "A" in image.mode.upper():
         return image
     values = np.asarray(image)
@@ -98,6 +101,21 @@ def corrected(image: TiffImageFile) -> Image.Image:
     return Image.fromarray(255 - pixels if form.photometric == _WHITE_IS_ZERO else pixels)
 
 
+def _with_8_bit_colors(image: TiffImageFile) -> Image.Image:
+    """Correct a palette whose colors are 0 to 255. Some old programs write them; the standard says 0 to 65535."""
+    colors = image.tag_v2.get(320, ())
+    if image.mode != "P" or max(colors, default=0) > 255:
+        return image
+    result = image.copy()
+    result.putpalette(np.array(colors, np.uint8).reshape(3, -1).T.tobytes())
+    return result
+
+
+def _rawmode(image: TiffImageFile) -> str:
+    arguments = image.tile[0].args
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
 def _form(image: TiffImageFile) -> _Form:
     tags = image.tag_v2
 
@@ -112,6 +130,7 @@ def _form(image: TiffImageFile) -> _Form:
         sample_format=first(339, _UNSIGNED),
         samples=first(277, 1),
         planar=first(284, 1) == 2,
+        reversed_bits=first(266, 1) == 2,
         predictor=first(317, 1),
         subsampling=tuple(tags.get(530, (2, 2))),
         ink_set=first(332, 1),

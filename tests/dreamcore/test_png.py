@@ -3,6 +3,7 @@
 import itertools
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import png as pypng
@@ -42,7 +43,7 @@ def file_of(
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
 
 
-def reference(data: bytes) -> NDArray[np.float64]:
+def reference(data: bytes) -> Any:
     """Decode with pypng, over white."""
     width, height, lines, info = pypng.Reader(bytes=data).read()
     values = np.array([list(line) for line in lines], float).reshape(height, width, -1)
