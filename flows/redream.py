@@ -106,8 +106,6 @@ class Description(Frozen):
 class Reproduction:
     """A reproduced dream, compared with the original dream."""
 
-    result_id: str | None
-    """Identity of the original dream in its destination; None if it is not a dream of a run."""
     settings_id: str
     """Identity of the settings inside the original dream, computed with the present weights and algorithm."""
     same_settings: bool
@@ -119,6 +117,8 @@ class Reproduction:
     result: str
     differences: tuple[str, ...]
     """What has changed since the original dream was made."""
+    result_id: str | None = None
+    """Identity of the original dream in its destination; None if it is not a dream of a run."""
 
     @property
     def equal(self) -> bool:
@@ -203,7 +203,6 @@ def redream(
     write_file(result, encoded)
     identity = settings_id(then.settings, new.weights)
     return Reproduction(
-        result_id=result_id(then.source_etag, then.settings_id) if then.source_etag else None,
         settings_id=identity,
         same_settings=identity == then.settings_id,
         psnr_db=psnr(original, decode_named(encoded, result).pixels),
@@ -211,6 +210,7 @@ def redream(
         score_after_now=new.measurements.score_after,
         result=str(result),
         differences=then.differences(new),
+        result_id=result_id(then.source_etag, then.settings_id) if then.source_etag else None,
     )
 
 
