@@ -24,7 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from dreamcore import bmp, tiff
 from dreamcore.colors import over_white, profile_of, to_srgb
 from dreamcore.errors import ImageError
-from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image, reading
+from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image, reading, unread_format
 from dreamcore.samples import Array, from_bits, has_low_bytes, load_both_bytes, scale_transparent_gray, stretch
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "from_pillow",
     "has_image_suffix",
     "read_metadata",
+    "unread_format",
 ]
 
 Format = Literal["png", "webp", "jpg"]

@@ -210,7 +210,7 @@ def packed(values: NDArray[np.integer], bits: int) -> bytes:
     return np.packbits(positions.reshape(len(values), -1).astype(np.uint8), axis=1).tobytes()
 
 
-PACKERS: dict[int, Callable[[bytes], bytes]] = {
+PACKERS: dict[int, Callable[[bytes], Any]] = {
     1: bytes,
     5: imagecodecs.lzw_encode,
     8: zlib.compress,
