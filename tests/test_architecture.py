@@ -33,11 +33,11 @@ LEVELS = (
     {"protocol"},
     {"shard", "scan", "verify", "preview", "redream", "single"},
     {"run_record"},
-    {"sheets", "history", "contact", "local.demo"},
+    {"sheets", "history", "contact", "normal_forms", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
     {"storage", "decoder", "local.servers"},
-    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal"},
-    {"layout"},
+    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal", "photographs"},
+    {"layout", "globs"},
 )
 
 
