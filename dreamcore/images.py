@@ -99,10 +99,8 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_source_pixels: int
         >>> photograph.pixels.shape, photograph.width, photograph.height
         ((10, 15, 3), 30, 20)
     """
-    with open_image(data) as image:
+    with open_image(data, max_pixels=max_source_pixels, extras=True) as image:
         width, height = image.size
-        if width * height > max_source_pixels:
-            raise ImageError("too_large", f"{width} x {height} pixels are over the limit of {max_source_pixels}")
         size = _fit(width, height, max_pixels)
         draft = image.draft(None, size)  # decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is still large enough
         image.load()
