@@ -26,6 +26,7 @@ __all__ = [
     "needs_thread",
     "one_line",
     "open_image",
+    "reading",
     "unread_format",
 ]
 
@@ -170,26 +171,33 @@ def open_image(data: bytes, *, max_pixels: int | None = None, extras: bool = Fal
         ImageError: for any failure, also inside the `with` block: `not_an_image`, `unsupported`, `damaged`,
             `too_large` or `out_of_memory`.
     """
-    # Pillow warns about problems that are handled here. `catch_warnings` would restore the filters afterwards, but it
-    # is not thread-safe, and photographs are decoded in threads.
-    warnings.filterwarnings("ignore", module=r"PIL\.|pillow_")
-    name = format_of(data)
-    readable = {**{name: name for name in FORMATS}, **(_load_extras() if extras else {})}
-    try:
+    with reading(data):
+        name = format_of(data)
+        readable = {**{name: name for name in FORMATS}, **(_load_extras() if extras else {})}
         _refuse_unreadable(data, name, readable)
         if name == "JPEG XL":
             _check_size(jxl_size(data), max_pixels)
         with _opened(data, name, tuple(readable.values())) as image:
             _check_size(image.size, max_pixels)
             yield image
+
+
+@contextmanager
+def reading(data: bytes) -> Iterator[None]:
+    """Turn every exception inside the `with` block, which reads the image file `data`, into an ImageError."""
+    # Pillow warns about problems that are handled here. `catch_warnings` would restore the filters afterwards, but it
+    # is not thread-safe, and photographs are decoded in threads.
+    warnings.filterwarnings("ignore", module=r"PIL\.|pillow_")
+    try:
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", one_line(error)) from error
     except MemoryError as error:
-        raise ImageError("out_of_memory", f"{name}: not enough memory to decode the image") from error
+        raise ImageError("out_of_memory", f"{format_of(data)}: not enough memory to decode the image") from error
     except Exception as error:  # for corrupt bytes Pillow raises almost every exception type of Python
-        raise _rejection(data, name, error) from error
+        raise _rejection(data, error) from error
 
 
 def _refuse_unreadable(data: bytes, name: str | None, readable: Mapping[str, str]) -> None:
@@ -199,8 +207,7 @@ def _refuse_unreadable(data: bytes, name: str | None, readable: Mapping[str, str
     if raw is not None:
         raise ImageError("unsupported", f"RAW ({raw}) is not supported: develop the photograph, then {use}")
     if name is None:
-        reason = f"begins with {data[:16]!r}" if data else "the file is empty"
-        raise ImageError("not_an_image", f"not an image: {reason}")
+        raise _not_an_image(data)
     if name in readable or (name == "HEIF" and "HEIC" in readable):
         return
     extra = EXTRAS.get("HEIC" if name == "HEIF" else name)
@@ -234,14 +241,23 @@ def _check_size(size: tuple[int, int] | None, max_pixels: int | None) -> None:
         raise ImageError("too_large", f"{size[0]} x {size[1]} pixels are over the limit of {max_pixels}")
 
 
-def _rejection(data: bytes, name: str | None, error: Exception) -> ImageError:
+def _not_an_image(data: bytes) -> ImageError:
+    reason = f"begins with {data[:16]!r}" if data else "the file is empty"
+    return ImageError("not_an_image", f"not an image: {reason}")
+
+
+def _rejection(data: bytes, error: Exception) -> ImageError:
     """Return why `data` could not be opened or decoded."""
-    name = name or "image"
+    name = format_of(data)
+    if name is None:
+        return _not_an_image(data)
     variant = unsupported_variant(data, name)
     if variant is not None:
         return ImageError("unsupported", f"{variant} is not supported")
     if isinstance(error, UnidentifiedImageError):
         error = _header_error(name, data)
+    if name == "TIFF" and "string index out of range" in str(error):  # Pillow counts the planes of a pixel wrongly
+        return ImageError("unsupported", "TIFF: extra samples in separate planes are not supported")
     # Pillow raises the same exception type for unsupported and for damaged files. Only the messages differ.
     unsupported = re.search("unsupported|unknown pixel mode|not installed", str(error), re.IGNORECASE)
     return ImageError("unsupported" if unsupported else "damaged", f"{name}: {one_line(error)}")
