@@ -42,6 +42,7 @@ LEVELS = (
         "machine",
         "worker_process",
         "prefetch",
+        "sandbox",
         "retries",
         "work",
         "terminal",
