@@ -33,11 +33,23 @@ LEVELS = (
     {"protocol"},
     {"shard", "scan", "verify", "preview", "redream", "single"},
     {"run_record"},
-    {"sheets", "history", "contact", "local.demo"},
+    {"sheets", "history", "contact", "normal_forms", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
-    {"storage", "decoder", "local.servers"},
-    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal", "fonts"},
-    {"layout"},
+    {"storage", "decoder", "local.temporary"},
+    {
+        "job",
+        "s3_errors",
+        "machine",
+        "worker_process",
+        "prefetch",
+        "retries",
+        "work",
+        "terminal",
+        "fonts",
+        "photographs",
+        "local.servers",
+    },
+    {"layout", "globs", "cgroups", "proxies"},
 )
 
 
