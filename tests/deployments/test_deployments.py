@@ -277,6 +277,9 @@ def test_a_worker_in_another_folder_dreams(
     run = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run_id[1]]}}))[0]
     assert run.state_type is StateType.COMPLETED
     assert run.deployment_id == deployed["nightly"].id
+    destination = JOB["destination"].rstrip("/")
+    assert run.name == f"nightly {run.expected_start_time:%Y-%m-%d} -> {destination}"
+    assert destination in run.tags
 
     rows = manifest.read(storage, JOB["destination"]).to_pylist()
     assert [(row["status"], row["source_uri"], row["octaves"]) for row in rows] == [
