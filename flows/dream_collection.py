@@ -14,6 +14,7 @@ from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
 from flows.plan import Sources
+from flows.prefect_names import run_name, tag_run
 from flows.progress import ProgressBar
 from flows.protocol import run_job
 from flows.retries import with_retries
@@ -31,6 +32,7 @@ checked_settings: ContextVar[tuple[PlannedSettings, ...] | None] = ContextVar("c
 
 @flow(
     name="dream-collection",
+    flow_run_name=run_name,
     task_runner=ProcessPoolTaskRunner(worker_count(), initializer=start_worker),  # type: ignore[arg-type]
 )
 def dream_collection(job: DreamJob) -> Report:
@@ -38,6 +40,7 @@ def dream_collection(job: DreamJob) -> Report:
 
     Nothing is done twice: the flow skips what the manifest of the destination has, and continues an unfinished run.
     """
+    tag_run(job)
     settings = check(job)
     finished = run_job(
         job,
@@ -46,7 +49,7 @@ def dream_collection(job: DreamJob) -> Report:
         submitted(submit_shard),
         find_sources=find_photographs,
         throughput=throughput(),
-        on_progress=ProgressBar(),
+        on_progress=ProgressBar(job),
     )
     return show(finished)
 

@@ -18,6 +18,7 @@ from dreamcore.presets import PresetName
 from dreamcore.settings import Model, Octaves, Steps
 from flows.dream_collection import dream_collection
 from flows.job import DreamJob, explain_validation
+from flows.prefect_names import run_name
 from flows.run_record import Report
 
 __all__ = ["dream_from_form", "job_from_form"]
@@ -49,7 +50,7 @@ Address = Annotated[str, Field(pattern="^s3://[^/]+")]
 Layer = Annotated[str, Field(min_length=1)]
 
 
-@flow(name=dream_collection.name, task_runner=dream_collection.task_runner)
+@flow(name=dream_collection.name, flow_run_name=run_name, task_runner=dream_collection.task_runner)
 def dream_from_form(
     source: Address,
     destination: Address,

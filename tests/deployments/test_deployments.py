@@ -315,6 +315,7 @@ def test_a_worker_in_another_folder_dreams(
     run = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run_id[1]]}}))[0]
     assert run.state_type is StateType.COMPLETED
     assert run.deployment_id == deployed["nightly"].id
+    assert re.fullmatch(rf"nightly \d{{4}}-\d\d-\d\d -> {BUCKET}dreams", run.name)
 
     rows = manifest.read(storage, FORM["destination"]).to_pylist()
     assert [(row["status"], row["source_uri"], row["octaves"]) for row in rows] == [
