@@ -49,6 +49,12 @@ MAX_PART_BYTES = 200
 """Between two slashes. Some stores allow 255."""
 MAX_LABEL = 60
 """Characters of the readable label in the name of a dream."""
+_ACCESS_POINT = (
+    r"arn:[^/:]+:(?:s3|s3-object-lambda):[^/:]*:\d{12}:accesspoint[/:][^/:]+"
+    r"|arn:[^/:]+:s3-outposts:[^/:]*:\d{12}:outpost[/:][^/:]+[/:]accesspoint[/:][^/:]+"
+)
+"""The ARN of an access point, which takes the place of a bucket. AWS writes its last parts with slashes or colons."""
+_PATH = re.compile(rf"({_ACCESS_POINT}|(?!arn:)[^/]+)(?:/(.*))?", re.DOTALL)
 
 _UNSAFE_IN_LABEL = re.compile(r"[^\w.,=+@-]", re.ASCII)
 _RESULT = re.compile(r"[^/]*-([0-9a-f]{16})\.[a-z]+$")
@@ -57,14 +63,18 @@ _RESULT = re.compile(r"[^/]*-([0-9a-f]{16})\.[a-z]+$")
 def parse_uri(uri: str) -> tuple[str, str]:
     """Return bucket and key of `s3://bucket/key`. The key may hold any character, or be empty.
 
+    The bucket may be the ARN of an access point, such as
+    `s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/NAME/PREFIX/`.
+
     Raises:
         ValueError: `uri` is not an S3 address.
     """
     scheme, _, path = uri.partition("://")
-    bucket, _, key = path.partition("/")
-    if scheme != "s3" or not bucket:
-        raise ValueError(f"{uri!r} is not an S3 address: write s3://BUCKET/PREFIX/")
-    return bucket, key
+    match = _PATH.fullmatch(path)
+    if scheme != "s3" or not match:
+        example = "s3://ACCESS_POINT_ARN/PREFIX/" if path.startswith("arn:") else "s3://BUCKET/PREFIX/"
+        raise ValueError(f"{uri!r} is not an S3 address: write {example}")
+    return match[1], match[2] or ""
 
 
 def check_uri(uri: str) -> str:

@@ -36,9 +36,20 @@ LEVELS = (
     {"run_record"},
     {"sheets", "history", "contact", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
-    {"storage", "decoder", "local.servers"},
-    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal", "fonts"},
-    {"layout"},
+    {"storage", "decoder", "local.temporary"},
+    {
+        "job",
+        "s3_errors",
+        "machine",
+        "worker_process",
+        "prefetch",
+        "retries",
+        "work",
+        "terminal",
+        "fonts",
+        "local.servers",
+    },
+    {"layout", "cgroups", "proxies"},
 )
 
 

@@ -35,7 +35,7 @@ needs_raqm = pytest.mark.skipif(not features.check("raqm"), reason="FriBidi is n
 
 def drawn(text: str) -> bytes:
     """The pixels of a line of text."""
-    return pixels_of(text).tobytes()
+    return bytes(pixels_of(text).tobytes())
 
 
 def pixels_of(text: str) -> Any:
