@@ -12,7 +12,17 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dreamcore.errors import ImageError
 
-__all__ = ["EXTRAS", "FORMATS", "SUFFIXES", "Extra", "has_image_suffix", "one_line", "open_image", "unread_format"]
+__all__ = [
+    "EXTRAS",
+    "FORMATS",
+    "SUFFIXES",
+    "Extra",
+    "has_image_suffix",
+    "one_line",
+    "open_image",
+    "reading",
+    "unread_format",
+]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Formats that every installation reads, by Pillow's names."""
@@ -135,12 +145,18 @@ def open_image(data: bytes) -> Iterator[ImageFile.ImageFile]:
         ImageError: for any failure, also inside the `with` block: `not_an_image`, `unsupported`, `damaged`,
             `too_large` or `out_of_memory`.
     """
+    with reading(data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        yield image
+
+
+@contextmanager
+def reading(data: bytes) -> Iterator[None]:
+    """Turn every exception inside the `with` block, which reads the image file `data`, into an ImageError."""
     # Pillow warns about problems that are handled here. `catch_warnings` would restore the filters afterwards, but it
     # is not thread-safe, and photographs are decoded in threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            yield image
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -161,6 +177,8 @@ def _rejection(data: bytes, error: Exception) -> ImageError:
         return ImageError("unsupported", f"{name} is not supported: use {', '.join(FORMATS)}")
     if isinstance(error, UnidentifiedImageError):
         error = _header_error(name, data)
+    if name == "TIFF" and "string index out of range" in str(error):  # Pillow counts the planes of a pixel wrongly
+        return ImageError("unsupported", "TIFF: extra samples in separate planes are not supported")
     # Pillow raises the same exception type for unsupported and for damaged files. Only the messages differ.
     unsupported = re.search("unsupported|unknown pixel mode", str(error), re.IGNORECASE)
     return ImageError("unsupported" if unsupported else "damaged", f"{name}: {one_line(error)}")
