@@ -307,6 +307,7 @@ def _prefect(stack: Stack, server: Server) -> tuple[list[str], dict[str, str]]:
         # have a meaning in an address, such as a question mark.
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db",
         "PREFECT_SERVER_UI_API_URL": f"{server.url}/api",  # by default the UI uses port 4200
+        "PREFECT_UI_URL": server.url,  # the links in notifications
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
