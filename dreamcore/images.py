@@ -107,7 +107,7 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_source_pixels: int
             header = bmp.read_header(data)
             size = _allowed_size(header.width, header.height, max_pixels, max_source_pixels)
             return _convert(bmp.pixels_of(data, header), (header.width, header.height), size)
-    with open_image(data) as image:
+    with open_image(data, max_pixels=max_source_pixels, extras=True) as image:
         original = image.size
         size = _allowed_size(*original, max_pixels, max_source_pixels)
         draft = image.draft(None, size)  # decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is still large enough
