@@ -311,9 +311,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         return Image.fromarray(stretch(np.asarray(image)))
     if image.mode == "La":  # Pillow converts this mode only to LA
         image = image.convert("LA")
-    if image.has_transparency_data:
+    if image.has_transparency_data and image.mode != "RGBA":
         return image.convert("RGBA")
-    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+    if image.mode in ("L", "RGB", "RGBA", "CMYK", "LAB"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile
 __all__ = ["Array", "from_bits", "has_low_bytes", "load_both_bytes", "scale_transparent_gray", "stretch"]
 
 Array = NDArray[np.uint8]
+"""Pixels with 8 bits: (H, W, 3) in sRGB, or (H, W) of gray."""
 
 _BANDS = 64  # whole images in double precision would dominate the memory
 _NATIVE = "L" if sys.byteorder == "little" else "B"

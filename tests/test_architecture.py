@@ -33,7 +33,7 @@ LEVELS = (
     {"protocol"},
     {"shard", "scan", "verify", "preview", "redream", "single"},
     {"run_record"},
-    {"sheets", "history", "contact", "local.demo"},
+    {"sheets", "history", "contact", "normal_forms", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
     {"storage", "decoder", "local.temporary"},
     {
@@ -47,9 +47,10 @@ LEVELS = (
         "work",
         "terminal",
         "fonts",
+        "photographs",
         "local.servers",
     },
-    {"layout", "cgroups", "proxies"},
+    {"layout", "globs", "cgroups", "proxies"},
 )
 
 
