@@ -2,18 +2,32 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from dreamcore.errors import InvalidInput
+from dreamcore.errors import ErrorKind, InvalidInput
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings, MaxPixels, Output, digest
 from dreamcore.targets import Frozen
 from flows.layout import FOLDERS, check_uri, folder_uri
 
-__all__ = ["DreamJob", "explain_validation", "read_job"]
+__all__ = ["DreamJob", "RetryFailed", "explain_validation", "read_job"]
+
+
+def _list_of_kinds(value: object) -> object:
+    """Return the name of one error kind as a list, and an empty list as False."""
+    if isinstance(value, str) and value in get_args(ErrorKind):
+        return [value]
+    return value if value else False
+
+
+RetryFailed = Annotated[bool | tuple[ErrorKind, ...], BeforeValidator(_list_of_kinds)]
+"""Which failed dreams of earlier runs a run tries again: none, all, or those of some error kinds."""
+
+
+_WITHOUT_EFFECT_ON_DREAMS = {"sheets", "stage_scores", "max_failures", "strict", "retry_failed"}
 
 
 class DreamJob(Frozen):
@@ -39,7 +53,15 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. After 100 dreams, the run stops if the failed share is larger.",
+        description="Share of dreams that may fail. If more fail, the run is failed; after 100 dreams it also stops.",
+    )
+    strict: bool = Field(
+        default=False,
+        description="Whether a run is failed if a dream failed, in this run or earlier, or if there is no photograph.",
+    )
+    retry_failed: RetryFailed = Field(
+        default=False,
+        description="Dream nothing new, but try failed dreams of earlier runs again: true, or a list of error kinds.",
     )
     sheets: int = Field(
         default=24, ge=0, le=1000, description="Number of photographs that get a contact sheet after the run."
@@ -69,7 +91,7 @@ class DreamJob(Frozen):
 
         Fields that change no dream do not count.
         """
-        return digest(self.model_dump(mode="json", exclude={"sheets", "stage_scores", "max_failures"}))
+        return digest(self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_DREAMS))
 
     def settings(self) -> tuple[DreamSettings, ...]:
         """Return the settings of every point of the grid."""

@@ -95,7 +95,7 @@ def _check_source(job: DreamJob, store: Storage) -> None:
 
 
 @lru_cache
-def store_warning(destination: str, store: Storage | None = None) -> str | None:
+def store_warning(destination: str, store: Storage | None = None, *, replacing: bool = False) -> str | None:
     """Return a warning if the store ignores conditional writes, on which the run protocol relies; otherwise None.
 
     The result is cached, because the command line and the flow may both call this in one process.
@@ -103,9 +103,10 @@ def store_warning(destination: str, store: Storage | None = None) -> str | None:
     Args:
         destination: folder of the results; the check writes and removes one object there.
         store: access to S3; by default the storage of this process.
+        replacing: also check that the store supports conditional writes that replace an object.
     """
     store = store or storage()
-    if store.supports_conditional_writes(layout.runs_folder(destination)):
+    if store.supports_conditional_writes(layout.runs_folder(destination), replacing=replacing):
         return None
     return (
         f"{store.endpoint} ignores conditional writes: make sure that no other run writes to {destination} at the "

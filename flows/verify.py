@@ -217,8 +217,9 @@ class _Verifier:
         """Yield the addresses of all dreams that the unfinished run planned."""
         plan = run_record.read_plan(unfinished.destination, unfinished.run_id, self.storage) if unfinished else None
         if unfinished and plan:
-            for work in plan.works():
-                yield from (unfinished.result_uri(work.source, unfinished.settings[index]) for index in work.settings)
+            for run, shard in run_record.shards_with_runs(unfinished, plan, self.storage):
+                for work in shard.works:
+                    yield from (run.result_uri(work.source, run.settings[index]) for index in work.settings)
 
     def orphans(self, keys: set[int]) -> Iterator[Problem]:
         """Yield the objects with these keys."""

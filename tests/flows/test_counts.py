@@ -154,13 +154,13 @@ def test_the_estimate_covers_the_unfinished_run(
 def test_a_run_stops_when_more_dreams_fail_than_the_job_allows(
     done: int, failed: int, max_failures: float, stops: bool, storage: Storage, source: str, destination: str
 ) -> None:
-    run = begin(storage, source, destination, max_failures=max_failures)
+    run, plan = begin(storage, source, destination, max_failures=max_failures), make_plan(Sources(()), (), bool)
     counts = {"done": done, "failed": failed}
     if stops:
         with pytest.raises(DreamgridError, match=rf"{failed} of the first 100 dreams failed.*--max-failures 1"):
-            protocol.check_failures(run, counts, storage)
+            protocol.check_failures(run, plan, counts, storage)
     else:
-        protocol.check_failures(run, counts, storage)
+        protocol.check_failures(run, plan, counts, storage)
 
 
 def test_a_run_stopped_by_failures_continues_with_a_higher_limit(
