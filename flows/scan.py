@@ -19,11 +19,12 @@ from flows.job import DreamJob, explain_validation
 from flows.layout import parse_uri
 from flows.machine import gpu_count, worker_count
 from flows.plan import Plan, Sources, make_plan
+from flows.retry import plan_retry
 from flows.run_record import Run
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
-from flows.work import PlannedSettings, Source
+from flows.work import PlannedSettings, Shard, Source
 
-__all__ = ["Scan", "check_access", "estimate", "plan_settings", "scan", "store_warning", "throughput"]
+__all__ = ["Scan", "check_access", "estimate", "plan_settings", "scan", "settings_of", "store_warning", "throughput"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def _check_source(job: DreamJob, store: Storage) -> None:
     """Raise `InvalidInput` if the source is neither a photograph nor a folder with objects in it.
 
     A source that ends with a slash may be empty, because a nightly job may start before the first photograph arrives.
+    A job that tries failed dreams again does not list its source.
     """
-    if job.source.endswith("/") or not parse_uri(job.source)[1]:
+    if job.source.endswith("/") or not parse_uri(job.source)[1] or job.retry_failed:
         return
     existing = store.find(job.source)
     if (existing and has_image_suffix(job.source)) or any(True for _ in store.list(f"{job.source}/")):
@@ -167,13 +169,17 @@ def estimate(job: DreamJob) -> dict[str, Any]:
     run, frozen, refusal = _resumable(job, settings)
     if run and frozen:
         total, todo = frozen.dreams, run_record.remaining_shards(run, frozen, storage())
+    elif job.retry_failed:
+        again = plan_retry(job, storage())
+        total, todo = again.dreams, iter(again)
     else:
         total, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, finished, machine))
     shards = dreams = 0
     seconds = 0.0
     for shard in todo:
         shards, dreams = shards + 1, dreams + shard.dreams
-        pairs = ((work.source, settings[index]) for work in shard.works for index in work.settings)
+        points = settings_of(job, shard, settings)
+        pairs = ((work.source, points[index]) for work in shard.works for index in work.settings)
         seconds += sum(estimate_seconds(source, planned, machine.speed) for source, planned in pairs)
     return {
         "source": job.source,
@@ -191,6 +197,13 @@ def estimate(job: DreamJob) -> dict[str, Any]:
         "estimated_seconds_of_one_process": round(seconds, 1),
         "estimated_seconds": round(seconds / machine.processes, 1),
     }
+
+
+def settings_of(job: DreamJob, shard: Shard, settings: Sequence[PlannedSettings]) -> Sequence[PlannedSettings]:
+    """Return the settings that a shard refers to: `settings`, or those of the earlier run whose part it replaces."""
+    if shard.replaces is None:
+        return settings
+    return run_record.load_run(job.destination, shard.replaces.run_id, storage()).settings
 
 
 def _resumable(job: DreamJob, settings: Sequence[PlannedSettings]) -> tuple[Run | None, Plan | None, str | None]:

@@ -176,6 +176,9 @@ def test_a_run_stopped_by_failures_continues_with_a_higher_limit(
     assert len(manifest.read(storage, destination)) > 100
 
     resumed = dreamgrid("run", "--resume", destination, "--max-failures", "1", "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["failed"] == 120
+    assert resumed.returncode == 1, "a run in which every dream failed counts as failed"
+    report = json.loads(resumed.stdout)
+    assert (report["state"], report["failed"], report["failures"]) == ("completed", 120, {"not_an_image": 120})
+    assert f"the run {report['run_id']} failed: 0 done, 120 failed: 120 not_an_image; every dream" in resumed.stderr
     assert len(manifest.read(storage, destination)) == 120
+    assert run_record.read_mark(destination, storage) is None
