@@ -5,28 +5,74 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dreamcore.errors import ImageError
 
-__all__ = ["FORMATS", "SUFFIXES", "has_image_suffix", "open_image"]
+__all__ = ["EXTRAS", "FORMATS", "SUFFIXES", "Extra", "has_image_suffix", "one_line", "open_image", "unread_format"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Formats that are read, by Pillow's names."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Formats that every installation reads, by Pillow's names."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional package that adds a format to Pillow."""
+
+    name: str
+    """The extra of Dreamgrid: `pip install 'dreamgrid[name]'`."""
+    package: str
+    """The package to import."""
+
+    @property
+    def installed(self) -> bool:
+        """Whether the package is installed."""
+        return find_spec(self.package) is not None
+
+
+EXTRAS: Mapping[str, Extra] = {"HEIC": Extra("heic", "pillow_heif"), "JPEG XL": Extra("jxl", "pillow_jxl")}
+"""Formats that need an optional package."""
+
+_SUFFIXES_OF = {
+    "JPEG": "jpg jpeg jpe jfif pjpeg pjp mpo",
+    "PNG": "png apng",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif tiff",
+    "AVIF": "avif",
+    "HEIC": "heic heif hif",
+    "JPEG XL": "jxl",
+    "PSD": "psd psb",
+    "XCF": "xcf",
+    "SVG": "svg svgz",
+    "EPS": "eps",
+    "ICO": "ico",
+    "ICNS": "icns",
+    "DDS": "dds",
+    "TGA": "tga",
+    "QOI": "qoi",
+    "OpenEXR": "exr",
+    "Radiance HDR": "hdr",
+    "JPEG 2000": "jp2 j2k jpf jpx",
+    "JPEG XR": "jxr wdp",
+    "PNM": "pbm pgm ppm pnm pam pfm",
+    "PCX": "pcx",
+    "WMF": "wmf emf",
+}
+_RAW_SUFFIXES = "3fr arw cr2 cr3 crw dcr dng erf gpr iiq kdc mef mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+_FORMAT_OF_SUFFIX = {suffix: name for name, suffixes in _SUFFIXES_OF.items() for suffix in suffixes.split()}
+_FORMAT_OF_SUFFIX |= {suffix: f"RAW ({suffix.upper()})" for suffix in _RAW_SUFFIXES.split()}
 
 SUFFIXES: Mapping[str, str] = {
-    "jpg": "JPEG",
-    "jpeg": "JPEG",
-    "jpe": "JPEG",
-    "png": "PNG",
-    "webp": "WEBP",
-    "gif": "GIF",
-    "bmp": "BMP",
-    "tif": "TIFF",
-    "tiff": "TIFF",
+    suffix: name
+    for suffix, name in _FORMAT_OF_SUFFIX.items()
+    if name in FORMATS or (name in EXTRAS and EXTRAS[name].installed)
 }
-"""Lower-case file name suffixes of these formats."""
+"""Lower-case file name suffixes of the formats that this installation reads."""
 
 # Patterns of the first bytes. Formats that are not in FORMATS are listed so that the error can name them.
 _SIGNATURES = (
@@ -57,8 +103,28 @@ def has_image_suffix(key: str) -> bool:
         >>> has_image_suffix("holiday/beach.JPG"), has_image_suffix("holiday/notes.txt")
         (True, False)
     """
+    return _suffix(key) in SUFFIXES
+
+
+def unread_format(key: str) -> str | None:
+    """Return the image format that a key's suffix names, if this installation does not read the format.
+
+    Returns:
+        The name for messages, such as `HEIC`, `RAW (NEF)` or `PSD`; None if the suffix is in `SUFFIXES`, or names no
+        known image format.
+
+    Example:
+        >>> unread_format("holiday/beach.NEF"), unread_format("holiday/beach.jpg"), unread_format("holiday/notes.txt")
+        ('RAW (NEF)', None, None)
+    """
+    suffix = _suffix(key)
+    return None if suffix in SUFFIXES else _FORMAT_OF_SUFFIX.get(suffix)
+
+
+def _suffix(key: str) -> str:
+    """Return the lower-case suffix of a key without its dot, or an empty string."""
     _, dot, suffix = key.rpartition(".")
-    return bool(dot) and suffix.lower() in SUFFIXES
+    return suffix.lower() if dot else ""
 
 
 @contextmanager
@@ -114,4 +180,5 @@ def _format_of(data: bytes) -> str | None:
 
 
 def one_line(error: Exception) -> str:
+    """Return the message of an error on one line of at most 200 characters, or the name of its type."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 from dreamcore.errors import ImageError
-from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image
+from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image, unread_format
 
 __all__ = [
     "FORMATS",
@@ -35,6 +35,7 @@ __all__ = [
     "from_pillow",
     "has_image_suffix",
     "read_metadata",
+    "unread_format",
 ]
 
 Array = NDArray[np.uint8]

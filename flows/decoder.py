@@ -6,7 +6,8 @@ open files or connections. If an image exceeds a limit of time or memory, its ch
 fails. The next image gets a new child.
 
 A request is two integers and the bytes of the image. A reply is one line of JSON, followed by the pixels. An image may
-have taken control of the child, so every reply is validated and nothing in it is executed.
+have taken control of the child, so every reply is validated and nothing in it is executed. What a decoder library
+prints is discarded.
 """
 
 import atexit
@@ -286,7 +287,7 @@ class _Child:
 
 def _serve(memory: int) -> None:
     """Reply to requests until standard input is closed."""
-    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     _enter_sandbox(memory)
     replies.write(_READY)
     replies.flush()
@@ -313,19 +314,43 @@ def _enter_sandbox(memory: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     Image.init()  # otherwise Pillow imports its formats on demand, which needs files that cannot be opened later
     if sys.platform != "linux":
+        _discard_output()
         return
-    import fcntl
     import resource
 
-    # An idle child exits when its standard input is closed. A busy child gets SIGIO from the kernel, and exits, when
-    # the other end of its standard error is closed. Both happen when the parent exits.
-    fcntl.fcntl(2, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_ASYNC)
+    _exit_with_parent()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for name in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+    for name in (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(name, (0, 0))
+    _discard_output()  # only now, so that the parent can report an error of the lines above
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+
+
+def _exit_with_parent() -> None:
+    """Make the child exit when its parent exits.
+
+    An idle child exits when its standard input is closed. A busy child gets SIGIO from the kernel, and exits, when the
+    parent's end of the pipe of standard error is closed. A duplicate keeps the child's end open.
+    """
+    import fcntl
+
+    pipe = os.dup(2)
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _discard_output() -> None:
+    """Discard what decoder libraries print.
+
+    The parent does not read standard error, so libtiff's warnings would fill the pipe and block the child. A line on
+    standard output would be taken for a reply.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    for standard in (1, 2):
+        os.dup2(null, standard)
+    os.close(null)
 
 
 if __name__ == "__main__":

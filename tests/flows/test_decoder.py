@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -37,6 +38,8 @@ from tests.support.decoding import (
 from tests.support.pictures import DISPLAY_P3, LOSSLESS, photo, png, rgb_profile, saved
 
 pytestmark = pytest.mark.slow
+
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +178,40 @@ def test_one_child_decodes_all_images_in_milliseconds_each(shared: Decoder) -> N
     seconds = timeit.repeat(lambda: shared.decode(photograph, max_pixels=1_000_000), number=1, repeat=50)
     assert median(seconds) < 0.05  # 1 to 4 ms each were measured
     assert pid(shared) == child
+
+
+CHATTY = (CASES / "chatty.tif").read_bytes()
+"""A fax with 231 malformed tags. libtiff prints two warnings for each, 65 KB in all, while it decodes the file."""
+CHATTY_DIRECTORY = 20  # the offset of the two bytes that count the tags
+
+
+@pytest.mark.parametrize(("tags", "times"), [(240, 100), (12, 5000)])
+def test_warnings_of_libraries_never_block_the_child(decoder: Decoder, tags: int, times: int) -> None:
+    """The warnings are 6 and 4 MB in all. A pipe holds 64 KiB. With few malformed tags, 5,000 images take seconds."""
+    chatty = CHATTY[:CHATTY_DIRECTORY] + struct.pack("<H", tags) + CHATTY[CHATTY_DIRECTORY + 2 :]
+    child = pid(decoder)
+    fax = decoder.decode(chatty).pixels
+    for _ in range(times):
+        assert np.array_equal(decoder.decode(chatty).pixels, fax)
+    assert works(decoder)
+    assert pid(decoder) == child
+
+
+def test_a_library_that_prints_does_not_disturb_the_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another plugin of Pillow stands for a library that prints to both standard streams."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "from PIL import ImageFile\n"
+        "load = ImageFile.ImageFile.load\n"
+        "def noisy(self):\n"
+        "    os.write(1, b'a warning\\n' * 1000); os.write(2, b'a warning\\n' * 10_000)\n"
+        "    return load(self)\n"
+        "ImageFile.ImageFile.load = noisy\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    decoder = Decoder(seconds=2)
+    assert works(decoder)
+    decoder.close()
 
 
 # --- limits of time and memory
@@ -318,8 +355,8 @@ def test_the_child_has_no_credentials_and_no_open_files_or_connections(decoder: 
         child = pid(decoder)
     assert {entry.partition("=")[0] for entry in environment(child)} <= {"LD_LIBRARY_PATH", "PYTHONPATH", "LC_CTYPE"}
     assert b"canary" not in Path(f"/proc/{child}/environ").read_bytes()
-    descriptors = {fd.name: str(fd.readlink()).partition(":")[0] for fd in Path(f"/proc/{child}/fd").iterdir()}
-    assert descriptors == {"0": "pipe", "1": "pipe", "2": "pipe"}
+    descriptors = [str(fd.readlink()).partition(":")[0] for fd in sorted(Path(f"/proc/{child}/fd").iterdir())]
+    assert descriptors == ["pipe", "/dev/null", "/dev/null", "pipe", "pipe"]
     imported = Path(f"/proc/{child}/maps").read_text()
     assert "_imaging" in imported
     assert "torch" not in imported
