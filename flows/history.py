@@ -61,7 +61,8 @@ class Failures(NamedTuple):
 class FinishedDreams:
     """The rows of a destination by `dream_key`, whatever their status.
 
-    A photograph that failed is not tried again until it changes, because it would fail again.
+    A photograph that failed is not tried again until it changes, because it would fail again. A run with
+    `retry_failed` tries it again.
     """
 
     keys: _Keys

@@ -2,6 +2,7 @@
 
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -213,12 +214,15 @@ def test_a_run_suspended_at_any_s3_call_corrupts_nothing(
 # --- failed dreams that are tried again
 
 LAYERS = ("blocks.0", "blocks.1")
+_network = threading.Lock()
+"""Lock around runs in this process: a network dreams in one thread at a time."""
 
 
 def failed_run(begin: Begin, storage: Storage, folder: object, processes: int = 0) -> PartsObserver:
     """Finish a run in which every dream at blocks.1 fails. With 0 processes, all its rows are in one part."""
     attempt = replace(begin(folder, LAYERS), fails_at="blocks.1", processes=processes)
-    attempt.run_here(storage)
+    with _network:
+        attempt.run_here(storage)
     return PartsObserver(storage, attempt.job.destination)
 
 
