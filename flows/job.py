@@ -16,14 +16,18 @@ from flows.layout import FOLDERS, check_uri, folder_uri
 __all__ = ["DreamJob", "RetryFailed", "explain_validation", "read_job"]
 
 
-def _list_of_kinds(value: object) -> object:
-    """Return the name of one error kind as a list, and an empty list as False."""
-    if isinstance(value, str) and value in get_args(ErrorKind):
-        return [value]
-    return value if value else False
+def _read_kinds(value: object) -> object:
+    """Return True, False or a tuple of error kinds. The name of one kind stands for a list, an empty list for False."""
+    if value is None or isinstance(value, bool) or value in ("true", "false"):
+        return value in (True, "true")
+    names = value if isinstance(value, (list, tuple)) else [value]
+    kinds = get_args(ErrorKind)
+    if unknown := [name for name in names if name not in kinds]:
+        raise ValueError(f"{unknown[0]!r} is not an error kind: give true, or a list of {', '.join(kinds)}")
+    return tuple(names) or False
 
 
-RetryFailed = Annotated[bool | tuple[ErrorKind, ...], BeforeValidator(_list_of_kinds)]
+RetryFailed = Annotated[bool | tuple[ErrorKind, ...], BeforeValidator(_read_kinds)]
 """Which failed dreams of earlier runs a run tries again: none, all, or those of some error kinds."""
 
 
