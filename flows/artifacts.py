@@ -1,14 +1,14 @@
 """What a finished run shows in the Prefect UI: failures in the log, and artifacts with counts and contact sheets."""
 
 import base64
-import re
 from collections.abc import Sequence
 from itertools import groupby, islice
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from flows import layout, run_rows, sheets
+from flows import run_rows, sheets
+from flows.prefect_names import artifact_key
 from flows.protocol import FinishedRun
 from flows.retries import with_retries
 from flows.run_record import Report, Run
@@ -55,10 +55,10 @@ def log_failures(finished: FinishedRun) -> None:
 def draw(run: Run, sources: Sequence[Source], report: Report) -> None:
     """Draw contact sheets, and publish them, the counts and the failures by kind as artifacts of the run."""
     counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
-    create_table_artifact([counts | report.failures], key="report", description=f"Dreams in {report.destination}")
+    key = artifact_key("report", report.destination, run.job)
+    create_table_artifact([counts | report.failures], key=key, description=f"Dreams in {report.destination}")
     photographs = [(source.uri, source.etag) for source in sources]
     for sheet in sheets.draw_sheets(run.destination, storage(), photographs, get_run_logger().warning):
         image = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
-        name = sheet.uri.removeprefix(layout.sheets_folder(run.destination)).removesuffix(".jpg")
-        key = re.sub(r"[^a-z0-9]+", "-", f"sheet {name.lower()}").strip("-")
+        key = artifact_key("sheet", sheet.name, run.job, sheet.photograph, sheet.uri)
         create_image_artifact(image, key=key, description=f"Contact sheet of {sheet.name}: {sheet.uri}")

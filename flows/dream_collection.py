@@ -16,6 +16,7 @@ from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
 from flows.plan import Sources
+from flows.prefect_names import run_name, tag_run
 from flows.progress import ProgressBar
 from flows.protocol import run_job
 from flows.retries import with_retries
@@ -33,6 +34,7 @@ checked_settings: ContextVar[tuple[PlannedSettings, ...] | None] = ContextVar("c
 
 @flow(
     name="dream-collection",
+    flow_run_name=run_name,
     task_runner=ProcessPoolTaskRunner(worker_count(), initializer=start_worker),  # type: ignore[arg-type]
 )
 def dream_collection(job: DreamJob) -> State[Report]:
@@ -43,6 +45,7 @@ def dream_collection(job: DreamJob) -> State[Report]:
     Returns:
         The final state. Prefect gives callers in the same process the report inside it, or raises `FailedRun`.
     """
+    tag_run(job)
     settings = check(job)
     finished = run_job(
         job,
@@ -51,7 +54,7 @@ def dream_collection(job: DreamJob) -> State[Report]:
         submitted(submit_shard),
         find_sources=find_photographs,
         throughput=throughput(),
-        on_progress=ProgressBar(),
+        on_progress=ProgressBar(job),
     )
     return final_state(job, show(finished))
 

@@ -28,6 +28,7 @@ __all__ = [
     "Row",
     "count_statuses",
     "failures",
+    "find_results",
     "from_parquet",
     "iter_tables",
     "list_parts",
@@ -41,7 +42,7 @@ __all__ = [
     "value_counts",
 ]
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 """Incremented when a column is added. Columns are never changed or removed, and new ones are nullable."""
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
@@ -107,6 +108,8 @@ class Row:
     """Number of octaves that were left out because they would be smaller than the network's minimum size."""
     octave_scores: list[float] | None = None
     stage_scores: list[dict[str, Any]] | None = None
+    result_id: str | None = None
+    """Identity of the dream, 16 hex digits: by this name people and commands refer to it."""
 
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
@@ -149,7 +152,10 @@ def replace_rows(part: bytes, rows: Sequence[Row]) -> bytes:
 
     All other rows keep all columns, also columns that only a later version of Dreamgrid has.
     """
-    old = pq.ParquetFile(io.BytesIO(part)).read()
+    whole = pq.ParquetFile(io.BytesIO(part)).read()
+    old = from_parquet(part, SCHEMA.names)  # with the columns that an earlier version did not have
+    for name in set(whole.column_names) - set(SCHEMA.names):
+        old = old.append_column(name, whole[name])
     replaced = {(row.source_uri, row.source_etag, row.settings_id) for row in rows}
     identities = zip(*(old[name].to_pylist() for name in IDENTITY), strict=True)
     kept = old.filter(pa.array([identity not in replaced for identity in identities], pa.bool_()))
@@ -208,9 +214,17 @@ def read_parts(storage: Storage, uris: Iterable[str], columns: Sequence[str]) ->
 
 
 def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
-    """Return columns of a part. Columns that did not exist when the part was written are null."""
+    """Return columns of a part. Columns that did not exist when the part was written are null.
+
+    One exception is `result_id`, which is then taken from `result_uri`.
+    """
     part = pq.ParquetFile(io.BytesIO(data))
-    table = part.read([name for name in columns if name in part.schema_arrow.names])
+    existing = part.schema_arrow.names
+    derived = "result_id" in columns and "result_id" not in existing
+    table = part.read([name for name in existing if name in columns or (derived and name == "result_uri")])
+    if derived:
+        ids = [layout.result_id_of(uri or "") for uri in table["result_uri"].to_pylist()]
+        table = table.append_column("result_id", pa.array(ids, _TEXT))
     for name in set(columns) - set(table.column_names):
         table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
     return table.select(columns).cast(_schema(columns))
@@ -273,6 +287,16 @@ def failures(storage: Storage, destination: str) -> list[dict[str, Any]]:
     groups = rows.group_by(_FAILURE_COLUMNS, use_threads=False).aggregate([([], "count_all")])
     named = groups.rename_columns([*_FAILURE_COLUMNS, "dreams"])
     return named.sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
+
+
+def find_results(storage: Storage, destination: str, result_id: str) -> dict[str, str]:
+    """Return the addresses of the dreams whose `result_id` begins with these digits, by the whole `result_id`.
+
+    Equal photographs in several files have equal dreams with one `result_id`. Then one of the addresses is returned.
+    """
+    chosen = pc.starts_with(pc.field("result_id"), result_id) & (pc.field("status") == "done")
+    rows = read(storage, destination, ["result_id", "result_uri", "status"], where=chosen)
+    return dict(sorted(zip(rows["result_id"].to_pylist(), rows["result_uri"].to_pylist(), strict=True), reverse=True))
 
 
 def value_counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -8,6 +8,8 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import ObjectNotFound
 
+from flows.job import DreamJob
+from flows.prefect_names import artifact_key
 from flows.protocol import OnProgress
 
 __all__ = ["ProgressBar", "on_progress"]
@@ -19,7 +21,8 @@ on_progress: ContextVar[OnProgress | None] = ContextVar("on_progress", default=N
 class ProgressBar:
     """The progress artifact of a run in the Prefect UI. It also calls the caller's `on_progress`."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: DreamJob) -> None:
+        self.key = artifact_key("dreams", job.destination, job)
         self.also = on_progress.get()
         self.artifact: Any = None
         self.created = False
@@ -28,7 +31,7 @@ class ProgressBar:
         """Move the bar, and create it on the first call."""
         percent = 100 * finished / planned
         if not self.created:
-            self.artifact = create_progress_artifact(percent, key="dreams", description=f"{planned} dreams")
+            self.artifact = create_progress_artifact(percent, key=self.key, description=f"{planned} dreams")
             self.created = True
         elif self.artifact:
             self._update(percent)

@@ -10,7 +10,6 @@ Each folder has its own credentials, ports and processes, so two stacks never sh
 the flows. It uses `flows.storage` to check that S3 works.
 """
 
-import http.client
 import json
 import os
 import secrets
@@ -23,12 +22,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from flows.local.servers import GRPC_OFFSET, HOST, Server, stop
+from flows.local.servers import GRPC_OFFSET, HOST, START_SECONDS, Server, check_health, stop
+from flows.proxies import exempt_loopback
 
 __all__ = ["ServerStatus", "Stack", "Status", "down", "find", "status", "up"]
 
-START_SECONDS = 120.0
-"""Prefect needs 5 s on an idle machine, and far more while networks load on every core."""
 WEED_PORTS = ("s3", "master", "volume", "filer", "admin")
 
 
@@ -76,6 +74,7 @@ class Stack:
             "PREFECT_HOME": str(self.data(self.servers[1])),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            **exempt_loopback(),
         }
         if "AWS_SESSION_TOKEN" in os.environ:  # a token of other credentials would make these invalid
             environment["AWS_SESSION_TOKEN"] = ""
@@ -327,16 +326,8 @@ def _check(stack: Stack, server: Server) -> None:
 
         storage.probe(stack.environment())
         return
-    connection = http.client.HTTPConnection(HOST, server.ports["http"], timeout=5)
-    try:
-        connection.request("GET", "/api/health")
-        response = connection.getresponse()
-        if response.status != http.HTTPStatus.OK:
-            raise Unavailable(f"{server.url}/api/health responds with {response.status}")
-    except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(f"{server.url}/api/health does not respond: {error!r}") from error
-    finally:
-        connection.close()
+    if failure := check_health(server.ports["http"]):
+        raise Unavailable(failure)
 
 
 def _tail(log: Path, lines: int = 20) -> str:

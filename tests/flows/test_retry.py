@@ -217,7 +217,7 @@ def test_columns_of_other_versions_survive_a_replacement(collection: Collection)
     run_id = collection.rows()[0]["run_id"]
     for uri in manifest.part_uris(collection.storage, collection.destination, run_id):
         table = pq.read_table(io.BytesIO(collection.storage.read(uri) or b""))
-        later = table.append_column("later", pa.array(["x"] * len(table))).drop_columns(["stage_scores"])
+        later = table.append_column("later", pa.array(["x"] * len(table))).drop_columns(["stage_scores", "result_id"])
         sink = io.BytesIO()
         pq.write_table(later, sink)
         collection.storage.write(uri, sink.getvalue(), manifest.CONTENT_TYPE)
@@ -227,6 +227,7 @@ def test_columns_of_other_versions_survive_a_replacement(collection: Collection)
     assert {row["later"] for row in rows if row["layers"][0]["name"] == "blocks.0" and row["status"] == "done"} == {"x"}
     assert {row["later"] for row in rows if row["layers"][0]["name"] == "blocks.1"} == {None}
     assert outcomes(collection.rows()) == {"done": 8, "not_an_image": 2}
+    assert all(row["result_id"] in row["result_uri"] for row in rows if row["status"] == "done")
 
 
 def test_the_frozen_plan_of_a_retry_is_read_as_it_was_written(collection: Collection) -> None:
