@@ -70,6 +70,7 @@ def test_a_folder_ends_with_one_slash() -> None:
         ({"exclude": "*.gif"}, {"exclude": ["*.gif"]}),
         ({"exclude": ["b", "a", "b"]}, {"exclude": ["a", "b"]}),
         ({"exclude": []}, {}),
+        ({"strict": True, "retry_failed": True}, {"retry_failed": ["damaged"]}),
     ],
 )
 def test_the_same_work_has_the_same_job_id(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -103,6 +104,22 @@ def test_a_job_is_unchanged_by_a_round_trip_through_json(path: Path) -> None:
     read = read_job(path, {})
     kept = DreamJob.model_validate_json(read.model_dump_json())
     assert (kept, kept.job_id, kept.settings()) == (read, read.job_id, read.settings())
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (True, True),
+        ("true", True),
+        (False, False),
+        (None, False),
+        ([], False),
+        ("damaged", ("damaged",)),
+        (["damaged", "too_small"], ("damaged", "too_small")),
+    ],
+)
+def test_failed_dreams_to_retry_are_all_or_some_kinds(given: Any, read: object) -> None:
+    assert job(retry_failed=given).retry_failed == read
 
 
 # --- settings
@@ -248,6 +265,11 @@ def test_a_missing_file_is_reported_with_its_name(tmp_path: Path) -> None:
         ({"exclude": "[z-a]"}, "exclude: '[z-a]' is not a pattern: bad character range z-a"),
         ({"exclude": 3}, "exclude: input should be a valid tuple, not 3"),
         ({"max_pixels": 0}, "max_pixels: input should be greater than or equal to 1, not 0"),
+        (
+            {"retry_failed": ["demaged"]},
+            "retry_failed: 'demaged' is not an error kind: give true, or a list of not_an_",
+        ),
+        ({"retry_failed": 3}, "retry_failed: 3 is not an error kind"),
         ({"output": {"format": "gif"}}, "output.format: input should be 'png', 'webp' or 'jpg', not 'gif'"),
         ({"destination": "s3://photos/in"}, "source and destination are both s3://photos/in/"),
         ({"destination": "s3://photos/", "source": "s3://photos/images/x/"}, "is inside the results"),
