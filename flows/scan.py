@@ -21,11 +21,12 @@ from flows.layout import parse_uri
 from flows.machine import gpu_count, worker_count
 from flows.photographs import Selection, describe_ignored
 from flows.plan import Plan, Sources, make_plan
+from flows.retry import plan_retry
 from flows.run_record import Run
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
-from flows.work import PlannedSettings, Source
+from flows.work import PlannedSettings, Shard, Source
 
-__all__ = ["Scan", "check_access", "estimate", "plan_settings", "scan", "store_warning", "throughput"]
+__all__ = ["Scan", "check_access", "estimate", "plan_settings", "scan", "settings_of", "store_warning", "throughput"]
 
 MAX_DESTINATIONS = 20
 """Destinations below a source that reports name."""
@@ -109,8 +110,9 @@ def _check_source(job: DreamJob, store: Storage) -> None:
     """Raise `InvalidInput` if the source is neither an object nor a folder with objects in it.
 
     A source that ends with a slash may be empty, because a nightly job may start before the first photograph arrives.
+    A job that tries failed dreams again does not list its source.
     """
-    if job.source.endswith("/") or not parse_uri(job.source)[1] or _exists(job.source, store):
+    if job.source.endswith("/") or not parse_uri(job.source)[1] or job.retry_failed or _exists(job.source, store):
         return
     if store.find(layout.active_uri(job.destination)):
         return  # the unfinished run continues with its frozen plan, even if its photographs have been removed
@@ -144,7 +146,7 @@ def _other_form(uri: str, store: Storage) -> str | None:
 
 
 @lru_cache
-def store_warning(destination: str, store: Storage | None = None) -> str | None:
+def store_warning(destination: str, store: Storage | None = None, *, replacing: bool = False) -> str | None:
     """Return a warning if the store ignores conditional writes, on which the run protocol relies; otherwise None.
 
     The result is cached, because the command line and the flow may both call this in one process.
@@ -152,9 +154,10 @@ def store_warning(destination: str, store: Storage | None = None) -> str | None:
     Args:
         destination: folder of the results; the check writes and removes one object there.
         store: access to S3; by default the storage of this process.
+        replacing: also check that the store supports conditional writes that replace an object.
     """
     store = store or storage()
-    if store.supports_conditional_writes(layout.runs_folder(destination)):
+    if store.supports_conditional_writes(layout.runs_folder(destination), replacing=replacing):
         return None
     return (
         f"{store.endpoint} ignores conditional writes: make sure that no other run writes to {destination} at the "
@@ -229,13 +232,17 @@ def estimate(job: DreamJob) -> dict[str, Any]:
     run, frozen, refusal = _resumable(job, settings)
     if run and frozen:
         total, todo = frozen.dreams, run_record.remaining_shards(run, frozen, storage())
+    elif job.retry_failed:
+        again = plan_retry(job, storage())
+        total, todo = again.dreams, iter(again)
     else:
         total, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, finished, machine))
     shards = dreams = 0
     seconds = 0.0
     for shard in todo:
         shards, dreams = shards + 1, dreams + shard.dreams
-        pairs = ((work.source, settings[index]) for work in shard.works for index in work.settings)
+        points = settings_of(job, shard, settings)
+        pairs = ((work.source, points[index]) for work in shard.works for index in work.settings)
         seconds += sum(estimate_seconds(source, planned, machine.speed) for source, planned in pairs)
     return {
         "source": job.source,
@@ -253,6 +260,13 @@ def estimate(job: DreamJob) -> dict[str, Any]:
         "estimated_seconds_of_one_process": round(seconds, 1),
         "estimated_seconds": round(seconds / machine.processes, 1),
     }
+
+
+def settings_of(job: DreamJob, shard: Shard, settings: Sequence[PlannedSettings]) -> Sequence[PlannedSettings]:
+    """Return the settings that a shard refers to: `settings`, or those of the earlier run whose part it replaces."""
+    if shard.replaces is None:
+        return settings
+    return run_record.load_run(job.destination, shard.replaces.run_id, storage()).settings
 
 
 def _resumable(job: DreamJob, settings: Sequence[PlannedSettings]) -> tuple[Run | None, Plan | None, str | None]:
