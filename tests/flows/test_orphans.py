@@ -69,12 +69,12 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def check_nothing_is_left(
-    process: "subprocess.Popen[bytes]", expected: tuple[str, ...], number: signal.Signals
+    process: "subprocess.Popen[bytes]", errors: Path, expected: tuple[str, ...], number: signal.Signals
 ) -> None:
     """Send a signal when the process has these children, and wait until it and all of them have ended."""
     deadline = time.monotonic() + SECONDS
     while not all(any(part in command for command in descendants(process.pid).values()) for part in expected):
-        assert process.poll() is None, "the command ended early"
+        assert process.poll() is None, errors.read_text()
         assert time.monotonic() < deadline, descendants(process.pid)
         time.sleep(0.2)
     children = descendants(process.pid)
@@ -96,9 +96,12 @@ def test_a_run_that_is_killed_leaves_no_server_worker_or_decoder(
     for name in ("PREFECT_API_URL", "PREFECT_HOME"):
         environment.pop(name, None)
     command = [str(DREAMGRID), "run", "--source", source, "--destination", destination, *ENDLESS]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    with (tmp_path / "errors").open("wb") as errors:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=errors)
     processes.append(process)
-    check_nothing_is_left(process, ("flows.local.temporary", "spawn_main", "flows.decoder"), number)
+    check_nothing_is_left(
+        process, tmp_path / "errors", ("flows.local.temporary", "spawn_main", "flows.decoder"), number
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
@@ -106,6 +109,7 @@ def test_an_image_that_is_killed_leaves_no_decoder(
     number: signal.Signals, tmp_path: Path, processes: list[subprocess.Popen[bytes]]
 ) -> None:
     command = [str(DREAMGRID), "image", str(PHOTOS / "chelsea.png"), "dream.png", *ENDLESS]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    with (tmp_path / "errors").open("wb") as errors:
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=errors)
     processes.append(process)
-    check_nothing_is_left(process, ("flows.decoder",), number)
+    check_nothing_is_left(process, tmp_path / "errors", ("flows.decoder",), number)
