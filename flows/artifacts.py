@@ -25,6 +25,8 @@ NAMED_FAILURES = 10
 def show(finished: FinishedRun) -> Report:
     """Log the failures and draw contact sheets. The run is finished, so an error here does not fail the run."""
     run, report, log = finished.run, finished.report, get_run_logger()
+    for warning in report.warnings:
+        log.warning(warning)
     if report.state == "nothing to do":
         log.info("nothing to do: %s", report.why_nothing)
         return report

@@ -26,12 +26,13 @@ from queue import LifoQueue
 from typing import BinaryIO, TypeVar, cast, get_args
 
 import numpy as np
-from PIL import Image
 
 from dreamcore import images
 from dreamcore.errors import ErrorKind, ImageError, Unavailable
+from dreamcore.image_formats import load_plugins, needs_thread
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph
 from flows.machine import cores_per_worker
+from flows.sandbox import enter_sandbox
 
 __all__ = ["CLOCK_FACTOR", "MEMORY", "SECONDS", "Decoder", "Decoders", "decode", "thread_safe_cache"]
 
@@ -288,7 +289,8 @@ class _Child:
 def _serve(memory: int) -> None:
     """Reply to requests until standard input is closed."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    _enter_sandbox(memory)
+    load_plugins(one_thread=True)  # they need files, which cannot be opened later
+    enter_sandbox(memory, threads=needs_thread())
     replies.write(_READY)
     replies.flush()
     while request := requests.read(_REQUEST.size):
@@ -306,51 +308,6 @@ def _reply(data: bytes, max_pixels: int | None, replies: BinaryIO) -> None:
         size, shape = (photograph.width, photograph.height), photograph.pixels.shape[:2]
         replies.write(json.dumps({"size": size, "shape": shape}).encode() + b"\n")
         replies.write(photograph.pixels.data)
-
-
-def _enter_sandbox(memory: int) -> None:
-    """Give up, irrevocably, all rights that decoding does not need. The resource limits need Linux."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent decides when the child exits
-        signal.signal(number, signal.SIG_IGN)
-    Image.init()  # otherwise Pillow imports its formats on demand, which needs files that cannot be opened later
-    if sys.platform != "linux":
-        _discard_output()
-        return
-    import resource
-
-    _exit_with_parent()
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + memory
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for name in (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-        resource.setrlimit(name, (0, 0))
-    _discard_output()  # only now, so that the parent can report an error of the lines above
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-
-
-def _exit_with_parent() -> None:
-    """Make the child exit when its parent exits.
-
-    An idle child exits when its standard input is closed. A busy child gets SIGIO from the kernel, and exits, when the
-    parent's end of the pipe of standard error is closed. A duplicate keeps the child's end open.
-    """
-    import fcntl
-
-    pipe = os.dup(2)
-    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
-
-
-def _discard_output() -> None:
-    """Discard what decoder libraries print.
-
-    The parent does not read standard error, so libtiff's warnings would fill the pipe and block the child. A line on
-    standard output would be taken for a reply.
-    """
-    null = os.open(os.devnull, os.O_WRONLY)
-    for standard in (1, 2):
-        os.dup2(null, standard)
-    os.close(null)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ from flows.artifacts import show
 from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
-from flows.plan import Sources
 from flows.prefect_names import run_name, tag_run
 from flows.progress import ProgressBar
 from flows.protocol import run_job
 from flows.retries import with_retries
 from flows.run_record import FailedRun, Report, Run
-from flows.scan import check_access, plan_settings, scan, store_warning, throughput
+from flows.scan import Scan, check_access, plan_settings, scan, store_warning, throughput
 from flows.storage import storage
 from flows.work import PlannedSettings, Shard
 from flows.worker_process import start_worker
@@ -92,11 +91,13 @@ def plan_and_check(job: DreamJob) -> tuple[PlannedSettings, ...]:
 
 
 @task(**with_retries)
-def find_photographs(job: DreamJob) -> Sources:
+def find_photographs(job: DreamJob) -> Scan:
     """List the source."""
-    found = scan(job, storage())
-    get_run_logger().info("%d photographs in %s", len(found.sources), job.source)
-    return found.sources
+    found, log = scan(job, storage()), get_run_logger()
+    log.info("%d photographs in %s; %d ignored", len(found.sources), job.source, found.ignored)
+    if found.ignored:
+        log.info("ignored: %s", found.ignored_in_words)
+    return found
 
 
 def submit_shard(run: Run, shard: Shard) -> Any:

@@ -21,14 +21,15 @@ def run_name() -> str:
     The name begins with the deployment, or with the last folder of the destination if the run has no deployment. The
     date is that of the scheduled start, in UTC.
     """
-    destination = _destination(runtime.flow_run.parameters["job"])
+    parameters = runtime.flow_run.parameters  # of `dream_collection`, or of the form
+    destination = _folder(parameters["job"].destination if "job" in parameters else parameters["destination"])
     name = runtime.deployment.name or destination.rpartition("/")[2]
     return f"{name} {runtime.flow_run.scheduled_start_time:%Y-%m-%d} -> {destination}"
 
 
 def tag_run(job: DreamJob) -> None:
     """Add the destination to the tags of the current flow run. A server that refuses this does not stop the run."""
-    tags = {*runtime.flow_run.tags, _destination(job)}
+    tags = {*runtime.flow_run.tags, _folder(job.destination)}
     try:
         with get_client(sync_client=True) as client:
             client.update_flow_run(runtime.flow_run.id, tags=tags)
@@ -49,5 +50,5 @@ def artifact_key(kind: str, name: str, job: DreamJob, *parts: str) -> str:
     return "-".join(filter(None, (kind, slug, digest(kind, job.job_id, *parts))))
 
 
-def _destination(job: DreamJob) -> str:
-    return job.destination.rstrip("/")
+def _folder(destination: str) -> str:
+    return destination.rstrip("/")

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, encode, read_metadata
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Output, format_of, result_id, settings_id
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Output, format_of, settings_id
 from dreamcore.targets import Frozen
 from flows.assets import resolve
 from flows.job import explain_validation
@@ -117,8 +117,6 @@ class Reproduction:
     result: str
     differences: tuple[str, ...]
     """What has changed since the original dream was made."""
-    result_id: str | None = None
-    """Identity of the original dream in its destination; None if it is not a dream of a run."""
 
     @property
     def equal(self) -> bool:
@@ -128,7 +126,6 @@ class Reproduction:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values. JSON has no infinity, so `psnr_db` is null if the pixels are equal."""
         return {
-            "result_id": self.result_id,
             "settings_id": self.settings_id,
             "same_settings": self.same_settings,
             "psnr_db": None if self.equal else self.psnr_db,
@@ -210,7 +207,6 @@ def redream(
         score_after_now=new.measurements.score_after,
         result=str(result),
         differences=then.differences(new),
-        result_id=result_id(then.source_etag, then.settings_id) if then.source_etag else None,
     )
 
 

@@ -22,6 +22,7 @@ from dreamcore.targets import Frozen
 from flows import layout, manifest
 from flows.history import Failures
 from flows.job import DreamJob, RetryFailed
+from flows.photographs import describe_ignored
 from flows.plan import Plan
 from flows.storage import Storage
 from flows.work import PlannedSettings, Shard, Source
@@ -93,6 +94,14 @@ class Report(Frozen):
     """If there was nothing to do: photographs without some of their dreams because these failed in earlier runs."""
     failed_earlier: int = 0
     """The number of these dreams."""
+    ignored: int | None = None
+    """Objects in the source that are no photographs. None if the run was resumed, because it did not scan again."""
+    ignored_kinds: dict[str, int] = Field(default={})
+    """These objects by kind, most frequent first."""
+    other_destinations: tuple[str, ...] = ()
+    """Destinations below the source. Their dreams and sheets were left out."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong in the source."""
     retry_failed: RetryFailed = False
     """Which failed dreams of earlier runs the run tried again. If any, `planned` and the other counts are of these."""
     not_retried: int = 0
@@ -122,7 +131,7 @@ class Report(Frozen):
             others = f" except {self.not_retried} {NOT_RETRIED}" if self.not_retried else ""
             return f"no dream in {self.destination} failed{kinds}{others}"
         if not self.photographs:
-            return f"there is no photograph in {self.source}"
+            return f"there is no photograph in {self.source}: {self._instead}"
         if self.failed_earlier:
             return (
                 f"{self.failed_earlier} dreams (photographs: {self.photographs_failed_earlier}) failed earlier and are "
@@ -130,6 +139,14 @@ class Report(Frozen):
                 f"{self.destination}`"
             )
         return "every photograph has its dreams"
+
+    @property
+    def _instead(self) -> str:
+        """What the source holds instead of photographs."""
+        if self.ignored_kinds:
+            return f"it holds {describe_ignored(self.ignored_kinds, self.other_destinations)}"
+        is_inside = self.destination.startswith(self.source.rstrip("/") + "/")
+        return f"it holds nothing besides {self.destination}" if is_inside else "it is empty"
 
 
 class FailedRun(DreamgridError):

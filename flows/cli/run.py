@@ -284,7 +284,10 @@ def _describe_prefect_error(error: Exception) -> str:
 
 def _print_report(report: "Report") -> None:
     from flows import run_record
+    from flows.photographs import describe_ignored
 
+    for warning in report.warnings:
+        print_message(warning, "yellow")
     if report.state == "nothing to do":
         print_line(f"Nothing to do: {report.why_nothing}.")
         if not report.photographs:
@@ -295,6 +298,8 @@ def _print_report(report: "Report") -> None:
         print_line(f"{report.planned} {what}: {counts}, in {report.seconds:.0f} s.")
     if report.not_retried and report.state == "completed":
         print_line(f"Not tried again  {report.not_retried} failed dreams {run_record.NOT_RETRIED}")
+    if report.ignored_kinds:
+        print_line(f"Ignored          {describe_ignored(report.ignored_kinds, report.other_destinations)}")
     if report.failures:
         print_line(f"Failures         {run_record.in_words(report.failures)}")
         print_line(f"                 dreamgrid manifest failures {report.destination}")
@@ -319,6 +324,7 @@ def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
       dreamgrid plan job.yaml --octaves 4 --octaves 6 --json
     """
     from flows.machine import check_environment
+    from flows.photographs import describe_ignored
     from flows.scan import estimate
 
     check_environment()
@@ -327,10 +333,15 @@ def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
         show_json(found)
         return
     table = Table(show_header=False, box=None)
-    refusal = found.pop("refused")
+    refusal, warnings = found.pop("refused"), found.pop("warnings")
+    kinds, destinations = found.pop("ignored_kinds"), found.pop("other_destinations")
+    if kinds:
+        found["ignored"] = f"{found['ignored']:,}: {describe_ignored(kinds, destinations)}"
     for name, value in found.items():
         if value is not None:
             table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
     console.print(table)
+    for warning in warnings:
+        print_message(warning, "yellow")
     if refusal:
         print_message(f"a run would be refused: {refusal}", "yellow")

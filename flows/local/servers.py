@@ -64,6 +64,13 @@ class Server:
                     return self.alive
         return False
 
+    def runs_in(self, folder: Path) -> bool:
+        """Return whether the process was started in this folder."""
+        try:
+            return Path(f"/proc/{self.pid}/cwd").samefile(folder)
+        except OSError:
+            return False
+
     @property
     def could_listen(self) -> bool:
         """Whether all its ports are free."""

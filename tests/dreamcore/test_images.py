@@ -406,8 +406,6 @@ def test_other_formats_are_unsupported(format: str) -> None:
     ("data", "name"),
     [
         (b"8BPS\0\1" + bytes(40), "PSD"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     ],
 )
 def test_the_error_names_formats_that_pillow_cannot_read(data: bytes, name: str) -> None:

@@ -95,6 +95,18 @@ def test_the_summary_labels_the_points_of_a_grid(storage: Storage, destination: 
     assert [DreamSettings.model_validate(entry["settings"]) for entry in found] == grid
 
 
+def test_a_piped_table_has_whole_addresses_on_one_line_each(
+    storage: Storage, destination: str, dreamgrid: Command
+) -> None:
+    uri = "s3://photos/" + "日本 x/" * 100 + "end.jpg"
+    rows = [replace(FAILED, source_uri=uri, error="e" * 400)]
+    storage.write(part_uri(destination, "r", 0), to_parquet(rows), manifest.CONTENT_TYPE)
+    lines = dreamgrid("manifest", "failures", destination, COLUMNS="40").stdout.splitlines()
+    assert [len(lines), lines[1].split()[:2]] == [3, ["1", "damaged"]]
+    assert uri in lines[1]
+    assert "e" * 400 in lines[1]
+
+
 def test_settings_of_another_version_are_summarised(storage: Storage, destination: str, dreamgrid: Command) -> None:
     later = {**json.loads(DONE.settings), "a_setting_of_tomorrow": 3}
     rows = [DONE, replace(DONE, settings=json.dumps(later), settings_id="1" * 16)]

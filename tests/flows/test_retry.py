@@ -53,7 +53,7 @@ class Collection:
             plan_settings(job),
             self.storage,
             executor(self.storage, dream),
-            find_sources=lambda each: scan(each, self.storage).sources,
+            find_sources=lambda each: scan(each, self.storage),
             throughput=Throughput(1, CORE),
         )
 
@@ -176,7 +176,7 @@ def test_the_plan_of_a_retry_can_be_abandoned(collection: Collection) -> None:
     with pytest.raises(KeyboardInterrupt):
         protocol.run_job(
             job, plan_settings(job), collection.storage, stop,
-            find_sources=lambda each: scan(each, collection.storage).sources, throughput=Throughput(1, CORE),
+            find_sources=lambda each: scan(each, collection.storage), throughput=Throughput(1, CORE),
         )  # fmt: skip
     parts = manifest.part_uris(collection.storage, collection.destination)
     found = estimate(job)
@@ -198,7 +198,7 @@ def test_a_part_that_disappears_stops_a_retry(collection: Collection) -> None:
     with pytest.raises(DreamgridError, match="parts of its manifest were removed"):
         protocol.run_job(
             job, plan_settings(job), collection.storage, delete,
-            find_sources=lambda each: scan(each, collection.storage).sources, throughput=Throughput(1, CORE),
+            find_sources=lambda each: scan(each, collection.storage), throughput=Throughput(1, CORE),
         )  # fmt: skip
 
 

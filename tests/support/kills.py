@@ -107,7 +107,7 @@ class Attempt:
             plan_settings(self.job),
             storage,
             _counting_executor(self, storage),
-            find_sources=lambda job: scan(job, storage).sources,
+            find_sources=lambda job: scan(job, storage),
             throughput=Throughput(self.processes, CORE),
         )
 
