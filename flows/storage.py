@@ -220,10 +220,14 @@ class Storage:
             Whether the object now holds `data`, as for `write_if_absent`.
         """
         bucket, key = parse_uri(uri)
-        request = {"Bucket": bucket, "Key": key, "ContentType": content_type, "IfMatch": f'"{etag}"'}
-        with suppress(NotFound, PreconditionFailed):
-            self._request(uri, lambda s3: s3.put_object(Body=data, **request))  # type: ignore[arg-type]
-            return True
+        for condition in (f'"{etag}"', etag):  # Ceph compares the condition together with its quotation marks
+            request = {"Bucket": bucket, "Key": key, "ContentType": content_type, "IfMatch": condition}
+            with suppress(NotFound, PreconditionFailed):
+                self._request(uri, lambda s3: s3.put_object(Body=data, **request))  # type: ignore[arg-type]  # noqa: B023 - called at once
+                return True
+            found = self.find(uri)
+            if found is None or found.etag != etag:
+                break
         return self.read(uri) == data
 
     def delete(self, uri: str) -> None:
