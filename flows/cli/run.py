@@ -1,8 +1,9 @@
 """`dreamgrid run`, `plan` and `demo`: run a job in this process, or show what a run would do."""
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -232,7 +233,10 @@ def _connect_prefect() -> None:
     from flows.local.temporary import provide_home, start_prefect
 
     provide_home()
+    messages = io.StringIO()
     try:
+        with redirect_stderr(messages):  # Prefect prints wrong settings, and then raises an error for them
+            import prefect.main  # noqa: F401 - loads the settings
         from prefect.client.orchestration import get_client
         from prefect.context import refresh_global_settings_context
         from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
@@ -241,6 +245,7 @@ def _connect_prefect() -> None:
             f"the settings of Prefect cannot be used ({_describe_settings_error(error)}): correct the PREFECT "
             "variables or the file profiles.toml in PREFECT_HOME"
         ) from error
+    click.echo(messages.getvalue(), nl=False, err=True)
     address = PREFECT_API_URL.value()
     if not address:
         if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():

@@ -6,6 +6,7 @@ standard input, and the kernel closes the other end. Prefect's own temporary ser
 
 import atexit
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -74,6 +75,7 @@ def start_prefect() -> str:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),  # the server imports from where this process does
             "PREFECT_SERVER_UI_ENABLED": "false",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
             "PREFECT__SERVER_EPHEMERAL": "1",  # as Prefect's own temporary server
             "PREFECT__SERVER_FINAL": "1",
         },
@@ -90,7 +92,7 @@ def start_prefect() -> str:
         if process.poll() is not None or time.monotonic() > deadline:
             state = "ended while it was starting" if process.poll() is not None else "is not ready in time"
             raise InvalidInput(
-                f"the temporary Prefect server {state} ({_last_line(errors) or failure}): check PREFECT_HOME and the "
+                f"the temporary Prefect server {state} ({_reason(errors) or failure}): check PREFECT_HOME and the "
                 "other PREFECT variables, or start a server and set PREFECT_API_URL"
             )
         time.sleep(0.1)
@@ -105,11 +107,14 @@ def _error_file() -> IO[bytes] | None:
         return None
 
 
-def _last_line(errors: IO[bytes] | None) -> str:
+def _reason(errors: IO[bytes] | None) -> str:
+    """Return the last error that the server printed, or its last line; an empty text if it printed nothing."""
     if errors is None:
         return ""
     errors.seek(0)
-    return errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+    lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*Error\b", line)]
+    return next(reversed(named or lines), "")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -135,7 +140,7 @@ def _serve(descriptor: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # sys.stdin has a lock, for which the interpreter would wait when the server ends
     os._exit(1)
 
 
