@@ -10,6 +10,7 @@ from prefect.task_runners import ProcessPoolTaskRunner
 
 from flows import run_record
 from flows.artifacts import show
+from flows.estimate import throughput
 from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
@@ -18,7 +19,7 @@ from flows.progress import ProgressBar
 from flows.protocol import run_job
 from flows.retries import with_retries
 from flows.run_record import Report, Run
-from flows.scan import check_access, plan_settings, scan, store_warning, throughput
+from flows.scan import check_access, plan_settings, scan, store_warning
 from flows.storage import storage
 from flows.work import PlannedSettings, Shard
 from flows.worker_process import start_worker
@@ -45,7 +46,7 @@ def dream_collection(job: DreamJob) -> Report:
         storage(),
         submitted(submit_shard),
         find_sources=find_photographs,
-        throughput=throughput(),
+        throughput=throughput(settings),
         on_progress=ProgressBar(),
     )
     return show(finished)

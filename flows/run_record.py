@@ -21,6 +21,7 @@ from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import result_id
 from dreamcore.targets import Frozen
 from flows import layout, manifest
+from flows.calibration import machine_name
 from flows.history import Failures
 from flows.job import DreamJob
 from flows.plan import Plan
@@ -86,6 +87,8 @@ class Report(Frozen):
     failed_earlier: int = 0
     """The number of these dreams."""
     seconds: float = 0.0
+    machine: str | None = None
+    """The machine that finished the run: processor, GPUs, workers. Estimates use the runs of machines like this one."""
     source: str
     destination: str
     manifest: str
@@ -118,6 +121,7 @@ def completed(run: Run, plan: Plan, counts: Mapping[str, int], seconds: float) -
         skipped=counts.get("skipped", 0),
         photographs=sum(1 for _ in plan.sources()),
         seconds=round(seconds, 3),
+        machine=machine_name(),
         source=run.job.source,
         destination=run.destination,
         manifest=layout.manifest_folder(run.destination),

@@ -1,9 +1,8 @@
-"""Checks before a run, and the search for its photographs: settings, access, sources, and the estimate of a run."""
+"""Checks before a run, and the search for its photographs: settings, access and sources."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,19 +10,15 @@ from dreamcore.catalog import network_spec, weights_identity_of
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import has_image_suffix
 from dreamcore.settings import settings_id
-from flows import layout, run_record
+from flows import layout
 from flows.assets import resolve
-from flows.cost import CORE, GPU, Throughput, estimate_seconds
-from flows.history import finished_dreams
 from flows.job import DreamJob, explain_validation
 from flows.layout import parse_uri
-from flows.machine import gpu_count, worker_count
-from flows.plan import Plan, Sources, make_plan
-from flows.run_record import Run
+from flows.plan import Sources
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
 from flows.work import PlannedSettings, Source
 
-__all__ = ["Scan", "check_access", "estimate", "plan_settings", "scan", "store_warning", "throughput"]
+__all__ = ["Scan", "check_access", "plan_settings", "scan", "store_warning"]
 
 
 @dataclass(frozen=True)
@@ -138,64 +133,3 @@ def scan(job: DreamJob, store: Storage) -> Scan:
 def _source(info: ObjectInfo, folder: str) -> Source:
     name = info.uri.removeprefix(folder) if info.uri.startswith(folder) else info.uri.rpartition("/")[2]
     return Source(info.uri, name, info.etag, info.size)
-
-
-def throughput() -> Throughput:
-    """Return the approximate speed of this machine, for which a plan is cut.
-
-    Raises:
-        InvalidInput: `DREAMGRID_WORKERS` is not a positive integer.
-    """
-    return Throughput(worker_count(), GPU if gpu_count() else CORE)
-
-
-def estimate(job: DreamJob) -> dict[str, Any]:
-    """Return what a run of the job would do, and an estimate of its duration. Nothing is written.
-
-    Returns:
-        The fields that `dreamgrid plan --json` prints: counts of photographs, settings, shards and dreams, the run
-        that would be resumed, the reason why a run would be refused, and estimated seconds.
-
-    Raises:
-        InvalidInput: the job cannot run.
-    """
-    settings = plan_settings(job)
-    check_access(job)
-    found = scan(job, storage())
-    finished, machine = finished_dreams(job.destination, storage()), throughput()
-    run, frozen, refusal = _resumable(job, settings)
-    if run and frozen:
-        total, todo = frozen.dreams, run_record.remaining_shards(run, frozen, storage())
-    else:
-        total, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, finished, machine))
-    shards = dreams = 0
-    seconds = 0.0
-    for shard in todo:
-        shards, dreams = shards + 1, dreams + shard.dreams
-        pairs = ((work.source, settings[index]) for work in shard.works for index in work.settings)
-        seconds += sum(estimate_seconds(source, planned, machine.speed) for source, planned in pairs)
-    return {
-        "source": job.source,
-        "destination": job.destination,
-        "resumes": run.run_id if run else None,
-        "refused": refusal,
-        "photographs": len(found.sources),
-        "ignored": found.ignored,
-        "settings": len(settings),
-        "planned": dreams,
-        "done": total - dreams,
-        "failed_earlier": finished.failures(found.sources, settings).dreams,
-        "shards": shards,
-        "processes": machine.processes,
-        "estimated_seconds_of_one_process": round(seconds, 1),
-        "estimated_seconds": round(seconds / machine.processes, 1),
-    }
-
-
-def _resumable(job: DreamJob, settings: Sequence[PlannedSettings]) -> tuple[Run | None, Plan | None, str | None]:
-    """Return the run that would be resumed, its plan if it is frozen, and the reason why a run would be refused."""
-    try:
-        run, plan = run_record.resumable_run(job, settings, storage()) or (None, None)
-    except InvalidInput as error:
-        return None, None, str(error)
-    return run, plan, None

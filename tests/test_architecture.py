@@ -27,16 +27,27 @@ CORE, FLOWS = modules_of("dreamcore"), modules_of("flows")
 
 # A module of flows imports modules of its own level or of lower levels, without circles.
 LEVELS = (
-    {"cli.image", "cli.main", "cli.manifest", "cli.networks", "cli.options", "cli.run", "cli.sheet", "cli.stack"},
+    {
+        "cli.image",
+        "cli.main",
+        "cli.manifest",
+        "cli.networks",
+        "cli.options",
+        "cli.plan",
+        "cli.run",
+        "cli.sheet",
+        "cli.stack",
+    },
     {"dream_collection"},
+    {"estimate"},
     {"executors", "artifacts", "progress"},
     {"protocol"},
     {"shard", "scan", "verify", "preview", "redream", "single"},
     {"run_record"},
-    {"sheets", "history", "contact", "local.demo"},
+    {"sheets", "history", "contact", "calibration", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
     {"storage", "decoder", "local.servers"},
-    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal"},
+    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal", "dimensions"},
     {"layout"},
 )
 

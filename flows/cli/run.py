@@ -1,4 +1,4 @@
-"""`dreamgrid run`, `plan` and `demo`: run a job in this process, or show what a run would do."""
+"""`dreamgrid run` and `demo`: run a job in this process."""
 
 import os
 from collections.abc import Iterator
@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 from dreamcore.errors import InvalidInput, Unavailable
 from flows import layout
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
 from flows.cli.stack import STACK, start_stack
 from flows.job import DreamJob
-from flows.terminal import console, one_line, print_line, print_message, progress, show_json
+from flows.terminal import one_line, print_line, print_message, progress, show_json
 
 if TYPE_CHECKING:
     from flows.run_record import Report
 
-__all__ = ["Stopped", "demo", "plan", "run"]
+__all__ = ["Stopped", "demo", "run"]
 
 
 class Stopped(Unavailable):
@@ -220,35 +219,3 @@ def _print_report(report: "Report") -> None:
     print_line(f"Manifest         {report.manifest}")
     if report.sheets:
         print_line(f"Contact sheets   {report.sheets}")
-
-
-@click.command()
-@job_options
-@json_option
-def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
-    """Show what a run would do and how long it would take.
-
-    Prints the number of photographs, settings, dreams and shards, and the estimated time. Changes nothing. If the job
-    has an unfinished run, only the rest of that run is counted.
-
-    \b
-    Examples:
-      dreamgrid plan job.yaml
-      dreamgrid plan job.yaml --octaves 4 --octaves 6 --json
-    """
-    from flows.machine import check_environment
-    from flows.scan import estimate
-
-    check_environment()
-    found = estimate(job_from_flags(job, flags))
-    if as_json:
-        show_json(found)
-        return
-    table = Table(show_header=False, box=None)
-    refusal = found.pop("refused")
-    for name, value in found.items():
-        if value is not None:
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
-    console.print(table)
-    if refusal:
-        print_message(f"a run would be refused: {refusal}", "yellow")
