@@ -1,8 +1,9 @@
 """The Prefect flow: dream every photograph below a prefix under every point of a grid."""
 
 import time
+from contextlib import closing
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -14,6 +15,7 @@ from flows.estimate import throughput
 from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
+from flows.pace import shard_counter
 from flows.plan import Sources
 from flows.progress import ProgressBar
 from flows.protocol import run_job
@@ -40,15 +42,17 @@ def dream_collection(job: DreamJob) -> Report:
     Nothing is done twice: the flow skips what the manifest of the destination has, and continues an unfinished run.
     """
     settings = check(job)
-    finished = run_job(
-        job,
-        settings,
-        storage(),
-        submitted(submit_shard),
-        find_sources=find_photographs,
-        throughput=throughput(settings),
-        on_progress=ProgressBar(),
-    )
+    with closing(ProgressBar()) as progress:
+        finished = run_job(
+            job,
+            settings,
+            storage(),
+            submitted(partial(submit_shard, progress.folder)),
+            find_sources=find_photographs,
+            throughput=throughput(settings),
+            on_claim=progress.start,
+            on_progress=progress.update,
+        )
     return show(finished)
 
 
@@ -83,13 +87,15 @@ def find_photographs(job: DreamJob) -> Sources:
     return found.sources
 
 
-def submit_shard(run: Run, shard: Shard) -> Any:
-    """Submit one shard to the worker processes."""
-    return dream_shard.submit(run.destination, run.run_id, shard, stage_scores=run.job.stage_scores)
+def submit_shard(progress: str | None, run: Run, shard: Shard) -> Any:
+    """Submit one shard to the worker processes. They report finished dreams in the folder `progress`."""
+    return dream_shard.submit(run.destination, run.run_id, shard, stage_scores=run.job.stage_scores, progress=progress)
 
 
 @task(task_run_name="shard {shard.number}", **with_retries)
-def dream_shard(destination: str, run_id: str, shard: Shard, *, stage_scores: bool) -> dict[str, int]:
+def dream_shard(
+    destination: str, run_id: str, shard: Shard, *, stage_scores: bool, progress: str | None
+) -> dict[str, int]:
     """Dream one shard in a worker process, which reads the record of the run from S3.
 
     `stage_scores` may differ from the job that the run was started with.
@@ -97,7 +103,9 @@ def dream_shard(destination: str, run_id: str, shard: Shard, *, stage_scores: bo
     from flows import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()
-    counts = shards.dream_shard(_load_run(destination, run_id, stage_scores), shard, storage())
+    with shard_counter(progress, shard.number) as count:
+        run = _load_run(destination, run_id, stage_scores)
+        counts = shards.dream_shard(run, shard, storage(), on_row=count)
     seconds = time.perf_counter() - started
     get_run_logger().info("shard %d: %s in %.1f s", shard.number, counts, seconds)
     return counts

@@ -45,7 +45,7 @@ __all__ = ["estimate", "throughput"]
 SHORT_SECONDS = 3.0
 """Seconds of the reference core for each process, below which nothing is measured: the start takes longer."""
 _MEASURED_KINDS = 6
-_SIMILAR_COST = 1.5
+_SIMILAR_COST = 1.2
 """The speed of a kind of step is used for another one if their costs differ by at most this factor."""
 _OPENED = 12
 """Photographs whose first bytes are read."""

@@ -41,6 +41,7 @@ def dream_shard(
     storage: Storage,
     dream: DreamFunction = dream_photographs,
     decode: Callable[..., Photograph] = decoder.decode,
+    on_row: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Dream one shard and write its part of the manifest.
 
@@ -53,6 +54,7 @@ def dream_shard(
         storage: access to S3.
         dream: dreams one batch.
         decode: decodes one photograph, as `flows.decoder.decode` does.
+        on_row: called after each dream that is delivered, and each that failed.
 
     Returns:
         The number of rows of the part by status: done, failed and skipped.
@@ -63,7 +65,7 @@ def dream_shard(
     uri = layout.part_uri(run.destination, run.run_id, shard.number)
     part = storage.read(uri)
     if part is None:
-        ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows())
+        ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows(on_row))
         part = ours if storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
     return manifest.count_statuses(part)
 
@@ -124,11 +126,14 @@ class _Dreamer:
         self.limits = Limits(memory, run.job.stage_scores)
         self.prefetch = prefetch_depth(self.device)
 
-    def rows(self) -> list[Row]:
+    def rows(self, on_row: Callable[[], None]) -> list[Row]:
         """Return one row for each photograph and setting of the shard, after all dreams were delivered."""
+        rows = []
         with thread_pool(self.prefetch) as readers, thread_pool(self.prefetch) as writers:
             loaded = ordered_prefetch(readers, self.load, self.shard.works, self.prefetch)
-            rows = list(ordered_prefetch(writers, self.deliver, self.dream(loaded), self.prefetch))
+            for row in ordered_prefetch(writers, self.deliver, self.dream(loaded), self.prefetch):
+                rows.append(row)
+                on_row()
         trim_heap()
         return rows
 

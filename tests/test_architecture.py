@@ -47,7 +47,7 @@ LEVELS = (
     {"sheets", "history", "contact", "calibration", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
     {"storage", "decoder", "local.servers"},
-    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal", "dimensions"},
+    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal", "dimensions", "pace"},
     {"layout"},
 )
 

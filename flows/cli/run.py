@@ -13,7 +13,7 @@ from flows import layout
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
 from flows.cli.stack import STACK, start_stack
 from flows.job import DreamJob
-from flows.terminal import one_line, print_line, print_message, progress, show_json
+from flows.terminal import one_line, print_line, print_message, run_progress, show_json
 
 if TYPE_CHECKING:
     from flows.run_record import Report
@@ -143,7 +143,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "Report":
     from flows.progress import on_progress
 
     command = "the same command without --abandon" if abandon else "the same command"
-    with progress("dreaming") as show_progress, _stopped_errors(command):
+    with run_progress() as show_progress, _stopped_errors(command):
         progress_token, settings_token = on_progress.set(show_progress), checked_settings.set(settings)
         try:
             return dream_collection(job)
