@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from random import Random
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -49,7 +50,9 @@ _SIMILAR_COST = 1.2
 """The speed of a kind of step is used for another one if their costs differ by at most this factor."""
 _OPENED = 12
 """Photographs whose first bytes are read."""
-_RUNS, _PARTS = 10, 4
+_ROW_SECONDS = 1.0
+"""Seconds of the reference core that the rows of a kind must have: the first dream of a worker is slow."""
+_RUNS, _PARTS = 10, 16
 """Earlier runs whose reports are read, and parts of one run whose rows are read, at most."""
 _ROW_COLUMNS = ("status", "settings_id", "weights_sha256", "settings", "width", "height", "batch", "seconds")
 
@@ -112,7 +115,9 @@ def _earlier_run(destination: str, settings: Sequence[PlannedSettings], store: S
 def _speeds_of(run_id: str, destination: str, settings: Sequence[PlannedSettings], store: Storage) -> dict[str, float]:
     """Return the speed of each kind of step in some parts of a run; the wait for a shared core does not count."""
     parts = manifest.part_uris(store, destination, run_id)
-    rows = manifest.read_rows(store, parts[:: -(-len(parts) // _PARTS)] if parts else [], _ROW_COLUMNS).to_pylist()
+    if len(parts) > _PARTS:  # neighbouring parts may have the same settings, so some are drawn
+        parts = Random(run_id).sample(parts, _PARTS)  # noqa: S311 - not a secret
+    rows = manifest.read_rows(store, parts, _ROW_COLUMNS).to_pylist()
     expected: dict[str, float] = defaultdict(float)
     needed: dict[str, float] = defaultdict(float)
     known: dict[str, PlannedSettings | None] = {planned.settings_id: planned for planned in settings}
@@ -127,7 +132,7 @@ def _speeds_of(run_id: str, destination: str, settings: Sequence[PlannedSettings
             expected[kind] += step_seconds(planned, row["width"] * row["height"], row["batch"] or 1)
             needed[kind] += row["seconds"]
     sharing = 1.0 if gpu_count() else max(1.0, worker_count() / core_count())
-    return {kind: sharing * seconds / needed[kind] for kind, seconds in expected.items() if seconds}
+    return {kind: sharing * seconds / needed[kind] for kind, seconds in expected.items() if seconds >= _ROW_SECONDS}
 
 
 def _planned_of(row: Mapping[str, Any], models: Iterable[str]) -> PlannedSettings | None:

@@ -124,6 +124,7 @@ class _Lines:
         self._clock = clock
         self._printed = clock()
         self._waiting: Snapshot | None = None  # the newest one, if it was not printed
+        self._last = ""
 
     def start(self, run_id: str, destination: str) -> None:
         self._print(f"run {run_id} -> {destination}")
@@ -135,10 +136,10 @@ class _Lines:
 
     def finish(self) -> None:
         """Print the newest progress, unless it was printed."""
-        if self._waiting:
+        if self._waiting and str(self._waiting) != self._last:
             self._print(str(self._waiting))
-            self._waiting = None
+        self._waiting = None
 
     def _print(self, line: str) -> None:
-        self._printed = self._clock()
+        self._printed, self._last = self._clock(), line
         screen.print(printable(line), soft_wrap=True)
