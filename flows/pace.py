@@ -5,6 +5,7 @@ these files. No file is needed for the result: if one cannot be written, only th
 """
 
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -140,7 +141,7 @@ class ShardCounts:
 
 @contextmanager
 def shard_counter(folder: str | None, shard: int) -> Iterator[Callable[[], None]]:
-    """Count the dreams of one shard, in a worker process. Yields a function that is called after each dream.
+    """Count the dreams of one shard, in a worker process. Yields a function that any thread calls after each dream.
 
     When the shard is finished and counts as a whole, its file is removed. After an error the file stays, because its
     dreams are in S3.
@@ -152,14 +153,14 @@ def shard_counter(folder: str | None, shard: int) -> Iterator[Callable[[], None]
     if folder is None:
         yield lambda: None
         return
-    file, finished, written = Path(folder) / str(shard), 0, 0.0
+    file, finished, written, lock = Path(folder) / str(shard), 0, 0.0, threading.Lock()
 
     def count() -> None:
         nonlocal finished, written
-        finished += 1
-        if time.monotonic() - written >= _WRITE_SECONDS:
-            written = time.monotonic()
-            with suppress(OSError):  # the disk may be full
+        with lock, suppress(OSError):  # the disk may be full
+            finished += 1
+            if time.monotonic() - written >= _WRITE_SECONDS:
+                written = time.monotonic()
                 file.write_text(str(finished))
 
     yield count

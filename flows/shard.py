@@ -54,7 +54,7 @@ def dream_shard(
         storage: access to S3.
         dream: dreams one batch.
         decode: decodes one photograph, as `flows.decoder.decode` does.
-        on_row: called after each dream that is delivered, and each that failed.
+        on_row: called after each dream that is delivered, and each that failed, in several threads.
 
     Returns:
         The number of rows of the part by status: done, failed and skipped.
@@ -128,12 +128,15 @@ class _Dreamer:
 
     def rows(self, on_row: Callable[[], None]) -> list[Row]:
         """Return one row for each photograph and setting of the shard, after all dreams were delivered."""
-        rows = []
+
+        def deliver(outcome: _Outcome) -> Row:
+            row = self.deliver(outcome)
+            on_row()
+            return row
+
         with thread_pool(self.prefetch) as readers, thread_pool(self.prefetch) as writers:
             loaded = ordered_prefetch(readers, self.load, self.shard.works, self.prefetch)
-            for row in ordered_prefetch(writers, self.deliver, self.dream(loaded), self.prefetch):
-                rows.append(row)
-                on_row()
+            rows = list(ordered_prefetch(writers, deliver, self.dream(loaded), self.prefetch))
         trim_heap()
         return rows
 
