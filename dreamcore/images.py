@@ -15,11 +15,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
+from dreamcore import bmp, tiff
+from dreamcore.colors import over_white, profile_of, to_srgb
 from dreamcore.errors import ImageError
-from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image
+from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image, reading, unread_format
+from dreamcore.samples import Array, from_bits, has_low_bytes, load_both_bytes, scale_transparent_gray, stretch
 
 __all__ = [
     "FORMATS",
@@ -35,10 +41,9 @@ __all__ = [
     "from_pillow",
     "has_image_suffix",
     "read_metadata",
+    "unread_format",
 ]
 
-Array = NDArray[np.uint8]
-"""Pixels (H, W, 3), sRGB."""
 Format = Literal["png", "webp", "jpg"]
 """Formats of dreams."""
 
@@ -60,7 +65,6 @@ _TRANSPOSITIONS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_FROM_16_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +102,17 @@ def decode(data: bytes, *, max_pixels: int | None = None, max_source_pixels: int
         >>> photograph.pixels.shape, photograph.width, photograph.height
         ((10, 15, 3), 30, 20)
     """
-    with open_image(data) as image:
-        width, height = image.size
-        if width * height > max_source_pixels:
-            raise ImageError("too_large", f"{width} x {height} pixels are over the limit of {max_source_pixels}")
-        size = _fit(width, height, max_pixels)
+    if bmp.is_bmp(data):
+        with reading(data):
+            header = bmp.read_header(data)
+            size = _allowed_size(header.width, header.height, max_pixels, max_source_pixels)
+            return _convert(bmp.pixels_of(data, header), (header.width, header.height), size)
+    with open_image(data, max_pixels=max_source_pixels, extras=True) as image:
+        original = image.size
+        size = _allowed_size(*original, max_pixels, max_source_pixels)
         draft = image.draft(None, size)  # decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is still large enough
-        image.load()
-        return _convert(image, (width, height), size, draft[1] if draft else None)
+        frame = _load(image, data, shrunk=size != original)
+        return _convert(frame, original, size, draft[1] if draft else None, image)
 
 
 def from_pillow(image: Image.Image, *, max_pixels: int | None = None) -> Photograph:
@@ -120,6 +127,7 @@ def from_pillow(image: Image.Image, *, max_pixels: int | None = None) -> Photogr
             conversion to RGB.
     """
     try:
+        _prepare(image)
         image.load()
         return _convert(image, image.size, _fit(*image.size, max_pixels))
     except ValueError as error:
@@ -128,19 +136,50 @@ def from_pillow(image: Image.Image, *, max_pixels: int | None = None) -> Photogr
         raise ImageError("damaged", f"the file cannot be decoded: {one_line(error)}") from error
 
 
+def _load(image: ImageFile.ImageFile, data: bytes, shrunk: bool) -> Image.Image:
+    """Decode an opened image file, and return its pixels in any mode. `shrunk`: they will be resized."""
+    _prepare(image)
+    if has_low_bytes(image, shrunk):
+        with open_image(data) as again:
+            _prepare(again)
+            return load_both_bytes(image, again)
+    image.load()
+    return image
+
+
+def _prepare(image: Image.Image) -> None:
+    """Correct how Pillow will load an image file, or raise an ImageError if its pixels would be wrong."""
+    if isinstance(image, TiffImageFile):
+        tiff.prepare(image)
+    elif isinstance(image, PngImageFile):
+        scale_transparent_gray(image)
+    elif isinstance(image, WebPImageFile) and image.is_animated:
+        image._mode = image.rawmode = "RGBA"  # the canvas around the first frame is transparent, also without alpha
+
+
 def _convert(
     image: Image.Image,
     original: tuple[int, int],
     size: tuple[int, int],
     box: tuple[float, float, float, float] | None = None,
+    file: Image.Image | None = None,
 ) -> Photograph:
-    """Convert a loaded image of any mode to upright sRGB of `size` (W, H); `box` is the part of it that is used."""
+    """Convert a loaded image of any mode to upright sRGB.
+
+    Args:
+        image: the pixels.
+        original: the size of the file's image, (W, H).
+        size: the size of the result before it is turned upright, (W, H).
+        box: the part of `image` that is used.
+        file: the image that has the metadata, if it is not `image`.
+    """
     width, height = original
-    orientation = _orientation(image)
+    orientation = _orientation(file or image)
+    profile = profile_of(file or image)
     frame = _to_8_bits(image)
     if frame.size != size:
         frame = frame.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-    frame = _over_white(_to_srgb(frame, image.info.get("icc_profile")))
+    frame = over_white(to_srgb(frame, profile))
     if orientation in _TRANSPOSITIONS:
         frame = frame.transpose(_TRANSPOSITIONS[orientation])
     if orientation >= 5:
@@ -235,6 +274,13 @@ def content_type(format: Format) -> str:
     return _CONTENT_TYPES[format]
 
 
+def _allowed_size(width: int, height: int, max_pixels: int | None, max_source_pixels: int) -> tuple[int, int]:
+    """Return the size to which a source is shrunk, or raise an ImageError if the source is too large."""
+    if width * height > max_source_pixels:
+        raise ImageError("too_large", f"{width} x {height} pixels are over the limit of {max_source_pixels}")
+    return _fit(width, height, max_pixels)
+
+
 def _fit(width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
     """Return the largest size of at most `max_pixels` with the same aspect ratio, to within a pixel."""
     if max_pixels is None or width * height <= max_pixels:
@@ -254,14 +300,20 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert any mode to L, RGB, RGBA or CMYK, which can be resized and have their own ICC profiles."""
+    """Convert any mode to L, RGB, RGBA, CMYK or LAB, which can be resized and have their own ICC profiles."""
+    if isinstance(image, TiffImageFile):
+        image = tiff.corrected(image)
+    elif isinstance(image, GifImageFile):
+        image = _whole_screen(image)
     if image.mode.startswith("I;16"):
         return Image.fromarray(_from_16_bits(image))
     if image.mode in ("I", "F"):
-        return Image.fromarray(_stretch(np.asarray(image, dtype=np.float32)))
-    if image.has_transparency_data:
+        return Image.fromarray(stretch(np.asarray(image)))
+    if image.mode == "La":  # Pillow converts this mode only to LA
+        image = image.convert("LA")
+    if image.has_transparency_data and image.mode != "RGBA":
         return image.convert("RGBA")
-    if image.mode in ("L", "RGB", "CMYK"):
+    if image.mode in ("L", "RGB", "RGBA", "CMYK", "LAB"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
 
@@ -269,55 +321,20 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def _from_16_bits(image: Image.Image) -> Array:
     """Scale 16-bit gray (H, W) by 1/257. Pillow would clip it to white. The transparent gray value becomes white."""
     values = np.asarray(image)
-    pixels: Array = _FROM_16_BITS[values]
+    pixels = from_bits(values, 16)
     if "transparency" in image.info:
         pixels[values == image.info["transparency"]] = 255
     return pixels
 
 
-def _stretch(values: NDArray[np.float32]) -> Array:
-    """Map gray (H, W) of unknown range to 8 bits.
-
-    White is the smallest of 1, 255 and 65535 that is not below any value. If a value is negative or above 65535, the
-    lowest value becomes black and the highest value becomes white.
-    """
-    finite = np.isfinite(values)
-    low = float(np.min(values, initial=np.inf, where=finite))
-    high = float(np.max(values, initial=-np.inf, where=finite))
-    if low >= 0 and high <= 65535:
-        low, high = 0.0, next(white for white in (1.0, 255.0, 65535.0) if high <= white)
-    pixels = np.empty(values.shape, np.uint8)
-    # Computed in bands, because the whole image in double precision would dominate the memory.
-    for band, result in zip(np.array_split(values, 64), np.array_split(pixels, 64), strict=True):
-        known = np.nan_to_num(band.astype(np.float64), nan=low, posinf=high, neginf=low)
-        result[:] = np.rint((known - low) * (255 / ((high - low) or 1.0)))
-    return pixels
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert L, RGB or CMYK to RGB, and RGBA to RGBA, by the ICC profile.
-
-    Without a usable profile, gray and RGB values are taken as sRGB.
-    """
-    unmanaged = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
-    if not profile:
-        return unmanaged
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        gray_as_rgb = image.mode == "L" and source.profile.xcolor_space.strip() == "RGB"
-        colors = unmanaged if gray_as_rgb else image
-        srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(colors, source, srgb, outputMode=unmanaged.mode) or unmanaged
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return unmanaged
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+def _whole_screen(image: GifImageFile) -> Image.Image:
+    """Return the first frame of a GIF on a transparent screen. Pillow fills the rest of the screen with color 0."""
+    box = image.dispose_extent if image.tell() == 0 else None
+    if box is None or box == (0, 0, *image.size):
         return image
-    background = Image.new("RGBA", image.size, "white")
-    background.alpha_composite(image)
-    return background.convert("RGB")
+    screen = Image.new("RGBA", image.size, (255, 255, 255, 0))
+    screen.paste(image.crop(box).convert("RGBA"), box)
+    return screen
 
 
 def _exif(metadata: Mapping[str, object]) -> bytes:

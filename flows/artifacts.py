@@ -1,14 +1,14 @@
 """What a finished run shows in the Prefect UI: failures in the log, and artifacts with counts and contact sheets."""
 
 import base64
-import re
 from collections.abc import Sequence
 from itertools import groupby, islice
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from flows import layout, manifest, sheets
+from flows import manifest, sheets
+from flows.prefect_names import artifact_key
 from flows.protocol import FinishedRun
 from flows.retries import with_retries
 from flows.run_record import Report, Run
@@ -25,6 +25,8 @@ NAMED_FAILURES = 10
 def show(finished: FinishedRun) -> Report:
     """Log the failures and draw contact sheets. The run is finished, so an error here does not fail the run."""
     run, report, log = finished.run, finished.report, get_run_logger()
+    for warning in report.warnings:
+        log.warning(warning)
     if report.state == "nothing to do":
         log.info("nothing to do: %s", report.why_nothing)
         return report
@@ -55,10 +57,10 @@ def log_failures(run: Run, report: Report) -> None:
 def draw(run: Run, sources: Sequence[Source], report: Report) -> None:
     """Draw contact sheets, and publish them and the counts as artifacts of the run."""
     counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
-    create_table_artifact([counts], key="report", description=f"Dreams in {report.destination}")
+    key = artifact_key("report", report.destination, run.job)
+    create_table_artifact([counts], key=key, description=f"Dreams in {report.destination}")
     photographs = [(source.uri, source.etag) for source in sources]
     for sheet in sheets.draw_sheets(run.destination, storage(), photographs, get_run_logger().warning):
         image = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()
-        name = sheet.uri.removeprefix(layout.sheets_folder(run.destination)).removesuffix(".jpg")
-        key = re.sub(r"[^a-z0-9]+", "-", f"sheet {name.lower()}").strip("-")
+        key = artifact_key("sheet", sheet.name, run.job, sheet.photograph, sheet.uri)
         create_image_artifact(image, key=key, description=f"Contact sheet of {sheet.name}: {sheet.uri}")

@@ -1,14 +1,28 @@
 """Layout and drawing of contact sheets: cells in a table or in rows, on several pages if one would be too tall."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-__all__ = ["Cell", "arrange", "cell_width", "render_pages", "scores", "text_width", "thumbnail", "wrap_text"]
+from flows.fonts import draw_text, is_exact, readable, text_width
+
+__all__ = [
+    "Cell",
+    "Title",
+    "arrange",
+    "cell_width",
+    "fit_text",
+    "render_pages",
+    "scores",
+    "text_width",
+    "thumbnail",
+    "wrap_text",
+]
 
 MAX_WIDTH = 1600
 """Width of a sheet in pixels, unless its columns are so many that cells of the least width need more."""
@@ -20,7 +34,7 @@ FEW_DREAMS = 24
 """Fewer dreams than this stand `FEW_COLUMNS` to a row, more dreams `MAX_COLUMNS`."""
 FEW_COLUMNS, MAX_COLUMNS = 4, 8
 """A table with more columns than `MAX_COLUMNS` continues them in further rows."""
-GAP, LINE, TEXT = 12, 18, 14
+GAP, LINE = 12, 18
 BACKGROUND, INK, FAINT = (20, 20, 24), (235, 235, 235), (160, 160, 170)
 
 
@@ -33,7 +47,21 @@ class Cell:
     image: Image.Image | None
     """The image, from `thumbnail`; None if it does not exist."""
     text: Sequence[str]
-    """Lines of text. The last one, the most likely class, is fainter."""
+    """Lines of text."""
+    notes: Sequence[str] = ()
+    """Fainter lines below the text."""
+
+
+@dataclass(frozen=True)
+class Title:
+    """The line above the cells."""
+
+    name: str
+    """A name, shortened in the middle if it is too long."""
+    note: str = ""
+    """A text after the name, never shortened."""
+    mark: str = ""
+    """A text that tells this name from all others. It is shown if the name is shortened or could look like another."""
 
 
 def arrange(labels: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], int]:
@@ -80,17 +108,18 @@ def scores(pairs: Sequence[tuple[float, float]]) -> list[str]:
     return [f"score {before:,.{decimals}f} to {after:,.{decimals}f}" for before, after in pairs]
 
 
-def render_pages(title: str, cells: Iterable[Cell], width: int) -> Iterator[Image.Image]:
+def render_pages(title: Title | str, cells: Iterable[Cell], width: int) -> Iterator[Image.Image]:
     """Draw a sheet, and yield its pages: one, unless it would be taller than `MAX_HEIGHT`.
 
     Args:
-        title: the text above the cells of every page.
+        title: the line above the cells of every page.
         cells: the cells of the sheet, at least one.
         width: width of a cell in pixels.
     """
     cells = list(cells)
+    title = Title(title) if isinstance(title, str) else title
     height = max((cell.image.height for cell in cells if cell.image), default=width)
-    text_lines = max(len(cell.text) for cell in cells)
+    text_lines = max(len(cell.text) + len(cell.notes) for cell in cells)
     step = height + text_lines * LINE + GAP
     lines = max(1, (MAX_HEIGHT - 2 * GAP - LINE) // step)
     for page in range(1 + max(cell.line for cell in cells) // lines):
@@ -99,55 +128,70 @@ def render_pages(title: str, cells: Iterable[Cell], width: int) -> Iterator[Imag
             yield _draw_page(title, on_page, (width, height), step)
 
 
-def _draw_page(title: str, cells: Sequence[Cell], size: tuple[int, int], line_step: int) -> Image.Image:
+def _draw_page(title: Title, cells: Sequence[Cell], size: tuple[int, int], line_step: int) -> Image.Image:
     width, height = size
     step = (width + GAP, line_step)
     columns, lines = 1 + max(cell.column for cell in cells), 1 + max(cell.line for cell in cells)
     sheet = Image.new("RGB", (GAP + step[0] * columns, 2 * GAP + LINE + step[1] * lines), BACKGROUND)
-    pen = _Pen(ImageDraw.Draw(sheet))
-    pen.write((GAP, GAP), title, INK, sheet.width - 2 * GAP)
+    draw = ImageDraw.Draw(sheet)
+    _draw_title(draw, title, sheet.width - 2 * GAP)
     for cell in cells:
         left, top = GAP + step[0] * cell.column, 2 * GAP + LINE + step[1] * cell.line
         if cell.image:
             sheet.paste(cell.image, (left, top))
-        for number, text in enumerate(cell.text):
-            ink = FAINT if number + 1 == len(cell.text) else INK
-            pen.write((left, top + height + 2 + LINE * number), text, ink, width)
+        lines_of_text = [(text, INK) for text in cell.text] + [(text, FAINT) for text in cell.notes]
+        for number, (text, ink) in enumerate(lines_of_text):
+            draw_text(draw, (left, top + height + 2 + LINE * number), fit_text(text, width), ink)
     return sheet
+
+
+def _draw_title(draw: ImageDraw.ImageDraw, title: Title, width: int) -> None:
+    """Draw the title. Two titles with different marks never look alike."""
+    shown = _fit_name(title.name, width - _width_of_notes([title.note]))
+    is_ambiguous = shown != title.name or not is_exact(title.name)
+    notes = [title.note, title.mark if is_ambiguous else ""]
+    shown = _fit_name(title.name, width - _width_of_notes(notes))
+    draw_text(draw, (GAP, GAP), shown, INK)
+    left = GAP + round(text_width(shown))
+    for note in filter(None, notes):
+        draw_text(draw, (left + GAP, GAP), note, FAINT)
+        left += GAP + round(text_width(note))
+
+
+def _fit_name(name: str, width: float) -> str:
+    return fit_text(name, width, keep_end=True)
+
+
+def _width_of_notes(notes: Iterable[str]) -> float:
+    return sum(GAP + text_width(note) for note in notes if note)
+
+
+def fit_text(text: str, width: float, *, keep_end: bool = False) -> str:
+    """Return `text` as it is drawn, with an ellipsis if it would be wider than `width`.
+
+    Args:
+        text: one line of text.
+        width: the largest width in pixels.
+        keep_end: leave out the middle instead of the end.
+    """
+    text = readable(text)
+
+    def shortened(count: int) -> str:
+        tail = count // 2 if keep_end else 0
+        return text[: count - tail] + "\N{HORIZONTAL ELLIPSIS}" + text[len(text) - tail :]
+
+    if text_width(text) <= width:
+        return text
+    fitting = bisect_right(range(len(text)), width, key=lambda count: text_width(shortened(count)))
+    return shortened(max(0, fitting - 1))
 
 
 def wrap_text(text: str, width: int) -> list[str]:
     """Return `text` in lines of at most `width` pixels, broken only after commas. A longer word gets its own line."""
-    pen = _blank_pen()
     lines: list[str] = []
     for part in text.split(", ") if text else ():
-        if lines and pen.length(f"{lines[-1]}, {part}") <= width:
+        if lines and text_width(f"{lines[-1]}, {part}") <= width:
             lines[-1] += f", {part}"
         else:
             lines.append(part)
     return lines
-
-
-def text_width(text: str) -> float:
-    """Return the width of a line of text in pixels."""
-    return _blank_pen().length(text)
-
-
-class _Pen:
-    """Draws lines of text and shortens those that do not fit."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw) -> None:
-        self.draw, self.font = draw, ImageFont.load_default(TEXT)
-
-    def length(self, text: str) -> float:
-        return self.draw.textlength(text, self.font)
-
-    def write(self, place: tuple[int, int], text: str, ink: tuple[int, int, int], width: int) -> None:
-        text = "".join(character if character.isprintable() else " " for character in text)  # names may hold anything
-        while self.length(text) > width:
-            text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
-        self.draw.text(place, text, ink, self.font)
-
-
-def _blank_pen() -> _Pen:
-    return _Pen(ImageDraw.Draw(Image.new("L", (1, 1))))

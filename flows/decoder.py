@@ -6,7 +6,8 @@ open files or connections. If an image exceeds a limit of time or memory, its ch
 fails. The next image gets a new child.
 
 A request is two integers and the bytes of the image. A reply is one line of JSON, followed by the pixels. An image may
-have taken control of the child, so every reply is validated and nothing in it is executed.
+have taken control of the child, so every reply is validated and nothing in it is executed. What a decoder library
+prints is discarded.
 """
 
 import atexit
@@ -25,12 +26,13 @@ from queue import LifoQueue
 from typing import BinaryIO, TypeVar, cast, get_args
 
 import numpy as np
-from PIL import Image
 
 from dreamcore import images
 from dreamcore.errors import ErrorKind, ImageError, Unavailable
+from dreamcore.image_formats import load_plugins, needs_thread
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph
 from flows.machine import cores_per_worker
+from flows.sandbox import enter_sandbox
 
 __all__ = ["CLOCK_FACTOR", "MEMORY", "SECONDS", "Decoder", "Decoders", "decode", "thread_safe_cache"]
 
@@ -286,8 +288,9 @@ class _Child:
 
 def _serve(memory: int) -> None:
     """Reply to requests until standard input is closed."""
-    requests, replies = sys.stdin.buffer, sys.stdout.buffer
-    _enter_sandbox(memory)
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    load_plugins(one_thread=True)  # they need files, which cannot be opened later
+    enter_sandbox(memory, threads=needs_thread())
     replies.write(_READY)
     replies.flush()
     while request := requests.read(_REQUEST.size):
@@ -305,27 +308,6 @@ def _reply(data: bytes, max_pixels: int | None, replies: BinaryIO) -> None:
         size, shape = (photograph.width, photograph.height), photograph.pixels.shape[:2]
         replies.write(json.dumps({"size": size, "shape": shape}).encode() + b"\n")
         replies.write(photograph.pixels.data)
-
-
-def _enter_sandbox(memory: int) -> None:
-    """Give up, irrevocably, all rights that decoding does not need. The resource limits need Linux."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent decides when the child exits
-        signal.signal(number, signal.SIG_IGN)
-    Image.init()  # otherwise Pillow imports its formats on demand, which needs files that cannot be opened later
-    if sys.platform != "linux":
-        return
-    import fcntl
-    import resource
-
-    # An idle child exits when its standard input is closed. A busy child gets SIGIO from the kernel, and exits, when
-    # the other end of its standard error is closed. Both happen when the parent exits.
-    fcntl.fcntl(2, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_ASYNC)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + memory
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for name in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-        resource.setrlimit(name, (0, 0))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,18 @@ from prefect.task_runners import ProcessPoolTaskRunner
 
 from flows import run_record
 from flows.artifacts import show
+from flows.cancellation import clean_termination
 from flows.estimate import throughput
 from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
 from flows.pace import shard_counter
-from flows.plan import Sources
+from flows.prefect_names import run_name, tag_run
 from flows.progress import ProgressBar
 from flows.protocol import run_job
 from flows.retries import with_retries
 from flows.run_record import Report, Run
-from flows.scan import check_access, plan_settings, scan, store_warning
+from flows.scan import Scan, check_access, plan_settings, scan, store_warning
 from flows.storage import storage
 from flows.work import PlannedSettings, Shard
 from flows.worker_process import start_worker
@@ -34,6 +35,7 @@ checked_settings: ContextVar[tuple[PlannedSettings, ...] | None] = ContextVar("c
 
 @flow(
     name="dream-collection",
+    flow_run_name=run_name,
     task_runner=ProcessPoolTaskRunner(worker_count(), initializer=start_worker),  # type: ignore[arg-type]
 )
 def dream_collection(job: DreamJob) -> Report:
@@ -41,8 +43,9 @@ def dream_collection(job: DreamJob) -> Report:
 
     Nothing is done twice: the flow skips what the manifest of the destination has, and continues an unfinished run.
     """
+    tag_run(job)
     settings = check(job)
-    with closing(ProgressBar()) as progress:
+    with clean_termination(), closing(ProgressBar(job)) as progress:
         finished = run_job(
             job,
             settings,
@@ -80,11 +83,13 @@ def plan_and_check(job: DreamJob) -> tuple[PlannedSettings, ...]:
 
 
 @task(**with_retries)
-def find_photographs(job: DreamJob) -> Sources:
+def find_photographs(job: DreamJob) -> Scan:
     """List the source."""
-    found = scan(job, storage())
-    get_run_logger().info("%d photographs in %s", len(found.sources), job.source)
-    return found.sources
+    found, log = scan(job, storage()), get_run_logger()
+    log.info("%d photographs in %s; %d ignored", len(found.sources), job.source, found.ignored)
+    if found.ignored:
+        log.info("ignored: %s", found.ignored_in_words)
+    return found
 
 
 def submit_shard(progress: str | None, run: Run, shard: Shard) -> Any:

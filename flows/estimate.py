@@ -333,7 +333,7 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
         "resumes": run.run_id if run else None,
         "refused": refusal,
         "photographs": len(found.sources),
-        "ignored": found.ignored,
+        **found.with_warnings(finished).report(),
         "settings": len(settings),
         "planned": work.dreams,
         "done": total - work.dreams,

@@ -31,6 +31,7 @@ __all__ = [
     "contains",
     "finished_dreams",
     "parts_with",
+    "source_key",
     "write_index",
 ]
 
@@ -39,7 +40,7 @@ _COLUMNS = ("shard", *manifest.IDENTITY, "status")
 _INDEX = pa.schema(
     [
         ("shard", pa.int64()),
-        ("source", pa.uint64()),  # see `_source_key`
+        ("source", pa.uint64()),  # see `source_key`
         ("key", pa.uint64()),  # see `dream_key`
         ("status", pa.dictionary(pa.int8(), pa.string())),
     ]
@@ -67,10 +68,16 @@ class FinishedDreams:
     """Keys of all rows, sorted."""
     failed: _Keys
     """Keys of the rows whose status is not done, sorted."""
+    sources: _Keys
+    """The photographs that have rows, as 64-bit numbers of their addresses, sorted."""
 
     def __call__(self, key: int) -> bool:
         """Return whether the destination has a row for the dream with this key."""
         return contains(self.keys, key)
+
+    def has_source(self, uri: str) -> bool:
+        """Return whether the destination has a row for any version of the photograph at this address."""
+        return contains(self.sources, source_key(uri))
 
     def failures(self, sources: Sources, settings: Sequence[PlannedSettings]) -> Failures:
         """Count the dreams of these photographs and settings that failed or were skipped."""
@@ -89,13 +96,19 @@ def contains(keys: _Keys, key: int) -> bool:
 
 
 def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
-    """Read the keys of all rows of a destination: 8 bytes for each row, and 8 more if it is not done."""
-    keys, failed = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    """Read the keys of all rows of a destination.
+
+    They take 8 bytes for each row, 8 more if the row is not done, and 8 for each photograph.
+    """
+    keys, failed, sources = ([np.empty(0, np.uint64)] for _ in range(3))
     for index in _indices(destination, storage):
         numbers = index["key"].to_numpy()
         keys.append(numbers)
         failed.append(numbers[pc.not_equal(index["status"], "done").to_numpy()])
-    return FinishedDreams(np.sort(np.concatenate(keys)), np.sort(np.concatenate(failed)))
+        sources.append(np.unique(index["source"].to_numpy()))
+    return FinishedDreams(
+        np.sort(np.concatenate(keys)), np.sort(np.concatenate(failed)), np.unique(np.concatenate(sources))
+    )
 
 
 def parts_with(sources: Iterable[str], destination: str, storage: Storage) -> list[str]:
@@ -109,7 +122,7 @@ def parts_with(sources: Iterable[str], destination: str, storage: Storage) -> li
     Returns:
         For runs with an index, exactly the parts with such rows; for other runs, all parts.
     """
-    wanted = np.array([_source_key(uri) for uri in sources], np.uint64)
+    wanted = np.array([source_key(uri) for uri in sources], np.uint64)
     found: list[str] = []
     for parts, index in _runs(destination, storage):
         if index is None:
@@ -177,12 +190,12 @@ def _index_of(part: pa.Table) -> pa.Table:
     """Return the index entries of one part."""
     sources, keys = array("Q"), array("Q")  # 8 bytes for each number
     for source_uri, *rest in zip(*(part[name].to_pylist() for name in manifest.IDENTITY), strict=True):
-        sources.append(_source_key(source_uri))
+        sources.append(source_key(source_uri))
         keys.append(dream_key(source_uri, *rest))
     numbers = (pa.array(np.array(each, np.uint64)) for each in (sources, keys))
     return pa.table([part["shard"], *numbers, part["status"].cast(_INDEX.field("status").type)], schema=_INDEX)
 
 
-def _source_key(uri: str) -> int:
+def source_key(uri: str) -> int:
     """Return a 64-bit number for the address of a photograph."""
     return int(digest(uri), 16)

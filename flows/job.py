@@ -1,19 +1,31 @@
 """The job of a run. One class is the job file, the flags of the command line and the form in the Prefect UI."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from dreamcore.errors import InvalidInput
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings, MaxPixels, Output, digest
 from dreamcore.targets import Frozen
+from flows.globs import compile_globs
 from flows.layout import FOLDERS, check_uri, folder_uri
 
 __all__ = ["DreamJob", "explain_validation", "read_job"]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _sorted_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the patterns without repetitions in a fixed order, which the identity of the job needs."""
+    compile_globs(patterns)
+    return tuple(sorted(set(patterns)))
 
 
 class DreamJob(Frozen):
@@ -28,6 +40,11 @@ class DreamJob(Frozen):
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 prefix for dreams, manifest and contact sheets.",
         examples=["s3://dreams/nightly/"],
+    )
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list), AfterValidator(_sorted_patterns)] = Field(
+        default=(),
+        description="Photographs to leave out: patterns for keys below the source, such as *.gif or drafts/.",
+        examples=[["*.gif", "drafts/"]],
     )
     grid: Grid = Field(default=Grid(), description="The settings: each photograph is dreamt under every combination.")
     max_pixels: MaxPixels = DreamSettings().max_pixels
@@ -67,9 +84,11 @@ class DreamJob(Frozen):
     def job_id(self) -> str:
         """Identity of the work: 16 hex digits. It does not depend on how the job is written.
 
-        Fields that change no dream do not count.
+        Fields that change no dream do not count. An empty `exclude` does not count either, so that runs of versions
+        without this field can be resumed.
         """
-        return digest(self.model_dump(mode="json", exclude={"sheets", "stage_scores", "max_failures"}))
+        left_out = {"sheets", "stage_scores", "max_failures"} | (set() if self.exclude else {"exclude"})
+        return digest(self.model_dump(mode="json", exclude=left_out))
 
     def settings(self) -> tuple[DreamSettings, ...]:
         """Return the settings of every point of the grid."""
@@ -107,14 +126,49 @@ def _remedy(error: ValidationError) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        fields = yaml.safe_load(path.read_bytes())  # YAML defines its own encoding
+        data = path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    encoding = json.detect_encoding(data)  # YAML files are UTF-8, UTF-16 or UTF-32, as JSON files are
+    try:
+        loader = yaml.SafeLoader(data.decode(encoding))
+        root = loader.get_single_node()
+        repeated = min(_repeated_keys(root), default=None)
+        fields = loader.construct_document(root) if root else None
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"{path} is not {encoding.upper()} text from byte {error.start + 1}: save it as UTF-8"
+        ) from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # PyYAML raises all of them
         raise InvalidInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InvalidInput(f"{path} is not a job: its lists and mappings are nested too deeply") from error
+    if repeated:
+        line, key, first = repeated
+        raise InvalidInput(f"{path}: line {line} repeats the key {key!r} of line {first}: keep one of the two")
     if not isinstance(fields, dict):
         raise InvalidInput(f"{path} is not a job: it needs at least the fields source and destination")
     return fields
+
+
+def _repeated_keys(root: yaml.Node | None) -> Iterator[tuple[int, str, int]]:
+    """Yield the line, the name and the first line of each key that a mapping has again. PyYAML keeps the last one."""
+    nodes, visited = [root], set[int]()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in visited:  # the same node as an alias
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[tuple[str, str], int] = {}
+            for key, value in node.value:
+                nodes += [key, value]
+                name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and name in lines:
+                    yield line, key.value, lines[name]
+                lines.setdefault(name, line)
 
 
 def explain_validation(error: ValidationError) -> str:

@@ -9,6 +9,7 @@
 `DEST` always ends with a slash.
 """
 
+import re
 from urllib.parse import quote
 
 from dreamcore.settings import DreamSettings, digest
@@ -26,7 +27,9 @@ __all__ = [
     "parse_uri",
     "part_uri",
     "plan_uri",
+    "result_id_of",
     "result_name",
+    "result_place",
     "run_folder",
     "run_id_of_part",
     "runs_folder",
@@ -46,19 +49,32 @@ MAX_PART_BYTES = 200
 """Between two slashes. Some stores allow 255."""
 MAX_LABEL = 60
 """Characters of the readable label in the name of a dream."""
+_ACCESS_POINT = (
+    r"arn:[^/:]+:(?:s3|s3-object-lambda):[^/:]*:\d{12}:accesspoint[/:][^/:]+"
+    r"|arn:[^/:]+:s3-outposts:[^/:]*:\d{12}:outpost[/:][^/:]+[/:]accesspoint[/:][^/:]+"
+)
+"""The ARN of an access point, which takes the place of a bucket. AWS writes its last parts with slashes or colons."""
+_PATH = re.compile(rf"({_ACCESS_POINT}|(?!arn:)[^/]+)(?:/(.*))?", re.DOTALL)
+
+_UNSAFE_IN_LABEL = re.compile(r"[^\w.,=+@-]", re.ASCII)
+_RESULT = re.compile(r"[^/]*-([0-9a-f]{16})\.[a-z]+$")
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
     """Return bucket and key of `s3://bucket/key`. The key may hold any character, or be empty.
 
+    The bucket may be the ARN of an access point, such as
+    `s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/NAME/PREFIX/`.
+
     Raises:
         ValueError: `uri` is not an S3 address.
     """
     scheme, _, path = uri.partition("://")
-    bucket, _, key = path.partition("/")
-    if scheme != "s3" or not bucket:
-        raise ValueError(f"{uri!r} is not an S3 address: write s3://BUCKET/PREFIX/")
-    return bucket, key
+    match = _PATH.fullmatch(path)
+    if scheme != "s3" or not match:
+        example = "s3://ACCESS_POINT_ARN/PREFIX/" if path.startswith("arn:") else "s3://BUCKET/PREFIX/"
+        raise ValueError(f"{uri!r} is not an S3 address: write {example}")
+    return match[1], match[2] or ""
 
 
 def check_uri(uri: str) -> str:
@@ -83,10 +99,25 @@ def images_folder(destination: str) -> str:
 
 
 def result_name(source_name: str, settings: DreamSettings, result_id: str) -> str:
-    """Return the key of a dream below the destination: `images/<source>/<label>-<result_id>.<suffix>`."""
+    """Return the key of a dream below the destination: `images/<source>/<label>-<result_id>.<suffix>`.
+
+    The label is for people: it has an underscore for each character that a file system or a shell may refuse. Only
+    `result_id` identifies the dream. Dreamgrid 0.1 wrote other labels.
+    """
     label = f"{layers_label(settings.layers)}-{settings.octaves}x{settings.steps}"
-    name = f"{quote(label, safe='=+,')[:MAX_LABEL]}-{result_id}.{settings.output.format}"
+    name = f"{_UNSAFE_IN_LABEL.sub('_', label)[:MAX_LABEL]}-{result_id}.{settings.output.format}"
     return f"images/{safe_name(source_name)}/{name}"
+
+
+def result_id_of(uri: str) -> str | None:
+    """Return the `result_id` in the address of a dream; None if the address has none."""
+    found = _RESULT.search(uri)
+    return found[1] if found else None
+
+
+def result_place(uri: str) -> str:
+    """Return the folder and the `result_id` of a dream: equal for all labels that its file name may have."""
+    return f"{uri.rpartition('/')[0]}/{result_id_of(uri) or uri}"
 
 
 def manifest_folder(destination: str, run_id: str | None = None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dreamcore.errors import InvalidInput
 from dreamcore.sizes import BATCH, default_batch_size, parse_size
+from flows.cgroups import read_limits
 
 __all__ = [
     "batch_size",
@@ -18,6 +19,7 @@ __all__ = [
     "cores_per_worker",
     "env_int",
     "gpu_count",
+    "limit_threads",
     "max_memory",
     "prefetch_depth",
     "worker_count",
@@ -78,8 +80,23 @@ def gpu_count() -> int:
 
 
 def core_count() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use: by its affinity and by the limits of its container.
+
+    A CPU quota is rounded up, so a container with 1.5 CPUs has two cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, read_limits().cores or cores)
+
+
+def limit_threads() -> None:
+    """Let torch use as many threads as this process has cores, if a CPU quota allows fewer than the machine has.
+
+    Call this before torch is imported. torch counts the cores of the machine, and its threads would use up the quota;
+    then the kernel suspends all of them. `OMP_NUM_THREADS` overrides the number.
+    """
+    quota = read_limits().cores
+    if quota and quota < len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(quota))
 
 
 def choose_device() -> str:
@@ -97,8 +114,8 @@ def choose_device() -> str:
 def max_memory(device: str) -> int:
     """Return the bytes that a worker may use for dreaming: `DREAMGRID_MAX_MEMORY`, or its share of the machine.
 
-    The share is computed from the total memory and not from the free memory, so that the tiles, and with them the
-    dreams, do not depend on what else the machine does.
+    The share is computed from the total memory of the machine or of its container, and not from the free memory. So the
+    tiles, and with them the dreams, do not depend on what else the machine does.
 
     Raises:
         InvalidInput: `DREAMGRID_MAX_MEMORY` is not a size.
@@ -110,11 +127,8 @@ def max_memory(device: str) -> int:
 
         workers_per_gpu = math.ceil(worker_count() / torch.cuda.device_count())
         return int(torch.cuda.get_device_properties(device).total_memory * GPU_MEMORY_SHARE / workers_per_gpu)
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    limit_of_container = Path("/sys/fs/cgroup/memory.max")
-    if limit_of_container.exists() and (text := limit_of_container.read_text().strip()).isdecimal():
-        sizes.append(int(text))
-    return int(min(sizes) * RAM_SHARE / worker_count())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(memory, read_limits().memory or memory) * RAM_SHARE / worker_count())
 
 
 def batch_size(device: str, pixels: int) -> int:

@@ -25,6 +25,7 @@ __all__ = [
     "Row",
     "count_statuses",
     "failures",
+    "find_results",
     "from_parquet",
     "iter_failures",
     "iter_tables",
@@ -38,7 +39,7 @@ __all__ = [
     "value_counts",
 ]
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 """Incremented when a column is added. Columns are never changed or removed, and new ones are nullable."""
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
@@ -104,6 +105,8 @@ class Row:
     """Number of octaves that were left out because they would be smaller than the network's minimum size."""
     octave_scores: list[float] | None = None
     stage_scores: list[dict[str, Any]] | None = None
+    result_id: str | None = None
+    """Identity of the dream, 16 hex digits: by this name people and commands refer to it."""
 
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
@@ -189,9 +192,17 @@ def read_parts(storage: Storage, uris: Iterable[str], columns: Sequence[str]) ->
 
 
 def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
-    """Return columns of a part. Columns that did not exist when the part was written are null."""
+    """Return columns of a part. Columns that did not exist when the part was written are null.
+
+    One exception is `result_id`, which is then taken from `result_uri`.
+    """
     part = pq.ParquetFile(io.BytesIO(data))
-    table = part.read([name for name in columns if name in part.schema_arrow.names])
+    existing = part.schema_arrow.names
+    derived = "result_id" in columns and "result_id" not in existing
+    table = part.read([name for name in existing if name in columns or (derived and name == "result_uri")])
+    if derived:
+        ids = [layout.result_id_of(uri or "") for uri in table["result_uri"].to_pylist()]
+        table = table.append_column("result_id", pa.array(ids, _TEXT))
     for name in set(columns) - set(table.column_names):
         table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
     return table.select(columns).cast(_schema(columns))
@@ -254,6 +265,16 @@ def failures(storage: Storage, destination: str) -> list[dict[str, Any]]:
     groups = rows.group_by(_FAILURE_COLUMNS, use_threads=False).aggregate([([], "count_all")])
     named = groups.rename_columns([*_FAILURE_COLUMNS, "dreams"])
     return named.sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
+
+
+def find_results(storage: Storage, destination: str, result_id: str) -> dict[str, str]:
+    """Return the addresses of the dreams whose `result_id` begins with these digits, by the whole `result_id`.
+
+    Equal photographs in several files have equal dreams with one `result_id`. Then one of the addresses is returned.
+    """
+    chosen = pc.starts_with(pc.field("result_id"), result_id) & (pc.field("status") == "done")
+    rows = read(storage, destination, ["result_id", "result_uri", "status"], where=chosen)
+    return dict(sorted(zip(rows["result_id"].to_pylist(), rows["result_uri"].to_pylist(), strict=True), reverse=True))
 
 
 def iter_failures(storage: Storage, destination: str, run_id: str) -> Iterator[dict[str, Any]]:

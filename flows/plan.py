@@ -68,8 +68,16 @@ class Sources:
         return len(self._table)
 
     def __iter__(self) -> Iterator[Source]:
-        for first in range(0, len(self), _ROWS_PER_BATCH):  # a sorted copy would double the memory
-            batch = self._table.take(self._order.slice(first, _ROWS_PER_BATCH))
+        return self._ordered(self._order)
+
+    def not_ascii(self) -> Iterator[Source]:
+        """Yield the photographs whose addresses have characters besides ASCII."""
+        selected = pc.invert(pc.string_is_ascii(self._table["uri"]))
+        return self._ordered(self._order.filter(selected.take(self._order)))
+
+    def _ordered(self, rows: pa.Array) -> Iterator[Source]:
+        for first in range(0, len(rows), _ROWS_PER_BATCH):  # a sorted copy would double the memory
+            batch = self._table.take(rows.slice(first, _ROWS_PER_BATCH))
             for uri, length, etag, size in _rows(batch.to_batches()):
                 yield Source(uri, uri[len(uri) - length :], etag, size)
 

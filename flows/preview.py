@@ -13,7 +13,7 @@ from dreamcore.errors import InvalidInput
 from dreamcore.images import Photograph, encode
 from dreamcore.settings import DreamSettings, Output, format_of
 from dreamcore.targets import layers_label
-from flows.contact import Cell, cell_width, render_pages, scores, thumbnail
+from flows.contact import Cell, Title, cell_width, render_pages, scores, thumbnail
 from flows.job import explain_validation
 from flows.sheets import top_classes
 from flows.single import check_output_path, decode_named, dream_resolved, read_file, write_file
@@ -59,7 +59,7 @@ def preview(model: str, source: Path, result: Path, on_step: Callable[[int, int]
         dreams.append(dream_resolved(photograph, entry, _part_of(on_step, len(dreams), len(settings))))
 
     width = cell_width(COLUMNS)
-    (sheet, *_) = render_pages(f"{source.name}   {model}", _cells(network, photograph, dreams, width), width)
+    (sheet, *_) = render_pages(Title(source.name, model), _cells(network, photograph, dreams, width), width)
     metadata = {"model": model, "stages": summary(dreams)}
     write_file(result, encode(np.asarray(sheet), output.format, output.quality, metadata))
     return dreams
@@ -78,13 +78,13 @@ def _cells(network: "NetworkSpec", photograph: Photograph, dreams: "list[Dream]"
     """Return the cells of the sheet: the photograph, then the dream of each stage. `width` is that of a cell."""
     measured = [asdict(dream.measurements) for dream in dreams]
     captions = scores([(each["score_before"], each["score_after"]) for each in measured])
-    text = ("the photograph", top_classes(measured[0]["classes_before"]))
-    cells = [Cell(0, 0, thumbnail(photograph.pixels, width), text)]
+    classes = top_classes(measured[0]["classes_before"])
+    cells = [Cell(0, 0, thumbnail(photograph.pixels, width), ("the photograph",), (classes,))]
     stages = zip(network.stages(), dreams, measured, captions, strict=True)
     for place, (stage, dream, found, caption) in enumerate(stages, start=1):
-        name = f"{stage.name}   stride {stage.stride}, field {stage.receptive_field} px"
-        lines = (name, caption, top_classes(found["classes_after"]))
-        cells.append(Cell(place % COLUMNS, place // COLUMNS, thumbnail(dream.pixels, width), lines))
+        text = (f"{stage.name}: stride {stage.stride}, field {stage.receptive_field} px", caption)
+        notes = (top_classes(found["classes_after"]),)
+        cells.append(Cell(place % COLUMNS, place // COLUMNS, thumbnail(dream.pixels, width), text, notes))
     return cells
 
 

@@ -9,7 +9,9 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import ObjectNotFound
 
+from flows.job import DreamJob
 from flows.pace import LINE_SECONDS, Display, Pace, ShardCounts, Snapshot
+from flows.prefect_names import artifact_key
 from flows.run_record import Run
 
 __all__ = ["ProgressBar", "on_progress"]
@@ -24,7 +26,8 @@ UPDATE_SECONDS = 4.0
 class ProgressBar:
     """Shows the progress of a run, with the dreams that worker processes report within a shard."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: DreamJob) -> None:
+        self._key = artifact_key("dreams", job.destination, job)
         self._counts, self._pace = ShardCounts(), Pace()
         self._also = on_progress.get()
         self._artifact: Any = None
@@ -46,7 +49,7 @@ class ProgressBar:
         snapshot = self._pace.update(finished + self._counts.total(), planned)
         now, is_end = time.monotonic(), finished == planned
         if not self._moved:
-            self._artifact = create_progress_artifact(_percent(snapshot), key="dreams", description=str(snapshot))
+            self._artifact = create_progress_artifact(_percent(snapshot), key=self._key, description=str(snapshot))
             self._moved = now
         elif self._artifact and (is_end or now - self._moved >= UPDATE_SECONDS):
             self._moved = now

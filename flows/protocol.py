@@ -31,6 +31,7 @@ from flows.job import DreamJob
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.run_record import Report, Run
+from flows.scan import Scan
 from flows.storage import Storage
 from flows.work import PlannedSettings, Shard
 
@@ -68,7 +69,7 @@ def run_job(
     storage: Storage,
     executor: Executor,
     *,
-    find_sources: Callable[[DreamJob], Sources],
+    find_sources: Callable[[DreamJob], Scan],
     throughput: Throughput,
     on_claim: Callable[[Run], None] = lambda _run: None,
     on_progress: OnProgress = lambda _finished, _planned: None,
@@ -80,7 +81,7 @@ def run_job(
         settings: every point of the job's grid.
         storage: access to S3.
         executor: runs the shards.
-        find_sources: lists the photographs of the job.
+        find_sources: scans the source of the job.
         throughput: the speed of the machines that will dream; the plan is cut for it.
         on_claim: called with the run as soon as it holds the destination.
         on_progress: called during the run.
@@ -93,16 +94,19 @@ def run_job(
     started = time.perf_counter()
     run, plan = claim(job, settings, storage)
     on_claim(run)
+    found: Scan | None = None
     with _resumable():
         if not plan:
-            sources, finished = find_sources(job), history.finished_dreams(job.destination, storage)
-            plan = freeze(run, make_plan(sources, settings, finished, throughput), storage)
+            found, finished = find_sources(job), history.finished_dreams(job.destination, storage)
+            found = found.with_warnings(finished)
+            plan = freeze(run, make_plan(found.sources, settings, finished, throughput), storage)
             if not plan:
                 release(job.destination, run.run_id, storage)
-                failures = finished.failures(sources, settings)
-                return FinishedRun(run, plan, run_record.nothing_to_do(job, len(sources), failures))
+                failures = finished.failures(found.sources, settings)
+                report = run_record.nothing_to_do(job, len(found.sources), failures)
+                return FinishedRun(run, plan, report.model_copy(update=found.report()))
         execute(run, plan, storage, executor, on_progress)
-        report = finish(run, plan, time.perf_counter() - started, storage)
+        report = finish(run, plan, time.perf_counter() - started, storage, found)
         release(job.destination, run.run_id, storage)
     return FinishedRun(run, plan, report)
 
@@ -179,8 +183,15 @@ def check_failures(run: Run, counts: Mapping[str, int], storage: Storage) -> Non
     )
 
 
-def finish(run: Run, plan: Plan, seconds: float, storage: Storage) -> Report:
+def finish(run: Run, plan: Plan, seconds: float, storage: Storage, found: Scan | None = None) -> Report:
     """Count the rows of the run, and write its index and `success.json`.
+
+    Args:
+        run: the run.
+        plan: its frozen plan.
+        seconds: duration of the run.
+        storage: access to S3.
+        found: the scan of the source; None if the run was resumed.
 
     Raises:
         DreamgridError: the manifest does not have exactly one row for each planned dream.
@@ -194,6 +205,8 @@ def finish(run: Run, plan: Plan, seconds: float, storage: Storage) -> Report:
             "new run with what is missing"
         )
     report = run_record.completed(run, plan, counts, seconds)
+    if found:
+        report = report.model_copy(update=found.report())
     history.write_index(index, run.destination, run.run_id, storage)
     run_record.write(layout.success_uri(run.destination, run.run_id), report.model_dump_json(indent=1), storage)
     return report

@@ -10,6 +10,7 @@ is larger than the given file, except that octaves may have up to four times its
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from dreamcore.targets import Frozen
 from flows.assets import resolve
 from flows.job import explain_validation
 from flows.layout import parse_uri
+from flows.manifest import find_results
 from flows.single import check_output_path, decode_named, description, dream_resolved, read_file, write_file
 from flows.storage import FAIL_FAST, Storage
 from flows.terminal import one_line
@@ -35,12 +37,13 @@ from flows.terminal import one_line
 if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
 
-__all__ = ["Description", "Reproduction", "psnr", "read_description", "redream", "threads"]
+__all__ = ["Description", "Reproduction", "find_dream", "psnr", "read_description", "redream", "threads"]
 
 SCORE_TOLERANCE = 0.001
 """Relative and absolute. Two scores of one photograph differ by less on any two machines."""
 REMEDY = "give the photograph with --source FILE"
 
+_DIGITS = re.compile("[0-9a-f]{4,16}")
 _Word = Annotated[str, Field(pattern=r"^[ -~]{1,200}$")]
 
 
@@ -131,6 +134,33 @@ class Reproduction:
             "result": self.result,
             "differences": list(self.differences),
         }
+
+
+def find_dream(destination: str, result_id: str) -> str:
+    """Return the address of the dream with this `result_id` in a destination.
+
+    Args:
+        destination: folder of the results, with a slash at its end.
+        result_id: the identity, or the first digits of it, at least four.
+
+    Raises:
+        InvalidInput: the text is not a `result_id`, or the destination has no such dream, or several.
+        Unavailable: S3 does not respond.
+    """
+    digits = result_id.lower()
+    if not _DIGITS.fullmatch(digits):
+        raise InvalidInput(
+            f"{one_line(result_id)!r} is not the id of a dream: give the 16 hex digits at the end of its file name"
+        )
+    found = find_results(Storage(FAIL_FAST), destination, digits)
+    if len(found) > 1:
+        raise InvalidInput(f"{destination} has {len(found)} dreams whose id begins with {digits}: give more digits")
+    if not found:
+        raise InvalidInput(
+            f"{destination} has no dream with the id {digits}: take one from a contact sheet, from the end of a file "
+            "name below images/, or from the column result_id of the manifest"
+        )
+    return found.popitem()[1]
 
 
 def redream(

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import result_id
@@ -24,6 +24,7 @@ from flows import layout, manifest
 from flows.calibration import machine_name
 from flows.history import Failures
 from flows.job import DreamJob
+from flows.photographs import describe_ignored
 from flows.plan import Plan
 from flows.storage import Storage
 from flows.work import PlannedSettings, Shard, Source
@@ -86,6 +87,14 @@ class Report(Frozen):
     """If there was nothing to do: photographs without some of their dreams because these failed in earlier runs."""
     failed_earlier: int = 0
     """The number of these dreams."""
+    ignored: int | None = None
+    """Objects in the source that are no photographs. None if the run was resumed, because it did not scan again."""
+    ignored_kinds: dict[str, int] = Field(default={})
+    """These objects by kind, most frequent first."""
+    other_destinations: tuple[str, ...] = ()
+    """Destinations below the source. Their dreams and sheets were left out."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong in the source."""
     seconds: float = 0.0
     machine: str | None = None
     """The machine that finished the run: processor, GPUs, workers. Estimates use the runs of machines like this one."""
@@ -100,13 +109,21 @@ class Report(Frozen):
     def why_nothing(self) -> str:
         """The reason why there was nothing to do."""
         if not self.photographs:
-            return f"there is no photograph in {self.source}"
+            return f"there is no photograph in {self.source}: {self._instead}"
         if self.failed_earlier:
             return (
                 f"{self.failed_earlier} dreams (photographs: {self.photographs_failed_earlier}) failed earlier and are "
                 f"tried again when the photograph changes; see `dreamgrid manifest failures {self.destination}`"
             )
         return "every photograph has its dreams"
+
+    @property
+    def _instead(self) -> str:
+        """What the source holds instead of photographs."""
+        if self.ignored_kinds:
+            return f"it holds {describe_ignored(self.ignored_kinds, self.other_destinations)}"
+        is_inside = self.destination.startswith(self.source.rstrip("/") + "/")
+        return f"it holds nothing besides {self.destination}" if is_inside else "it is empty"
 
 
 def completed(run: Run, plan: Plan, counts: Mapping[str, int], seconds: float) -> Report:

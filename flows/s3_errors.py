@@ -12,13 +12,15 @@ __all__ = [
     "NotFound",
     "PreconditionFailed",
     "UnreadableObject",
+    "describe",
     "is_expired",
     "is_transient",
     "translate",
 ]
 
-S3_ERRORS = (boto.BotoCoreError, boto.ClientError, ResponseParserError)
-"""Every error that boto3 raises when a request fails."""
+S3_ERRORS = (boto.BotoCoreError, boto.ClientError, ResponseParserError, OSError, ValueError)
+"""Every error that boto3 raises when a request fails. OSError and ValueError are raised by the sources of credentials,
+for example if a token file is missing or a program prints no valid JSON."""
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _CONFLICT = {"412", "PreconditionFailed", "BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
@@ -46,11 +48,21 @@ _TRANSIENT = {
 }
 _NO_CREDENTIALS = (
     boto.CredentialRetrievalError,
+    boto.NoAuthTokenError,
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
-    boto.SSOError,
     boto.TokenRetrievalError,
 )
+_LOGIN_NEEDED = (boto.LoginError, boto.SSOError)
+_NO_ANSWER = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError)
+# Requests that obtain credentials, by services other than S3.
+_CREDENTIAL_REQUESTS = {
+    "AssumeRole",
+    "AssumeRoleWithWebIdentity",
+    "CreateOAuth2Token",
+    "CreateToken",
+    "GetRoleCredentials",
+}
 
 
 class NotFound(Unavailable):
@@ -74,8 +86,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, boto.ClientError):
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         return (status >= 500 and status != 501) or _code(error) in _TRANSIENT
-    transient = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError)
-    return isinstance(error, (*transient, ResponseParserError))
+    return isinstance(error, (*_NO_ANSWER, ResponseParserError)) and not _is_unusable_proxy(error)
 
 
 def is_expired(error: Exception) -> bool:
@@ -95,19 +106,17 @@ def translate(error: Exception, uri: str, endpoint: str) -> InvalidInput | Unava
         `InvalidInput` if the user has to correct something, such as credentials or the name of a bucket; otherwise
         `Unavailable` or one of its subclasses in this module.
     """
-    if isinstance(error, _NO_CREDENTIALS):
-        return InvalidInput(
-            f"no credentials for {uri} ({error}): set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-            '(for the embedded stack: eval "$(dreamgrid env)")'
-        )
-    if isinstance(error, boto.ParamValidationError):
-        return InvalidInput(f"{uri} is not the address of an object: {' '.join(str(error).split())}")
     if not isinstance(error, boto.ClientError):
-        return Unavailable(f"{uri}: the store at {endpoint} does not answer ({error}); check AWS_ENDPOINT_URL")
+        return _translate_local(error, uri, endpoint)
     code, message = _code(error), error.response["Error"].get("Message") or ""
     if code == "NoSuchBucket":
         bucket, _ = parse_uri(uri)
         return InvalidInput(f"there is no bucket {bucket!r} at {endpoint}: create it, or correct {uri}")
+    if error.operation_name in _CREDENTIAL_REQUESTS and not is_transient(error):
+        return InvalidInput(
+            f"no credentials for {uri}: AWS refuses {error.operation_name} ({code} {message}): check AWS_PROFILE, "
+            "the role and the token"
+        )
     if code in _REFUSED:
         return InvalidInput(
             f"{uri}: {endpoint} refuses access ({code} {message}): check the credentials "
@@ -121,6 +130,41 @@ def translate(error: Exception, uri: str, endpoint: str) -> InvalidInput | Unava
     kinds = {NotFound: _MISSING, PreconditionFailed: _CONFLICT, UnreadableObject: _UNREADABLE}
     kind = next((kind for kind, codes in kinds.items() if code in codes), Unavailable)
     return kind(f"{uri}: the store at {endpoint} returned {code} {message}")
+
+
+def describe(error: Exception) -> str:
+    """Return an error as one line, with a remedy if one is known."""
+    if isinstance(error, boto.MissingDependencyException):
+        return "this profile or address needs the AWS Common Runtime: pip install 'dreamgrid[crt]'"
+    message = " ".join(str(error).split())
+    if isinstance(error, _LOGIN_NEEDED):
+        return f"{message}; log in again with `aws login` or `aws sso login`"
+    return message
+
+
+def _translate_local(error: Exception, uri: str, endpoint: str) -> InvalidInput | Unavailable:
+    """Return the Dreamgrid error for a request that was not sent, or has no answer."""
+    if isinstance(error, _NO_CREDENTIALS):
+        return InvalidInput(
+            f"no credentials for {uri} ({describe(error)}): set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+            'AWS_SECRET_ACCESS_KEY (for the embedded stack: eval "$(dreamgrid env)")'
+        )
+    if isinstance(error, boto.ParamValidationError):
+        return InvalidInput(f"{uri} is not the address of an object: {describe(error)}")
+    if is_transient(error):
+        return Unavailable(
+            f"{uri}: the store at {endpoint} does not answer ({describe(error)}); check AWS_ENDPOINT_URL"
+        )
+    return InvalidInput(
+        f"no request can be made for {uri} ({describe(error)}): check AWS_PROFILE, the other AWS variables and "
+        "HTTPS_PROXY"
+    )
+
+
+def _is_unusable_proxy(error: BaseException) -> bool:
+    """Return whether the environment names a proxy that botocore does not support, such as a SOCKS proxy."""
+    # botocore puts http:// before a scheme that it does not know.
+    return isinstance(error, boto.ProxyConnectionError) and error.kwargs["proxy_url"].count("://") > 1
 
 
 def _code(error: boto.ClientError) -> str:

@@ -1,33 +1,66 @@
 """Checks before a run, and the search for its photographs: settings, access and sources."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, Self
 
 from pydantic import ValidationError
 
 from dreamcore.catalog import network_spec, weights_identity_of
 from dreamcore.errors import InvalidInput, Unavailable
-from dreamcore.images import has_image_suffix
+from dreamcore.image_formats import has_image_suffix
 from dreamcore.settings import settings_id
-from flows import layout
+from flows import layout, normal_forms
 from flows.assets import resolve
+from flows.globs import compile_globs
+from flows.history import FinishedDreams
 from flows.job import DreamJob, explain_validation
 from flows.layout import parse_uri
+from flows.photographs import Selection, describe_ignored
 from flows.plan import Sources
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
 from flows.work import PlannedSettings, Source
 
 __all__ = ["Scan", "check_access", "plan_settings", "scan", "store_warning"]
 
+MAX_DESTINATIONS = 20
+"""Destinations below a source that reports name."""
+
 
 @dataclass(frozen=True)
 class Scan:
-    """The photographs of a job."""
+    """The photographs of a job, and what else its source holds."""
 
     sources: Sources
-    ignored: int
-    """Number of objects below the source whose names are not names of images."""
+    kinds: Mapping[str, int]
+    """Number of the objects that are no photographs, by kind (see `photographs.ignored_kind`)."""
+    destinations: tuple[str, ...]
+    """Addresses of the destinations below the source. Their dreams and sheets are left out."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ignored(self) -> int:
+        """Number of objects below the source that are no photographs."""
+        return sum(self.kinds.values())
+
+    @property
+    def ignored_in_words(self) -> str:
+        """The ignored objects by kind; empty if there are none."""
+        return describe_ignored(self.kinds, self.destinations)
+
+    def with_warnings(self, finished: FinishedDreams) -> Self:
+        """Return the scan with a warning for each new key that looks like another one; `finished` are earlier rows."""
+        return replace(self, warnings=(*self.warnings, *normal_forms.warnings(self.sources, finished)))
+
+    def report(self) -> dict[str, Any]:
+        """Return what `run` and `plan` report of the scan, besides the number of photographs."""
+        return {
+            "ignored": self.ignored,
+            "ignored_kinds": dict(self.kinds),
+            "other_destinations": self.destinations[:MAX_DESTINATIONS],
+            "warnings": self.warnings,
+        }
 
 
 def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
@@ -70,23 +103,41 @@ def check_access(job: DreamJob) -> None:
 
 
 def _check_source(job: DreamJob, store: Storage) -> None:
-    """Raise `InvalidInput` if the source is neither a photograph nor a folder with objects in it.
+    """Raise `InvalidInput` if the source is neither an object nor a folder with objects in it.
 
     A source that ends with a slash may be empty, because a nightly job may start before the first photograph arrives.
     """
-    if job.source.endswith("/") or not parse_uri(job.source)[1]:
-        return
-    existing = store.find(job.source)
-    if (existing and has_image_suffix(job.source)) or any(True for _ in store.list(f"{job.source}/")):
+    if job.source.endswith("/") or not parse_uri(job.source)[1] or _exists(job.source, store):
         return
     if store.find(layout.active_uri(job.destination)):
         return  # the unfinished run continues with its frozen plan, even if its photographs have been removed
-    if existing:
-        raise InvalidInput(f"{job.source} is not a photograph: its name does not end in .jpg, .png or another format")
+    if hint := _other_form(job.source, store):
+        raise InvalidInput(hint)
     raise InvalidInput(
         f"there is neither a photograph nor a folder {job.source}: correct it, or write {job.source}/ for a folder "
         "that is still empty"
     )
+
+
+def _exists(uri: str, store: Storage) -> bool:
+    """Return whether an object or a folder with objects has this address."""
+    return store.find(uri) is not None or _has_objects(uri, store)
+
+
+def _has_objects(uri: str, store: Storage) -> bool:
+    return any(True for _ in store.list(uri.rstrip("/") + "/"))
+
+
+def _other_form(uri: str, store: Storage) -> str | None:
+    """Return a message if the address exists in another Unicode normal form; otherwise None."""
+    for other in normal_forms.other_forms(uri):
+        if _exists(other, store):
+            written = other.encode("ascii", "backslashreplace").decode()
+            return (
+                f"there is nothing at {uri}, but at an address that looks the same and has another Unicode normal "
+                f'form: in a job file, write "{written}"'
+            )
+    return None
 
 
 @lru_cache
@@ -109,27 +160,41 @@ def store_warning(destination: str, store: Storage | None = None) -> str | None:
 
 
 def scan(job: DreamJob, store: Storage) -> Scan:
-    """List every photograph of the source. A destination below the source is left out."""
-    ignored = 0
+    """List every photograph of the source, and count the other objects.
+
+    `photographs` decides what a photograph is. An object that the source names itself is one. The destination of this
+    job is left out and not counted if it lies below the source.
+    """
     folder = job.source.rstrip("/") + "/"
     # If the source lies below the destination, the job's validation ensures that it is not in a folder of results.
-    excluded = () if folder.startswith(job.destination) else job.destination
-    single = store.find(job.source) if has_image_suffix(parse_uri(job.source)[1]) else None
+    own_results = () if folder.startswith(job.destination) else job.destination
+    selection = Selection(compile_globs(job.exclude))
+    named = _named_object(job.source, store)
 
-    def photographs() -> Iterator[Source]:
-        nonlocal ignored
-        for info in [single] if single else store.list(folder):
-            if info.uri.startswith(excluded) or info.uri.endswith("/"):
-                continue
-            if has_image_suffix(info.uri):
-                yield _source(info, folder)
-            else:
-                ignored += 1
+    def sources() -> Iterator[Source]:
+        if named:
+            if selection.accepts_named(name := named.uri.rpartition("/")[2]):
+                yield Source(named.uri, name, named.etag, named.size)
+            return
+        for info in store.list(folder):
+            name = info.uri[len(folder) :]
+            if not info.uri.startswith(own_results) and selection.accepts(name, info.size):
+                yield Source(info.uri, name, info.etag, info.size)
 
-    sources = Sources(photographs())
-    return Scan(sources, ignored)
+    found = Sources(sources())
+    if selection.has_late_results:
+        found = Sources(source for source in found if not selection.drops_late(source.name))
+    destinations = tuple(folder + key for key in selection.destinations)
+    hint = None if found or selection.kinds else _other_form(job.source, store)
+    return Scan(found, selection.kinds, destinations, (hint,) if hint else ())
 
 
-def _source(info: ObjectInfo, folder: str) -> Source:
-    name = info.uri.removeprefix(folder) if info.uri.startswith(folder) else info.uri.rpartition("/")[2]
-    return Source(info.uri, name, info.etag, info.size)
+def _named_object(source: str, store: Storage) -> ObjectInfo | None:
+    """Return the object that the source names; None if the source is a folder.
+
+    If an object and a folder have the same name, the suffix decides.
+    """
+    if source.endswith("/") or not parse_uri(source)[1]:
+        return None
+    named = store.find(source)
+    return named if named and (has_image_suffix(source) or not _has_objects(source, store)) else None

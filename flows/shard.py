@@ -14,7 +14,7 @@ from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import Photograph, content_type, encode, read_metadata
 from dreamcore.network import Network
 from dreamcore.observation import Observation
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, result_id
 from dreamcore.targets import Target
 from flows import decoder, layout, manifest
 from flows.assets import load_guide_and_mask, network_for
@@ -75,8 +75,8 @@ class _Loaded:
     """A decoded photograph, or the reason why it cannot be dreamt."""
 
     work: Work
-    existing: set[str]
-    """Addresses of the dreams that an earlier attempt wrote."""
+    existing: dict[str, str]
+    """The dreams that an earlier attempt wrote: their real address by their planned address."""
     photographs: dict[int, Photograph]
     """The photograph by `max_pixels`."""
     error: ImageError | None = None
@@ -143,9 +143,8 @@ class _Dreamer:
     def load(self, work: Work) -> _Loaded:
         """Read and decode a photograph, unless all its dreams exist."""
         results = {self.run.result_uri(work.source, self.run.settings[index]) for index in work.settings}
-        folder = min(results).rpartition("/")[0] + "/"
-        existing = {info.uri for info in self.storage.list(folder)} & results
-        if existing == results:
+        existing = self._find_existing(results)
+        if existing.keys() == results:
             return _Loaded(work, existing, {})
         if work.source.size > decoder.MEMORY:  # reading it would use up the memory of the worker
             message = f"the file has {work.source.size} bytes; at most {decoder.MEMORY} bytes are read"
@@ -157,6 +156,19 @@ class _Dreamer:
         except ImageError as error:
             return _Loaded(work, existing, {}, error)
 
+    def _find_existing(self, results: Iterable[str]) -> dict[str, str]:
+        """Return the address of each dream that exists, by its planned address.
+
+        A dream is found by its `result_id`. The label in its file name may be that of another version of Dreamgrid.
+        """
+        planned = sorted(results)
+        folder = planned[0].rpartition("/")[0] + "/"
+        listed = sorted(info.uri for info in self.storage.list(folder))
+        by_place = {layout.result_place(uri): uri for uri in listed}  # deeper folders are other places
+        by_place |= {layout.result_place(uri): uri for uri in set(listed).intersection(planned)}
+        places = ((uri, layout.result_place(uri)) for uri in planned)
+        return {uri: by_place[place] for uri, place in places if place in by_place}
+
     def dream(self, loaded: Iterable[_Loaded]) -> Iterator[_Outcome]:
         """Dream photographs under each of their settings, in batches of one size. A failed photograph fails alone."""
         outcomes = (outcome for photograph in loaded for outcome in self._outcomes(photograph))
@@ -167,8 +179,8 @@ class _Dreamer:
         """Yield the outcome of a photograph for each of its settings, as far as it is known before dreaming."""
         for planned in (self.run.settings[index] for index in loaded.work.settings):
             outcome = _Outcome(self._row(loaded.work.source, planned), planned, loaded)
-            if outcome.row.result_uri in loaded.existing:
-                yield replace(outcome, loaded=None)
+            if existing := loaded.existing.get(str(outcome.row.result_uri)):
+                yield replace(outcome, row=replace(outcome.row, result_uri=existing), loaded=None)
             elif loaded.error:
                 yield outcome.failed(loaded.error)
             else:
@@ -270,6 +282,7 @@ class _Dreamer:
             seed=settings.seed,
             settings=settings.canonical_json(),
             result_uri=self.run.result_uri(source, planned),
+            result_id=result_id(source.etag, planned.settings_id),
             algorithm_version=ALGORITHM_VERSION,
             created_at=datetime.now(UTC),
         )
@@ -330,7 +343,7 @@ def _failed(row: Row, error: ImageError) -> Row:
     """Return the row of a photograph that could not be dreamt, or that was removed or replaced after the scan."""
     gone = error.kind in ("source_missing", "source_changed")
     status: Literal["skipped", "failed"] = "skipped" if gone else "failed"
-    return replace(row, status=status, error_kind=error.kind, error=str(error), result_uri=None)
+    return replace(row, status=status, error_kind=error.kind, error=str(error), result_uri=None, result_id=None)
 
 
 def _with_result(row: Row, data: bytes) -> Row:

@@ -11,10 +11,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dreamcore.errors import ImageError
-from dreamcore.settings import DreamSettings, Reference, nearest_preset
+from dreamcore.settings import DreamSettings, Reference, digest, nearest_preset
 from dreamcore.targets import layers_label
 from flows import history, layout, manifest
-from flows.contact import Cell, arrange, cell_width, render_pages, scores, thumbnail, wrap_text
+from flows.contact import Cell, Title, arrange, cell_width, render_pages, scores, thumbnail, wrap_text
 from flows.decoder import decode
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.s3_errors import CorruptObject
@@ -32,7 +32,7 @@ __all__ = [
 _READERS = 4
 _COLUMNS = [
     "run_id", "shard", "created_at", "source_uri", "source_etag", "source_bytes", "settings", "status", "result_uri",
-    "score_before", "score_after", "classes_before", "classes_after",
+    "score_before", "score_after", "classes_before", "classes_after", "result_id",
 ]  # fmt: skip
 _MAX_VARYING = 3
 """Up to this many varying settings are all named; of more, only those that are not at their default."""
@@ -44,6 +44,8 @@ class Sheet:
 
     name: str
     """The safe name of the photograph, as in the keys of its dreams."""
+    photograph: str
+    """Address of the photograph."""
     uri: str
     """Address of the page."""
     jpeg: bytes
@@ -91,12 +93,12 @@ def draw_sheets(
         name = entries[0].row["result_uri"].removeprefix(layout.images_folder(destination)).rpartition("/")[0]
         try:
             photograph = storage.read_version(uri, etag)
-            pages = list(_draw(name, photograph, entries, storage))
+            pages = list(_draw(_title(uri, name, entries[0]), photograph, entries, storage))
         except (ImageError, OSError) as error:  # errors of this photograph; infrastructure failures have other types
             warn(f"no contact sheet of {uri}: {error}")
             continue
         for number, jpeg in enumerate(pages, start=1):
-            sheet = Sheet(name, layout.sheet_uri(destination, name, number), jpeg)
+            sheet = Sheet(name, uri, layout.sheet_uri(destination, name, number), jpeg)
             storage.write(sheet.uri, jpeg, "image/jpeg")
             yield sheet
 
@@ -145,7 +147,15 @@ def read_settings(fields: dict[str, Any]) -> DreamSettings | None:
         return None
 
 
-def _draw(name: str, photograph: bytes, entries: Sequence[_Entry], storage: Storage) -> Iterator[bytes]:
+def _title(uri: str, safe_name: str, entry: _Entry) -> Title:
+    """Return the title of a sheet: the name of the photograph below its source, and the network."""
+    steps = uri.split("/")
+    names = ("/".join(steps[first:]) for first in reversed(range(len(steps))))
+    name = next((name for name in names if layout.safe_name(name) == safe_name), safe_name)
+    return Title(name, entry.settings.model, f"photograph {digest(uri)[:8]}")
+
+
+def _draw(title: Title, photograph: bytes, entries: Sequence[_Entry], storage: Storage) -> Iterator[bytes]:
     """Yield the pages of the sheet of one photograph as JPEG files."""
     settings = [entry.settings for entry in entries]
     several_models = len({each.model for each in settings}) > 1
@@ -164,16 +174,17 @@ def _draw(name: str, photograph: bytes, entries: Sequence[_Entry], storage: Stor
         except (ImageError, CorruptObject):  # the cell of a damaged dream stays empty
             return None
 
-    cells = [Cell(0, 0, shrink(photograph), ("the photograph", top_classes(entries[0].row["classes_before"])))]
+    cells = [Cell(0, 0, shrink(photograph), ("the photograph",), (top_classes(entries[0].row["classes_before"]),))]
     score_lines = scores([(entry.row["score_before"], entry.row["score_after"]) for entry in entries])
     with thread_pool(_READERS) as readers:
         images = ordered_prefetch(readers, lambda entry: read(entry.row["result_uri"]), entries, _READERS)
         for entry, label, score, (column, line), image in zip(
             entries, labels, score_lines, places, images, strict=True
         ):
-            text = (label[0], *wrap_text(label[1], width), score, top_classes(entry.row["classes_after"]))
-            cells.append(Cell(column, line, image, text))
-    for page in render_pages(f"{name}   {settings[0].model}", cells, width):
+            text = (label[0], *wrap_text(label[1], width), score)
+            notes = list(filter(None, (top_classes(entry.row["classes_after"]), entry.row["result_id"])))
+            cells.append(Cell(column, line, image, text, notes))
+    for page in render_pages(title, cells, width):
         sink = io.BytesIO()
         page.save(sink, "JPEG", quality=85)
         yield sink.getvalue()

@@ -33,6 +33,7 @@ from flows.s3_errors import (
     NotFound,
     PreconditionFailed,
     UnreadableObject,
+    describe,
     is_expired,
     is_transient,
     translate,
@@ -126,9 +127,9 @@ class Storage:
         )
         try:
             return boto3.Session().client("s3", config=config, **chain)  # type: ignore[call-overload, no-any-return]
-        except (BotoCoreError, ValueError) as error:
+        except (BotoCoreError, OSError, ValueError) as error:
             raise InvalidInput(
-                f"the S3 client cannot be set up: {error}; check AWS_ENDPOINT_URL and AWS_PROFILE"
+                f"the S3 client cannot be set up: {describe(error)}; check AWS_ENDPOINT_URL and AWS_PROFILE"
             ) from error
 
     @property

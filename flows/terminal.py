@@ -27,7 +27,7 @@ __all__ = [
 UNWRAPPED = 10_000
 """Width of tables in a pipe or a file, in characters: their rows are not wrapped."""
 
-console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else UNWRAPPED)
+console = Console(markup=False, highlight=False, width=None if sys.stdout and sys.stdout.isatty() else UNWRAPPED)
 screen = Console(stderr=True, markup=False, highlight=False)
 
 MAX_LINE = 500

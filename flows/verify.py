@@ -132,9 +132,9 @@ class _Verifier:
         dreams = np.sort(np.array(self.dreams, np.uint64))
         yield from self.duplicates({int(key) for key in dreams[1:][dreams[1:] == dreams[:-1]]})
         yield from self.lost(dreams)
-        planned = _sorted(_uri_key(uri) for uri in self.planned(unfinished))
+        planned = _sorted(map(_uri_key, self.planned(unfinished)))
         named = np.concatenate([np.array(self.results, np.uint64), planned])
-        yield from self.orphans({int(key) for key in np.setdiff1d(listed, named)})
+        yield from self.orphans({int(key) for key in np.setdiff1d(listed, named)}, planned)
 
     def rows(self) -> Iterator[dict[str, Any] | Problem]:
         """Yield every row, part by part, and keep its keys. A part that cannot be read yields a problem instead."""
@@ -214,16 +214,21 @@ class _Verifier:
                 yield Problem(kind="damaged", uri=layout.run_folder(self.destination, run_id), what=what)
 
     def planned(self, unfinished: Run | None) -> Iterator[str]:
-        """Yield the addresses of all dreams that the unfinished run planned."""
+        """Yield the address of every dream that the unfinished run planned, and the dream's `result_place`."""
         plan = run_record.read_plan(unfinished.destination, unfinished.run_id, self.storage) if unfinished else None
         if unfinished and plan:
             for work in plan.works():
-                yield from (unfinished.result_uri(work.source, unfinished.settings[index]) for index in work.settings)
+                for index in work.settings:
+                    uri = unfinished.result_uri(work.source, unfinished.settings[index])
+                    yield from (uri, layout.result_place(uri))
 
-    def orphans(self, keys: set[int]) -> Iterator[Problem]:
-        """Yield the objects with these keys."""
+    def orphans(self, keys: set[int], planned: _Keys) -> Iterator[Problem]:
+        """Yield the objects with these keys that are in no place that the unfinished run planned.
+
+        Another version of Dreamgrid may have begun the run and have given its dreams other labels.
+        """
         for uri in _objects(self.storage, self.destination) if keys else ():
-            if _uri_key(uri) in keys:
+            if _uri_key(uri) in keys and not contains(planned, _uri_key(layout.result_place(uri))):
                 what = "neither a row nor the plan of an unfinished run names it"
                 yield Problem(kind="orphan", uri=uri, what=what)
 

@@ -38,17 +38,33 @@ LEVELS = (
         "cli.sheet",
         "cli.stack",
     },
+    {"form"},
     {"dream_collection"},
     {"estimate"},
-    {"executors", "artifacts", "progress"},
+    {"executors", "artifacts", "cancellation", "progress", "prefect_names"},
     {"protocol"},
     {"shard", "scan", "verify", "preview", "redream", "single"},
     {"run_record"},
-    {"sheets", "history", "contact", "calibration", "local.demo"},
+    {"sheets", "history", "contact", "calibration", "normal_forms", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
-    {"storage", "decoder", "local.servers"},
-    {"job", "s3_errors", "machine", "worker_process", "prefetch", "retries", "work", "terminal", "dimensions", "pace"},
-    {"layout"},
+    {"storage", "decoder", "local.temporary"},
+    {
+        "job",
+        "s3_errors",
+        "machine",
+        "worker_process",
+        "prefetch",
+        "sandbox",
+        "retries",
+        "work",
+        "terminal",
+        "fonts",
+        "dimensions",
+        "pace",
+        "photographs",
+        "local.servers",
+    },
+    {"layout", "globs", "cgroups", "proxies"},
 )
 
 
@@ -106,7 +122,15 @@ def test_only_storage_imports_boto(module: str) -> None:
 
 @pytest.mark.parametrize("module", FLOWS)
 def test_only_the_flow_and_the_command_import_prefect(module: str) -> None:
-    parts_of_the_flow = {"dream_collection", "artifacts", "progress", "retries"}
+    parts_of_the_flow = {
+        "form",
+        "dream_collection",
+        "artifacts",
+        "cancellation",
+        "progress",
+        "prefect_names",
+        "retries",
+    }
     assert ("prefect" in packages(FLOWS[module])) == (module.removeprefix("flows.") in parts_of_the_flow | {"cli.run"})
 
 
@@ -184,5 +208,6 @@ def test_the_columns_of_the_manifest_are_the_published_ones() -> None:
         settings_id model weights_sha256 layers octaves octave_scale steps step_size jitter seed settings score_before
         score_after layer_scores classes_before classes_after result_uri result_bytes result_sha256 width height device
         precision batch tile seconds algorithm_version created_at octaves_left_out octave_scores stage_scores
+        result_id
     """
     assert [field.name for field in fields(Row)] == published.split()

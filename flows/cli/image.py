@@ -8,7 +8,7 @@ import click
 from dreamcore.errors import InvalidInput
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings, Output, format_of
-from flows.cli.options import field_options, json_option, memory_option, metavar_of, take_one
+from flows.cli.options import destination_folder, field_options, json_option, memory_option, metavar_of, take_one
 from flows.job import DreamJob, explain_validation
 from flows.terminal import print_line, print_message, progress, show_json
 
@@ -78,28 +78,34 @@ def _print_dream(result: Path, dream: "Dream") -> None:
 
 
 @click.command()
-@click.argument("dream", metavar="RESULT")
-@click.argument("result", metavar="OUT", type=FILE)
+@click.argument("names", metavar="{RESULT OUT | DEST ID [OUT]}", nargs=-1, required=True)
 @click.option("--source", type=FILE, help="The photograph, if it is no longer in S3.")
 @click.option("--guide", type=FILE, help="The guide, if it is not in S3.")
 @click.option("--mask", type=FILE, help="The mask, if it is not in S3.")
 @click.option("--weights", type=FILE, help="The custom weights of the network, if they are not in S3.")
 @memory_option
 @json_option
-def redream(dream: str, result: Path, source: Path | None, as_json: bool, **files: Path | None) -> None:
+def redream(names: tuple[str, ...], source: Path | None, as_json: bool, **files: Path | None) -> None:
     """Reproduce one dream from the settings inside its file.
 
     Prints how close the new file OUT is to the dream RESULT, which is a file or an S3 address. OUT ends in .png, .webp
     or .jpg. The dream of a run names its photograph in S3, which is read from there. A dream of `dreamgrid image`
     needs --source. PSNR compares the pixels of both files; in --json it is null if they are equal.
 
+    A dream of a run is also named by its destination DEST and its ID, the column result_id of the manifest. The ID is
+    on the contact sheet and at the end of the file name. Its first digits are enough if no other dream has them.
+    Without OUT, the new file has the name of the dream and is written to the current folder.
+
     \b
     Examples:
+      dreamgrid redream s3://dreams/nightly/ 0123456789abcdef
+      dreamgrid redream s3://dreams/nightly/ 0123456789abcdef again.png
       dreamgrid redream s3://dreams/nightly/images/cat.jpg/blocks.4-6x10-0123456789abcdef.png again.png
       dreamgrid redream dream.png again.png --source cat.jpg
     """
     from flows.redream import redream as reproduce
 
+    dream, result = _dream_and_output(names)
     with progress("dreaming") as show_progress:
         found = reproduce(dream, result, source, show_progress, {name: path for name, path in files.items() if path})
     for difference in found.differences:
@@ -111,3 +117,25 @@ def redream(dream: str, result: Path, source: Path | None, as_json: bool, **file
     print_line(f"{found.result}: {close} {dream}")
     print_line(f"score after: {found.score_after_then:.4f} in the dream, {found.score_after_now:.4f} now")
     print_line(f"{'the same' if found.same_settings else 'other'} settings: {found.settings_id}")
+
+
+def _dream_and_output(names: tuple[str, ...]) -> tuple[str, Path]:
+    """Return the dream and the output file that the arguments of `redream` name.
+
+    Raises:
+        InvalidInput: the destination has no such dream, or the file that would be written by default exists.
+        UsageError: the number of arguments is wrong.
+    """
+    if len(names) == 2 and Path(names[1]).suffix:
+        return names[0], Path(names[1])
+    if len(names) not in (2, 3):
+        raise click.UsageError("give RESULT and OUT, or DEST, ID and optionally OUT")
+    from flows.redream import find_dream
+
+    dream = find_dream(destination_folder(names[0]), names[1])
+    if len(names) == 3:
+        return dream, Path(names[2])
+    result = Path(dream.rpartition("/")[2])
+    if result.exists():
+        raise InvalidInput(f"{result} exists in this folder: name another output file after the id")
+    return dream, result

@@ -10,13 +10,18 @@ Results go to standard output, everything else goes to standard error. Exit code
 Each command imports what it needs when it runs, so that help appears without delay.
 """
 
+import errno
+import io
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -28,12 +33,15 @@ from flows.cli.plan import plan
 from flows.cli.run import Stopped, demo, run
 from flows.cli.sheet import sheet
 from flows.cli.stack import down, env, status, up
-from flows.terminal import print_message, screen
+from flows.machine import limit_threads
+from flows.proxies import exempt_loopback
+from flows.terminal import one_line, print_message, screen
 
 __all__ = ["STOP_SECONDS", "cli", "main"]
 
 STOP_SECONDS = 20.0
 """A stopped command that has not ended after this time is ended by force. It usually takes two or three seconds."""
+_ROOT = Path(__file__).parents[2]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -64,9 +72,15 @@ def main(
         command: the command to run.
         stop_seconds: seconds after a signal until the process is ended by force.
     """
+    if arguments is None:
+        _repair_streams()
+        arguments = _decoded_arguments()
     _stop_on_signals(stop_seconds)
+    os.environ.update(exempt_loopback())
+    limit_threads()
     try:
         code = command.main(arguments, prog_name="dreamgrid", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -80,11 +94,66 @@ def main(
         _fail(error, 1)
     except (click.Abort, KeyboardInterrupt):
         _fail("stopped", 3)
+    except Exception as error:
+        _fail(_describe_unexpected(error), 3)
     sys.exit(code or 0)
 
 
+class _Output(io.FileIO):
+    """A standard stream that drops its text if nobody can read it: after `| head`, or if the terminal is closed."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes, and return how many were taken."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):
+                return len(data)
+            raise
+
+
+def _repair_streams() -> None:
+    """Let standard output and error accept every character, and also a reader that has ended.
+
+    A character that the encoding of the locale does not have is written as an escape.
+    """
+    for descriptor in range(3):  # a file that is opened later must not become a standard stream
+        with suppress(OSError):
+            os.fstat(descriptor)
+            continue
+        os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = map(_open_output, (sys.stdout, sys.stderr), (1, 2))
+
+
+def _open_output(stream: Any, descriptor: int) -> io.TextIOWrapper:
+    """Return a replacement of a standard stream, which is None if its descriptor was closed."""
+    encoding = stream.encoding if stream else "utf-8"
+    buffer = io.BufferedWriter(_Output(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True)
+
+
+def _decoded_arguments() -> list[str]:
+    """Return the arguments of the command. Addresses in S3 are UTF-8, whatever the locale; names of files are not."""
+    return [
+        os.fsencode(argument).decode("utf-8", "surrogateescape") if "s3://" in argument else argument
+        for argument in sys.argv[1:]
+    ]
+
+
+def _describe_unexpected(error: Exception) -> str:
+    """Return as one line an error that no command expects, with the place in this project that it comes from."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else f"input or output failed: {error.strerror}"
+    places = [
+        f"{Path(frame.filename).relative_to(_ROOT)}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if any(Path(frame.filename).is_relative_to(_ROOT / package) for package in ("flows", "dreamcore"))
+    ]
+    return f"unexpected error at {places[-1]}: {one_line(f'{type(error).__name__}: {error}')}"
+
+
 def _stop_on_signals(seconds: float) -> None:
-    """Stop the command at SIGTERM as at Ctrl-C, and end this process by force if that takes longer than `seconds`."""
+    """Stop the command at SIGTERM and SIGHUP as at Ctrl-C, and end this process by force if that takes too long."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         # A worker that is killed while it holds a lock never releases it, and this process may wait for that lock.
@@ -94,8 +163,10 @@ def _stop_on_signals(seconds: float) -> None:
         signal.default_int_handler(number, frame)
 
     signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, stop)
+    for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is not signal.SIG_IGN:  # as in the background, or after nohup
+            signal.signal(number, stop)
 
 
 def _fail(message: object, code: int, remedy: str = "") -> NoReturn:

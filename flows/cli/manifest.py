@@ -6,7 +6,7 @@ import click
 from rich.table import Column, Table
 
 from flows.cli.options import destination_folder, json_option
-from flows.terminal import console, one_line, print_line, progress, show_json
+from flows.terminal import console, one_line, print_line, printable, progress, show_json
 
 __all__ = ["manifest"]
 
@@ -79,7 +79,7 @@ def _scores_table(points: list[dict[str, Any]]) -> Table:
     for point, other in zip(points, others, strict=True):
         scores = (f"{point['score_before']:.2f}", f"{point['score_after']:.2f}")
         numbers = (str(point[name]) for name in ("octaves", "steps", "dreams"))
-        table.add_row(point["layers"], *numbers, *scores, *([one_line(other)] if other else []))
+        table.add_row(point["layers"], *numbers, *scores, *([printable(other)] if other else []))
     return table
 
 
@@ -106,7 +106,7 @@ def failures(destination: str, as_json: bool) -> None:
         return
     table = Table("dreams", "why", Column("photograph", overflow="fold"), "", box=None)
     for entry in found[:MAX_ROWS]:
-        what = one_line(entry["source_uri"]), one_line(entry["error"])
+        what = printable(entry["source_uri"]), one_line(entry["error"])
         table.add_row(str(entry["dreams"]), entry["error_kind"], *what)
     if found:
         console.print(table)
@@ -140,7 +140,7 @@ def verify(destination: str, as_json: bool) -> int:
     if found.counts:
         table = Table("what", Column("where", overflow="fold"), "why", box=None)  # whole addresses, to be copied
         for problem in found.problems[:MAX_ROWS]:
-            table.add_row(problem.kind, one_line(problem.uri), one_line(problem.what))
+            table.add_row(problem.kind, printable(problem.uri), printable(problem.what))
         console.print(table)
     counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items()) or "no problems"
     print_line(f"{found.rows} rows, {found.objects} objects: {counts}.")

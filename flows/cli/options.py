@@ -57,7 +57,7 @@ memory_option = click.option(
 def field_options(model: type[Frozen], *leave_out: str, reference: str = "URI") -> Callable[[Command], Command]:
     """Return a decorator that adds a flag for each field of `model`.
 
-    The flag of an axis of `Grid` may be given several times, any other flag once.
+    The flag of an axis of `Grid` or of a list may be given several times, any other flag once.
 
     Args:
         model: the settings, the grid, the output or the job.
@@ -72,7 +72,7 @@ def field_options(model: type[Frozen], *leave_out: str, reference: str = "URI") 
                 "--" + name.replace("_", "-"),
                 name,
                 multiple=True,
-                callback=None if model is Grid else take_one,
+                callback=None if model is Grid or get_origin(field.annotation) is tuple else take_one,
                 metavar=metavar_of(field, reference),
                 help=_help(name, field),
             )
@@ -160,7 +160,7 @@ def _described_field(model: type[Frozen], name: str) -> FieldInfo:
 def _help(name: str, field: FieldInfo) -> str:
     """Return the description of a field, with its default and the bounds that its metavar does not show."""
     notes = []
-    if not field.is_required() and field.default is not None:
+    if not field.is_required() and field.default not in (None, ()):
         default = layers_label(field.default) if name == "layers" else field.default
         notes.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
     if (bounds := _range(field)) and ".." not in metavar_of(field):

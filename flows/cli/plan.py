@@ -23,7 +23,7 @@ __all__ = ["plan"]
 )
 @json_option
 def plan(job: Path | None, price_per_hour: float | None, as_json: bool, **flags: Any) -> None:
-    """Show what a run would do, how long it would take and what it would cost.
+    """Show what a run would do, and estimate its time and cost.
 
     Prints the number of photographs, settings, dreams and shards, the estimated time, and the requests to S3. Changes
     nothing in S3. If the job has an unfinished run, only the rest of that run is counted.
@@ -39,6 +39,7 @@ def plan(job: Path | None, price_per_hour: float | None, as_json: bool, **flags:
     """
     from flows.estimate import estimate
     from flows.machine import check_environment
+    from flows.photographs import describe_ignored
 
     check_environment()
     found = estimate(job_from_flags(job, flags), price_per_hour)
@@ -46,11 +47,16 @@ def plan(job: Path | None, price_per_hour: float | None, as_json: bool, **flags:
         show_json(found)
         return
     table = Table(show_header=False, box=None)
-    refusal = found.pop("refused")
+    refusal, warnings = found.pop("refused"), found.pop("warnings")
+    kinds, destinations = found.pop("ignored_kinds"), found.pop("other_destinations")
+    if kinds:
+        found["ignored"] = f"{found['ignored']:,}: {describe_ignored(kinds, destinations)}"
     for name, value in found.items():
         if value is not None:
             table.add_row(name.replace("_", " "), _text(value))
     console.print(table)
+    for warning in warnings:
+        print_message(warning, "yellow")
     if refusal:
         print_message(f"a run would be refused: {refusal}", "yellow")
 

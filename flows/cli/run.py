@@ -12,7 +12,8 @@ from dreamcore.errors import InvalidInput, Unavailable
 from flows import layout
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
 from flows.cli.stack import STACK, start_stack
-from flows.job import DreamJob
+from flows.job import DreamJob, explain_validation
+from flows.proxies import drop_socks_proxies, is_loopback
 from flows.terminal import one_line, print_line, print_message, run_progress, show_json
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "Report":
     )  # the command prints progress and errors
     # Workers that are killed at Ctrl-C leave semaphores behind. They are cleaned up, so the warning is not needed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-    _check_prefect()
+    _connect_prefect()
     if abandon:
         protocol.abandon(job.destination, storage.storage())
     run_record.active_run_id(job, storage.storage())
@@ -169,29 +170,55 @@ def _stopped_errors(command: str) -> Iterator[None]:
         raise Stopped("stopped", command) from error
 
 
-def _check_prefect() -> None:
-    """Check that the Prefect server of `PREFECT_API_URL` can be used. Without that variable, Prefect starts a server.
+def _connect_prefect() -> None:
+    """Check that the Prefect server of `PREFECT_API_URL` can be used. Without that setting, start a temporary server.
 
     Raises:
-        InvalidInput: the server does not respond, refuses access, or has another version of Prefect.
+        InvalidInput: the settings of Prefect are wrong, or the server does not start, does not respond, refuses access
+            or has another version of Prefect.
     """
     import httpx
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
 
-    if not (address := PREFECT_API_URL.value()):
-        return
+    from flows.local.temporary import provide_home, start_prefect
+
+    provide_home()
     try:
+        from prefect.client.orchestration import get_client
+        from prefect.context import refresh_global_settings_context
+        from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
+    except (OSError, RuntimeError, ValueError) as error:  # Prefect reads its settings when it is imported
+        raise InvalidInput(
+            f"the settings of Prefect cannot be used ({_describe_settings_error(error)}): correct the PREFECT "
+            "variables or the file profiles.toml in PREFECT_HOME"
+        ) from error
+    address = PREFECT_API_URL.value()
+    if not address:
+        if not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
+            raise InvalidInput("Prefect's settings name no server and allow no temporary one: set PREFECT_API_URL")
+        drop_socks_proxies()
+        os.environ["PREFECT_API_URL"] = start_prefect()
+        refresh_global_settings_context()
+        return
+    url: object = "PREFECT_API_URL"
+    try:
+        url = httpx.URL(address).copy_with(username=None, password=None)
+        if is_loopback(url.host):
+            drop_socks_proxies()
         with get_client(sync_client=True) as client:
             if failure := client.api_healthcheck():
                 raise failure
             client.raise_for_api_version_mismatch_once()
-    except (httpx.HTTPError, RuntimeError) as error:
-        url = httpx.URL(address).copy_with(username=None, password=None)
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, RuntimeError, ValueError) as error:
         raise InvalidInput(
             f"no usable Prefect server at {url} ({_describe_prefect_error(error)}): start one there, or correct "
             "PREFECT_API_URL, for example to http://127.0.0.1:4200/api"
         ) from error
+
+
+def _describe_settings_error(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    return one_line(explain_validation(error) if isinstance(error, ValidationError) else str(error))
 
 
 def _describe_prefect_error(error: Exception) -> str:
@@ -206,6 +233,10 @@ def _describe_prefect_error(error: Exception) -> str:
 
 
 def _print_report(report: "Report") -> None:
+    from flows.photographs import describe_ignored
+
+    for warning in report.warnings:
+        print_message(warning, "yellow")
     if report.state == "nothing to do":
         print_line(f"Nothing to do: {report.why_nothing}.")
         if not report.photographs:
@@ -213,6 +244,8 @@ def _print_report(report: "Report") -> None:
     else:
         counts = f"{report.done} done, {report.failed} failed, {report.skipped} skipped"
         print_line(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")
+    if report.ignored_kinds:
+        print_line(f"Ignored          {describe_ignored(report.ignored_kinds, report.other_destinations)}")
     if report.failed or report.skipped:
         print_line(f"Failures         dreamgrid manifest failures {report.destination}")
     print_line(f"Dreams           {layout.images_folder(report.destination)}")

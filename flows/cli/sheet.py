@@ -42,12 +42,12 @@ def sheet(destination: str, part: str, photographs: int, as_json: bool) -> None:
         raise InvalidInput(
             f"{folder} has no dreams of a photograph{condition}: run a job first, or correct the address"
         )
-    drawn, names = [], set()
+    drawn, photographs_drawn = [], set()
     with progress("drawing") as show_progress:
         for page in draw_sheets(folder, storage(), chosen, lambda text: print_message(text, "yellow")):
             drawn.append(page.uri)
-            names.add(page.name)
-            show_progress(len(names), len(chosen))
+            photographs_drawn.add(page.photograph)
+            show_progress(len(photographs_drawn), len(chosen))
     if as_json:
         show_json({"sheets": drawn})
         return

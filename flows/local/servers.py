@@ -4,6 +4,7 @@ A server is identified by its process and the time when the process started. So 
 or another process on the same port, is never taken for it.
 """
 
+import http.client
 import os
 import secrets
 import signal
@@ -15,9 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["GRPC_OFFSET", "HOST", "Server", "stop"]
+__all__ = ["GRPC_OFFSET", "HOST", "START_SECONDS", "Server", "check_health", "stop"]
 
 HOST = "127.0.0.1"
+START_SECONDS = 120.0
+"""Prefect needs 5 s on an idle machine, and far more while networks load on every core."""
 STOP_SECONDS = 10.0
 """How long to wait after SIGTERM, and again after SIGKILL."""
 GRPC_OFFSET = 10_000
@@ -60,6 +63,13 @@ class Server:
                 if local.endswith(port) and state == "0A" and f"socket:[{rest[5]}]" in sockets:
                     return self.alive
         return False
+
+    def runs_in(self, folder: Path) -> bool:
+        """Return whether the process was started in this folder."""
+        try:
+            return Path(f"/proc/{self.pid}/cwd").samefile(folder)
+        except OSError:
+            return False
 
     @property
     def could_listen(self) -> bool:
@@ -114,6 +124,19 @@ def stop(servers: Iterable[Server]) -> bool:
         while any(server.alive for server, _ in groups) and time.monotonic() < deadline:
             time.sleep(0.05)
     return bool(groups)
+
+
+def check_health(port: int) -> str:
+    """Return why the Prefect server at this port is not ready; an empty text if it is. No proxy is used."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/api/health")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"http://{HOST}:{port}/api/health does not respond: {error!r}"
+    finally:
+        connection.close()
+    return "" if status == http.HTTPStatus.OK else f"http://{HOST}:{port}/api/health responds with {status}"
 
 
 def _free(port: int) -> bool:

@@ -10,7 +10,6 @@ Each folder has its own credentials, ports and processes, so two stacks never sh
 the flows. It uses `flows.storage` to check that S3 works.
 """
 
-import http.client
 import json
 import os
 import secrets
@@ -23,12 +22,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from flows.local.servers import GRPC_OFFSET, HOST, Server, stop
+from flows.local.servers import GRPC_OFFSET, HOST, START_SECONDS, Server, check_health, stop
+from flows.proxies import exempt_loopback
 
 __all__ = ["ServerStatus", "Stack", "Status", "down", "find", "status", "up"]
 
-START_SECONDS = 120.0
-"""Prefect needs 5 s on an idle machine, and far more while networks load on every core."""
 WEED_PORTS = ("s3", "master", "volume", "filer", "admin")
 
 
@@ -76,6 +74,7 @@ class Stack:
             "PREFECT_HOME": str(self.data(self.servers[1])),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            **exempt_loopback(),
         }
         if "AWS_SESSION_TOKEN" in os.environ:  # a token of other credentials would make these invalid
             environment["AWS_SESSION_TOKEN"] = ""
@@ -109,13 +108,21 @@ def up(folder: Path) -> Stack:
     are still free. If the call fails or is interrupted, it stops the servers that it started.
 
     Raises:
-        InvalidInput: SeaweedFS is not installed, or `stack.json` is damaged.
+        InvalidInput: SeaweedFS is not installed, `stack.json` is damaged, or the folder cannot be written.
         Unavailable: a server ended or was not ready in time; the message contains the end of its log.
     """
     weed = _weed()
     folder = folder.resolve()
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        return _up(folder, weed)
+    except OSError as error:
+        raise InvalidInput(f"the embedded stack cannot be written to {folder} ({error}): use another folder") from error
+
+
+def _up(folder: Path, weed: str) -> Stack:
+    """Start the servers of an existing folder; see `up`."""
     with _locked(folder):
         _write_private(folder / ".gitignore", "*\n")
         stack = _read(folder) or _new(folder)
@@ -220,13 +227,17 @@ def _new(folder: Path) -> Stack:
 def _read(folder: Path) -> Stack | None:
     file = folder.resolve() / "stack.json"
     try:
-        saved = json.loads(file.read_text())
+        saved = json.loads(file.read_text(encoding="utf-8"))
         seaweedfs, prefect = (Server(**server) for server in saved.pop("servers"))
-        return Stack(file.parent, **saved, servers=(seaweedfs, prefect))
+        stack = Stack(file.parent, **saved, servers=(seaweedfs, prefect))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{file} is damaged ({error!r}): stop its servers by hand and remove the file") from error
+    for server in stack.servers:  # a copy of a folder names the servers of the original
+        if server.alive and not server.runs_in(stack.data(server)):
+            stack = stack.with_server(replace(server, pid=0, birth=""))
+    return stack
 
 
 def _write(stack: Stack) -> None:
@@ -260,8 +271,12 @@ def _start(stack: Stack, server: Server, weed: str) -> Stack:
 
 
 def _seaweedfs(stack: Stack, server: Server, weed: str) -> tuple[list[str], dict[str, str]]:
-    """Return the command that serves S3, and its additional environment variables."""
-    folder, ports = stack.data(server), server.ports
+    """Return the command that serves S3, and its additional environment variables.
+
+    Every path is relative to the folder that the server is started in. weed would take a comma in the name of a folder
+    for the end of the name.
+    """
+    ports = server.ports
     identity = {
         "name": "dreamgrid",
         "credentials": [{"accessKey": stack.access_key, "secretKey": stack.secret_key}],
@@ -269,17 +284,17 @@ def _seaweedfs(stack: Stack, server: Server, weed: str) -> tuple[list[str], dict
     }
     identities = stack.folder / "identities.json"
     _write_private(identities, json.dumps({"identities": [identity]}))
-    command = [weed, "-logtostderr", "mini", f"-ip={HOST}", f"-ip.bind={HOST}", f"-dir={folder}"]
+    command = [weed, "-logtostderr", "mini", f"-ip={HOST}", f"-ip.bind={HOST}", "-dir=."]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={port + GRPC_OFFSET}" for name, port in ports.items()]
-    command += [f"-s3.config={identities}", "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"]
+    command += [f"-s3.config=../{identities.name}", "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
     command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]  # by default they are left in /tmp
     command += ["-master.telemetry=false", "-volume.preStopSeconds=0"]
     # Without keys, the filer and volume ports give every file to any web page in a browser on this machine. New keys
     # for every start are enough, because one process contains all servers that share them.
     keys = [f"WEED_JWT_{name}_KEY" for name in ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")]
-    return command, {"HOME": str(folder)} | {key: secrets.token_hex(32) for key in keys}
+    return command, {"HOME": str(stack.data(server))} | {key: secrets.token_hex(32) for key in keys}
 
 
 def _prefect(stack: Stack, server: Server) -> tuple[list[str], dict[str, str]]:
@@ -288,7 +303,11 @@ def _prefect(stack: Stack, server: Server) -> tuple[list[str], dict[str, str]]:
     command += ["--host", HOST, "--port", str(server.ports["http"])]
     return command, {
         "PREFECT_HOME": str(stack.data(server)),
+        # Relative to the folder that the server is started in, because the name of a folder may hold characters that
+        # have a meaning in an address, such as a question mark.
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db",
         "PREFECT_SERVER_UI_API_URL": f"{server.url}/api",  # by default the UI uses port 4200
+        "PREFECT_UI_URL": server.url,  # the links in notifications
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
@@ -327,16 +346,8 @@ def _check(stack: Stack, server: Server) -> None:
 
         storage.probe(stack.environment())
         return
-    connection = http.client.HTTPConnection(HOST, server.ports["http"], timeout=5)
-    try:
-        connection.request("GET", "/api/health")
-        response = connection.getresponse()
-        if response.status != http.HTTPStatus.OK:
-            raise Unavailable(f"{server.url}/api/health responds with {response.status}")
-    except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(f"{server.url}/api/health does not respond: {error!r}") from error
-    finally:
-        connection.close()
+    if failure := check_health(server.ports["http"]):
+        raise Unavailable(failure)
 
 
 def _tail(log: Path, lines: int = 20) -> str:

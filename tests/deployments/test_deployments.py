@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
@@ -27,6 +26,8 @@ from prefect.states import Cancelling, Scheduled
 
 from dreamcore.settings import DreamSettings
 from flows import manifest
+from flows.dream_collection import dream_collection
+from flows.form import dream_from_form, job_from_form
 from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.storage import Storage
@@ -37,11 +38,12 @@ ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = ROOT / "deployments"
 POOL = "dreamgrid"
 BUCKET = "s3://test-deployments/"
-JOB: dict[str, Any] = {
+FORM: dict[str, Any] = {
     "source": f"{BUCKET}photos/",
     "destination": f"{BUCKET}dreams/",
-    "grid": {"octaves": [2], "steps": [1]},
-    "max_pixels": 64 * 48,
+    "octaves": [2],
+    "steps": [1],
+    "more": {"max_pixels": 64 * 48},
 }
 NEVER = datetime.now(UTC) + timedelta(days=365)  # no worker starts a run so long before its time
 
@@ -125,6 +127,12 @@ def contains_mark(environ: Path, mark: str) -> bool:
         return False
 
 
+def job_of(parameters: dict[str, Any]) -> DreamJob:
+    """Return the job that these parameters of a deployment describe."""
+    axes = {name: values for name, values in parameters.items() if name not in ("source", "destination", "more")}
+    return job_from_form(parameters["source"], parameters["destination"], axes, parameters.get("more", {}))
+
+
 def photograph() -> bytes:
     sink = io.BytesIO()
     with Image.open(ROOT / "examples" / "photos" / "chelsea.png") as picture:
@@ -143,7 +151,7 @@ def test_nightly_is_scheduled_at_two_with_one_run_at_a_time(deployed: dict[str, 
     assert nightly.global_concurrency_limit.limit == 1
     assert nightly.concurrency_options is not None
     assert nightly.concurrency_options.collision_strategy == "ENQUEUE"
-    job = DreamJob.model_validate(nightly.parameters["job"])
+    job = job_of(nightly.parameters)
     assert (job.source, job.destination) == ("s3://photos/", "s3://dreams/nightly/")
     assert job.settings() == (DreamSettings(),), "the example is the default dream"
 
@@ -158,10 +166,34 @@ def test_both_deployments_have_a_description_and_enforce_their_schema(deployed: 
         assert deployment.description
         assert deployment.enforce_parameter_schema
         assert deployment.work_pool_name == POOL
-        assert deployment.entrypoint == "flows/dream_collection.py:dream_collection"
-        assert (deployment.parameter_openapi_schema or {})["required"] == ["job"]
-        form = (deployment.parameter_openapi_schema or {})["definitions"]["DreamJob"]["properties"]
-        assert all(field["description"] for field in form.values())
+        assert deployment.entrypoint == "flows/form.py:dream_from_form"
+
+
+def test_the_form_has_only_plain_fields(deployed: dict[str, DeploymentResponse]) -> None:
+    """Prefect shows `anyOf` as a choice of types with the text 'Property is type "None"', and `properties` as boxes."""
+    schema = deployed["grid"].parameter_openapi_schema or {}
+    assert schema["required"] == ["source", "destination"]
+    form = schema["properties"]
+    assert {name: (field["type"], field.get("items", {}).get("type")) for name, field in form.items()} == {
+        "source": ("string", None),
+        "destination": ("string", None),
+        "layers": ("array", "string"),
+        "octaves": ("array", "integer"),
+        "steps": ("array", "integer"),
+        "model": ("array", "string"),
+        "preset": ("array", "string"),
+        "more": ("object", None),
+    }
+    for field in form.values():
+        assert field["description"]
+        assert not {"anyOf", "allOf", "$ref", "properties"} & field.keys()
+
+
+def test_a_deployment_of_the_flow_with_a_job_still_works() -> None:
+    """Earlier versions deployed this flow. Its deployments pass the job as one parameter."""
+    job = {"source": "s3://photos/", "destination": "s3://dreams/"}
+    assert dream_collection.validate_parameters({"job": job}) == {"job": DreamJob.model_validate(job)}
+    assert dream_collection.name == dream_from_form.name, "otherwise both would be deployed side by side"
 
 
 def test_the_files_contain_no_machine_path_and_no_secret() -> None:
@@ -213,25 +245,24 @@ def test_the_schedule_creates_runs(client: SyncPrefectClient, deployed: dict[str
 
 
 @pytest.mark.parametrize(
-    "job",
+    "fields",
     [
-        {"grid": {"layers": ["blocks.4", "blocks.3=0.3+blocks.4", "blocks.4:12,17"]}},
-        {"grid": {"layers": [{"blocks.2": 0.5, "blocks.4": 1}]}},
-        {"grid": {"layers": [[{"layer": "blocks.3", "weight": 0.3}, {"layer": "blocks.4", "channels": [12]}]]}},
-        {"grid": {"octaves": [2, 4], "steps": None, "points": [{"layers": "blocks.3", "octaves": 2}]}},
-        {"output": {"format": "jpg", "quality": 80}},
+        {"layers": ["blocks.4", "blocks.3=0.3+blocks.4", "blocks.4:12,17"]},
+        {"octaves": [2, 4], "steps": [1, 2], "model": ["efficientnet_lite0"], "preset": ["keras", "tf2"]},
+        {"more": {"jitter": 16, "octave_scale": [1.3, 1.5], "clip": None, "guide": "s3://photos/guide.png"}},
+        {"more": {"points": [{"layers": "blocks.3", "octaves": 2}], "output": {"format": "jpg", "quality": 80}}},
+        {"more": {"sheets": 0, "max_failures": 0.9, "stage_scores": True}},
         {},
-        yaml.safe_load((ROOT / "examples" / "job.yaml").read_text()),
     ],
-    ids=["text", "mix", "targets", "axes and points", "output", "no grid", "job.yaml"],
+    ids=["layers", "lists", "settings", "points and output", "job fields", "nothing"],
 )
-def test_jobs_in_every_spelling_match_the_schema(
-    client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], job: dict[str, Any]
+def test_the_server_accepts_every_field(
+    client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], fields: dict[str, Any]
 ) -> None:
-    job = {"source": "s3://photos/", "destination": "s3://dreams/grid/", **job}
-    assert DreamJob.model_validate(job)
+    fields = {"source": "s3://photos/", "destination": "s3://dreams/grid/", **fields}
+    assert job_of(fields)
     run = client.create_flow_run_from_deployment(
-        deployed["grid"].id, parameters={"job": job}, state=Scheduled(scheduled_time=NEVER)
+        deployed["grid"].id, parameters=fields, state=Scheduled(scheduled_time=NEVER)
     )
     client.delete_flow_run(run.id)
 
@@ -239,18 +270,25 @@ def test_jobs_in_every_spelling_match_the_schema(
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({}, "'job' is a required property"),
-        ({"job": {"source": "s3://photos/"}}, "'destination' is a required property"),
-        ({"job": JOB | {"sorce": "s3://photos/"}}, "'sorce' was unexpected"),
-        ({"job": JOB | {"grid": {"octavs": [4]}}}, "'octavs' was unexpected"),
-        ({"job": JOB | {"grid": {"octaves": ["many"]}}}, "'many' is not of type"),
-        ({"job": JOB | {"grid": {"octaves": [99]}}}, "99 is greater than the maximum"),
-        ({"job": JOB | {"output": {"format": "gif"}}}, "'gif' is not one of"),
+        ({}, "'source' is a required property"),
+        ({"source": "s3://photos/"}, "'destination' is a required property"),
+        ({"source": "photos", "destination": "s3://dreams/"}, "'photos' does not match"),
+        ({"octaves": ["many"]}, "'many' is not of type"),
+        ({"octaves": [99]}, "99 is greater than the maximum"),
+        ({"octaves": 4}, "4 is not of type 'array'"),
+        ({"layers": [""]}, "'' should be non-empty"),
+        ({"preset": ["kera"]}, "'kera' is not one of"),
+        ({"more": {"octavs": [4]}}, "'octavs' is not one of"),
+        ({"more": {"octaves": [4]}}, "'octaves' is not one of"),
+        ({"more": {"seed": "one"}}, "'one' is not valid under any of the given schemas"),
+        ({"more": {"output": {"format": "gif"}}}, "'gif' is not one of"),
     ],
 )
-def test_a_wrong_job_is_refused_when_the_run_is_created(
+def test_a_wrong_field_is_refused_when_the_run_is_created(
     client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], parameters: dict[str, Any], message: str
 ) -> None:
+    if parameters and "source" not in parameters:
+        parameters = FORM | parameters
     with pytest.raises(PrefectHTTPStatusError) as error:
         client.create_flow_run_from_deployment(
             deployed["grid"].id, parameters=parameters, state=Scheduled(scheduled_time=NEVER)
@@ -264,7 +302,7 @@ def test_a_worker_in_another_folder_dreams(
     source = photograph()
     storage.create_bucket(BUCKET)
     storage.write(f"{BUCKET}photos/cat.png", source, "image/png")
-    parameters = json.dumps({"job": JOB})
+    parameters = json.dumps({"model": [], "more": {}} | FORM)
     watch = ("--watch", "--watch-interval", "1", "--watch-timeout", "240")
     try:
         output = prefect(
@@ -277,8 +315,10 @@ def test_a_worker_in_another_folder_dreams(
     run = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run_id[1]]}}))[0]
     assert run.state_type is StateType.COMPLETED
     assert run.deployment_id == deployed["nightly"].id
+    assert re.fullmatch(rf"nightly \d{{4}}-\d\d-\d\d -> {BUCKET}dreams", run.name)
+    assert FORM["destination"].rstrip("/") in run.tags
 
-    rows = manifest.read(storage, JOB["destination"]).to_pylist()
+    rows = manifest.read(storage, FORM["destination"]).to_pylist()
     assert [(row["status"], row["source_uri"], row["octaves"]) for row in rows] == [
         ("done", f"{BUCKET}photos/cat.png", 2)
     ]
@@ -301,9 +341,8 @@ def test_a_cancelled_run_stops_and_is_resumed(
     dreamgrid: Command,
 ) -> None:
     put_photographs(storage, source, 40)
-    grid = {"layers": ["blocks.1"], "octaves": [2], "steps": [100]}
-    job = {"source": source, "destination": destination, "grid": grid}
-    run = client.create_flow_run_from_deployment(deployed["grid"].id, parameters={"job": job})
+    fields = {"source": source, "destination": destination, "layers": ["blocks.1"], "octaves": [2], "steps": [100]}
+    run = client.create_flow_run_from_deployment(deployed["grid"].id, parameters=fields)
     observer = Observer(storage, destination)
 
     def await_or_fail(seconds: float, happened: Callable[[], object]) -> None:
@@ -323,4 +362,4 @@ def test_a_cancelled_run_stops_and_is_resumed(
 
     resumed = dreamgrid("run", "--resume", destination)
     assert resumed.returncode == 0, resumed.stderr
-    observer.check_finished(DreamJob.model_validate(job))
+    observer.check_finished(job_of(fields))

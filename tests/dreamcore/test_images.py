@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from dreamcore.errors import ImageError
+from dreamcore.image_formats import EXTRAS
 from dreamcore.images import (
     FORMATS,
     MAX_METADATA_BYTES,
@@ -28,6 +29,7 @@ from dreamcore.images import (
     encode,
     has_image_suffix,
     read_metadata,
+    unread_format,
 )
 from tests.support.pictures import D50, DISPLAY_P3, GAMMA, LOSSLESS, curve, icc, photo, png, rgb_profile, saved, xyz
 
@@ -394,7 +396,7 @@ def test_other_bytes_are_not_an_image(data: bytes) -> None:
         read_metadata(data)
 
 
-@pytest.mark.parametrize("format", ["ICO", "JPEG2000", "ICNS", "DDS", "PPM", "AVIF"])
+@pytest.mark.parametrize("format", ["ICO", "JPEG2000", "ICNS", "DDS", "PPM"])
 def test_other_formats_are_unsupported(format: str) -> None:
     error = failure(saved(Image.new("RGB", (64, 64)), format))
     assert error.kind == "unsupported"
@@ -404,8 +406,6 @@ def test_other_formats_are_unsupported(format: str) -> None:
     ("data", "name"),
     [
         (b"8BPS\0\1" + bytes(40), "PSD"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     ],
 )
 def test_the_error_names_formats_that_pillow_cannot_read(data: bytes, name: str) -> None:
@@ -650,7 +650,11 @@ def test_no_source_metadata_reach_the_dream(format: Format) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["a.jpg", "A.JPG", "x/y.JpEg", "a.b.tiff", "a.tif", "Ünï/code.webp", "a.jpe", "b.bmp", "c.gif", "d.png"]
+    "key",
+    [
+        *("a.jpg", "A.JPG", "x/y.JpEg", "a.b.tiff", "a.tif", "Ünï/code.webp", "a.jpe", "b.bmp", "c.gif", "d.png"),
+        *("e.jfif", "F.PJPEG", "g.avif"),
+    ],
 )
 def test_keys_with_image_suffixes_are_images(key: str) -> None:
     assert has_image_suffix(key)
@@ -661,6 +665,15 @@ def test_other_keys_are_not_images(key: str) -> None:
     assert not has_image_suffix(key)
 
 
+def test_the_format_of_an_unread_suffix_is_named() -> None:
+    assert [unread_format(key) for key in ("a.NEF", "b/c.psd")] == ["RAW (NEF)", "PSD"]
+    assert {unread_format(key) for key in ("d.jpg", "e.txt", "jxl", "heic/f")} == {None}
+    suffixes = {"HEIC": ("heic", "heif", "hif"), "JPEG XL": ("jxl",)}
+    for name, extra in EXTRAS.items():
+        for suffix in suffixes[name]:
+            assert unread_format(f"a.{suffix}") == (None if extra.installed else name)
+
+
 def test_formats_suffixes_and_media_types_agree() -> None:
-    assert set(SUFFIXES.values()) == set(FORMATS)
+    assert set(FORMATS) <= set(SUFFIXES.values()) <= {*FORMATS, *EXTRAS}
     assert [content_type(format) for format in RESULT_FORMATS] == ["image/png", "image/webp", "image/jpeg"]

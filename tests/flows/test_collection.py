@@ -153,6 +153,10 @@ def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report
     """Check that the Prefect UI shows the run, its shards, the final progress and the contact sheets."""
     flow_runs = prefect_api("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
     assert flow_runs[0]["state_type"] == "COMPLETED"
+    destination = report["destination"].rstrip("/")
+    started = flow_runs[0]["expected_start_time"][:10]
+    assert flow_runs[0]["name"] == f"{destination.rpartition('/')[2]} {started} -> {destination}"
+    assert flow_runs[0]["tags"] == [destination]
     of_this_run = {"flow_runs": {"id": {"any_": [flow_runs[0]["id"]]}}}
     deadline = time.monotonic() + 120
     states: Counter[tuple[bool, str]] = Counter()
@@ -167,6 +171,7 @@ def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report
     assert float(progress["data"]) == pytest.approx(100)
     sheets = [artifact for artifact in artifacts if artifact["type"] == "image"]
     assert len(sheets) == 2
+    assert len({artifact["key"] for artifact in artifacts}) == len(artifacts) == 4, "progress, report and two sheets"
     for sheet in sheets:
         picture = sheet["data"].partition("data:image/jpeg;base64,")[2]
         assert min(decode(base64.b64decode(picture)).pixels.shape[:2]) > 100

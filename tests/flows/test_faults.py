@@ -283,7 +283,7 @@ def resume_in_process(storage: Storage, source: str, destination: str) -> Report
         plan_settings(job),
         storage,
         dream_here,
-        find_sources=lambda job: scan(job, storage).sources,
+        find_sources=lambda job: scan(job, storage),
         throughput=ONE_CORE,
     )
     return finished.report

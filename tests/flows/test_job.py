@@ -1,5 +1,9 @@
 """Jobs: their identity, and one-line messages that name a wrong field."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +11,13 @@ import pytest
 from pydantic import ValidationError
 
 from dreamcore.errors import InvalidInput
-from dreamcore.settings import Output
+from dreamcore.settings import Output, digest
 from flows.job import DreamJob, explain_validation, read_job
 from flows.layout import folder_uri, parse_uri
+from tests.support.command import REPOSITORY
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+CASES = REPOSITORY / "tests" / "fixtures" / "cases"
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 PLACES = {"source": "s3://photos/in/", "destination": "s3://dreams/out/"}
 
 
@@ -61,6 +67,9 @@ def test_a_folder_ends_with_one_slash() -> None:
         ({"grid": {"points": [{"layers": "b+a=0.5"}]}}, {"grid": {"points": [{"layers": {"a": 0.5, "b": 1}}]}}),
         ({"output": {"format": "png", "quality": 7}}, {}),
         ({"sheets": 3}, {"sheets": 4}),
+        ({"exclude": "*.gif"}, {"exclude": ["*.gif"]}),
+        ({"exclude": ["b", "a", "b"]}, {"exclude": ["a", "b"]}),
+        ({"exclude": []}, {}),
     ],
 )
 def test_the_same_work_has_the_same_job_id(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -76,10 +85,17 @@ def test_the_same_work_has_the_same_job_id(one: dict[str, Any], other: dict[str,
         {"grid": {"points": [{"octaves": 3}]}},
         {"max_pixels": 5},
         {"output": {"format": "jpg"}},
+        {"exclude": ["*.gif"]},
     ],
 )
 def test_other_work_has_another_job_id(fields: dict[str, Any]) -> None:
     assert job(**fields).job_id != job().job_id
+
+
+def test_the_identity_of_jobs_of_earlier_versions_is_unchanged() -> None:
+    """Otherwise their unfinished runs could not be resumed."""
+    fields = job().model_dump(mode="json", exclude={"sheets", "stage_scores", "max_failures", "exclude"})
+    assert job().job_id == digest(fields)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -132,6 +148,17 @@ def test_overrides_alone_are_a_job() -> None:
         ("\x00", "is not valid YAML"),
         ("{}", "source: this field is required; destination: this field is required; give --source and --destination"),
         ("grid: cats", "grid: input should be a valid dictionary"),
+        (f"source: {'[' * 5000}", "lists and mappings are nested too deeply"),
+        ("a: 1\n\n'a': 2\n", ": line 3 repeats the key 'a' of line 1: keep one of the two"),
+        ("{a: 1, b: {c: 1, c: 2}}", ": line 1 repeats the key 'c' of line 1"),
+        ("grid:\n  points:\n  - a: 1\n    b: 2\n    a: 3\n", ": line 5 repeats the key 'a' of line 3"),
+        ("a:\n  b: 1\na: 2\nc:\n  d: 1\n  d: 2\n", ": line 3 repeats the key 'a' of line 1"),
+        ('a: 1\nx: &x {"b": 1, ? b : 2}\ny: *x\n', ": line 2 repeats the key 'b' of line 2"),
+        ("a: !!bool x", "is not valid YAML"),
+        ("a: !!timestamp x", "is not valid YAML"),
+        ("a: !!int ''", "is not valid YAML"),
+        ("a: !!python/none x", "is not valid YAML"),
+        ("? {a: 1}\n: 1\n", "is not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_reported_in_one_line_with_its_name(tmp_path: Path, text: str, complaint: str) -> None:
@@ -142,6 +169,59 @@ def test_a_wrong_file_is_reported_in_one_line_with_its_name(tmp_path: Path, text
     assert str(caught.value).startswith(str(path))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ENCODINGS = ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_job_may_be_in_any_encoding_of_unicode(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes("source: s3://a/\N{CAT FACE}\u732b/\ndestination: s3://b/\n".encode(encoding))
+    assert read_job(path, {}).source == "s3://a/\N{CAT FACE}\u732b/"
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ("source: s3://a/caf\xe9/".encode("latin-1"), "is not UTF-8 text from byte 19: save it as UTF-8"),
+        ("source: s3://a/".encode("utf-16")[:-1], "is not UTF-16 text from byte 31: save it as UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is not UTF-8 text from byte 1: save it as UTF-8"),
+    ],
+)
+def test_a_file_in_another_encoding_is_refused_in_one_line(tmp_path: Path, data: bytes, complaint: str) -> None:
+    (tmp_path / "job.yaml").write_bytes(data)
+    with pytest.raises(InvalidInput, match=f"^{re.escape(str(tmp_path / 'job.yaml'))} {complaint}$"):
+        read_job(tmp_path / "job.yaml", {})
+
+
+def test_the_case_with_a_repeated_key_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"repeated-key\.yaml: line 6 repeats the key 'octaves' of line 4"):
+        read_job(CASES / "repeated-key.yaml", {})
+
+
+def test_merged_keys_and_aliases_are_no_repetitions(tmp_path: Path) -> None:
+    text = "grid:\n  points:\n  - &a {octaves: 3, steps: 2}\n  - {<<: *a, octaves: 4}\n  - {<<: *a, steps: 4}\n"
+    (tmp_path / "job.yaml").write_text(text)
+    points = [(point.octaves, point.steps) for point in read_job(tmp_path / "job.yaml", PLACES).settings()]
+    assert points == [(3, 2), (4, 2), (3, 4)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_the_case_in_chinese_is_read_in_every_locale(tmp_path: Path, encoding: str) -> None:
+    text = (CASES / "cjk.yaml").read_text(encoding="utf-8")
+    (tmp_path / "cjk.yaml").write_bytes(text.encode(encoding))
+    code = "from flows.job import *; from pathlib import Path; print(ascii(read_job(Path('cjk.yaml'), {}).source))"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | ascii_only,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "'s3://phone/cjk/\\u732b.jpg'\n", done.stderr
 
 
 def test_a_missing_nested_field_is_reported_without_a_flag(tmp_path: Path) -> None:
@@ -164,6 +244,9 @@ def test_a_missing_file_is_reported_with_its_name(tmp_path: Path) -> None:
         ({"grid": {"octaves": [3, "many"]}}, "grid.octaves[1]: input should be a valid integer"),
         ({"grid": {"layers": ["a b"]}}, "grid.layers[0]: 'a b' is "),
         ({"grid": {"points": [{"steps": -1}]}}, "grid.points[0]: steps: Input should be greater"),
+        ({"exclude": ["*.gif", ""]}, "exclude: '' is not a pattern: write for example *.gif or drafts/"),
+        ({"exclude": "[z-a]"}, "exclude: '[z-a]' is not a pattern: bad character range z-a"),
+        ({"exclude": 3}, "exclude: input should be a valid tuple, not 3"),
         ({"max_pixels": 0}, "max_pixels: input should be greater than or equal to 1, not 0"),
         ({"output": {"format": "gif"}}, "output.format: input should be 'png', 'webp' or 'jpg', not 'gif'"),
         ({"destination": "s3://photos/in"}, "source and destination are both s3://photos/in/"),

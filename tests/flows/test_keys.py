@@ -22,7 +22,7 @@ KEYS = [
     "a/b.png",
     "100%.png",
     "%2E%2E/up.png",
-    "...png",
+    "x...png",
     "caf\N{LATIN SMALL LETTER E WITH ACUTE}.png",
     "cafe\N{COMBINING ACUTE ACCENT}.png",
     "\N{CAT FACE}.png",

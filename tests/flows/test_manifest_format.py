@@ -21,7 +21,7 @@ from tests.support.command import Command
 from tests.support.rows import DONE, FAILED
 
 ROWS = [FAILED, DONE]
-SINCE_VERSION_2 = {"octaves_left_out", "octave_scores", "stage_scores"}
+SINCE_VERSION_2 = {"octaves_left_out", "octave_scores", "stage_scores", "result_id"}
 
 
 def test_the_columns_are_the_fields_of_a_row() -> None:
@@ -95,6 +95,18 @@ def test_the_summary_labels_the_points_of_a_grid(storage: Storage, destination: 
     assert [DreamSettings.model_validate(entry["settings"]) for entry in found] == grid
 
 
+def test_a_piped_table_has_whole_addresses_on_one_line_each(
+    storage: Storage, destination: str, dreamgrid: Command
+) -> None:
+    uri = "s3://photos/" + "日本 x/" * 100 + "end.jpg"
+    rows = [replace(FAILED, source_uri=uri, error="e" * 400)]
+    storage.write(part_uri(destination, "r", 0), to_parquet(rows), manifest.CONTENT_TYPE)
+    lines = dreamgrid("manifest", "failures", destination, COLUMNS="40").stdout.splitlines()
+    assert [len(lines), lines[1].split()[:2]] == [3, ["1", "damaged"]]
+    assert uri in lines[1]
+    assert "e" * 400 in lines[1]
+
+
 def test_settings_of_another_version_are_summarised(storage: Storage, destination: str, dreamgrid: Command) -> None:
     later = {**json.loads(DONE.settings), "a_setting_of_tomorrow": 3}
     rows = [DONE, replace(DONE, settings=json.dumps(later), settings_id="1" * 16)]
@@ -112,7 +124,7 @@ def test_parts_are_listed_in_the_order_of_their_shards() -> None:
 
 
 def part_of_version_1(rows: list[Row]) -> bytes:
-    """Return a part without the columns of version 2, and with settings that have no guide."""
+    """Return a part without the columns of versions 2 and 3, and with settings that have no guide."""
     columns = [name for name in SCHEMA.names if name not in SINCE_VERSION_2]
     schema = pa.schema([SCHEMA.field(name) for name in columns], {"dreamgrid.schema_version": "1"})
     settings = DreamSettings().model_dump_json(include={"model", "layers", "octaves", "steps", "max_pixels", "output"})
@@ -131,11 +143,38 @@ def test_parts_of_version_1_are_read_together_with_newer_ones(storage: Storage, 
     assert found[2:] == [asdict(row) for row in ROWS]
     for row, written in zip(found[:2], older, strict=True):
         assert {name for name in row if row[name] != asdict(written)[name]} <= SINCE_VERSION_2 | {"settings"}
-        assert [row[name] for name in SINCE_VERSION_2] == [None, None, None]
+        assert [row[name] for name in SINCE_VERSION_2 - {"result_id"}] == [None, None, None]
     (scored,) = manifest.read(
         storage, destination, ["run_id", "stage_scores"], where=pc.is_valid(pc.field("stage_scores"))
     ).to_pylist()
     assert scored == {"run_id": "r1", "stage_scores": DONE.stage_scores}
+
+
+def test_the_result_id_of_an_old_row_is_taken_from_its_address(storage: Storage, destination: str) -> None:
+    copy = replace(DONE, result_uri=str(DONE.result_uri).replace("/a.png/", "/copy.png/"))
+    other = replace(DONE, result_uri="s3://dreams/images/a.png/stem-4x10-0011ffffffffffff.png")
+    storage.write(part_uri(destination, "r0", 0), part_of_version_1([*ROWS, copy, other]), manifest.CONTENT_TYPE)
+    for columns in (["result_id"], ["result_id", "result_uri"], ["result_uri", "result_id", "status"], None):
+        table = manifest.read(storage, destination, columns)
+        assert table.schema.names == (columns or SCHEMA.names)
+        same, different = "00112233445566ff", "0011ffffffffffff"
+        assert table["result_id"].to_pylist() == [None, same, same, different]
+    assert manifest.find_results(storage, destination, same) == {same: DONE.result_uri}
+    assert manifest.find_results(storage, destination, "0011").keys() == {same, different}
+    assert manifest.find_results(storage, destination, "abc") == {}
+
+
+def test_old_and_new_parts_are_read_together_by_other_readers(tmp_path: Path) -> None:
+    """The queries of docs/manifest.md for a destination with parts of several versions."""
+    folder = write_manifest(tmp_path)
+    old = Path(part_uri(f"{tmp_path}/", "r0", 0))
+    old.parent.mkdir()
+    old.write_bytes(part_of_version_1([replace(DONE, run_id="r0")]))
+    query = f"SELECT run_id, result_id FROM read_parquet('{folder}/**/*.parquet', union_by_name = true) ORDER BY ALL"
+    expected = [("r0", None), ("r1", DONE.result_id), ("r1", None), ("r2", DONE.result_id)]
+    assert duckdb.execute(query).fetchall() == expected
+    table = ds.dataset(folder, schema=SCHEMA).to_table(columns=["run_id", "result_id"])
+    assert sorted(map(str, table["result_id"].to_pylist())) == sorted(str(each) for _, each in expected)
 
 
 def test_parts_of_version_1_alone_are_summarised(storage: Storage, destination: str) -> None:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from random import Random
+from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from dreamcore.settings import DreamSettings, settings_id
 from flows.cost import CORE, GPU, Throughput, estimate_pixels, estimate_seconds
-from flows.layout import result_name, safe_name
+from flows.layout import result_id_of, result_name, result_place, safe_name
 from flows.plan import MAX_SHARDS, MIN_SHARDS_PER_PROCESS, SHARD_SECONDS, Plan, Sources, make_plan, shard_count
 from flows.work import PlannedSettings, Shard, Source, dream_key
 
@@ -209,4 +210,33 @@ def test_a_result_name_contains_source_layers_octaves_and_steps() -> None:
 def test_a_long_label_is_truncated() -> None:
     many = planned(layers={f"layer/{number}": 1 for number in range(20)})
     key = result_name(source().name, many.settings, "0123456789abcdef")
-    assert re.fullmatch(r"images/a\.jpg/[\w%+]{60}-0123456789abcdef\.png", key)
+    assert re.fullmatch(r"images/a\.jpg/[\w+]{60}-0123456789abcdef\.png", key)
+
+
+@pytest.mark.parametrize(
+    ("layers", "label"),
+    [
+        ("logits:285", "logits_285"),
+        ("blocks.4:12,17=-0.5", "blocks.4_12,17=-0.5"),
+        ("blocks.4:12@0.5,0.3", "blocks.4_12@0.5,0.3"),
+        ("a/b:1", "a_b_1"),
+    ],
+)
+def test_the_label_in_a_file_name_needs_no_escapes(layers: str, label: str) -> None:
+    name = result_name("a.jpg", planned(layers=layers).settings, "0123456789abcdef").rpartition("/")[2]
+    assert name == f"{label}-6x10-0123456789abcdef.png"
+    assert quote(name, safe="=+,@") == name
+
+
+@given(NAMES)
+def test_the_result_id_is_read_back_from_every_address_of_a_dream(name: str) -> None:
+    uri = f"s3://b/d/{result_name(name, planned(layers='a:1').settings, '0123456789abcdef')}"
+    assert result_id_of(uri) == "0123456789abcdef"
+    old = uri.replace("/a_1-", "/a%3A1-")
+    assert (result_id_of(old), result_place(old)) == (result_id_of(uri), result_place(uri))
+    assert result_place(uri) != result_place(f"{uri}/{uri.rpartition('/')[2]}")
+
+
+def test_an_address_without_result_id_has_its_own_place() -> None:
+    assert result_id_of("s3://b/d/images/a.png/stray.png") is None
+    assert len({result_place(f"s3://b/d/images/{name}") for name in ("a.png/x.png", "a.png/y.png", "b.png/x.png")}) == 3

@@ -114,6 +114,44 @@ def test_dreams_of_a_run_are_reproduced_exactly(
         assert {name for name in then | inside if then.get(name) != inside.get(name)} <= may_differ
 
 
+def test_a_dream_is_reproduced_by_its_id(
+    storage: Storage, source: str, destination: str, tmp_path: Path, dreamgrid_inprocess: Command
+) -> None:
+    storage.write(source + "cat.png", photograph(), "image/png")
+    (uri, _) = dream_grid(storage, source, destination, grid={**GRID, "layers": ["blocks.0:1", "blocks.0:2"]})
+    (row, other) = manifest.read(storage, destination, ["result_id", "result_uri"]).to_pylist()
+    identity = row["result_id"]
+    assert uri == row["result_uri"]
+    assert uri.endswith(f"/blocks.0_1-1x1-{identity}.png"), "the id at the end of the file name is the column"
+
+    done = dreamgrid_inprocess("redream", destination, identity, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["result"], found["psnr_db"]) == (uri.rpartition("/")[2], None)
+    assert (tmp_path / found["result"]).exists()
+
+    again = dreamgrid_inprocess("redream", destination, identity)
+    assert (again.returncode, f"{found['result']} exists in this folder" in again.stderr) == (2, True)
+    named = dreamgrid_inprocess("redream", destination.rstrip("/"), identity[:8].upper(), "again.png")
+    assert named.returncode == 0, named.stderr
+    assert named.stdout.startswith(f"again.png: the same pixels as {uri}\n")
+
+    for names, message in (
+        ((destination, "x" * 16), "'xxxxxxxxxxxxxxxx' is not the id of a dream"),
+        ((destination, "0" * 16), f"{destination} has no dream with the id 0000000000000000"),
+        ((destination, ""), "'' is not the id of a dream"),
+        (("dream.png", identity), "'dream.png' is not an S3 address"),
+        ((destination,), "give RESULT and OUT, or DEST, ID"),
+    ):
+        refused = dreamgrid_inprocess("redream", *names)
+        assert (refused.returncode, message in " ".join(refused.stderr.split())) == (2, True), refused.stderr
+    same_beginning = dict.fromkeys([identity, identity[:4] + other["result_id"][4:]], uri)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.redream.find_results", lambda *_: same_beginning)
+        several = dreamgrid_inprocess("redream", destination, identity[:4])
+    assert "has 2 dreams whose id begins with" in several.stderr
+
+
 @pytest.mark.parametrize(
     ("then", "now", "least", "most"),
     [

@@ -51,6 +51,46 @@ def test_a_second_attempt_dreams_only_what_is_missing(storage: Storage, source: 
     assert storage.find(lost) is not None
 
 
+def give_old_label(storage: Storage, uri: str) -> str:
+    """Move a dream to the name that Dreamgrid 0.1 gave it, and return its address."""
+    old = uri.replace("blocks.0_1", "blocks.0%3A1")
+    assert old != uri
+    storage.write(old, storage.read(uri) or b"", "image/png")
+    storage.delete(uri)
+    return old
+
+
+def test_dreams_that_an_older_version_left_are_taken_over_under_their_names(
+    storage: Storage, source: str, destination: str
+) -> None:
+    for name in ("cat.png", "cat.png/cat.png"):  # the second has the same content, in a folder inside the first's
+        put_photograph(storage, source + name)
+    run, shard = plan_run(storage, source, destination, ["blocks.0:1", "blocks.1"])
+    dream_shard(run, shard, storage)
+    storage.delete(layout.part_uri(destination, run.run_id, 0))
+    old, new = {}, {}
+    for uri in dreams_in(storage, destination):
+        if "blocks.0" in uri and uri.startswith(f"{destination}images/cat.png/blocks"):
+            old[uri] = give_old_label(storage, uri)
+        elif "blocks.0" in uri:
+            storage.delete(uri)
+            new[uri] = uri
+    assert (len(old), len(new)) == (1, 1)
+    (old_name,) = old.values()
+
+    assert dream_shard(run, shard, storage) == {"done": 4}
+    rows = rows_of(storage, run)
+    assert {str(row["result_uri"]) for row in rows} == set(dreams_in(storage, destination))
+    assert old_name in {row["result_uri"] for row in rows}
+    assert set(new) <= {row["result_uri"] for row in rows}, "an equal photograph in a deeper folder has its own dream"
+    assert {row["result_id"] for row in rows} == {layout.result_id_of(str(row["result_uri"])) for row in rows}
+    assert len(rows) == 4
+
+
+def dreams_in(storage: Storage, destination: str) -> list[str]:
+    return sorted(found.uri for found in storage.list(f"{destination}images/"))
+
+
 def test_batches_of_one_size_give_the_same_dreams_as_single_photographs(
     storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

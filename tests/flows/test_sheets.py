@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dreamcore.errors import InvalidInput
-from dreamcore.settings import DreamSettings, settings_id
+from dreamcore.settings import DreamSettings, digest, settings_id
 from flows import contact, layout, manifest
 from flows.cli.main import cli
 from flows.contact import Cell, arrange, render_pages, scores, text_width, wrap_text
@@ -41,11 +41,12 @@ def as_png(height: int, width: int, seed: int = 0) -> bytes:
 class Destination:
     """A destination with synthetic dreams of one photograph: test images and their rows."""
 
-    def __init__(self, storage: Storage, source: str, destination: str, size: tuple[int, int]) -> None:
-        self.storage, self.destination, self.size = storage, destination, size
-        photograph = as_png(*size)
-        storage.write(source + "cat.png", photograph, "image/png")
-        (self.photograph,) = storage.list(source)
+    def __init__(
+        self, storage: Storage, source: str, destination: str, size: tuple[int, int], name: str = "cat.png"
+    ) -> None:
+        self.storage, self.destination, self.size, self.name = storage, destination, size, name
+        storage.write(source + name, as_png(*size), "image/png")
+        (self.photograph,) = (found for found in storage.list(source) if found.uri == source + name)
         self.runs = 0
 
     def run(self, settings: Sequence[DreamSettings]) -> None:
@@ -53,7 +54,7 @@ class Destination:
         self.runs += 1
         rows = []
         for number, each in enumerate(settings):
-            uri = f"{self.destination}images/cat.png/{self.runs}-{number}.png"
+            uri = f"{self.destination}images/{layout.safe_name(self.name)}/{self.runs}-{number}.png"
             self.storage.write(uri, as_png(*self.size, number % 9), "image/png")
             rows.append(
                 Row(
@@ -64,6 +65,7 @@ class Destination:
                     jitter=each.jitter, seed=each.seed, settings=each.canonical_json(), score_before=3.3,
                     score_after=4 + number / 100, classes_before=[{"label": "tabby", "p": 0.5}],
                     classes_after=[{"label": "Egyptian cat", "p": 0.25}], result_uri=uri, algorithm_version=2,
+                    result_id=f"{digest(self.name)[:12]}{number:04}",
                     created_at=STARTED + timedelta(days=self.runs, seconds=number),
                 )
             )  # fmt: skip
@@ -79,6 +81,36 @@ class Destination:
                 name = f"{self.destination.rstrip('/').rpartition('/')[2]}-{number}.jpg"
                 Path(folder, name).write_bytes(sheet.jpeg)
         return drawn
+
+
+def test_sheets_of_names_in_other_scripts_differ_in_their_titles(
+    storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed, decomposed = "caf\N{LATIN SMALL LETTER E WITH ACUTE}.png", "cafe\N{COMBINING ACUTE ACCENT}.png"
+    names = ("日本語/\N{CAT FACE} नमस्ते صورة Привет.png", "100% red.png", composed, decomposed, "cat.png")
+    titles = []
+    monkeypatch.setattr(contact, "_draw_title", lambda draw, title, width: titles.append(title))
+    for name in names:
+        made = Destination(storage, source, destination, (60, 90), name)
+        made.run([settings(layers="blocks.3")])
+        (sheet,) = made.sheets()
+        assert (sheet.name, sheet.photograph) == (layout.safe_name(name), source + name)
+    assert [title.name for title in titles] == list(names), "the names themselves, not those of keys"
+    assert len({title.mark for title in titles}) == len(names)
+    assert {title.note for title in titles} == {settings().model}
+
+
+def test_a_cell_shows_the_result_id(
+    storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Destination(storage, source, destination, (60, 90))
+    made.run([settings(layers="blocks.3"), settings(layers="blocks.4")])
+    lines: list[str] = []
+    monkeypatch.setattr(contact, "draw_text", lambda draw, place, text, ink: lines.append(text))
+    made.sheets()
+    ids = manifest.read(storage, destination, ["result_id"])["result_id"].to_pylist()
+    assert [line for line in lines if line in ids] == ids
+    assert all(text_width(each) <= contact.CELL_WIDTHS.start for each in ids)
 
 
 def size_of(sheet: Sheet) -> tuple[int, int]:

@@ -143,7 +143,7 @@ def _go(attempt: Attempt) -> None:
             plan_settings(attempt.job),
             storage,
             _counting_executor(attempt.made, storage),
-            find_sources=lambda job: scan(job, storage).sources,
+            find_sources=lambda job: scan(job, storage),
             throughput=Throughput(4, CORE),
         )
     except DreamgridError:

@@ -114,7 +114,7 @@ def test_an_empty_source_is_nothing_to_do(dreamgrid: Command, source: str, desti
     for strict, code in (((), 0), (("--strict",), 1)):
         done = dreamgrid("run", "--source", source, "--destination", destination, *strict)
         assert done.returncode == code, done.stderr
-        assert done.stdout == f"Nothing to do: there is no photograph in {source}.\n"
+        assert done.stdout == f"Nothing to do: there is no photograph in {source}: it is empty.\n"
 
 
 def test_a_mistyped_source_starts_nothing(
@@ -124,13 +124,20 @@ def test_a_mistyped_source_starts_nothing(
     storage.write(source + "chelsea.png", cat, "image/png")
     storage.write(source + "deep/chelsea.png", cat, "image/png")
     storage.write(source + "notes.txt", b"not a photograph", "text/plain")
-    for wrong in ("chelsea.pgn", "ch", "notes.txt"):
+    for wrong in ("chelsea.pgn", "ch", "notes"):
         for command in ("plan", "run"):
             done = dreamgrid_inprocess(command, "--source", source + wrong, "--destination", destination, "--json")
             assert (done.returncode, done.stdout) == (2, ""), done.stderr
             assert source + wrong in done.stderr
     assert list(storage.list(destination)) == []
-    for right, photographs in (("chelsea.png", 1), ("deep", 1), ("deep/", 1), ("", 2), ("still empty/", 0)):
+    for right, photographs in (
+        ("chelsea.png", 1),
+        ("notes.txt", 1),
+        ("deep", 1),
+        ("deep/", 1),
+        ("", 2),
+        ("still empty/", 0),
+    ):
         done = dreamgrid_inprocess("plan", "--source", source + right, "--destination", destination, "--json")
         assert json.loads(done.stdout)["photographs"] == photographs, done.stderr
 

@@ -36,9 +36,13 @@ FOREIGN = {  # variables for other servers that a caller may have
 }
 
 
+ODD = "a,b 50% off #1? 'q\" $HOME 🎈 é"
+"""The name of a folder. Servers would cut it at a comma, a question mark or a space, or replace its percent sign."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("first") / ".dreamgrid"
+    folder = tmp_path_factory.mktemp("first") / f"{ODD}first" / ".dreamgrid"
     try:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in FOREIGN.items():
@@ -103,8 +107,10 @@ def client(running: stack.Stack) -> Any:
     )
 
 
-def test_the_environment_points_at_both_servers(running: stack.Stack) -> None:
+def test_the_environment_points_at_both_servers(running: stack.Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "example.com")
     environment = running.environment()
+    assert environment["NO_PROXY"] == environment["no_proxy"] == "example.com,127.0.0.1,localhost"
     storage.probe(environment)
     assert get(f"{environment['PREFECT_API_URL']}/health") == "true"
     assert "<html" in get(running.prefect_url)
@@ -202,13 +208,28 @@ def test_data_and_ports_are_kept(folder: Path, running: stack.Stack) -> None:
 
 
 def test_concurrent_calls_and_two_folders_do_not_interfere(
-    folder: Path, running: stack.Stack, bystander: subprocess.Popen[bytes], tmp_path: Path
+    folder: Path, running: stack.Stack, bystander: subprocess.Popen[bytes]
 ) -> None:
-    other = tmp_path / "other"
+    other = folder.parent.with_name(f"{ODD}other") / ".dreamgrid"
+    other.mkdir(parents=True)
+    (other / "stack.json").write_text((folder / "stack.json").read_text())  # a copy of a folder whose stack runs
+    assert stack.find(other) is None
+    assert not stack.status(other).running
+    assert stack.down(other) is False, "the servers of the original run on"
+    (other / "stack.json").unlink()
+    get(f"{running.prefect_url}/api/variables/", {"name": "first", "value": "marker"})
     try:
         with ThreadPoolExecutor(2) as threads:
             one, two = threads.map(stack.up, [other, other])
         assert one == two
+        with pytest.raises(urllib.error.HTTPError, match="404") as error:
+            get(f"{one.prefect_url}/api/variables/name/first")
+        error.value.close()
+        for each in (folder, other):
+            assert (each / "prefect" / "prefect.db").exists()
+            assert (each / "seaweedfs" / "filerldb2").is_dir()
+        names = {folder.parent.name, other.parent.name}
+        assert {each.name for each in other.parent.parent.iterdir()} == names, "nothing is written elsewhere"
         assert not ports(one) & ports(running)
         with pytest.raises(DreamgridError):
             storage.probe(one.environment() | {"AWS_ENDPOINT_URL": running.s3_url})
@@ -246,6 +267,13 @@ def test_a_server_that_ends_while_starting_is_reported_with_its_log(tmp_path: Pa
         assert [server.pid for server in stack.status(tmp_path).servers] == [None, None], "no process is left"
     finally:
         stack.down(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for folder in (Path("/sys/dreamgrid"), tmp_path / "file" / ".dreamgrid"):
+        with pytest.raises(InvalidInput, match="the embedded stack cannot be written to .*: use another folder"):
+            stack.up(folder)
 
 
 def test_a_missing_seaweedfs_is_reported_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,116 @@
+"""The flow with one parameter for each field of its form in the Prefect UI.
+
+Prefect draws the form of a deployment from the signature of the flow: a parameter of a nested type becomes nested
+boxes, and an optional one asks which type it has. So this flow has plain parameters, and runs `dream_collection`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from prefect import flow
+from pydantic import Field, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from dreamcore.errors import InvalidInput
+from dreamcore.grid import Grid
+from dreamcore.presets import PresetName
+from dreamcore.settings import Model, Octaves, Steps
+from flows.dream_collection import dream_collection
+from flows.job import DreamJob, explain_validation
+from flows.prefect_names import run_name
+from flows.run_record import Report
+
+__all__ = ["dream_from_form", "job_from_form"]
+
+AXES = ("layers", "octaves", "steps", "model", "preset")
+"""The axes of the grid with a field of their own. All others are entries of `more`."""
+
+
+class _OtherFields:
+    """Let the JSON schema of `more` accept the other fields of a job and the other axes of the grid, and nothing else.
+
+    The forms of Prefect show `properties` as boxes. They ignore `propertyNames` and `patternProperties`, which its
+    server checks, and show a text field.
+    """
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        fields: dict[str, Any] = {}
+        for model in (DreamJob, Grid):
+            fields |= handler.resolve_ref_schema(handler(model.__pydantic_core_schema__))["properties"]
+        others = {name: field for name, field in fields.items() if name not in ("source", "destination", "grid", *AXES)}
+        return {
+            **handler(schema),
+            "propertyNames": {"enum": sorted(others)},
+            "patternProperties": {f"^{name}$": field for name, field in others.items()},
+        }
+
+
+Address = Annotated[str, Field(pattern="^s3://[^/]+")]
+Layer = Annotated[str, Field(min_length=1)]
+
+
+@flow(name=dream_collection.name, flow_run_name=run_name, task_runner=dream_collection.task_runner)
+def dream_from_form(
+    source: Address,
+    destination: Address,
+    layers: list[Layer] = [],  # noqa: B006 - Prefect shows an empty list as a list, and None as a choice of types
+    octaves: list[Octaves] = [],  # noqa: B006
+    steps: list[Steps] = [],  # noqa: B006
+    model: list[Model] = [],  # noqa: B006
+    preset: list[PresetName] = [],  # noqa: B006
+    more: Annotated[dict[str, Any], _OtherFields()] = {},  # noqa: B006
+) -> Report:
+    """Dream every photograph of the source under every combination of the values in the lists.
+
+    Nothing is done twice: a run skips what the destination has, and continues an unfinished run.
+
+    Args:
+        source: S3 prefix of the photographs, or the address of one photograph. Example: s3://photos/incoming/
+        destination: S3 prefix for dreams, manifest and contact sheets. Example: s3://dreams/nightly/
+        layers: What to excite. Each item is a layer (blocks.4), a mix with weights (blocks.3=0.3+blocks.4), channels
+            of a layer (blocks.4:12,17), a class (logits:285) or a depth (65%). Empty: blocks.4.
+        octaves: Number of scales, 1 to 32. More octaves give larger shapes. Empty: 6.
+        steps: Gradient ascent steps in each octave, 0 to 10000. Empty: 10.
+        model: Networks. Each item is efficientnet_lite0 (bundled), a torchvision name, or timm/NAME.
+            Empty: efficientnet_lite0.
+        preset: Published DeepDream programs. Settings given explicitly override the preset. Empty: none.
+        more: Other settings and job fields by name, as in a job file.
+            Example: {"jitter": [16, 32], "max_pixels": 500000, "output": {"format": "jpg"}}
+    """
+    axes: dict[str, list[Any]] = {
+        "layers": layers,
+        "octaves": octaves,
+        "steps": steps,
+        "model": model,
+        "preset": preset,
+    }
+    return dream_collection.fn(job_from_form(source, destination, axes, more))
+
+
+def job_from_form(source: str, destination: str, axes: Mapping[str, Any], more: Mapping[str, Any]) -> DreamJob:
+    """Return the job that a form describes.
+
+    Args:
+        source: S3 prefix or address of the photographs.
+        destination: S3 prefix of the dreams.
+        axes: the lists of the form. An empty list leaves its setting at the default.
+        more: fields of `DreamJob` and axes of `Grid` that have no field in the form.
+
+    Raises:
+        InvalidInput: a field is wrong, or `more` repeats a field of the form.
+
+    Example:
+        >>> job = job_from_form("s3://photos/", "s3://dreams/", {"octaves": [4, 6], "steps": []}, {"jitter": 16})
+        >>> [(settings.octaves, settings.steps, settings.jitter) for settings in job.settings()]
+        [(4, 10, 16), (6, 10, 16)]
+    """
+    if repeated := {"source", "destination", "grid", *AXES} & more.keys():
+        raise InvalidInput(f"more: {', '.join(sorted(repeated))} cannot be given here: use the fields of the form")
+    given = {name: values for name, values in axes.items() if values}
+    grid = given | {name: value for name, value in more.items() if name in Grid.model_fields}
+    fields = {name: value for name, value in more.items() if name not in Grid.model_fields}
+    try:
+        return DreamJob.model_validate({"source": source, "destination": destination, **fields, "grid": Grid(**grid)})
+    except ValidationError as error:
+        raise InvalidInput(explain_validation(error)) from error

@@ -1,0 +1,77 @@
+"""The job that the form of the Prefect UI describes."""
+
+from typing import Any
+
+import pytest
+
+from dreamcore.errors import InvalidInput
+from dreamcore.grid import Grid
+from dreamcore.settings import DreamSettings, Output
+from dreamcore.targets import layers_label
+from flows.form import AXES, dream_from_form, job_from_form
+from flows.job import DreamJob
+
+ADDRESSES = ("s3://photos/", "s3://dreams/")
+
+
+def test_empty_lists_keep_the_defaults() -> None:
+    job = job_from_form(*ADDRESSES, {name: [] for name in AXES}, {})
+    assert job == DreamJob(source=ADDRESSES[0], destination=ADDRESSES[1])
+    assert job.settings() == (DreamSettings(),)
+
+
+def test_lists_are_axes_and_other_fields_are_settings_or_fields_of_the_job() -> None:
+    axes: dict[str, list[Any]] = {
+        "layers": ["blocks.3=0.3+blocks.4"],
+        "octaves": [2, 4],
+        "steps": [],
+        "model": [],
+        "preset": ["keras"],
+    }
+    more = {"jitter": [0, 8], "points": [{"steps": 3}], "sheets": 0, "output": {"format": "jpg"}}
+    grid = {"layers": "blocks.3=0.3+blocks.4", "octaves": [2, 4], "preset": "keras", "jitter": [0, 8]}
+    assert job_from_form(*ADDRESSES, axes, more) == DreamJob.model_validate(
+        {
+            "source": ADDRESSES[0],
+            "destination": ADDRESSES[1],
+            "grid": {**grid, "points": [{"steps": 3}]},
+            "sheets": 0,
+            "output": Output(format="jpg"),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("axes", "more", "message"),
+    [
+        ({"layers": ["blocks.4=heavy"]}, {}, "layers"),
+        ({"octaves": [99]}, {}, r"octaves\[0\]: input should be less than or equal to 32, not 99"),
+        ({}, {"octavs": 4}, "octavs: unknown field"),
+        ({}, {"octaves": 4}, "more: octaves cannot be given here: use the fields of the form"),
+        ({}, {"grid": {"jitter": 3}, "source": "s3://a/"}, "more: grid, source cannot be given here"),
+        ({}, {"jitter": "much"}, "jitter"),
+    ],
+)
+def test_a_wrong_field_is_named(axes: dict[str, list[Any]], more: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        job_from_form(*ADDRESSES, axes, more)
+
+
+def test_source_and_destination_are_checked() -> None:
+    with pytest.raises(InvalidInput, match="source and destination are both"):
+        job_from_form("s3://photos/", "s3://photos/", {}, {})
+
+
+def test_the_form_states_the_defaults() -> None:
+    fields = dream_from_form.parameters.properties
+    defaults = DreamSettings()
+    for name in AXES:
+        default = {"layers": layers_label(defaults.layers), "preset": "none"}.get(name) or getattr(defaults, name)
+        assert fields[name]["description"].endswith(f"Empty: {default}.")
+        assert fields[name]["default"] == []
+
+
+def test_every_field_of_a_job_is_in_the_form() -> None:
+    fields = dream_from_form.parameters.properties
+    names = set(fields) | set(fields["more"]["propertyNames"]["enum"])
+    assert names - {"more"} == set(DreamJob.model_fields) - {"grid"} | set(Grid.model_fields)

@@ -1,0 +1,186 @@
+"""The scan of a source: photographs, what is counted instead, and names that differ only in their Unicode form."""
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from dreamcore.errors import InvalidInput
+from flows import history, normal_forms
+from flows.history import FinishedDreams
+from flows.job import DreamJob
+from flows.plan import Sources
+from flows.run_record import Report, nothing_to_do
+from flows.scan import Scan, check_access, scan
+from flows.storage import ObjectInfo, Storage
+from flows.work import Source
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "s3://photos/in/caf\xe9.jpg") for form in ("NFC", "NFD"))
+
+
+class Listing:
+    """A store that lists objects in a given order and records every request."""
+
+    def __init__(self, objects: Mapping[str, int]) -> None:
+        self.objects = {f"s3://photos/{key}": ObjectInfo(f"s3://photos/{key}", "e", objects[key]) for key in objects}
+        self.requests: list[str] = []
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self.requests.append(prefix)
+        yield from (info for uri, info in self.objects.items() if uri.startswith(prefix))
+
+    def find(self, uri: str) -> ObjectInfo | None:
+        self.requests.append(uri)
+        return self.objects.get(uri)
+
+    def check_bucket(self, uri: str) -> None:
+        pass
+
+
+def job(source: str, destination: str = "s3://dreams/", **fields: Any) -> DreamJob:
+    return DreamJob.model_validate({"source": f"s3://photos/{source}", "destination": destination, **fields})
+
+
+def scanned(store: Listing, the_job: DreamJob) -> Scan:
+    return scan(the_job, cast("Storage", store))
+
+
+def names(found: Scan) -> list[str]:
+    return [source.name for source in found.sources]
+
+
+def rows_of(*uris: str) -> FinishedDreams:
+    """The history of a destination with rows of these photographs."""
+    nothing = np.empty(0, np.uint64)
+    return FinishedDreams(nothing, nothing, np.array(sorted(map(history.source_key, uris)), np.uint64))
+
+
+def why_nothing(found: Scan, the_job: DreamJob) -> str:
+    report = nothing_to_do(the_job, len(found.sources), history.Failures(0, 0))
+    return report.model_copy(update=found.report()).why_nothing
+
+
+# --- what is dreamt and what is counted
+
+
+def test_other_objects_are_counted_by_kind_and_the_own_destination_is_not() -> None:
+    store = Listing({
+        **{"in/a.jpg": 9, "in/": 0, "in/._a.jpg": 9, "in/b.psd": 9, "in/old/c.jpg": 9, "in/out/images/d.png": 9},
+        **{"in/night/_runs/active.json": 9, "in/night/images/e.png": 9, "in/x/_runs/active.json": 9},
+    })  # fmt: skip
+    found = scanned(store, job("in/", "s3://photos/in/out/", exclude="old/"))
+    assert names(found) == ["a.jpg"]
+    assert found.report() == {
+        "ignored": 7,
+        "ignored_kinds": {"results": 3, "folder marker": 1, "hidden": 1, "PSD": 1, "excluded": 1},
+        "other_destinations": ("s3://photos/in/night/", "s3://photos/in/x/"),
+        "warnings": (),
+    }
+    assert store.requests == ["s3://photos/in/"], "one listing is enough"
+
+
+def test_results_that_are_listed_before_their_runs_folder_are_left_out() -> None:
+    found = scanned(Listing({"in/n/images/e.png": 9, "in/a.jpg": 9, "in/n/_runs/active.json": 9}), job("in"))
+    assert names(found) == ["a.jpg"]
+    assert found.kinds == {"results": 2}
+
+
+@pytest.mark.parametrize(
+    "key", ["IMG_1.HEIC", "IMG_1", "._cat.jpg", "__MACOSX/cat.jpg", "x/images/cat.png", "scan.txt"]
+)
+def test_an_object_that_the_source_names_is_a_photograph_whatever_its_name(key: str) -> None:
+    store = Listing({key: 9, f"{key}.jpg": 9})
+    check_source(store, job(key))
+    found = scanned(store, job(key))
+    assert [(source.uri, source.name) for source in found.sources] == [(f"s3://photos/{key}", key.rpartition("/")[2])]
+    assert found.ignored == 0
+
+
+def test_if_an_object_and_a_folder_have_one_name_the_suffix_decides() -> None:
+    both = {"cat.jpg": 9, "cat.jpg/a.jpg": 9, "cats": 0, "cats/b.jpg": 9}
+    assert names(scanned(Listing(both), job("cat.jpg"))) == ["cat.jpg"]
+    assert names(scanned(Listing(both), job("cat.jpg/"))) == ["a.jpg"]
+    assert names(scanned(Listing(both), job("cats"))) == ["b.jpg"]
+
+
+def test_a_pattern_also_leaves_out_the_object_that_the_source_names() -> None:
+    the_job = job("cat.gif", exclude=["*.gif"])
+    found = scanned(Listing({"cat.gif": 9}), the_job)
+    assert why_nothing(found, the_job) == "there is no photograph in s3://photos/cat.gif: it holds 1 excluded"
+
+
+@pytest.mark.parametrize(
+    ("objects", "instead"),
+    [
+        ({}, "it is empty"),
+        ({"in/a.psd": 9, "in/b.psd": 9, "in/n.txt": 9}, "it holds 2 PSD, 1 *.txt"),
+        ({"in/out/_runs/active.json": 9}, "it holds nothing besides s3://photos/in/out/"),
+        ({"in/_runs/x.json": 9, "in/images/a.png": 9}, "it holds 2 results of other runs in s3://photos/in/"),
+    ],
+)
+def test_no_photograph_says_what_is_there_instead(objects: dict[str, int], instead: str) -> None:
+    the_job = job("in/", "s3://photos/in/out/" if "in/out/_runs/active.json" in objects else "s3://dreams/")
+    found = scanned(Listing(objects), the_job)
+    assert why_nothing(found, the_job) == f"there is no photograph in s3://photos/in/: {instead}"
+
+
+def test_a_report_of_an_earlier_version_is_still_read() -> None:
+    text = (
+        '{"run_id": "r", "state": "completed", "source": "s3://a/", "destination": "s3://b/", "manifest": "s3://b/m/"}'
+    )
+    assert Report.model_validate_json(text).ignored is None
+
+
+# --- Unicode normal forms
+
+
+def check_source(store: Listing, the_job: DreamJob) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.scan.Storage", lambda _retry: store)
+        check_access(the_job)
+
+
+def test_a_source_in_another_normal_form_is_named() -> None:
+    store = Listing({"cafe\u0301/a.jpg": 9})
+    with pytest.raises(InvalidInput, match=r'nothing at s3://photos/caf\xe9, but .* write "s3://photos/cafe\\u0301"'):
+        check_source(store, job("caf\xe9"))
+    check_source(store, job("caf\xe9/"))
+    (warning,) = scanned(store, job("caf\xe9/")).warnings
+    assert 'write "s3://photos/cafe\\u0301/"' in warning
+    assert scanned(store, job("cafe\u0301/")).warnings == ()
+
+
+def sources_at(*uris: str) -> Sources:
+    return Sources(Source(uri, uri.removeprefix("s3://photos/in/"), "e", 9) for uri in uris)
+
+
+def test_new_keys_that_differ_only_in_their_normal_form_are_named() -> None:
+    both = sources_at("s3://photos/in/a.jpg", COMPOSED, DECOMPOSED, "s3://photos/in/\u732b.jpg")
+    expected = f"{DECOMPOSED} (NFD) and {COMPOSED} (NFC) differ only in the Unicode normal form"
+    for finished in (rows_of(), rows_of(COMPOSED), rows_of(DECOMPOSED)):
+        (warning,) = normal_forms.warnings(both, finished)
+        assert expected in warning
+    assert normal_forms.warnings(both, rows_of(COMPOSED, DECOMPOSED)) == [], "neither is new"
+
+
+def test_a_new_key_that_looks_like_one_that_was_dreamt_earlier_is_named() -> None:
+    for new, earlier in ((COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)):
+        (warning,) = normal_forms.warnings(sources_at(new), rows_of(earlier))
+        assert new in warning
+        assert earlier in warning
+        assert normal_forms.warnings(sources_at(new), rows_of(new, earlier)) == []
+        assert normal_forms.warnings(sources_at(new), rows_of()) == []
+
+
+def test_only_some_of_many_pairs_are_named() -> None:
+    uris = [unicodedata.normalize(form, f"s3://photos/in/\xe9{n}.jpg") for n in range(2000) for form in ("NFC", "NFD")]
+    warnings = normal_forms.warnings(sources_at(*uris), rows_of())
+    assert len(warnings) == normal_forms.MAX_WARNINGS + 1
+    assert warnings[-1].startswith("more pairs")
+
+
+def test_ascii_keys_are_not_compared() -> None:
+    assert normal_forms.warnings(sources_at("s3://photos/in/a.jpg"), rows_of()) == []
+    assert list(sources_at("s3://photos/in/a.jpg", COMPOSED).not_ascii()) == list(sources_at(COMPOSED))
