@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import util
 
 import httpx  # Prefect's client raises its errors
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 
-from flows.worker_process import stop_workers
+from flows.worker_process import stop_workers, unlink_semaphores
 
 __all__ = ["clean_termination"]
 
@@ -25,7 +24,7 @@ def clean_termination() -> Iterator[None]:
         yield
     except TerminationSignal:
         stop_workers()
-        util._run_finalizers(0)  # type: ignore[attr-defined]  # as at the end of the interpreter; processes that have a semaphore open can use it
+        unlink_semaphores()
         _adopt_cancellation()
         raise
 
