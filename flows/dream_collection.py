@@ -19,7 +19,7 @@ from flows.machine import check_environment, worker_count
 from flows.pace import shard_counter
 from flows.prefect_names import run_name, tag_run
 from flows.progress import ProgressBar
-from flows.protocol import run_job
+from flows.protocol import FinishedRun, run_job
 from flows.retries import with_retries
 from flows.run_record import Report, Run
 from flows.scan import Scan, check_access, plan_settings, scan, store_warning
@@ -43,10 +43,16 @@ def dream_collection(job: DreamJob) -> Report:
 
     Nothing is done twice: the flow skips what the manifest of the destination has, and continues an unfinished run.
     """
-    tag_run(job)
-    settings = check(job)
-    with clean_termination(), closing(ProgressBar(job)) as progress:
-        finished = run_job(
+    with clean_termination():
+        tag_run(job)
+        settings = check(job)
+        return show(dream(job, settings))
+
+
+def dream(job: DreamJob, settings: tuple[PlannedSettings, ...]) -> FinishedRun:
+    """Run the checked job in worker processes, and show the progress."""
+    with closing(ProgressBar(job)) as progress:
+        return run_job(
             job,
             settings,
             storage(),
@@ -56,7 +62,6 @@ def dream_collection(job: DreamJob) -> Report:
             on_claim=progress.start,
             on_progress=progress.update,
         )
-    return show(finished)
 
 
 @task
