@@ -23,6 +23,8 @@ def kinds(schema: dict[str, Any]) -> Iterator[str]:
         yield "`true`, `false`"
     elif schema.get("type") in ("integer", "number"):
         yield f"{'integer' if schema['type'] == 'integer' else 'number'}{limits(schema)}"
+    elif schema.get("type") == "array" and "enum" in schema["items"]:
+        yield f"a list of {', '.join(f'`{value}`' for value in schema['items']['enum'])}"
     elif schema.get("type") == "null":
         yield "none"
 

@@ -132,7 +132,7 @@ def from_pillow(image: Image.Image, *, max_pixels: int | None = None) -> Photogr
         return _convert(image, image.size, _fit(*image.size, max_pixels))
     except ValueError as error:
         raise ImageError("unsupported", f"mode {image.mode} cannot be converted to RGB: {one_line(error)}") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, TypeError, IndexError) as error:  # malformed tags raise the last two
         raise ImageError("damaged", f"the file cannot be decoded: {one_line(error)}") from error
 
 

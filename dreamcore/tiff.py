@@ -119,9 +119,12 @@ def _rawmode(image: TiffImageFile) -> str:
 def _form(image: TiffImageFile) -> _Form:
     tags = image.tag_v2
 
-    def first(tag: int, default: int) -> int:
+    def values(tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
         value: Any = tags.get(tag, default)
-        return int(value[0] if isinstance(value, tuple) else value)
+        return value if isinstance(value, tuple) else (value,)
+
+    def first(tag: int, default: int) -> int:
+        return int(values(tag, (default,))[0])
 
     return _Form(
         photometric=first(262, _WHITE_IS_ZERO),  # the default is Pillow's
@@ -132,7 +135,7 @@ def _form(image: TiffImageFile) -> _Form:
         planar=first(284, 1) == 2,
         reversed_bits=first(266, 1) == 2,
         predictor=first(317, 1),
-        subsampling=tuple(tags.get(530, (2, 2))),
+        subsampling=values(530, (2, 2)),
         ink_set=first(332, 1),
     )
 

@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from prefect import get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from flows import manifest, sheets
+from flows import run_rows, sheets
 from flows.prefect_names import artifact_key
 from flows.protocol import FinishedRun
 from flows.retries import with_retries
@@ -31,7 +31,7 @@ def show(finished: FinishedRun) -> Report:
         log.info("nothing to do: %s", report.why_nothing)
         return report
     try:
-        log_failures(run, report)
+        log_failures(finished)
         draw(run, list(islice(finished.plan.sources(), run.job.sheets)), report)
     except Exception as error:
         log.warning("no contact sheets (%s); draw them with `dreamgrid sheet %s`", error, run.destination)
@@ -39,14 +39,14 @@ def show(finished: FinishedRun) -> Report:
     return report
 
 
-def log_failures(run: Run, report: Report) -> None:
+def log_failures(finished: FinishedRun) -> None:
     """Name the first photographs that failed or were skipped in the log of the flow."""
-    count = report.failed + report.skipped
+    run, count = finished.run, finished.report.failed + finished.report.skipped
     if not count:
         return
     messages = (
         one_line(f"{row['source_uri']}: {row['error_kind']}, {row['error']}")
-        for row in manifest.iter_failures(storage(), run.destination, run.run_id)
+        for row in run_rows.iter_failures(run, finished.plan, storage())
     )
     lines = [line for line, _ in islice(groupby(messages), NAMED_FAILURES)]  # a photograph has a row per point
     lines.append(f"list all: dreamgrid manifest failures {run.destination}")
@@ -55,10 +55,10 @@ def log_failures(run: Run, report: Report) -> None:
 
 @task(**with_retries)
 def draw(run: Run, sources: Sequence[Source], report: Report) -> None:
-    """Draw contact sheets, and publish them and the counts as artifacts of the run."""
+    """Draw contact sheets, and publish them, the counts and the failures by kind as artifacts of the run."""
     counts = {"planned": report.planned, "done": report.done, "failed": report.failed, "skipped": report.skipped}
     key = artifact_key("report", report.destination, run.job)
-    create_table_artifact([counts], key=key, description=f"Dreams in {report.destination}")
+    create_table_artifact([counts | report.failures], key=key, description=f"Dreams in {report.destination}")
     photographs = [(source.uri, source.etag) for source in sources]
     for sheet in sheets.draw_sheets(run.destination, storage(), photographs, get_run_logger().warning):
         image = "data:image/jpeg;base64," + base64.b64encode(sheet.jpeg).decode()

@@ -7,6 +7,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 from prefect import flow, get_run_logger, task
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 from prefect.task_runners import ProcessPoolTaskRunner
 
 from flows import run_record
@@ -21,7 +23,7 @@ from flows.prefect_names import run_name, tag_run
 from flows.progress import ProgressBar
 from flows.protocol import FinishedRun, run_job
 from flows.retries import with_retries
-from flows.run_record import Report, Run
+from flows.run_record import FailedRun, Report, Run
 from flows.scan import Scan, check_access, plan_settings, scan, store_warning
 from flows.storage import storage
 from flows.work import PlannedSettings, Shard
@@ -38,15 +40,18 @@ checked_settings: ContextVar[tuple[PlannedSettings, ...] | None] = ContextVar("c
     flow_run_name=run_name,
     task_runner=ProcessPoolTaskRunner(worker_count(), initializer=start_worker),  # type: ignore[arg-type]
 )
-def dream_collection(job: DreamJob) -> Report:
+def dream_collection(job: DreamJob) -> State[Report]:
     """Dream every photograph below a prefix under every point of a grid.
 
     Nothing is done twice: the flow skips what the manifest of the destination has, and continues an unfinished run.
+
+    Returns:
+        The final state. Prefect gives callers in the same process the report inside it, or raises `FailedRun`.
     """
     with clean_termination():
         tag_run(job)
         settings = check(job)
-        return show(dream(job, settings))
+        return final_state(job, show(dream(job, settings)))
 
 
 def dream(job: DreamJob, settings: tuple[PlannedSettings, ...]) -> FinishedRun:
@@ -64,11 +69,20 @@ def dream(job: DreamJob, settings: tuple[PlannedSettings, ...]) -> FinishedRun:
         )
 
 
+def final_state(job: DreamJob, report: Report) -> State[Report]:
+    """Return the state of a run that reached its end. The message has the counts and the failures by kind."""
+    if reason := run_record.why_failed(job, report):
+        message = f"{report.summary}; {reason}"
+        return Failed(message=message, data=FailedRun(message, report))
+    name = "Completed with failures" if report.failures else "Completed"
+    return Completed(name=name, message=report.summary, data=report)
+
+
 @task
 def check(job: DreamJob) -> tuple[PlannedSettings, ...]:
     """Check the source, the destination, the networks and the layers before any network is loaded."""
     settings = plan_and_check(job)
-    if warning := store_warning(job.destination):
+    if warning := store_warning(job.destination, replacing=bool(job.retry_failed)):
         get_run_logger().warning(warning)
     return settings
 
@@ -114,7 +128,8 @@ def dream_shard(
     from flows import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()
-    with shard_counter(progress, shard.number) as count:
+    name = f"{shard.replaces.run_id if shard.replaces else run_id}-{shard.number}"
+    with shard_counter(progress, name) as count:
         run = _load_run(destination, run_id, stage_scores)
         counts = shards.dream_shard(run, shard, storage(), on_row=count)
     seconds = time.perf_counter() - started

@@ -36,6 +36,7 @@ from flows.job import DreamJob
 from flows.machine import core_count, gpu_count, worker_count
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
+from flows.retry import plan_retry
 from flows.run_record import Run
 from flows.scan import check_access, plan_settings, scan
 from flows.storage import Storage, storage
@@ -201,7 +202,6 @@ def _open_some(sources: Sources, store: Storage) -> _Pixels:
 class _Work:
     """What is to be done, added up over shards."""
 
-    settings: Sequence[PlannedSettings]
     pixels: _Pixels
     sheets: int
     """Photographs that get a contact sheet."""
@@ -209,36 +209,37 @@ class _Work:
     works: int = 0
     """Pairs of a shard and a photograph in it."""
     dreams: int = 0
-    seconds: list[dict[int, float]] = field(default_factory=list)
-    """Seconds of the reference core for each shard, by the index of the settings; -1: decoding."""
-    typical: dict[int, int] = field(default_factory=dict)
-    """Pixels of a dream, by the index of the settings."""
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    """Seconds of the reference core for each shard, by `settings_id`; an empty one stands for decoding."""
+    points: dict[str, tuple[PlannedSettings, int]] = field(default_factory=dict)
+    """All settings with the pixels of one of their dreams, by `settings_id`."""
     sheet_dreams: int = 0
     sheet_shards: int = 0
     sheet_sources: set[str] = field(default_factory=set)
 
-    def add(self, shard: Shard) -> None:
-        """Count one shard."""
+    def add(self, shard: Shard, settings: Sequence[PlannedSettings]) -> None:
+        """Count one shard, whose indices refer to `settings`."""
         self.shards, self.works = self.shards + 1, self.works + len(shard.works)
         on_sheets = 0
         entries = []
-        seconds: dict[int, float] = defaultdict(float)
+        seconds: dict[str, float] = defaultdict(float)
+        keys = {index: batch_key(settings[index].settings) for work in shard.works for index in work.settings}
         for work in shard.works:
             pixels = self.pixels.of(work.source)
-            seconds[-1] += decoding_seconds(pixels)
+            seconds[""] += decoding_seconds(pixels)
             known = self.pixels.are_equal or work.source.uri in self.pixels.opened
             for index in work.settings:
-                dreamt = min(pixels, self.settings[index].settings.max_pixels)
-                entries.append((index, dreamt, (batch_key(self.settings[index].settings), dreamt if known else work)))
+                dreamt = min(pixels, settings[index].settings.max_pixels)
+                entries.append((settings[index], dreamt, (keys[index], dreamt if known else work)))
             if len(self.sheet_sources) < self.sheets or work.source.uri in self.sheet_sources:
                 self.sheet_sources.add(work.source.uri)
                 on_sheets += len(work.settings)
         alike = Counter(group for *_, group in entries)
         device = "cuda" if gpu_count() else "cpu"
-        for index, dreamt, group in entries:
+        for planned, dreamt, group in entries:
             batch = min(alike[group], default_batch_size(device, dreamt))
-            seconds[index] += reference_seconds(self.settings[index], dreamt, batch)
-            self.typical.setdefault(index, dreamt)
+            seconds[planned.settings_id] += reference_seconds(planned, dreamt, batch)
+            self.points.setdefault(planned.settings_id, (planned, dreamt))
         self.dreams += len(entries)
         self.seconds.append(seconds)
         self.sheet_dreams, self.sheet_shards = self.sheet_dreams + on_sheets, self.sheet_shards + bool(on_sheets)
@@ -250,10 +251,10 @@ class _Work:
 
     def seconds_of_shards(self, machine: Throughput) -> Iterator[float]:
         """Yield the seconds of each shard on one process of a machine."""
-        speeds = {index: machine.speed_of(planned) for index, planned in enumerate(self.settings)}
-        speeds[-1] = min(CORE, machine.speed)  # photographs are never decoded on a GPU
+        speeds = {identity: machine.speed_of(planned) for identity, (planned, _) in self.points.items()}
+        speeds[""] = min(CORE, machine.speed)  # photographs are never decoded on a GPU
         for seconds in self.seconds:
-            yield sum(each / speeds[index] for index, each in seconds.items())
+            yield sum(each / speeds[identity] for identity, each in seconds.items())
 
     def elapsed_seconds(self, machine: Throughput) -> float:
         """Return the seconds until the last shard is finished, with the start of the worker processes."""
@@ -310,14 +311,17 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
     pixels = _open_some(found.sources, store)
 
     def planned_work() -> tuple[int, _Work]:
-        work = _Work(settings, pixels, job.sheets)
+        work = _Work(pixels, job.sheets)
         if run and frozen:
-            total, todo = frozen.dreams, run_record.shards_without_part(job.destination, run.run_id, frozen, store)
+            total, todo = frozen.dreams, run_record.unfinished_shards(job.destination, run.run_id, frozen, store)
+        elif job.retry_failed:
+            again = plan_retry(job, store)
+            total, todo = again.dreams, iter(again)
         else:
             total = len(found.sources) * len(settings)
             todo = iter(make_plan(found.sources, settings, finished, throughput(settings)))
         for shard in todo:
-            work.add(shard)
+            work.add(shard, _settings_of(job, shard, settings))
         return total, work
 
     total, work = planned_work()
@@ -351,7 +355,7 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
 
 def _speed(work: _Work, earlier: _Earlier | None) -> tuple[Throughput, str, bool]:
     """Return the speed of this machine for the work, where it comes from, and whether it was measured just now."""
-    settings, kept = [work.settings[index] for index in work.typical], calibration.kept()
+    settings, kept = [planned for planned, _ in work.points.values()], calibration.kept()
     if earlier:
         machine = _throughput(settings, kept, earlier.speeds)
         if _knows(machine, settings):
@@ -375,12 +379,18 @@ def _knows(machine: Throughput, settings: Iterable[PlannedSettings]) -> bool:
 def _to_measure(work: _Work, machine: Throughput) -> list[tuple[PlannedSettings, int]]:
     """Return one point for each kind of step whose speed is not known: the costliest first, then the others evenly."""
     unknown: dict[str, tuple[PlannedSettings, int]] = {}
-    for index, pixels in work.typical.items():
-        planned = work.settings[index]
+    for planned, pixels in work.points.values():
         if (kind := step_kind(planned)) not in machine.by_kind:
             unknown.setdefault(kind, (planned, pixels))
     by_cost = sorted(unknown.values(), key=lambda each: -each[0].cost)
     return by_cost[:: -(-len(by_cost) // _MEASURED_KINDS)]
+
+
+def _settings_of(job: DreamJob, shard: Shard, settings: Sequence[PlannedSettings]) -> Sequence[PlannedSettings]:
+    """Return the settings that a shard refers to: `settings`, or those of the earlier run whose part it replaces."""
+    if shard.replaces is None:
+        return settings
+    return run_record.load_run(job.destination, shard.replaces.run_id, storage()).settings
 
 
 def _resumable(job: DreamJob, settings: Sequence[PlannedSettings]) -> tuple[Run | None, Plan | None, str | None]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from pydantic import Field, GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -60,7 +61,7 @@ def dream_from_form(
     model: list[Model] = [],  # noqa: B006
     preset: list[PresetName] = [],  # noqa: B006
     more: Annotated[dict[str, Any], _OtherFields()] = {},  # noqa: B006
-) -> Report:
+) -> State[Report]:
     """Dream every photograph of the source under every combination of the values in the lists.
 
     Nothing is done twice: a run skips what the destination has, and continues an unfinished run.

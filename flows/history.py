@@ -31,6 +31,7 @@ __all__ = [
     "contains",
     "finished_dreams",
     "parts_with",
+    "parts_with_failures",
     "source_key",
     "write_index",
 ]
@@ -61,7 +62,8 @@ class Failures(NamedTuple):
 class FinishedDreams:
     """The rows of a destination by `dream_key`, whatever their status.
 
-    A photograph that failed is not tried again until it changes, because it would fail again.
+    A photograph that failed is not tried again until it changes, because it would fail again. A run with
+    `retry_failed` tries it again.
     """
 
     keys: _Keys
@@ -140,11 +142,23 @@ def build_index(destination: str, run_id: str, storage: Storage) -> pa.Table:
     return pa.concat_tables([_INDEX.empty_table(), *tables]).replace_schema_metadata({"parts": _fingerprint(parts)})
 
 
-def write_index(index: pa.Table, destination: str, run_id: str, storage: Storage) -> None:
-    """Write the index of a finished run into the folder of its record, unless it has one."""
+def write_index(index: pa.Table, destination: str, run_id: str, storage: Storage, *, replace: bool = False) -> None:
+    """Write the index of a finished run into the folder of its record, unless it has one; `replace` overwrites it."""
     sink = io.BytesIO()
     pq.write_table(index, sink, compression="zstd")
-    storage.write_if_absent(layout.index_uri(destination, run_id), sink.getvalue(), manifest.CONTENT_TYPE)
+    write = storage.write if replace else storage.write_if_absent
+    write(layout.index_uri(destination, run_id), sink.getvalue(), manifest.CONTENT_TYPE)
+
+
+def parts_with_failures(destination: str, storage: Storage) -> Iterator[tuple[str, list[ObjectInfo]]]:
+    """Yield each run with the parts that may have rows of failed dreams; for runs without an index, all parts."""
+    for parts, index in _runs(destination, storage):
+        if index is not None:
+            failed = index.filter(pc.not_equal(index["status"], "done"))
+            shards = set(failed["shard"].to_pylist())
+            parts = [part for part in parts if layout.shard_of_part(part.uri) in shards]
+        if parts:
+            yield layout.run_id_of_part(parts[0].uri), parts
 
 
 def _indices(destination: str, storage: Storage) -> Iterator[pa.Table]:

@@ -3,19 +3,37 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from dreamcore.errors import InvalidInput
+from dreamcore.errors import ErrorKind, InvalidInput
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings, MaxPixels, Output, digest
 from dreamcore.targets import Frozen
 from flows.globs import compile_globs
 from flows.layout import FOLDERS, check_uri, folder_uri
 
-__all__ = ["DreamJob", "explain_validation", "read_job"]
+__all__ = ["DreamJob", "RetryFailed", "explain_validation", "read_job"]
+
+
+def _read_kinds(value: object) -> object:
+    """Return True, False or a tuple of error kinds. The name of one kind stands for a list, an empty list for False."""
+    if value is None or isinstance(value, bool) or value in ("true", "false"):
+        return value in (True, "true")
+    names = value if isinstance(value, (list, tuple)) else [value]
+    kinds = get_args(ErrorKind)
+    if unknown := [name for name in names if name not in kinds]:
+        raise ValueError(f"{unknown[0]!r} is not an error kind: give true, or a list of {', '.join(kinds)}")
+    return tuple(names) or False
+
+
+RetryFailed = Annotated[bool | tuple[ErrorKind, ...], BeforeValidator(_read_kinds)]
+"""Which failed dreams of earlier runs a run tries again: none, all, or those of some error kinds."""
+
+
+_WITHOUT_EFFECT_ON_DREAMS = {"sheets", "stage_scores", "max_failures", "strict", "retry_failed"}
 
 
 def _as_list(value: object) -> object:
@@ -56,7 +74,15 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. After 100 dreams, the run stops if the failed share is larger.",
+        description="Share of dreams that may fail. If more fail, the run is failed; after 100 dreams it also stops.",
+    )
+    strict: bool = Field(
+        default=False,
+        description="Whether a run is failed if a dream failed, in this run or earlier, or if there is no photograph.",
+    )
+    retry_failed: RetryFailed = Field(
+        default=False,
+        description="Dream nothing new, but try failed dreams of earlier runs again: true, or a list of error kinds.",
     )
     sheets: int = Field(
         default=24, ge=0, le=1000, description="Number of photographs that get a contact sheet after the run."
@@ -87,7 +113,7 @@ class DreamJob(Frozen):
         Fields that change no dream do not count. An empty `exclude` does not count either, so that runs of versions
         without this field can be resumed.
         """
-        left_out = {"sheets", "stage_scores", "max_failures"} | (set() if self.exclude else {"exclude"})
+        left_out = _WITHOUT_EFFECT_ON_DREAMS | (set() if self.exclude else {"exclude"})
         return digest(self.model_dump(mode="json", exclude=left_out))
 
     def settings(self) -> tuple[DreamSettings, ...]:

@@ -1,4 +1,7 @@
-"""The manifest: one row for every photograph and settings, in Parquet parts. Each part is written once, as a whole."""
+"""The manifest: one row for every photograph and settings, in Parquet parts.
+
+Each part is written as a whole. A run that tries failed dreams again replaces a part by a conditional write.
+"""
 
 import io
 import json
@@ -27,13 +30,13 @@ __all__ = [
     "failures",
     "find_results",
     "from_parquet",
-    "iter_failures",
     "iter_tables",
     "list_parts",
     "part_uris",
     "read",
     "read_parts",
     "read_rows",
+    "replace_rows",
     "summary",
     "to_parquet",
     "value_counts",
@@ -141,6 +144,25 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
     """Return the bytes of a part. A part is written with one request, so that readers never see an incomplete one."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def replace_rows(part: bytes, rows: Sequence[Row]) -> bytes:
+    """Return a part in which `rows` replace the rows of the same dreams.
+
+    All other rows keep all columns, also columns that only a later version of Dreamgrid has.
+    """
+    whole = pq.ParquetFile(io.BytesIO(part)).read()
+    old = from_parquet(part, SCHEMA.names)  # with the columns that an earlier version did not have
+    for name in set(whole.column_names) - set(SCHEMA.names):
+        old = old.append_column(name, whole[name])
+    replaced = {(row.source_uri, row.source_etag, row.settings_id) for row in rows}
+    identities = zip(*(old[name].to_pylist() for name in IDENTITY), strict=True)
+    kept = old.filter(pa.array([identity not in replaced for identity in identities], pa.bool_()))
+    new = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    table = pa.concat_tables([kept, new], promote_options="default").replace_schema_metadata(SCHEMA.metadata)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
@@ -275,12 +297,6 @@ def find_results(storage: Storage, destination: str, result_id: str) -> dict[str
     chosen = pc.starts_with(pc.field("result_id"), result_id) & (pc.field("status") == "done")
     rows = read(storage, destination, ["result_id", "result_uri", "status"], where=chosen)
     return dict(sorted(zip(rows["result_id"].to_pylist(), rows["result_uri"].to_pylist(), strict=True), reverse=True))
-
-
-def iter_failures(storage: Storage, destination: str, run_id: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a run that failed or were skipped one by one, because all of them may not fit into memory."""
-    for table in iter_tables(storage, destination, _FAILURE_COLUMNS, run_id):
-        yield from table.filter(pc.field("status") != "done").to_pylist()
 
 
 def value_counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -140,7 +140,7 @@ class ShardCounts:
 
 
 @contextmanager
-def shard_counter(folder: str | None, shard: int) -> Iterator[Callable[[], None]]:
+def shard_counter(folder: str | None, shard: str) -> Iterator[Callable[[], None]]:
     """Count the dreams of one shard, in a worker process. Yields a function that any thread calls after each dream.
 
     When the shard is finished and counts as a whole, its file is removed. After an error the file stays, because its
@@ -148,12 +148,12 @@ def shard_counter(folder: str | None, shard: int) -> Iterator[Callable[[], None]
 
     Args:
         folder: the folder of `ShardCounts`; None to report nothing.
-        shard: number of the shard.
+        shard: a name of the shard, unique in the run.
     """
     if folder is None:
         yield lambda: None
         return
-    file, finished, written, lock = Path(folder) / str(shard), 0, 0.0, threading.Lock()
+    file, finished, written, lock = Path(folder) / shard, 0, 0.0, threading.Lock()
 
     def count() -> None:
         nonlocal finished, written

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.cost import ONE_CORE, Throughput, estimate_seconds
-from flows.work import PlannedSettings, Shard, Source, Work, dream_key
+from flows.work import PlannedSettings, ReplacedPart, Shard, Source, Work, dream_key
 
 __all__ = [
     "MAX_SHARDS",
@@ -24,6 +24,7 @@ __all__ = [
     "SHARD_SECONDS",
     "Plan",
     "Sources",
+    "freeze_retry",
     "make_plan",
     "shard_count",
 ]
@@ -48,6 +49,9 @@ _PLAN = pa.schema(
         ("settings", pa.list_(pa.int32())),
     ]
 )
+_RETRY = pa.schema([*_PLAN, ("part_run_id", pa.string()), ("part_etag", pa.string())])
+"""The plan of a run that tries failed dreams again: each shard replaces a part of an earlier run."""
+_NOT_RETRIED = "not_retried"
 _ROWS_PER_BATCH = 10_000
 """Rows of a table that exist as Python objects at one time."""
 
@@ -90,29 +94,44 @@ class Plan:
     """The plan as it is frozen in S3: one row for each photograph of each shard."""
 
     def __len__(self) -> int:
-        return int(pc.count_distinct(self._column("shard")).as_py())
+        return int(pc.count_distinct(self._column("part_etag" if self.is_retry else "shard")).as_py())
 
     def __bool__(self) -> bool:
         return bool(self._file().metadata.num_rows)
 
     def __iter__(self) -> Iterator[Shard]:
-        batches = self._file().iter_batches(_ROWS_PER_BATCH)
-        for number, rows in groupby(_rows(batches), key=lambda row: row[0]):
-            works = (Work(Source(*source), tuple(settings)) for _, *source, settings in rows)
-            yield Shard(number, tuple(works))
+        batches, width = self._file().iter_batches(_ROWS_PER_BATCH), len(_PLAN)
+        for (number, *part), rows in groupby(_rows(batches), key=lambda row: (row[0], *row[width:])):
+            works = tuple(Work(Source(*row[1 : width - 1]), tuple(row[width - 1])) for row in rows)
+            yield Shard(number, works, ReplacedPart(*part) if part else None)
 
     @property
     def dreams(self) -> int:
         """The number of rows that the manifest of the run will have."""
         return int(pc.sum(pc.list_value_length(self._column("settings")), min_count=0).as_py())
 
+    @property
+    def is_retry(self) -> bool:
+        """Whether the run tries failed dreams again: its shards replace parts of earlier runs."""
+        return "part_etag" in self._file().schema_arrow.names
+
+    @property
+    def not_retried(self) -> int:
+        """The number of failed dreams that a retry leaves alone, because it cannot make them with the same settings."""
+        return int((self._file().metadata.metadata or {}).get(_NOT_RETRIED.encode(), 0))
+
+    def runs_with_replaced_parts(self) -> list[str]:
+        """Return the earlier runs that have parts which the shards replace."""
+        return pc.unique(self._column("part_run_id")).to_pylist() if self.is_retry else []
+
     def works(self) -> Iterator[Work]:
         """Yield the work of all shards."""
         return (work for shard in self for work in shard.works)
 
     def sources(self) -> Iterator[Source]:
-        """Yield each photograph once, even if two shards share its settings."""
-        return (source for source, _ in groupby(work.source for work in self.works()))
+        """Yield each photograph once, even if several shards share its settings."""
+        sources = (work.source for work in self.works())
+        return iter(dict.fromkeys(sources)) if self.is_retry else (source for source, _ in groupby(sources))
 
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(io.BytesIO(self.parquet))
@@ -164,6 +183,33 @@ def make_plan(
     return Plan(frozen.getvalue())
 
 
+def freeze_retry(shards: Iterable[Shard], not_retried: Callable[[], int]) -> Plan:
+    """Return the plan of a run that tries failed dreams again.
+
+    Args:
+        shards: each replaces one part.
+        not_retried: called after the last shard; returns the number of failed dreams that the run leaves alone.
+    """
+    rows = (
+        (shard.number, *_columns(work), shard.replaces.run_id, shard.replaces.etag)
+        for shard in shards
+        if shard.replaces
+        for work in shard.works
+    )
+    frozen = io.BytesIO()
+    with pq.ParquetWriter(frozen, _RETRY, compression="zstd") as writer:
+        for batch in _batches(rows, _RETRY):
+            writer.write_batch(batch)
+        writer.add_key_value_metadata({_NOT_RETRIED: str(not_retried())})
+    return Plan(frozen.getvalue())
+
+
+def _columns(work: Work) -> tuple[str, str, str, int, Sequence[int]]:
+    """Return the columns of a plan that describe the work."""
+    source = work.source
+    return source.uri, source.name, source.etag, source.size, work.settings
+
+
 def shard_count(seconds: float, processes: int) -> int:
     """Return into how many shards a run is cut, if it has at least as many dreams.
 
@@ -202,4 +248,4 @@ def _cut(estimated: _Estimated, shard_seconds: float) -> Iterator[tuple[Any, ...
             slot, elapsed = slot_of_middle, elapsed + seconds
             shares.setdefault(number, []).append(index)
         for shard, indices in shares.items():
-            yield shard, source.uri, source.name, source.etag, source.size, indices
+            yield shard, *_columns(Work(source, tuple(indices)))

@@ -5,19 +5,19 @@ they differ only in the executor, which says where the shards run.
 
 1. Claim: a conditional write of `active.json` takes the destination. If this job has an unfinished run there, that run
    continues.
-2. Plan: what the manifest does not have yet is cut into shards, and the plan is frozen.
-3. Execute: each shard writes its dreams and then its part of the manifest.
+2. Plan: what the manifest does not have yet is cut into shards, and the plan is frozen. With `retry_failed`, each part
+   with failed dreams is a shard instead (see `retry`).
+3. Execute: each shard writes its dreams and then its part of the manifest, or replaces a part.
 4. Finish: `index.parquet`, then `success.json`, then the destination is released.
 
 S3 is the truth, and no decision depends on a clock. A process may sleep at any point and wake up after its run was
 finished, or abandoned and followed by other runs. Therefore each file of a run is written once, by whoever is first,
-and `active.json` is removed only by the run that it names.
+a part is replaced only while it has the ETag of the plan, and `active.json` is removed only by the run that it names.
 """
 
 import json
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -25,11 +25,12 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from flows import history, layout, manifest, run_record
+from flows import history, layout, manifest, run_record, run_rows
 from flows.cost import Throughput
 from flows.job import DreamJob
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
+from flows.retry import plan_retry
 from flows.run_record import Report, Run
 from flows.scan import Scan
 from flows.storage import Storage
@@ -96,7 +97,12 @@ def run_job(
     on_claim(run)
     found: Scan | None = None
     with _resumable():
-        if not plan:
+        if not plan and job.retry_failed:
+            plan = freeze(run, plan_retry(job, storage), storage)
+            if not plan:
+                release(job.destination, run.run_id, storage)
+                return FinishedRun(run, plan, run_record.nothing_to_retry(job, plan))
+        elif not plan:
             found, finished = find_sources(job), history.finished_dreams(job.destination, storage)
             found = found.with_warnings(finished)
             plan = freeze(run, make_plan(found.sources, settings, finished, throughput), storage)
@@ -130,7 +136,7 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
         InvalidInput: another job's run is unfinished there, or this job's run was started with other settings.
     """
     run = Run(run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}", job=job, settings=tuple(settings))
-    mark = json.dumps({"run_id": run.run_id, "job_id": job.job_id}).encode()
+    mark = run_record.make_mark(run)
     while True:
         active = run_record.active_run_id(job, storage)
         if active is None:
@@ -158,33 +164,45 @@ def freeze(run: Run, plan: Plan, storage: Storage) -> Plan:
 
 
 def execute(run: Run, plan: Plan, storage: Storage, executor: Executor, on_progress: OnProgress) -> None:
-    """Run all shards that have no part yet, and stop if too many dreams fail."""
-    planned, counts = plan.dreams, run_record.count_rows(run, storage)
+    """Run all unfinished shards, and stop if too many dreams fail."""
+    planned, (counts, _) = plan.dreams, run_rows.count_rows(run, plan, storage)
     on_progress(counts.total(), planned)
     shards = run_record.remaining_shards(run, plan, storage)  # after the rows were counted, so that none counts twice
     with closing(executor(run, shards)) as outcomes:
         for outcome in outcomes:
             counts.update(outcome)
-            check_failures(run, counts, storage)
+            if counts.total() < planned:
+                check_failures(run, plan, counts, storage)
             on_progress(counts.total(), planned)
 
 
-def check_failures(run: Run, counts: Mapping[str, int], storage: Storage) -> None:
-    """Raise `DreamgridError` if more dreams failed than the job allows; `counts` are rows by status."""
+def check_failures(run: Run, plan: Plan, counts: Mapping[str, int], storage: Storage) -> None:
+    """Raise `DreamgridError` if so many dreams failed that the run should not go on.
+
+    A run that tries failed dreams again goes on, because many of them fail again for good reasons.
+
+    Args:
+        run: the run.
+        plan: its frozen plan.
+        counts: finished rows by status.
+        storage: access to S3.
+    """
     rows, failed = sum(counts.values()), counts.get("failed", 0)
-    if rows < MIN_ROWS or failed <= rows * run.job.max_failures:
+    if plan.is_retry or rows < MIN_ROWS or failed <= rows * run.job.max_failures:
         return
-    failures = manifest.iter_failures(storage, run.destination, run.run_id)
-    kinds = Counter(row["error_kind"] for row in failures if row["status"] == "failed")
+    _, kinds = run_rows.count_rows(run, plan, storage)
     raise DreamgridError(
         f"the run {run.run_id} was stopped: {failed} of the first {rows} dreams failed "
-        f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}). Finished dreams are kept. To "
+        f"({run_record.in_words(kinds)}). Finished dreams are kept. To "
         "continue anyway, run it again with --max-failures 1; to give it up, add --abandon"
     )
 
 
 def finish(run: Run, plan: Plan, seconds: float, storage: Storage, found: Scan | None = None) -> Report:
-    """Count the rows of the run, and write its index and `success.json`.
+    """Count the rows of the run, and write the index and `success.json`.
+
+    The report is that of a finished run, also if all dreams failed. `run_record.why_failed` says whether the run counts
+    as failed.
 
     Args:
         run: the run.
@@ -196,18 +214,19 @@ def finish(run: Run, plan: Plan, seconds: float, storage: Storage, found: Scan |
     Raises:
         DreamgridError: the manifest does not have exactly one row for each planned dream.
     """
-    index, planned = history.build_index(run.destination, run.run_id, storage), plan.dreams
-    counts = Counter(manifest.value_counts(index["status"]))
+    planned, (counts, failures) = plan.dreams, run_rows.count_rows(run, plan, storage)
     if counts.total() != planned:
         raise DreamgridError(
             f"the run {run.run_id} has {counts.total()} rows, but {planned} dreams were planned: another process "
             "abandoned it, or parts of its manifest were removed. Finished dreams are kept; add --abandon to start a "
             "new run with what is missing"
         )
-    report = run_record.completed(run, plan, counts, seconds)
+    report = run_record.completed(run, plan, counts, failures, seconds)
     if found:
         report = report.model_copy(update=found.report())
-    history.write_index(index, run.destination, run.run_id, storage)
+    for run_id in plan.runs_with_replaced_parts() or [run.run_id]:
+        index = history.build_index(run.destination, run_id, storage)
+        history.write_index(index, run.destination, run_id, storage, replace=plan.is_retry)
     run_record.write(layout.success_uri(run.destination, run.run_id), report.model_dump_json(indent=1), storage)
     return report
 
@@ -224,7 +243,8 @@ def abandon(destination: str, storage: Storage) -> None:
     """Give up the unfinished run of a destination, if there is one. Its finished parts stay valid.
 
     A process of that run may still work or sleep, but cannot add rows any more: this function writes an empty plan, or
-    an empty part for every shard without one. So another run may dream what is missing immediately.
+    an empty part for every shard without one. So another run may dream what is missing immediately. A run that tries
+    failed dreams again adds no rows and needs no empty parts.
     """
     if (mark := run_record.read_mark(destination, storage)) is None:
         return
@@ -233,7 +253,10 @@ def abandon(destination: str, storage: Storage) -> None:
     plan = run_record.read_plan(destination, run_id, storage)
     if plan is None:
         plan = run_record.write_plan(destination, run_id, nothing, storage) or nothing
-    missing = run_record.shards_without_part(destination, run_id, plan, storage)
+    if plan.is_retry:
+        release(destination, run_id, storage)
+        return
+    missing = run_record.unfinished_shards(destination, run_id, plan, storage)
     parts = (layout.part_uri(destination, run_id, shard.number) for shard in missing)
 
     def close(part: str) -> bool:

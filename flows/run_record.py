@@ -11,42 +11,48 @@
 
 import json
 import secrets
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from dreamcore.errors import InvalidInput, Unavailable
+from dreamcore.errors import DreamgridError, ErrorKind, InvalidInput, Unavailable
 from dreamcore.settings import result_id
 from dreamcore.targets import Frozen
 from flows import layout, manifest
 from flows.calibration import machine_name
 from flows.history import Failures
-from flows.job import DreamJob
+from flows.job import DreamJob, RetryFailed
 from flows.photographs import describe_ignored
 from flows.plan import Plan
 from flows.storage import Storage
 from flows.work import PlannedSettings, Shard, Source
 
 __all__ = [
+    "FailedRun",
     "Report",
     "Run",
     "active_job",
     "active_run_id",
     "completed",
-    "count_rows",
+    "find_run",
     "load_active_run",
     "load_run",
     "nothing_to_do",
+    "nothing_to_retry",
     "remaining_shards",
+    "replaced_part",
     "resumable_run",
+    "shards_with_runs",
+    "unfinished_shards",
+    "why_failed",
 ]
 
 JSON = "application/json"
 SHUFFLE_WINDOW = 64
 """The next shard is chosen at random from this many."""
 _random = secrets.SystemRandom()
+NOT_RETRIED = "that this version of Dreamgrid, or other files, cannot dream with the same settings"
 _CHANGED = (
     "other files or another version of Dreamgrid: restore them and run the job again to finish it, or add --abandon "
     "to give it up"
@@ -81,6 +87,8 @@ class Report(Frozen):
     done: int = 0
     failed: int = 0
     skipped: int = 0
+    failures: dict[ErrorKind, int] = Field(default={})
+    """Number of failed and skipped dreams by error kind, most frequent first."""
     photographs: int = 0
     """Photographs in the source. For a completed run: photographs in its plan."""
     photographs_failed_earlier: int = 0
@@ -95,6 +103,10 @@ class Report(Frozen):
     """Destinations below the source. Their dreams and sheets were left out."""
     warnings: tuple[str, ...] = ()
     """What looks wrong in the source."""
+    retry_failed: RetryFailed = False
+    """Which failed dreams of earlier runs the run tried again. If any, `planned` and the other counts are of these."""
+    not_retried: int = 0
+    """Failed dreams that such a run left alone, because this version of Dreamgrid or its files make other dreams."""
     seconds: float = 0.0
     machine: str | None = None
     """The machine that finished the run: processor, GPUs, workers. Estimates use the runs of machines like this one."""
@@ -106,14 +118,28 @@ class Report(Frozen):
     """Address of the contact sheets; None if none were drawn."""
 
     @property
+    def summary(self) -> str:
+        """The outcome in one line, such as `8 done, 4 failed: 3 damaged, 1 too_small`."""
+        if self.state == "nothing to do":
+            return f"nothing to do: {self.why_nothing}"
+        counts = {"done": self.done, "failed": self.failed, "skipped": self.skipped}
+        outcome = in_words({name: count for name, count in counts.items() if count or name == "done"})
+        return f"{outcome}: {in_words(self.failures)}" if self.failures else outcome
+
+    @property
     def why_nothing(self) -> str:
         """The reason why there was nothing to do."""
+        if self.retry_failed:
+            kinds = f" with {' or '.join(self.retry_failed)}" if isinstance(self.retry_failed, tuple) else ""
+            others = f" except {self.not_retried} {NOT_RETRIED}" if self.not_retried else ""
+            return f"no dream in {self.destination} failed{kinds}{others}"
         if not self.photographs:
             return f"there is no photograph in {self.source}: {self._instead}"
         if self.failed_earlier:
             return (
                 f"{self.failed_earlier} dreams (photographs: {self.photographs_failed_earlier}) failed earlier and are "
-                f"tried again when the photograph changes; see `dreamgrid manifest failures {self.destination}`"
+                f"tried again when the photograph changes, or with --retry-failed; see `dreamgrid manifest failures "
+                f"{self.destination}`"
             )
         return "every photograph has its dreams"
 
@@ -126,8 +152,52 @@ class Report(Frozen):
         return f"it holds nothing besides {self.destination}" if is_inside else "it is empty"
 
 
-def completed(run: Run, plan: Plan, counts: Mapping[str, int], seconds: float) -> Report:
-    """Return the report of a run that came to its end; `counts` are rows by status."""
+class FailedRun(DreamgridError):
+    """A run that reached its end and counts as failed. Its dreams and rows are kept, and the destination is free.
+
+    Args:
+        message: the outcome and the reason.
+        report: the report of the run.
+    """
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
+
+    def __reduce__(self) -> tuple[type["FailedRun"], tuple[str, Report]]:
+        return FailedRun, (str(self), self.report)
+
+
+def why_failed(job: DreamJob, report: Report) -> str | None:
+    """Return why a run that reached its end counts as failed; None if it does not."""
+    if report.failed and not report.done:
+        return "every dream failed"
+    if report.failed > report.planned * job.max_failures:
+        return f"more dreams failed than max_failures allows ({job.max_failures:g})"
+    if job.strict and report.failed:
+        return "a strict run allows no failed dream"
+    if job.strict and not report.retry_failed and (report.failed_earlier or not report.photographs):
+        return "a strict run needs photographs, and no dream that failed earlier"
+    return None
+
+
+def in_words(counts: Mapping[Any, int]) -> str:
+    """Return counts by name as text, such as `3 damaged, 1 too_small`."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def completed(
+    run: Run, plan: Plan, counts: Mapping[str, int], failures: Mapping[ErrorKind, int], seconds: float
+) -> Report:
+    """Return the report of a run that came to its end.
+
+    Args:
+        run: the run.
+        plan: its frozen plan.
+        counts: number of rows by status.
+        failures: number of rows that are not done by error kind.
+        seconds: duration of the run.
+    """
     drawn = run.job.sheets and counts.get("done", 0)
     return Report(
         run_id=run.run_id,
@@ -136,7 +206,10 @@ def completed(run: Run, plan: Plan, counts: Mapping[str, int], seconds: float) -
         done=counts.get("done", 0),
         failed=counts.get("failed", 0),
         skipped=counts.get("skipped", 0),
+        failures=dict(failures),
         photographs=sum(1 for _ in plan.sources()),
+        retry_failed=run.job.retry_failed if plan.is_retry else False,
+        not_retried=plan.not_retried,
         seconds=round(seconds, 3),
         machine=machine_name(),
         source=run.job.source,
@@ -160,7 +233,30 @@ def nothing_to_do(job: DreamJob, photographs: int, failures: Failures) -> Report
     )
 
 
+def nothing_to_retry(job: DreamJob, plan: Plan) -> Report:
+    """Return the report of a run that found no failed dream to try again."""
+    return Report(
+        run_id=None,
+        state="nothing to do",
+        retry_failed=job.retry_failed,
+        not_retried=plan.not_retried,
+        source=job.source,
+        destination=job.destination,
+        manifest=layout.manifest_folder(job.destination),
+    )
+
+
 # --- the unfinished run
+
+
+def make_mark(run: Run) -> bytes:
+    """Return the mark of an unfinished run."""
+    return json.dumps({"run_id": run.run_id, "job_id": _claim_id(run.job)}).encode()
+
+
+def _claim_id(job: DreamJob) -> str:
+    """Return what must be equal for a job to continue an unfinished run. A retry does not continue any other run."""
+    return f"{job.job_id}{'-retry' if job.retry_failed else ''}"
 
 
 def read_mark(destination: str, storage: Storage) -> dict[str, str] | None:
@@ -178,9 +274,12 @@ def active_run_id(job: DreamJob, storage: Storage) -> str | None:
     mark = read_mark(job.destination, storage)
     if mark is None:
         return None
-    if mark["job_id"] != job.job_id:
+    if mark["job_id"] != _claim_id(job):
+        other = "which tries failed dreams again" if mark["job_id"].endswith("-retry") else "of another job"
+        if mark["job_id"] == job.job_id:
+            other = "of this job, which is not a retry"
         raise InvalidInput(
-            f"{job.destination} is held by the unfinished run {mark['run_id']} of another job: finish that run with "
+            f"{job.destination} is held by the unfinished run {mark['run_id']} {other}: finish that run with "
             f"`dreamgrid run --resume {job.destination}`, or add --abandon to give it up"
         )
     return mark["run_id"]
@@ -231,6 +330,18 @@ def check_unchanged(run: Run, storage: Storage) -> None:
 # --- any run
 
 
+class _OtherVersion(InvalidInput):
+    """The record of a run was written by another version of Dreamgrid."""
+
+
+def find_run(destination: str, run_id: str, storage: Storage) -> Run | None:
+    """Return a run as it was started; None if its record is missing or belongs to another version of Dreamgrid."""
+    try:
+        return _load(destination, run_id, storage)
+    except _OtherVersion:
+        return None
+
+
 def load_run(destination: str, run_id: str, storage: Storage) -> Run:
     """Return a run as it was started. A worker gets only its name and reads the rest.
 
@@ -245,11 +356,12 @@ def load_run(destination: str, run_id: str, storage: Storage) -> Run:
 
 
 def _load(destination: str, run_id: str, storage: Storage) -> Run | None:
+    """Return a run as it was started; None if its record is missing."""
     data = storage.read(layout.job_uri(destination, run_id))
     try:
         return Run.model_validate_json(data) if data else None
     except ValidationError as error:
-        raise InvalidInput(f"the run {run_id} in {destination} was started with {_CHANGED}") from error
+        raise _OtherVersion(f"the run {run_id} in {destination} was started with {_CHANGED}") from error
 
 
 def finished_run_ids(destination: str, storage: Storage) -> Iterator[str]:
@@ -266,21 +378,17 @@ def planned_dreams(destination: str, run_id: str, storage: Storage) -> Iterator[
     Raises:
         ValueError, LookupError, TypeError: the record is incomplete.
     """
-    record = json.loads(storage.read(layout.job_uri(destination, run_id)) or b"")
-    identities = [str(each["settings_id"]) for each in record["settings"]]
     plan = read_plan(destination, run_id, storage)
     if plan is None:
         raise ValueError("it has no plan")
-    for work in plan.works():
-        yield work.source, [identities[index] for index in work.settings]
-
-
-def count_rows(run: Run, storage: Storage) -> Counter[str]:
-    """Return how many rows of each status the manifest has of this run."""
-    counts = Counter[str]()
-    for table in manifest.iter_tables(storage, run.destination, ["status"], run.run_id):
-        counts.update(manifest.value_counts(table["status"]))
-    return counts
+    known: dict[str, list[str]] = {}
+    for shard in plan:
+        owner = shard.replaces.run_id if shard.replaces else run_id
+        if owner not in known:
+            record = json.loads(storage.read(layout.job_uri(destination, owner)) or b"")
+            known[owner] = [str(each["settings_id"]) for each in record["settings"]]
+        for work in shard.works:
+            yield work.source, [known[owner][index] for index in work.settings]
 
 
 # --- plans and shards
@@ -299,12 +407,12 @@ def write_plan(destination: str, run_id: str, plan: Plan, storage: Storage) -> P
 
 
 def remaining_shards(run: Run, plan: Plan, storage: Storage) -> Iterator[Shard]:
-    """Yield the shards without a part, each built when it is needed, because all of them may not fit into memory.
+    """Yield the unfinished shards, each built when it is needed, because all of them may not fit into memory.
 
     The order is random, so that two processes that run the same plan share the shards and rarely do the same one.
     """
     window: list[Shard] = []
-    for shard in shards_without_part(run.destination, run.run_id, plan, storage):
+    for shard in unfinished_shards(run.destination, run.run_id, plan, storage):
         window.append(shard)
         if len(window) == SHUFFLE_WINDOW:
             yield window.pop(_random.randrange(SHUFFLE_WINDOW))
@@ -312,10 +420,30 @@ def remaining_shards(run: Run, plan: Plan, storage: Storage) -> Iterator[Shard]:
     yield from window
 
 
-def shards_without_part(destination: str, run_id: str, plan: Plan, storage: Storage) -> Iterator[Shard]:
-    """Return the shards that have no part of the manifest yet, in order."""
+def unfinished_shards(destination: str, run_id: str, plan: Plan, storage: Storage) -> Iterator[Shard]:
+    """Return the shards that have no part of the manifest yet, or whose part is not replaced yet, in order."""
+    if plan.is_retry:
+        versions = {(part.uri, part.etag) for part in manifest.list_parts(storage, destination)}
+        return (shard for shard in plan if replaced_part(destination, shard) in versions)
     existing = set(manifest.part_uris(storage, destination, run_id))
     return (shard for shard in plan if layout.part_uri(destination, run_id, shard.number) not in existing)
+
+
+def replaced_part(destination: str, shard: Shard) -> tuple[str, str] | None:
+    """Return address and ETag of the part that a shard replaces; None if it replaces none."""
+    if (part := shard.replaces) is None:
+        return None
+    return layout.part_uri(destination, part.run_id, shard.number), part.etag
+
+
+def shards_with_runs(run: Run, plan: Plan, storage: Storage) -> Iterator[tuple[Run, Shard]]:
+    """Yield each shard with the run whose settings it dreams: an earlier run, if the shard replaces a part."""
+    owner = run
+    for shard in plan:
+        run_id = shard.replaces.run_id if shard.replaces else run.run_id
+        if owner.run_id != run_id:
+            owner = load_run(run.destination, run_id, storage)
+        yield owner, shard
 
 
 def write(uri: str, text: str, storage: Storage) -> None:

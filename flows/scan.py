@@ -106,8 +106,9 @@ def _check_source(job: DreamJob, store: Storage) -> None:
     """Raise `InvalidInput` if the source is neither an object nor a folder with objects in it.
 
     A source that ends with a slash may be empty, because a nightly job may start before the first photograph arrives.
+    A job that tries failed dreams again does not list its source.
     """
-    if job.source.endswith("/") or not parse_uri(job.source)[1] or _exists(job.source, store):
+    if job.source.endswith("/") or not parse_uri(job.source)[1] or job.retry_failed or _exists(job.source, store):
         return
     if store.find(layout.active_uri(job.destination)):
         return  # the unfinished run continues with its frozen plan, even if its photographs have been removed
@@ -141,7 +142,7 @@ def _other_form(uri: str, store: Storage) -> str | None:
 
 
 @lru_cache
-def store_warning(destination: str, store: Storage | None = None) -> str | None:
+def store_warning(destination: str, store: Storage | None = None, *, replacing: bool = False) -> str | None:
     """Return a warning if the store ignores conditional writes, on which the run protocol relies; otherwise None.
 
     The result is cached, because the command line and the flow may both call this in one process.
@@ -149,9 +150,10 @@ def store_warning(destination: str, store: Storage | None = None) -> str | None:
     Args:
         destination: folder of the results; the check writes and removes one object there.
         store: access to S3; by default the storage of this process.
+        replacing: also check that the store supports conditional writes that replace an object.
     """
     store = store or storage()
-    if store.supports_conditional_writes(layout.runs_folder(destination)):
+    if store.supports_conditional_writes(layout.runs_folder(destination), replacing=replacing):
         return None
     return (
         f"{store.endpoint} ignores conditional writes: make sure that no other run writes to {destination} at the "

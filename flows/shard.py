@@ -21,17 +21,19 @@ from flows.assets import load_guide_and_mask, network_for
 from flows.machine import batch_size, choose_device, max_memory, prefetch_depth
 from flows.manifest import Row
 from flows.prefetch import ordered_prefetch, thread_pool
-from flows.run_record import Run
+from flows.run_record import Run, load_run
+from flows.run_rows import shard_rows
 from flows.storage import Storage
-from flows.work import PlannedSettings, Shard, Source, Work
+from flows.work import PlannedSettings, ReplacedPart, Shard, Source, Work
 from flows.worker_process import disable_heap_trimming, trim_heap
 
-__all__ = ["dream_shard", "group_by_size"]
+__all__ = ["DreamFunction", "dream_shard", "group_by_size"]
 
 MAX_WAITING = 32
 """Photographs that may wait until a batch of their size is full."""
 
 DreamFunction = Callable[[Network, Sequence[DreamRequest], Limits], list[Dream | ImageError]]
+"""Dreams one batch."""
 _Item = TypeVar("_Item")
 
 
@@ -43,10 +45,11 @@ def dream_shard(
     decode: Callable[..., Photograph] = decoder.decode,
     on_row: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
-    """Dream one shard and write its part of the manifest.
+    """Dream one shard and write its part of the manifest, or replace the part that the shard names.
 
-    The function is idempotent. If the part exists, nothing is done. If a dream exists, its row is rebuilt from the
-    metadata inside the image. If two attempts run at the same time, the first dream and the first part win.
+    The function is idempotent. If the part exists, or is replaced already, nothing is done. If a dream exists, its row
+    is rebuilt from the metadata inside the image. If two attempts run at the same time, the first dream and the first
+    part win.
 
     Args:
         run: the run that the shard belongs to.
@@ -57,17 +60,42 @@ def dream_shard(
         on_row: called after each dream that is delivered, and each that failed, in several threads.
 
     Returns:
-        The number of rows of the part by status: done, failed and skipped.
+        The number of rows of the shard by status: done, failed and skipped.
 
     Raises:
         Unavailable: S3 failed. Nothing is lost; run the shard again.
     """
+    if shard.replaces:
+        return _replace_part(
+            run, shard, shard.replaces, storage, lambda old: _Dreamer(old, shard, storage, dream, decode).rows(on_row)
+        )
     uri = layout.part_uri(run.destination, run.run_id, shard.number)
     part = storage.read(uri)
     if part is None:
         ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows(on_row))
         part = ours if storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
     return manifest.count_statuses(part)
+
+
+def _replace_part(
+    run: Run, shard: Shard, replaces: ReplacedPart, storage: Storage, dream_rows: Callable[[Run], list[Row]]
+) -> dict[str, int]:
+    """Dream the failed dreams of an earlier run's part again, and replace the part unless another process has done so.
+
+    The new rows have the same photographs and settings as the old ones, so that a reader finds one row for each dream
+    before and after. They keep the ids of the earlier run.
+    """
+    owner = load_run(run.destination, replaces.run_id, storage)
+    owner = owner.model_copy(update={"job": owner.job.model_copy(update={"stage_scores": run.job.stage_scores})})
+    uri = layout.part_uri(owner.destination, owner.run_id, shard.number)
+    found, part = storage.find(uri), storage.read(uri)
+    if found and part and found.etag == replaces.etag:
+        ours = manifest.replace_rows(part, dream_rows(owner))
+        # If the part was replaced after it was found, its ETag differs now, and the store refuses this write.
+        is_ours = storage.write_if_unchanged(uri, ours, manifest.CONTENT_TYPE, replaces.etag)
+        part = ours if is_ours else storage.read(uri)
+    rows = shard_rows(part or manifest.to_parquet([]), owner, shard, ["status"])
+    return manifest.value_counts(rows["status"])
 
 
 @dataclass(frozen=True, eq=False)

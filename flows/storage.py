@@ -220,6 +220,25 @@ class Storage:
             return True
         return self.read(uri) == data
 
+    def write_if_unchanged(self, uri: str, data: bytes, content_type: str, etag: str) -> bool:
+        """Replace the object at `uri` only if it still has this ETag: a conditional write.
+
+        Args:
+            uri: the address of the object.
+            data: the new content.
+            content_type: the media type of the new content.
+            etag: the ETag that the object must have, from `find` or a listing.
+
+        Returns:
+            Whether the object now holds `data`, as for `write_if_absent`.
+        """
+        bucket, key = parse_uri(uri)
+        request = {"Bucket": bucket, "Key": key, "ContentType": content_type, "IfMatch": f'"{etag}"'}
+        with suppress(NotFound, PreconditionFailed):
+            self._request(uri, lambda s3: s3.put_object(Body=data, **request))  # type: ignore[arg-type]
+            return True
+        return self.read(uri) == data
+
     def delete(self, uri: str) -> None:
         """Delete the object at `uri`, if it exists."""
         bucket, key = parse_uri(uri)
@@ -244,16 +263,19 @@ class Storage:
         with suppress(PreconditionFailed):
             self._request(uri, lambda s3: s3.create_bucket(Bucket=bucket))
 
-    def supports_conditional_writes(self, folder: str) -> bool:
+    def supports_conditional_writes(self, folder: str, *, replacing: bool = False) -> bool:
         """Return whether the store refuses a conditional write over an existing object; some ignore the condition.
 
         Args:
             folder: where a test object is written and deleted.
+            replacing: also check that the store refuses to replace an object that does not have the given ETag.
         """
         uri = f"{folder}probe-{uuid.uuid4().hex}"
         try:
-            return self.write_if_absent(uri, b"first", "text/plain") and not self.write_if_absent(
-                uri, b"second", "text/plain"
+            return (
+                self.write_if_absent(uri, b"first", "text/plain")
+                and not self.write_if_absent(uri, b"second", "text/plain")
+                and not (replacing and self.write_if_unchanged(uri, b"third", "text/plain", "0" * 32))
             )
         finally:
             with suppress(InvalidInput, Unavailable):

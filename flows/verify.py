@@ -217,10 +217,11 @@ class _Verifier:
         """Yield the address of every dream that the unfinished run planned, and the dream's `result_place`."""
         plan = run_record.read_plan(unfinished.destination, unfinished.run_id, self.storage) if unfinished else None
         if unfinished and plan:
-            for work in plan.works():
-                for index in work.settings:
-                    uri = unfinished.result_uri(work.source, unfinished.settings[index])
-                    yield from (uri, layout.result_place(uri))
+            for run, shard in run_record.shards_with_runs(unfinished, plan, self.storage):
+                for work in shard.works:
+                    for index in work.settings:
+                        uri = run.result_uri(work.source, run.settings[index])
+                        yield from (uri, layout.result_place(uri))
 
     def orphans(self, keys: set[int], planned: _Keys) -> Iterator[Problem]:
         """Yield the objects with these keys that are in no place that the unfinished run planned.

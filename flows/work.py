@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
 
-__all__ = ["PlannedSettings", "Shard", "Source", "Work", "dream_key"]
+__all__ = ["PlannedSettings", "ReplacedPart", "Shard", "Source", "Work", "dream_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,23 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplacedPart:
+    """The version of a part of an earlier run that a shard replaces."""
+
+    run_id: str
+    """The run that wrote the part. The settings of the shard are indices into the settings of this run."""
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """The work of one task."""
 
     number: int
-    """Number of the shard in its plan, from 0."""
+    """Number of the shard in its plan, from 0; with `replaces`, the number of the shard that wrote the part."""
     works: tuple[Work, ...]
+    replaces: ReplacedPart | None = None
+    """Set if the shard tries failed dreams again: their new rows replace the old ones in this part."""
 
     @property
     def dreams(self) -> int:

@@ -90,7 +90,7 @@ def failures(destination: str, as_json: bool) -> None:
     """List the photographs that failed or were skipped.
 
     Prints one line for each version of a photograph and each reason, with the number of its dreams. A failed photograph
-    is tried again only when it changes.
+    is tried again when it changes, or by `dreamgrid run --retry-failed`.
 
     \b
     Examples:

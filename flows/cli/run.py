@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from dreamcore.errors import InvalidInput, Unavailable
+from dreamcore.errors import ErrorKind, InvalidInput, Unavailable
 from flows import layout
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
 from flows.cli.stack import STACK, start_stack
@@ -17,9 +17,11 @@ from flows.proxies import drop_socks_proxies, is_loopback
 from flows.terminal import one_line, print_line, print_message, run_progress, show_json
 
 if TYPE_CHECKING:
-    from flows.run_record import Report
+    from flows.run_record import FailedRun, Report
 
 __all__ = ["Stopped", "demo", "run"]
+
+ALL = "all"
 
 
 class Stopped(Unavailable):
@@ -35,8 +37,25 @@ class Stopped(Unavailable):
         self.command = command
 
 
+class _RetryFailedCommand(click.Command):
+    """A command whose option `--retry-failed` may have an error kind after it. Any other word is the job file."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        given, words = [], iter([*args, ""])
+        word = next(words)
+        for following in words:
+            if word == "--retry-failed":
+                is_kind = following in get_args(ErrorKind)
+                given.append(f"{word}={following if is_kind else ALL}")
+                word = next(words, "") if is_kind else following
+            else:
+                given.append(word)
+                word = following
+        return super().parse_args(context, given)
+
+
 @click.command()
-def demo() -> None:
+def demo() -> int:
     """Dream the example photographs on the embedded stack.
 
     The command starts an S3 server and a Prefect server in this folder, and leaves them running. `dreamgrid down` stops
@@ -51,15 +70,16 @@ def demo() -> None:
     stack = start_stack()
     os.environ.update(stack.environment())
     job = demonstration.prepare()
-    report = _run(job)
+    report, failure = _run(job)
     sheets = demonstration.fetch_sheets(job, STACK / "demo")
     _print_report(report)
     print_line(f"Local copies     {sheets}/")
     print_line(f"Prefect UI       {stack.prefect_url}")
     print_line('To use any S3 client with it:  eval "$(dreamgrid env)"')
+    return _exit_code(report, failure)
 
 
-@click.command()
+@click.command(cls=_RetryFailedCommand)
 @job_options
 @click.option(
     "--workers", type=click.IntRange(1), help="Number of worker processes. The default is one per GPU, or one per core."
@@ -69,6 +89,14 @@ def demo() -> None:
     "--resume", metavar="DEST", help="Resume the unfinished run of this destination, instead of giving a job."
 )
 @click.option("--abandon", is_flag=True, help="Give up the unfinished run of the destination first.")
+@click.option(
+    "--retry-failed",
+    multiple=True,
+    type=click.Choice([ALL, *get_args(ErrorKind)]),
+    metavar="[KIND]",
+    help="Dream nothing new, but try the failed dreams of the destination again: all, or those of an error kind. "
+    "May be given several times.",
+)
 @click.option(
     "--strict",
     is_flag=True,
@@ -80,6 +108,7 @@ def run(
     workers: int | None,
     resume: str | None,
     abandon: bool,
+    retry_failed: tuple[str, ...],
     strict: bool,
     as_json: bool,
     **flags: Any,
@@ -95,18 +124,33 @@ def run(
       dreamgrid run job.yaml --layers blocks.3 --layers blocks.4 --octaves 6
       dreamgrid run --source s3://photos/cat.jpg --destination s3://dreams/cat/
       dreamgrid run --resume s3://dreams/nightly/
+      dreamgrid run job.yaml --retry-failed out_of_memory
     """
-    if resume and (job or abandon):
-        raise click.UsageError("--resume takes the job from the unfinished run: leave out the job file and --abandon")
+    if resume and (job or abandon or retry_failed):
+        raise click.UsageError(
+            "--resume takes the job from the unfinished run: leave out the job file, --abandon and --retry-failed"
+        )
+    if strict:
+        flags["strict"] = True
+    if retry_failed:
+        flags["retry_failed"] = True if ALL in retry_failed else retry_failed
     the_job = job_from_flags(job, flags, _unfinished_job(resume) if resume else None)
     if workers:
         os.environ["DREAMGRID_WORKERS"] = str(workers)
-    report = _run(the_job, abandon=abandon)
+    report, failure = _run(the_job, abandon=abandon)
     if as_json:
         show_json(report.model_dump(mode="json"))
     else:
         _print_report(report)
-    return 1 if strict and (report.failed or report.failed_earlier or not report.photographs) else 0
+    return _exit_code(report, failure)
+
+
+def _exit_code(report: "Report", failure: "FailedRun | None") -> int:
+    """Print why a finished run counts as failed, if it does, and return the exit code."""
+    if failure is None:
+        return 0
+    print_message(f"the run {report.run_id or ''} failed: {failure}".replace("  ", " "), "red")
+    return 1
 
 
 def _unfinished_job(destination: str) -> dict[str, Any]:
@@ -115,20 +159,23 @@ def _unfinished_job(destination: str) -> dict[str, Any]:
     return run_record.active_job(destination_folder(destination), storage.storage())
 
 
-def _run(job: DreamJob, *, abandon: bool = False) -> "Report":
+def _run(job: DreamJob, *, abandon: bool = False) -> "tuple[Report, FailedRun | None]":
     """Run the flow in this process under a progress bar.
+
+    Returns:
+        The report, and the error if the run reached its end and counts as failed.
 
     Raises:
         InvalidInput: the job cannot run; nothing was started.
         Stopped: the run was stopped and can be resumed.
-        DreamgridError: too many dreams failed, or another process abandoned the run.
+        DreamgridError: the run stopped because too many dreams failed, or another process abandoned the run.
     """
     from flows import machine, protocol, run_record, scan, storage
 
     machine.check_environment()
     settings = scan.plan_settings(job)
     scan.check_access(job)
-    if warning := scan.store_warning(job.destination):
+    if warning := scan.store_warning(job.destination, replacing=bool(job.retry_failed)):
         print_message(warning, "yellow")
     os.environ.setdefault(
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
@@ -147,7 +194,9 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "Report":
     with run_progress() as show_progress, _stopped_errors(command):
         progress_token, settings_token = on_progress.set(show_progress), checked_settings.set(settings)
         try:
-            return dream_collection(job)
+            return dream_collection(job), None  # type: ignore[return-value]  # Prefect returns the data of the state
+        except run_record.FailedRun as failure:
+            return failure.report, failure
         finally:
             on_progress.reset(progress_token)
             checked_settings.reset(settings_token)
@@ -233,6 +282,7 @@ def _describe_prefect_error(error: Exception) -> str:
 
 
 def _print_report(report: "Report") -> None:
+    from flows import run_record
     from flows.photographs import describe_ignored
 
     for warning in report.warnings:
@@ -243,11 +293,15 @@ def _print_report(report: "Report") -> None:
             return
     else:
         counts = f"{report.done} done, {report.failed} failed, {report.skipped} skipped"
-        print_line(f"{report.planned} dreams planned: {counts}, in {report.seconds:.0f} s.")
+        what = "failed dreams tried again" if report.retry_failed else "dreams planned"
+        print_line(f"{report.planned} {what}: {counts}, in {report.seconds:.0f} s.")
+    if report.not_retried and report.state == "completed":
+        print_line(f"Not tried again  {report.not_retried} failed dreams {run_record.NOT_RETRIED}")
     if report.ignored_kinds:
         print_line(f"Ignored          {describe_ignored(report.ignored_kinds, report.other_destinations)}")
-    if report.failed or report.skipped:
-        print_line(f"Failures         dreamgrid manifest failures {report.destination}")
+    if report.failures:
+        print_line(f"Failures         {run_record.in_words(report.failures)}")
+        print_line(f"                 dreamgrid manifest failures {report.destination}")
     print_line(f"Dreams           {layout.images_folder(report.destination)}")
     print_line(f"Manifest         {report.manifest}")
     if report.sheets:

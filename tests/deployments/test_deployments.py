@@ -330,6 +330,36 @@ def test_a_worker_in_another_folder_dreams(
         assert picture.convert("RGB").tobytes() != photo.tobytes()
 
 
+def test_the_final_states_of_deployed_runs(
+    client: SyncPrefectClient,
+    deployed: dict[str, DeploymentResponse],
+    worker: Path,
+    storage: Storage,
+    source: str,
+    destination: str,
+) -> None:
+    """One of three photographs is broken; then the source has only the broken one."""
+    put_photographs(storage, f"{source}some/", 2)
+    for folder in ("some", "all"):
+        storage.write(f"{source}{folder}/broken.jpg", b"<html>no photograph</html>", "image/jpeg")
+    runs = {}
+    for folder in ("some", "all"):
+        fields = FORM | {"source": f"{source}{folder}/", "destination": f"{destination}{folder}/"}
+        runs[folder] = client.create_flow_run_from_deployment(deployed["grid"].id, parameters=fields).id
+    deadline = time.monotonic() + 300
+    while not all((state := client.read_flow_run(run).state) and state.is_final() for run in runs.values()):
+        assert time.monotonic() < deadline, f"The worker's log:\n{worker.read_text()}"
+        time.sleep(0.5)
+    time.sleep(3)  # the worker sees that the processes of the runs end; it must not change their states
+    states = {folder: client.read_flow_run(run).state for folder, run in runs.items()}
+    found = {folder: (state.type, state.name, state.message) for folder, state in states.items() if state}
+    assert found == {
+        "some": (StateType.COMPLETED, "Completed with failures", "2 done, 1 failed: 1 not_an_image"),
+        "all": (StateType.FAILED, "Failed", "0 done, 1 failed: 1 not_an_image; every dream failed"),
+    }
+    assert "Traceback" not in worker.read_text()
+
+
 @pytest.mark.soak
 def test_a_cancelled_run_stops_and_is_resumed(
     client: SyncPrefectClient,

@@ -84,6 +84,15 @@ def test_a_second_run_dreams_only_new_photographs(
     strict = dreamgrid("run", *job, *grid, "--strict")
     assert strict.returncode == 1, strict.stderr
     assert "4 dreams (photographs: 1) failed earlier and are tried again when the photograph changes" in strict.stdout
+    name, message = state_of_the_last_run(prefect_api)
+    assert (name, message.partition(":")[0]) == ("Failed", "nothing to do")
+
+    retried = dreamgrid("run", *job, *grid, "--json", "--retry-failed")
+    assert retried.returncode == 1, "every dream failed again"
+    retry = json.loads(retried.stdout)
+    assert (retry["planned"], retry["failures"], retry["retry_failed"]) == (4, {"not_an_image": 4}, True)
+    assert state_of_the_last_run(prefect_api) == ("Failed", "0 done, 4 failed: 4 not_an_image; every dream failed")
+    check_rows(manifest.read(storage, destination).to_pylist(), storage)
 
     storage.write(source + "rocket.png", photograph("rocket.jpg"), "image/png")
     planned = report_of(dreamgrid_inprocess("plan", *job, *grid, "--json"))
@@ -149,6 +158,12 @@ def check_other_readers(
         assert dict(database.sql(query).fetchall()) == {"done": 8, "failed": 4}
 
 
+def state_of_the_last_run(prefect_api: Callable[[str, dict[str, Any]], Any]) -> tuple[str, str]:
+    """Return the name and the message of the final state of the flow run that was started last."""
+    (run,) = prefect_api("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    return run["state"]["name"], run["state"]["message"]
+
+
 def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report: dict[str, Any]) -> None:
     """Check that the Prefect UI shows the run, its shards, the final progress and the contact sheets."""
     flow_runs = prefect_api("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
@@ -157,6 +172,7 @@ def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report
     started = flow_runs[0]["expected_start_time"][:10]
     assert flow_runs[0]["name"] == f"{destination.rpartition('/')[2]} {started} -> {destination}"
     assert flow_runs[0]["tags"] == [destination]
+    assert state_of_the_last_run(prefect_api) == ("Completed with failures", "8 done, 4 failed: 4 not_an_image")
     of_this_run = {"flow_runs": {"id": {"any_": [flow_runs[0]["id"]]}}}
     deadline = time.monotonic() + 120
     states: Counter[tuple[bool, str]] = Counter()
@@ -169,6 +185,9 @@ def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report
     artifacts = prefect_api("artifacts/filter", of_this_run)
     (progress,) = (artifact for artifact in artifacts if artifact["type"] == "progress")
     assert float(progress["data"]) == pytest.approx(100)
+    (table,) = (artifact for artifact in artifacts if artifact["type"] == "table")
+    counts = {"planned": 12, "done": 8, "failed": 4, "skipped": 0, "not_an_image": 4}
+    assert json.loads(table["data"]) == [counts]
     sheets = [artifact for artifact in artifacts if artifact["type"] == "image"]
     assert len(sheets) == 2
     assert len({artifact["key"] for artifact in artifacts}) == len(artifacts) == 4, "progress, report and two sheets"

@@ -155,13 +155,13 @@ def test_the_estimate_covers_the_unfinished_run(
 def test_a_run_stops_when_more_dreams_fail_than_the_job_allows(
     done: int, failed: int, max_failures: float, stops: bool, storage: Storage, source: str, destination: str
 ) -> None:
-    run = begin(storage, source, destination, max_failures=max_failures)
+    run, plan = begin(storage, source, destination, max_failures=max_failures), make_plan(Sources(()), (), bool)
     counts = {"done": done, "failed": failed}
     if stops:
         with pytest.raises(DreamgridError, match=rf"{failed} of the first 100 dreams failed.*--max-failures 1"):
-            protocol.check_failures(run, counts, storage)
+            protocol.check_failures(run, plan, counts, storage)
     else:
-        protocol.check_failures(run, counts, storage)
+        protocol.check_failures(run, plan, counts, storage)
 
 
 def test_a_run_stopped_by_failures_continues_with_a_higher_limit(
@@ -177,6 +177,9 @@ def test_a_run_stopped_by_failures_continues_with_a_higher_limit(
     assert len(manifest.read(storage, destination)) > 100
 
     resumed = dreamgrid("run", "--resume", destination, "--max-failures", "1", "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["failed"] == 120
+    assert resumed.returncode == 1, "a run in which every dream failed counts as failed"
+    report = json.loads(resumed.stdout)
+    assert (report["state"], report["failed"], report["failures"]) == ("completed", 120, {"not_an_image": 120})
+    assert f"the run {report['run_id']} failed: 0 done, 120 failed: 120 not_an_image; every dream" in resumed.stderr
     assert len(manifest.read(storage, destination)) == 120
+    assert run_record.read_mark(destination, storage) is None

@@ -149,9 +149,9 @@ def test_a_similar_layer_has_the_same_speed_and_a_very_different_one_has_not() -
 def work_of(points: list[PlannedSettings], shards: list[list[int]]) -> estimate._Work:
     """Shards of photographs of 64x64 pixels, each with these settings."""
     sources = [Source(f"s3://photos/{number}.png", f"{number}.png", "e", 9999) for number in range(len(shards))]
-    work = estimate._Work(points, estimate._Pixels({source.uri: (64, 64) for source in sources}), 0)
+    work = estimate._Work(estimate._Pixels({source.uri: (64, 64) for source in sources}), 0)
     for number, (source, indices) in enumerate(zip(sources, shards, strict=True)):
-        work.add(Shard(number, (Work(source, tuple(indices)),)))
+        work.add(Shard(number, (Work(source, tuple(indices)),)), points)
     return work
 
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from dreamcore.errors import InvalidInput
-from dreamcore.settings import Output, digest
+from dreamcore.settings import Output
 from flows.job import DreamJob, explain_validation, read_job
 from flows.layout import folder_uri, parse_uri
 from tests.support.command import REPOSITORY
@@ -70,6 +70,7 @@ def test_a_folder_ends_with_one_slash() -> None:
         ({"exclude": "*.gif"}, {"exclude": ["*.gif"]}),
         ({"exclude": ["b", "a", "b"]}, {"exclude": ["a", "b"]}),
         ({"exclude": []}, {}),
+        ({"strict": True, "retry_failed": True}, {"retry_failed": ["damaged"]}),
     ],
 )
 def test_the_same_work_has_the_same_job_id(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -93,9 +94,12 @@ def test_other_work_has_another_job_id(fields: dict[str, Any]) -> None:
 
 
 def test_the_identity_of_jobs_of_earlier_versions_is_unchanged() -> None:
-    """Otherwise their unfinished runs could not be resumed."""
-    fields = job().model_dump(mode="json", exclude={"sheets", "stage_scores", "max_failures", "exclude"})
-    assert job().job_id == digest(fields)
+    """Otherwise their unfinished runs could not be resumed. The identities are those that version 0.1.0 computed."""
+    places = {"source": "s3://photos/", "destination": "s3://dreams/"}
+    assert DreamJob.model_validate(places).job_id == "f7eea6d9ff4bd665"
+    grid = {"octaves": [4, 6], "layers": ["blocks.3"]}
+    places = {"source": "s3://photos/a", "destination": "s3://dreams/n"}
+    assert DreamJob.model_validate({**places, "grid": grid, "max_pixels": 5000}).job_id == "b30d5999812c0954"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -103,6 +107,22 @@ def test_a_job_is_unchanged_by_a_round_trip_through_json(path: Path) -> None:
     read = read_job(path, {})
     kept = DreamJob.model_validate_json(read.model_dump_json())
     assert (kept, kept.job_id, kept.settings()) == (read, read.job_id, read.settings())
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (True, True),
+        ("true", True),
+        (False, False),
+        (None, False),
+        ([], False),
+        ("damaged", ("damaged",)),
+        (["damaged", "too_small"], ("damaged", "too_small")),
+    ],
+)
+def test_failed_dreams_to_retry_are_all_or_some_kinds(given: Any, read: object) -> None:
+    assert job(retry_failed=given).retry_failed == read
 
 
 # --- settings
@@ -248,6 +268,11 @@ def test_a_missing_file_is_reported_with_its_name(tmp_path: Path) -> None:
         ({"exclude": "[z-a]"}, "exclude: '[z-a]' is not a pattern: bad character range z-a"),
         ({"exclude": 3}, "exclude: input should be a valid tuple, not 3"),
         ({"max_pixels": 0}, "max_pixels: input should be greater than or equal to 1, not 0"),
+        (
+            {"retry_failed": ["demaged"]},
+            "retry_failed: 'demaged' is not an error kind: give true, or a list of not_an_",
+        ),
+        ({"retry_failed": 3}, "retry_failed: 3 is not an error kind"),
         ({"output": {"format": "gif"}}, "output.format: input should be 'png', 'webp' or 'jpg', not 'gif'"),
         ({"destination": "s3://photos/in"}, "source and destination are both s3://photos/in/"),
         ({"destination": "s3://photos/", "source": "s3://photos/images/x/"}, "is inside the results"),

@@ -1,10 +1,12 @@
-"""Runs survive kill -9, suspension and concurrent runs at any moment: no row is lost, duplicated or incomplete."""
+"""Runs and retries survive kill -9, suspension and concurrent runs at any moment: no row is lost or duplicated."""
 
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -15,7 +17,17 @@ from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.machine import prefetch_depth
 from flows.storage import Storage
-from tests.support.kills import BATCH, REFUSED, Attempt, Observer, is_running, put_photographs, suspended, wait
+from tests.support.kills import (
+    BATCH,
+    REFUSED,
+    Attempt,
+    Observer,
+    PartsObserver,
+    is_running,
+    put_photographs,
+    suspended,
+    wait,
+)
 
 LANES = 2
 """Concurrent processes of these tests."""
@@ -29,10 +41,15 @@ Begin = Callable[..., Attempt]
 def begin(stack: Stack, source: str, destination: str, tmp_path: Path) -> Begin:
     """Return a function that makes an attempt at dreaming this test's photographs into a folder of its destination."""
 
-    def attempt(folder: object, layers: tuple[str, ...] = ("blocks.0",), *when: int) -> Attempt:
+    def attempt(
+        folder: object,
+        layers: tuple[str, ...] = ("blocks.0",),
+        event: int | None = None,
+        number: int = signal.SIGKILL,
+    ) -> Attempt:
         grid = {"layers": list(layers), "octaves": [1], "steps": [1]}
         job = DreamJob.model_validate({"source": source, "destination": f"{destination}{folder}/", "grid": grid})
-        return Attempt(stack.environment(), job, tmp_path / "made", *when)
+        return Attempt(stack.environment(), job, tmp_path / "made", event, number)
 
     return attempt
 
@@ -192,3 +209,110 @@ def test_a_run_suspended_at_any_s3_call_corrupts_nothing(
 ) -> None:
     put_photographs(storage, source, 2)
     assert in_lanes(lambda event: suspend(begin, storage, event)) > 40
+
+
+# --- failed dreams that are tried again
+
+LAYERS = ("blocks.0", "blocks.1")
+_network = threading.Lock()
+"""Lock around runs in this process: a network dreams in one thread at a time."""
+
+
+def failed_run(begin: Begin, storage: Storage, folder: object, processes: int = 0) -> PartsObserver:
+    """Finish a run in which every dream at blocks.1 fails. With 0 processes, all its rows are in one part."""
+    attempt = replace(begin(folder, LAYERS), fails_at="blocks.1", processes=processes)
+    with _network:
+        attempt.run_here(storage)
+    return PartsObserver(storage, attempt.job.destination)
+
+
+def retry(begin: Begin, folder: object, *when: int) -> Attempt:
+    """Return an attempt at the failed dreams of a folder."""
+    attempt = begin(folder, LAYERS, *when)
+    return replace(attempt, job=attempt.job.model_copy(update={"retry_failed": True}))
+
+
+def kill_a_retry(begin: Begin, storage: Storage, event: int, processes: int) -> bool:
+    """Kill a retry at an event, check, run it again, check. Return whether it finished before the event."""
+    observer = failed_run(begin, storage, event, processes)
+    code = retry(begin, event, event).run()
+    observer.look()
+    assert code in (0, -signal.SIGKILL)
+    if code:
+        assert retry(begin, event).run() == 0
+    observer.check_retried()
+    return code == 0
+
+
+def test_a_retry_killed_before_any_s3_call_loses_nothing(begin: Begin, storage: Storage, source: str) -> None:
+    put_photographs(storage, source, 1)
+    assert in_lanes(lambda number: kill_a_retry(begin, storage, 2 * number - 1, 0)) > 20
+
+
+@pytest.mark.soak
+def test_a_longer_retry_killed_before_or_after_any_s3_call_loses_nothing(
+    begin: Begin, storage: Storage, source: str
+) -> None:
+    put_photographs(storage, source, 3)
+    assert in_lanes(lambda event: kill_a_retry(begin, storage, event, 1)) > 80
+
+
+def race_retries(begin: Begin, storage: Storage, races: int) -> None:
+    for number in range(races):
+        observer = failed_run(begin, storage, number, processes=1)
+        two = [retry(begin, number).start() for _ in range(2)]
+        while any(map(is_running, two)):
+            observer.look()
+        assert [wait(each) for each in two] == [0, 0]
+        observer.check_retried()
+
+
+def test_two_concurrent_retries_replace_each_row_once(begin: Begin, storage: Storage, source: str) -> None:
+    put_photographs(storage, source, 3)
+    race_retries(begin, storage, 2)
+
+
+@pytest.mark.soak
+def test_two_concurrent_retries_replace_each_row_once_in_50_races(begin: Begin, storage: Storage, source: str) -> None:
+    put_photographs(storage, source, 3)
+    race_retries(begin, storage, 50)
+
+
+def test_a_retry_and_a_run_at_the_same_time_write_each_row_once(begin: Begin, storage: Storage, source: str) -> None:
+    put_photographs(storage, source, 1)
+    observers = [failed_run(begin, storage, number) for number in range(2)]
+    put_photographs(storage, source, 2)
+    for number, observer in enumerate(observers):
+        both = [retry(begin, number), begin(number, LAYERS)]
+        started = [attempt.start() for attempt in both]
+        codes = [wait(each) for each in started]
+        assert set(codes) in ({0}, {0, REFUSED}), "one of them may find the destination held"
+        for attempt, code in zip(both, codes, strict=True):
+            assert code == 0 or attempt.run() == 0
+        rows = observer.rows()
+        assert len(rows) == 4
+        assert {row["status"] for row in rows.values()} == {"done"}
+
+
+def suspend_a_retry(begin: Begin, storage: Storage, event: int) -> bool:
+    """A suspended retry is abandoned, and another one tries the same dreams again before it wakes up."""
+    observer = failed_run(begin, storage, event)
+    with suspended(retry(begin, event, event, signal.SIGSTOP)) as wake:
+        protocol.abandon(observer.destination, storage)
+        assert retry(begin, event).run() == 0
+        observer.check_retried()
+        assert wake is None or wake() in (0, REFUSED)
+    observer.check_retried()
+    return wake is None
+
+
+def test_a_suspended_retry_that_wakes_up_corrupts_nothing(begin: Begin, storage: Storage, source: str) -> None:
+    put_photographs(storage, source, 1)
+    for event in range(15, 75, 20):
+        suspend_a_retry(begin, storage, event)
+
+
+@pytest.mark.soak
+def test_a_retry_suspended_at_any_s3_call_corrupts_nothing(begin: Begin, storage: Storage, source: str) -> None:
+    put_photographs(storage, source, 1)
+    assert in_lanes(lambda event: suspend_a_retry(begin, storage, event)) > 40

@@ -89,14 +89,14 @@ def test_a_worker_process_reports_the_dreams_of_its_shard() -> None:
     counts = ShardCounts()
     code = (
         "import sys, time\nfrom flows import pace\npace._WRITE_SECONDS = 0\n"
-        "with pace.shard_counter(sys.argv[1], 3) as count:\n"
+        "with pace.shard_counter(sys.argv[1], '3') as count:\n"
         "    [count() for _ in range(5)]\n    print('reported', flush=True)\n    sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(counts.folder)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout
         assert worker.stdout.readline() == "reported\n"
-        with shard_counter(counts.folder, 4) as count:
+        with shard_counter(counts.folder, "4") as count:
             count()
             assert counts.total() == 6
         assert counts.total() == 5, "a finished shard counts as a whole"
@@ -113,9 +113,9 @@ def test_progress_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     assert counts.total() == 0
     counts.close()
     assert counts.total() == 0
-    with shard_counter(str(tmp_path / "missing"), 0) as count:
+    with shard_counter(str(tmp_path / "missing"), "0") as count:
         count()
-    with shard_counter(None, 0) as count:
+    with shard_counter(None, "0") as count:
         count()
 
 

@@ -112,6 +112,22 @@ def test_the_first_writer_wins(store: Store, storage: Storage, source: str) -> N
     assert storage.read(source + "x") == b"first"
 
 
+def test_only_the_named_version_is_replaced(store: Store, storage: Storage, source: str) -> None:
+    if not store.conditional_writes:
+        pytest.skip("this store ignores conditional writes")
+    uri = source + "x"
+    assert not storage.write_if_unchanged(uri, b"first", "text/plain", "0" * 32), "there is no object yet"
+    storage.write(uri, b"first", "text/plain")
+    found = storage.find(uri)
+    assert found is not None
+    assert storage.write_if_unchanged(uri, b"second", "text/plain", found.etag)
+    assert storage.write_if_unchanged(uri, b"second", "text/plain", found.etag), (
+        "a retry finds the object of its own first attempt"
+    )
+    assert not storage.write_if_unchanged(uri, b"third", "text/plain", found.etag)
+    assert storage.read(uri) == b"second"
+
+
 def test_a_changed_object_is_not_deleted(storage: Storage, source: str) -> None:
     storage.write(source + "x", b"first", "text/plain")
     storage.delete_if_unchanged(source + "x", b"second")
@@ -124,7 +140,8 @@ def test_a_changed_object_is_not_deleted(storage: Storage, source: str) -> None:
 def test_the_check_of_conditional_writes_is_right_and_leaves_no_object(
     store: Store, storage: Storage, source: str
 ) -> None:
-    assert storage.supports_conditional_writes(source) == store.conditional_writes
+    for replacing in (False, True):
+        assert storage.supports_conditional_writes(source, replacing=replacing) == store.conditional_writes
     assert list(storage.list(source)) == []
 
 

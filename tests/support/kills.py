@@ -42,6 +42,7 @@ from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import ObjectInfo, Storage
 from flows.work import Shard
+from tests.support.shards import out_of_memory_at
 from tests.support.tiny import pixels
 
 BATCH = 2
@@ -83,6 +84,10 @@ class Attempt:
     event: int | None = None
     """When the process sends itself the signal. Each S3 call is two events, numbered from 1."""
     signal: int = signal.SIGKILL
+    fails_at: str | None = None
+    """A layer at which every dream fails."""
+    processes: int = 4
+    """The plan is cut for this many processes; 0 gives one shard."""
 
     def start(self) -> ForkServerProcess:
         """Start the process and return it."""
@@ -94,6 +99,17 @@ class Attempt:
     def run(self) -> int | None:
         """Run the process to its end and return the exit code: 0 after success."""
         return wait(self.start())
+
+    def run_here(self, storage: Storage) -> None:
+        """Run the product's own protocol in this process, with all shards in this process."""
+        run_job(
+            self.job,
+            plan_settings(self.job),
+            storage,
+            _counting_executor(self, storage),
+            find_sources=lambda job: scan(job, storage),
+            throughput=Throughput(self.processes, CORE),
+        )
 
 
 def is_running(process: ForkServerProcess) -> bool:
@@ -132,35 +148,30 @@ def suspended(attempt: Attempt) -> Iterator[Callable[[], int | None] | None]:
 
 
 def _go(attempt: Attempt) -> None:
-    """Run the product's own protocol in the forked process, with all shards in this process."""
+    """Run the attempt in the forked process."""
     os.environ["DREAMGRID_BATCH"] = str(BATCH)
     torch.set_num_threads(1)
     storage = Storage(environment=attempt.environment)
     _watch_calls(storage, attempt)
     try:
-        run_job(
-            attempt.job,
-            plan_settings(attempt.job),
-            storage,
-            _counting_executor(attempt.made, storage),
-            find_sources=lambda job: scan(job, storage),
-            throughput=Throughput(4, CORE),
-        )
+        attempt.run_here(storage)
     except DreamgridError:
         sys.exit(REFUSED)
 
 
-def _counting_executor(made: Path, storage: Storage) -> Executor:
-    """Return an executor that appends a byte to `made` for each dream that it computes."""
+def _counting_executor(attempt: Attempt, storage: Storage) -> Executor:
+    """Return an executor that appends a byte to `attempt.made` for each dream that it computes."""
 
     def dream(network: Network, requests: Sequence[DreamRequest], limits: Limits) -> list[Dream | ImageError]:
-        with made.open("ab", buffering=0) as file:
+        with attempt.made.open("ab", buffering=0) as file:
             file.write(b"." * len(requests))
         return dream_photographs(network, requests, limits)
 
+    function = out_of_memory_at(attempt.fails_at, dream) if attempt.fails_at else dream
+
     def execute(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
         for shard in shards:
-            yield dream_shard(run, shard, storage, dream)
+            yield dream_shard(run, shard, storage, function)
 
     return execute
 
@@ -235,4 +246,38 @@ class Observer:
         self.look()
         assert set(self.rows) == {identity for job in jobs for identity in wanted(job, self.storage)}
         assert set(self.dreams) == {row["result_uri"] for row in self.rows.values() if row["status"] == "done"}
+        assert self.storage.find(layout.active_uri(self.destination)) is None
+
+
+class PartsObserver:
+    """Reads the whole manifest while parts are replaced: at every moment it has the same dreams, each once."""
+
+    def __init__(self, storage: Storage, destination: str) -> None:
+        self.storage, self.destination = storage, destination
+        self.identities = set(self.rows())
+
+    def rows(self) -> dict[Identity, dict[str, Any]]:
+        """Return all rows by identity, and check that each finished dream has its object."""
+        rows: dict[Identity, dict[str, Any]] = {}
+        for found in self.storage.list(f"{self.destination}manifest/"):
+            for row in pq.read_table(io.BytesIO(self.storage.read(found.uri) or b"")).to_pylist():
+                identity = row["source_uri"], row["source_etag"], row["settings_id"]
+                assert identity not in rows, f"{identity} has two rows"
+                rows[identity] = row
+                if row["status"] == "done":
+                    data = self.storage.read(row["result_uri"]) or b""
+                    assert (row["result_bytes"], row["result_sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        return rows
+
+    def look(self) -> None:
+        """Check that no row is lost or added."""
+        assert set(self.rows()) == self.identities
+
+    def check_retried(self) -> None:
+        """Check that every dream is done, every object has a row, and the destination is released."""
+        self.look()
+        rows = self.rows().values()
+        assert {row["status"] for row in rows} == {"done"}
+        objects = {found.uri for found in self.storage.list(f"{self.destination}images/")}
+        assert objects == {row["result_uri"] for row in rows}
         assert self.storage.find(layout.active_uri(self.destination)) is None

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs
+from dreamcore.errors import ImageError
+from dreamcore.network import Network
 from flows import manifest
 from flows.history import finished_dreams
 from flows.job import DreamJob
 from flows.plan import make_plan
 from flows.run_record import Run
 from flows.scan import plan_settings, scan
+from flows.shard import DreamFunction
 from flows.storage import Storage
 from flows.work import Shard, Source, Work
 from tests.support.tiny import pixels
@@ -39,3 +43,15 @@ def plan_run(
 
 def rows_of(storage: Storage, run: Run) -> list[dict[str, object]]:
     return [dict(row) for row in manifest.read(storage, run.destination).to_pylist()]
+
+
+def out_of_memory_at(layer: str, dream: DreamFunction = dream_photographs) -> DreamFunction:
+    """Return a function that dreams as `dream` does, but fails at one layer."""
+
+    def dream_others(network: Network, requests: Sequence[DreamRequest], limits: Limits) -> list[Dream | ImageError]:
+        others = [request for request in requests if request.settings.layers[0].layer != layer]
+        dreams = iter(dream(network, others, limits) if others else [])
+        failure = ImageError("out_of_memory", "too little memory")
+        return [next(dreams) if request.settings.layers[0].layer != layer else failure for request in requests]
+
+    return dream_others

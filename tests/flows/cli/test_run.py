@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.run import run
 from flows.local.stack import Stack
 from flows.storage import Storage
 from tests.support.command import PHOTOS, Command
@@ -108,6 +109,31 @@ def test_a_wrong_variable_starts_nothing(
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert done.stderr == f"dreamgrid: {message}\n"
     assert list(storage.list(destination)) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "job", "kinds"),
+    [
+        ("job.yaml", "job.yaml", ()),
+        ("--retry-failed job.yaml", "job.yaml", ("all",)),
+        ("job.yaml --retry-failed", "job.yaml", ("all",)),
+        ("--retry-failed damaged job.yaml", "job.yaml", ("damaged",)),
+        ("job.yaml --retry-failed damaged --retry-failed too_small --json", "job.yaml", ("damaged", "too_small")),
+        ("--retry-failed=damaged --retry-failed --strict job.yaml", "job.yaml", ("damaged", "all")),
+        ("--retry-failed --source s3://a/ --destination s3://b/", None, ("all",)),
+    ],
+)
+def test_the_kind_after_retry_failed_may_be_left_out(words: str, job: str | None, kinds: tuple[str, ...]) -> None:
+    parameters = run.make_context("run", words.split()).params
+    assert (parameters["job"], parameters["retry_failed"]) == (job and Path(job), kinds)
+
+
+def test_an_unknown_kind_to_retry_is_refused(dreamgrid_inprocess: Command) -> None:
+    done = dreamgrid_inprocess("run", "job.yaml", "--retry-failed=demaged")
+    assert done.returncode == 2
+    assert "'demaged' is not one of" in done.stderr
+    done = dreamgrid_inprocess("run", "--resume", "s3://dreams/x/", "--retry-failed")
+    assert (done.returncode, "--resume takes the job from the unfinished run" in done.stderr) == (2, True)
 
 
 def test_an_empty_source_is_nothing_to_do(dreamgrid: Command, source: str, destination: str) -> None:
