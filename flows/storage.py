@@ -163,6 +163,19 @@ class Storage:
             return self._request(uri, _get(uri))
         return None
 
+    def read_start(self, uri: str, length: int) -> bytes | None:
+        """Return the first bytes of the object at `uri`, at most `length`; None if there is no such object."""
+        bucket, key = parse_uri(uri)
+
+        def read(s3: "S3Client") -> bytes:
+            response = s3.get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{length - 1}")
+            with closing(response["Body"]) as body:
+                return body.read()
+
+        with suppress(NotFound):
+            return self._request(uri, read)
+        return None
+
     def read_version(self, uri: str, etag: str) -> bytes:
         """Return the bytes of one version of a photograph, never those of another version.
 

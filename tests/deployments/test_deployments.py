@@ -390,6 +390,10 @@ def test_a_cancelled_run_stops_and_is_resumed(
     time.sleep(5)
     observer.look()
     assert len(observer.dreams) == finished < 40, "a worker still dreams"
+    log = worker.read_text()
+    assert "Finished in state Running()" not in log
+    assert "leaked" not in log
+    assert "Traceback" not in log
 
     resumed = dreamgrid("run", "--resume", destination)
     assert resumed.returncode == 0, resumed.stderr
