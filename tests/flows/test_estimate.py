@@ -74,10 +74,11 @@ def test_other_bytes_have_no_size(data: bytes) -> None:
 # --- the speed of this machine
 
 
-def test_a_measured_speed_is_kept_and_predicts_a_dream(cache: Path) -> None:
+def test_a_measured_speed_is_kept_and_predicts_a_dream(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child process loads torch and dreams a few times; a dream of another size and length is then predicted."""
     from dreamcore.catalog import network_spec, weights_identity_of
 
+    monkeypatch.setenv("DREAMGRID_WORKERS", "1")  # the dream that is predicted has no neighbours either
     settings = DreamSettings.model_validate({"layers": "blocks.3", "octaves": 2, "steps": 3})
     weights, cost = weights_identity_of(settings), network_spec(settings.model).layer("blocks.3").cost
     point = PlannedSettings(settings=settings, settings_id="x", weights=weights, cost=cost)
@@ -103,7 +104,7 @@ def test_a_measured_speed_is_kept_and_predicts_a_dream(cache: Path) -> None:
         check=True,
     )
     seconds = reference_seconds(longer, 200 * 200) / found.speeds[step_kind(point)]
-    assert float(done.stdout) / 1.5 < seconds < float(done.stdout) * 1.5
+    assert float(done.stdout) / 2 < seconds < float(done.stdout) * 2, "other tests may run beside it"
 
 
 def test_a_cache_that_cannot_be_written_is_only_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
