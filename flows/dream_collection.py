@@ -1,8 +1,9 @@
 """The Prefect flow: dream every photograph below a prefix under every point of a grid."""
 
 import time
+from contextlib import closing
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -12,18 +13,21 @@ from prefect.task_runners import ProcessPoolTaskRunner
 
 from flows import run_record
 from flows.artifacts import show
+from flows.cancellation import clean_termination
+from flows.estimate import throughput
 from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
+from flows.pace import shard_counter
 from flows.prefect_names import run_name, tag_run
 from flows.progress import ProgressBar
-from flows.protocol import run_job
+from flows.protocol import FinishedRun, run_job
 from flows.retries import with_retries
 from flows.run_record import FailedRun, Report, Run
-from flows.scan import Scan, check_access, plan_settings, scan, store_warning, throughput
+from flows.scan import Scan, check_access, plan_settings, scan, store_warning
 from flows.storage import storage
 from flows.work import PlannedSettings, Shard
-from flows.worker_process import start_worker
+from flows.worker_process import start_worker, unlink_semaphores
 
 __all__ = ["checked_settings", "dream_collection"]
 
@@ -44,18 +48,25 @@ def dream_collection(job: DreamJob) -> State[Report]:
     Returns:
         The final state. Prefect gives callers in the same process the report inside it, or raises `FailedRun`.
     """
-    tag_run(job)
-    settings = check(job)
-    finished = run_job(
-        job,
-        settings,
-        storage(),
-        submitted(submit_shard),
-        find_sources=find_photographs,
-        throughput=throughput(),
-        on_progress=ProgressBar(job),
-    )
-    return final_state(job, show(finished))
+    with clean_termination():
+        tag_run(job)
+        settings = check(job)
+        return final_state(job, show(dream(job, settings)))
+
+
+def dream(job: DreamJob, settings: tuple[PlannedSettings, ...]) -> FinishedRun:
+    """Run the checked job in worker processes, and show the progress."""
+    with closing(ProgressBar(job)) as progress:
+        return run_job(
+            job,
+            settings,
+            storage(),
+            submitted(partial(submit_shard, progress.folder)),
+            find_sources=find_photographs,
+            throughput=throughput(settings),
+            on_claim=progress.start,
+            on_progress=progress.update,
+        )
 
 
 def final_state(job: DreamJob, report: Report) -> State[Report]:
@@ -100,21 +111,27 @@ def find_photographs(job: DreamJob) -> Scan:
     return found
 
 
-def submit_shard(run: Run, shard: Shard) -> Any:
-    """Submit one shard to the worker processes."""
-    return dream_shard.submit(run.destination, run.run_id, shard, stage_scores=run.job.stage_scores)
+def submit_shard(progress: str | None, run: Run, shard: Shard) -> Any:
+    """Submit one shard to the worker processes. They report finished dreams in the folder `progress`."""
+    return dream_shard.submit(run.destination, run.run_id, shard, stage_scores=run.job.stage_scores, progress=progress)
 
 
 @task(task_run_name="shard {shard.number}", **with_retries)
-def dream_shard(destination: str, run_id: str, shard: Shard, *, stage_scores: bool) -> dict[str, int]:
+def dream_shard(
+    destination: str, run_id: str, shard: Shard, *, stage_scores: bool, progress: str | None
+) -> dict[str, int]:
     """Dream one shard in a worker process, which reads the record of the run from S3.
 
     `stage_scores` may differ from the job that the run was started with.
     """
+    unlink_semaphores()
     from flows import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()
-    counts = shards.dream_shard(_load_run(destination, run_id, stage_scores), shard, storage())
+    name = f"{shard.replaces.run_id if shard.replaces else run_id}-{shard.number}"
+    with shard_counter(progress, name) as count:
+        run = _load_run(destination, run_id, stage_scores)
+        counts = shards.dream_shard(run, shard, storage(), on_row=count)
     seconds = time.perf_counter() - started
     get_run_logger().info("shard %d: %s in %.1f s", shard.number, counts, seconds)
     return counts

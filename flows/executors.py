@@ -16,6 +16,8 @@ __all__ = ["submitted"]
 
 MIN_SUBMITTED = 64
 """Submitted and unfinished shards, at least. Prefect holds about ten KiB and the list of photographs for each."""
+TICK_SECONDS = 2.0
+"""Without a finished shard for this long, no rows are yielded, so that the progress within shards is shown."""
 SUBMITTED_PER_WORKER = 4
 """Submitted and unfinished shards for each worker, if there are many workers, so that none becomes idle."""
 
@@ -30,8 +32,8 @@ def submitted(submit: Callable[[Run, Shard], AnyFuture]) -> Executor:
     def execute(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
         window = max(MIN_SUBMITTED, SUBMITTED_PER_WORKER * worker_count())
         try:
-            for future in bounded_as_completed(partial(submit, run), shards, window):
-                yield future.result()
+            for future in bounded_as_completed(partial(submit, run), shards, window, TICK_SECONDS):
+                yield future.result() if future else {}
         except BaseException as error:
             stop_workers()  # otherwise the pool would finish everything that was submitted
             if isinstance(error, BrokenProcessPool):

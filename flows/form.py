@@ -78,6 +78,7 @@ def dream_from_form(
         preset: Published DeepDream programs. Settings given explicitly override the preset. Empty: none.
         more: Other settings and job fields by name, as in a job file.
             Example: {"jitter": [16, 32], "max_pixels": 500000, "output": {"format": "jpg"}}
+            {"retry_failed": true} tries failed dreams of earlier runs again.
     """
     axes: dict[str, list[Any]] = {
         "layers": layers,

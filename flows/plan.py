@@ -172,11 +172,10 @@ def make_plan(
     shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # most photographs need the same settings: keep one tuple
     missing = (_missing(source, settings, is_done) for source in sources)
     todo = [shared.setdefault(indices, indices) for indices in missing]
-    seconds = sum(
-        seconds for _, entries in _estimated(sources, todo, settings, throughput.speed) for _, seconds in entries
-    )
+    speeds = [throughput.speed_of(planned) for planned in settings]
+    seconds = sum(seconds for _, entries in _estimated(sources, todo, settings, speeds) for _, seconds in entries)
     count = min(sum(map(len, todo)), shard_count(seconds, throughput.processes))
-    rows = _cut(_estimated(sources, todo, settings, throughput.speed), seconds / max(count, 1))
+    rows = _cut(_estimated(sources, todo, settings, speeds), seconds / max(count, 1))
     frozen = io.BytesIO()
     with pq.ParquetWriter(frozen, _PLAN, compression="zstd") as writer:
         for batch in _batches(rows, _PLAN):
@@ -232,10 +231,10 @@ _Estimated = Iterator[tuple[Source, list[tuple[int, float]]]]
 
 
 def _estimated(
-    sources: Sources, todo: Sequence[tuple[int, ...]], settings: Sequence[PlannedSettings], speed: float
+    sources: Sources, todo: Sequence[tuple[int, ...]], settings: Sequence[PlannedSettings], speeds: Sequence[float]
 ) -> _Estimated:
     for source, indices in zip(sources, todo, strict=True):
-        yield source, [(index, estimate_seconds(source, settings[index], speed)) for index in indices]
+        yield source, [(index, estimate_seconds(source, settings[index], speeds[index])) for index in indices]
 
 
 def _cut(estimated: _Estimated, shard_seconds: float) -> Iterator[tuple[Any, ...]]:

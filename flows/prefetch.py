@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, TypeVar, overload
 
 __all__ = ["AnyFuture", "bounded_as_completed", "ordered_prefetch", "thread_pool"]
 
@@ -49,15 +49,44 @@ def ordered_prefetch(
         yield running.popleft().result()
 
 
-def bounded_as_completed(submit: Callable[[_In], _Future], items: Iterable[_In], count: int) -> Iterator[_Future]:
-    """Submit `items` and yield their futures as they complete, with at most `count` unfinished at any time."""
+@overload
+def bounded_as_completed(submit: Callable[[_In], _Future], items: Iterable[_In], count: int) -> Iterator[_Future]: ...
+
+
+@overload
+def bounded_as_completed(
+    submit: Callable[[_In], _Future], items: Iterable[_In], count: int, tick: float
+) -> Iterator[_Future | None]: ...
+
+
+def bounded_as_completed(
+    submit: Callable[[_In], _Future], items: Iterable[_In], count: int, tick: float | None = None
+) -> Iterator[_Future | None]:
+    """Submit `items` and yield their futures as they complete, with at most `count` unfinished at any time.
+
+    Args:
+        submit: starts the work on one item.
+        items: read only when they are submitted.
+        count: the number of unfinished futures.
+        tick: if no future completes within this many seconds, None is yielded. By default only futures are yielded.
+    """
     completed: SimpleQueue[_Future] = SimpleQueue()
+
+    def wait() -> Iterator[_Future | None]:
+        while True:
+            try:
+                yield completed.get(timeout=tick)
+            except Empty:
+                yield None
+            else:
+                return
+
     running = 0
     for item in items:
         if running == count:
-            yield completed.get()
+            yield from wait()
             running -= 1
         submit(item).add_done_callback(completed.put)
         running += 1
     for _ in range(running):
-        yield completed.get()
+        yield from wait()

@@ -1,5 +1,6 @@
-"""The progress of a run: the bar in the Prefect UI, and whoever else wants to know."""
+"""The progress of a run: in the log, as a bar in the Prefect UI, and for a caller in the same process."""
 
+import time
 from contextvars import ContextVar
 from typing import Any
 
@@ -9,39 +10,68 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import ObjectNotFound
 
 from flows.job import DreamJob
+from flows.pace import LINE_SECONDS, Display, Pace, ShardCounts, Snapshot
 from flows.prefect_names import artifact_key
-from flows.protocol import OnProgress
+from flows.run_record import Run
 
 __all__ = ["ProgressBar", "on_progress"]
 
-on_progress: ContextVar[OnProgress | None] = ContextVar("on_progress", default=None)
-"""Set by a caller in the same process that wants to show progress: called after each shard."""
+on_progress: ContextVar[Display | None] = ContextVar("on_progress", default=None)
+"""Set by a caller in the same process that wants to show the progress."""
+
+UPDATE_SECONDS = 4.0
+"""The bar in the Prefect UI is moved at most this often."""
 
 
 class ProgressBar:
-    """The progress artifact of a run in the Prefect UI. It also calls the caller's `on_progress`."""
+    """Shows the progress of a run, with the dreams that worker processes report within a shard."""
 
     def __init__(self, job: DreamJob) -> None:
-        self.key = artifact_key("dreams", job.destination, job)
-        self.also = on_progress.get()
-        self.artifact: Any = None
-        self.created = False
+        self._key = artifact_key("dreams", job.destination, job)
+        self._counts, self._pace = ShardCounts(), Pace()
+        self._also = on_progress.get()
+        self._artifact: Any = None
+        self._moved, self._logged = 0.0, time.monotonic()
 
-    def __call__(self, finished: int, planned: int) -> None:
-        """Move the bar, and create it on the first call."""
-        percent = 100 * finished / planned
-        if not self.created:
-            self.artifact = create_progress_artifact(percent, key=self.key, description=f"{planned} dreams")
-            self.created = True
-        elif self.artifact:
-            self._update(percent)
-        if self.also:
-            self.also(finished, planned)
+    @property
+    def folder(self) -> str | None:
+        """The folder in which worker processes report."""
+        return self._counts.folder
 
-    def _update(self, percent: float) -> None:
+    def start(self, run: Run) -> None:
+        """Show which run has begun."""
+        get_run_logger().info("run %s -> %s", run.run_id, run.destination)
+        if self._also:
+            self._also.start(run.run_id, run.destination)
+
+    def update(self, finished: int, planned: int) -> None:
+        """Show the progress: `finished` are the rows of finished shards."""
+        snapshot = self._pace.update(finished + self._counts.total(), planned)
+        now, is_end = time.monotonic(), finished == planned
+        if not self._moved:
+            self._artifact = create_progress_artifact(_percent(snapshot), key=self._key, description=str(snapshot))
+            self._moved = now
+        elif self._artifact and (is_end or now - self._moved >= UPDATE_SECONDS):
+            self._moved = now
+            self._move(snapshot)
+        if is_end or now - self._logged >= LINE_SECONDS:
+            self._logged = now
+            get_run_logger().info("%s", snapshot)
+        if self._also:
+            self._also.show(snapshot)
+
+    def close(self) -> None:
+        """Remove the folder of the workers' reports."""
+        self._counts.close()
+
+    def _move(self, snapshot: Snapshot) -> None:
         """Move the bar. If the server refuses, because somebody deleted the bar for example, the run goes on."""
         try:
-            update_progress_artifact(self.artifact, percent)
+            update_progress_artifact(self._artifact, _percent(snapshot), str(snapshot))
         except (httpx.HTTPStatusError, ObjectNotFound) as error:  # an unreachable server raises other errors
             get_run_logger().warning("the progress bar of this run cannot be moved: %s", type(error).__name__)
-            self.artifact = None
+            self._artifact = None
+
+
+def _percent(snapshot: Snapshot) -> float:
+    return 100 * snapshot.finished / snapshot.planned

@@ -43,7 +43,8 @@ MIN_ROWS = 100
 WRITERS = 8
 
 OnProgress = Callable[[int, int], None]
-"""Called after each shard with the number of finished dreams and the number of planned dreams."""
+"""Called with the number of rows of finished shards and the number of planned dreams, after each shard and whenever an
+executor yields no rows because none has finished."""
 
 
 class Executor(Protocol):
@@ -71,6 +72,7 @@ def run_job(
     *,
     find_sources: Callable[[DreamJob], Scan],
     throughput: Throughput,
+    on_claim: Callable[[Run], None] = lambda _run: None,
     on_progress: OnProgress = lambda _finished, _planned: None,
 ) -> FinishedRun:
     """Run a job to its end, or continue its unfinished run.
@@ -82,7 +84,8 @@ def run_job(
         executor: runs the shards.
         find_sources: scans the source of the job.
         throughput: the speed of the machines that will dream; the plan is cut for it.
-        on_progress: called after each shard.
+        on_claim: called with the run as soon as it holds the destination.
+        on_progress: called during the run.
 
     Raises:
         InvalidInput: another job's run is unfinished in the destination; nothing was started.
@@ -91,6 +94,7 @@ def run_job(
     """
     started = time.perf_counter()
     run, plan = claim(job, settings, storage)
+    on_claim(run)
     found: Scan | None = None
     with _resumable():
         if not plan and job.retry_failed:

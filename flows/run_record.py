@@ -20,6 +20,7 @@ from dreamcore.errors import DreamgridError, ErrorKind, InvalidInput, Unavailabl
 from dreamcore.settings import result_id
 from dreamcore.targets import Frozen
 from flows import layout, manifest
+from flows.calibration import machine_name
 from flows.history import Failures
 from flows.job import DreamJob, RetryFailed
 from flows.photographs import describe_ignored
@@ -107,6 +108,8 @@ class Report(Frozen):
     not_retried: int = 0
     """Failed dreams that such a run left alone, because this version of Dreamgrid or its files make other dreams."""
     seconds: float = 0.0
+    machine: str | None = None
+    """The machine that finished the run: processor, GPUs, workers. Estimates use the runs of machines like this one."""
     source: str
     destination: str
     manifest: str
@@ -208,6 +211,7 @@ def completed(
         retry_failed=run.job.retry_failed if plan.is_retry else False,
         not_retried=plan.not_retried,
         seconds=round(seconds, 3),
+        machine=machine_name(),
         source=run.job.source,
         destination=run.destination,
         manifest=layout.manifest_folder(run.destination),

@@ -1,6 +1,6 @@
-"""Checks before a run, and the search for its photographs: settings, access, sources, and the estimate of a run."""
+"""Checks before a run, and the search for its photographs: settings, access and sources."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
@@ -11,22 +11,18 @@ from dreamcore.catalog import network_spec, weights_identity_of
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.image_formats import has_image_suffix
 from dreamcore.settings import settings_id
-from flows import layout, normal_forms, run_record
+from flows import layout, normal_forms
 from flows.assets import resolve
-from flows.cost import CORE, GPU, Throughput, estimate_seconds
 from flows.globs import compile_globs
-from flows.history import FinishedDreams, finished_dreams
+from flows.history import FinishedDreams
 from flows.job import DreamJob, explain_validation
 from flows.layout import parse_uri
-from flows.machine import gpu_count, worker_count
 from flows.photographs import Selection, describe_ignored
-from flows.plan import Plan, Sources, make_plan
-from flows.retry import plan_retry
-from flows.run_record import Run
+from flows.plan import Sources
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
-from flows.work import PlannedSettings, Shard, Source
+from flows.work import PlannedSettings, Source
 
-__all__ = ["Scan", "check_access", "estimate", "plan_settings", "scan", "settings_of", "store_warning", "throughput"]
+__all__ = ["Scan", "check_access", "plan_settings", "scan", "store_warning"]
 
 MAX_DESTINATIONS = 20
 """Destinations below a source that reports name."""
@@ -204,75 +200,3 @@ def _named_object(source: str, store: Storage) -> ObjectInfo | None:
         return None
     named = store.find(source)
     return named if named and (has_image_suffix(source) or not _has_objects(source, store)) else None
-
-
-def throughput() -> Throughput:
-    """Return the approximate speed of this machine, for which a plan is cut.
-
-    Raises:
-        InvalidInput: `DREAMGRID_WORKERS` is not a positive integer.
-    """
-    return Throughput(worker_count(), GPU if gpu_count() else CORE)
-
-
-def estimate(job: DreamJob) -> dict[str, Any]:
-    """Return what a run of the job would do, and an estimate of its duration. Nothing is written.
-
-    Returns:
-        The fields that `dreamgrid plan --json` prints: counts of photographs, settings, shards and dreams, the run
-        that would be resumed, the reason why a run would be refused, and estimated seconds.
-
-    Raises:
-        InvalidInput: the job cannot run.
-    """
-    settings = plan_settings(job)
-    check_access(job)
-    found = scan(job, storage())
-    finished, machine = finished_dreams(job.destination, storage()), throughput()
-    run, frozen, refusal = _resumable(job, settings)
-    if run and frozen:
-        total, todo = frozen.dreams, run_record.remaining_shards(run, frozen, storage())
-    elif job.retry_failed:
-        again = plan_retry(job, storage())
-        total, todo = again.dreams, iter(again)
-    else:
-        total, todo = len(found.sources) * len(settings), iter(make_plan(found.sources, settings, finished, machine))
-    shards = dreams = 0
-    seconds = 0.0
-    for shard in todo:
-        shards, dreams = shards + 1, dreams + shard.dreams
-        points = settings_of(job, shard, settings)
-        pairs = ((work.source, points[index]) for work in shard.works for index in work.settings)
-        seconds += sum(estimate_seconds(source, planned, machine.speed) for source, planned in pairs)
-    return {
-        "source": job.source,
-        "destination": job.destination,
-        "resumes": run.run_id if run else None,
-        "refused": refusal,
-        "photographs": len(found.sources),
-        **found.with_warnings(finished).report(),
-        "settings": len(settings),
-        "planned": dreams,
-        "done": total - dreams,
-        "failed_earlier": finished.failures(found.sources, settings).dreams,
-        "shards": shards,
-        "processes": machine.processes,
-        "estimated_seconds_of_one_process": round(seconds, 1),
-        "estimated_seconds": round(seconds / machine.processes, 1),
-    }
-
-
-def settings_of(job: DreamJob, shard: Shard, settings: Sequence[PlannedSettings]) -> Sequence[PlannedSettings]:
-    """Return the settings that a shard refers to: `settings`, or those of the earlier run whose part it replaces."""
-    if shard.replaces is None:
-        return settings
-    return run_record.load_run(job.destination, shard.replaces.run_id, storage()).settings
-
-
-def _resumable(job: DreamJob, settings: Sequence[PlannedSettings]) -> tuple[Run | None, Plan | None, str | None]:
-    """Return the run that would be resumed, its plan if it is frozen, and the reason why a run would be refused."""
-    try:
-        run, plan = run_record.resumable_run(job, settings, storage()) or (None, None)
-    except InvalidInput as error:
-        return None, None, str(error)
-    return run, plan, None

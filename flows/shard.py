@@ -43,6 +43,7 @@ def dream_shard(
     storage: Storage,
     dream: DreamFunction = dream_photographs,
     decode: Callable[..., Photograph] = decoder.decode,
+    on_row: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Dream one shard and write its part of the manifest, or replace the part that the shard names.
 
@@ -56,6 +57,7 @@ def dream_shard(
         storage: access to S3.
         dream: dreams one batch.
         decode: decodes one photograph, as `flows.decoder.decode` does.
+        on_row: called after each dream that is delivered, and each that failed, in several threads.
 
     Returns:
         The number of rows of the shard by status: done, failed and skipped.
@@ -65,18 +67,18 @@ def dream_shard(
     """
     if shard.replaces:
         return _replace_part(
-            run, shard, shard.replaces, storage, lambda old: _Dreamer(old, shard, storage, dream, decode)
+            run, shard, shard.replaces, storage, lambda old: _Dreamer(old, shard, storage, dream, decode).rows(on_row)
         )
     uri = layout.part_uri(run.destination, run.run_id, shard.number)
     part = storage.read(uri)
     if part is None:
-        ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows())
+        ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows(on_row))
         part = ours if storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
     return manifest.count_statuses(part)
 
 
 def _replace_part(
-    run: Run, shard: Shard, replaces: ReplacedPart, storage: Storage, dreamer: "Callable[[Run], _Dreamer]"
+    run: Run, shard: Shard, replaces: ReplacedPart, storage: Storage, dream_rows: Callable[[Run], list[Row]]
 ) -> dict[str, int]:
     """Dream the failed dreams of an earlier run's part again, and replace the part unless another process has done so.
 
@@ -88,7 +90,7 @@ def _replace_part(
     uri = layout.part_uri(owner.destination, owner.run_id, shard.number)
     found, part = storage.find(uri), storage.read(uri)
     if found and part and found.etag == replaces.etag:
-        ours = manifest.replace_rows(part, dreamer(owner).rows())
+        ours = manifest.replace_rows(part, dream_rows(owner))
         # If the part was replaced after it was found, its ETag differs now, and the store refuses this write.
         is_ours = storage.write_if_unchanged(uri, ours, manifest.CONTENT_TYPE, replaces.etag)
         part = ours if is_ours else storage.read(uri)
@@ -152,11 +154,17 @@ class _Dreamer:
         self.limits = Limits(memory, run.job.stage_scores)
         self.prefetch = prefetch_depth(self.device)
 
-    def rows(self) -> list[Row]:
+    def rows(self, on_row: Callable[[], None]) -> list[Row]:
         """Return one row for each photograph and setting of the shard, after all dreams were delivered."""
+
+        def deliver(outcome: _Outcome) -> Row:
+            row = self.deliver(outcome)
+            on_row()
+            return row
+
         with thread_pool(self.prefetch) as readers, thread_pool(self.prefetch) as writers:
             loaded = ordered_prefetch(readers, self.load, self.shard.works, self.prefetch)
-            rows = list(ordered_prefetch(writers, self.deliver, self.dream(loaded), self.prefetch))
+            rows = list(ordered_prefetch(writers, deliver, self.dream(loaded), self.prefetch))
         trim_heap()
         return rows
 

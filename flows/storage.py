@@ -163,6 +163,19 @@ class Storage:
             return self._request(uri, _get(uri))
         return None
 
+    def read_start(self, uri: str, length: int) -> bytes | None:
+        """Return the first bytes of the object at `uri`, at most `length`; None if there is no such object."""
+        bucket, key = parse_uri(uri)
+
+        def read(s3: "S3Client") -> bytes:
+            response = s3.get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{length - 1}")
+            with closing(response["Body"]) as body:
+                return body.read()
+
+        with suppress(NotFound):
+            return self._request(uri, read)
+        return None
+
     def read_version(self, uri: str, etag: str) -> bytes:
         """Return the bytes of one version of a photograph, never those of another version.
 
@@ -220,10 +233,14 @@ class Storage:
             Whether the object now holds `data`, as for `write_if_absent`.
         """
         bucket, key = parse_uri(uri)
-        request = {"Bucket": bucket, "Key": key, "ContentType": content_type, "IfMatch": f'"{etag}"'}
-        with suppress(NotFound, PreconditionFailed):
-            self._request(uri, lambda s3: s3.put_object(Body=data, **request))  # type: ignore[arg-type]
-            return True
+        for condition in (f'"{etag}"', etag):  # Ceph compares the condition together with its quotation marks
+            request = {"Bucket": bucket, "Key": key, "ContentType": content_type, "IfMatch": condition}
+            with suppress(NotFound, PreconditionFailed):
+                self._request(uri, lambda s3: s3.put_object(Body=data, **request))  # type: ignore[arg-type]  # noqa: B023 - called at once
+                return True
+            found = self.find(uri)
+            if found is None or found.etag != etag:
+                break
         return self.read(uri) == data
 
     def delete(self, uri: str) -> None:

@@ -2,12 +2,15 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flows.pace import LINE_SECONDS, Display, Snapshot
 
 __all__ = [
     "console",
@@ -16,6 +19,7 @@ __all__ = [
     "print_message",
     "printable",
     "progress",
+    "run_progress",
     "screen",
     "show_json",
 ]
@@ -72,3 +76,70 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=screen) as bar:
         line = bar.add_task(what, total=None, visible=False)
         yield lambda finished, planned: bar.update(line, completed=finished, total=planned, visible=True)
+
+
+@contextmanager
+def run_progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Display]:
+    """Show the progress of a run on standard error: a bar on a terminal, otherwise a line every half minute.
+
+    Args:
+        clock: returns seconds.
+    """
+    if screen.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+        )
+        with Progress(*columns, console=screen) as bar:
+            yield _Bar(bar)
+        return
+    lines = _Lines(clock)
+    try:
+        yield lines
+    finally:
+        lines.finish()
+
+
+class _Bar:
+    """A progress bar on a terminal."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("dreaming", total=None, visible=False, pace="")
+
+    def start(self, run_id: str, destination: str) -> None:
+        self._bar.console.print(printable(f"run {run_id} -> {destination}"), soft_wrap=True)
+
+    def show(self, snapshot: Snapshot) -> None:
+        finished, planned = snapshot.finished, snapshot.planned
+        self._bar.update(self._task, completed=finished, total=planned, visible=True, pace=snapshot.pace)
+
+
+class _Lines:
+    """Plain lines, for a log file or a pipe."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._printed = clock()
+        self._waiting: Snapshot | None = None  # the newest one, if it was not printed
+        self._last = ""
+
+    def start(self, run_id: str, destination: str) -> None:
+        self._print(f"run {run_id} -> {destination}")
+
+    def show(self, snapshot: Snapshot) -> None:
+        self._waiting = snapshot
+        if self._clock() - self._printed >= LINE_SECONDS:
+            self.finish()
+
+    def finish(self) -> None:
+        """Print the newest progress, unless it was printed."""
+        if self._waiting and str(self._waiting) != self._last:
+            self._print(str(self._waiting))
+        self._waiting = None
+
+    def _print(self, line: str) -> None:
+        self._printed, self._last = self._clock(), line
+        screen.print(printable(line), soft_wrap=True)

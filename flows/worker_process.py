@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing import util
 from typing import Any
 
-__all__ = ["disable_heap_trimming", "start_worker", "stop_workers", "trim_heap"]
+__all__ = ["disable_heap_trimming", "start_worker", "stop_workers", "trim_heap", "unlink_semaphores"]
 
 ONEDNN_CACHE = "256"
 """Convolutions that oneDNN keeps compiled, each for one image size and with its own memory. oneDNN's default of 1,024
@@ -38,6 +39,15 @@ def stop_workers() -> None:
     """Kill the worker processes of this process. The next run repeats what they had not delivered."""
     for child in multiprocessing.active_children():
         child.kill()
+
+
+def unlink_semaphores() -> None:
+    """Remove the names of this process's semaphores, which would stay if the process was killed.
+
+    Processes that have opened a semaphore can use it as before. Prefect gives each worker process a pool of its own,
+    with eight semaphores, for each task.
+    """
+    util._run_finalizers(0)  # type: ignore[attr-defined]  # as at the end of the interpreter
 
 
 def disable_heap_trimming(max_memory: int) -> None:

@@ -27,15 +27,26 @@ CORE, FLOWS = modules_of("dreamcore"), modules_of("flows")
 
 # A module of flows imports modules of its own level or of lower levels, without circles.
 LEVELS = (
-    {"cli.image", "cli.main", "cli.manifest", "cli.networks", "cli.options", "cli.run", "cli.sheet", "cli.stack"},
+    {
+        "cli.image",
+        "cli.main",
+        "cli.manifest",
+        "cli.networks",
+        "cli.options",
+        "cli.plan",
+        "cli.run",
+        "cli.sheet",
+        "cli.stack",
+    },
     {"form"},
     {"dream_collection"},
-    {"executors", "artifacts", "progress", "prefect_names"},
+    {"estimate"},
+    {"executors", "artifacts", "cancellation", "progress", "prefect_names"},
     {"protocol"},
     {"shard", "scan", "verify", "preview", "redream", "single", "retry"},
     {"run_rows"},
     {"run_record"},
-    {"sheets", "history", "contact", "normal_forms", "local.demo"},
+    {"sheets", "history", "contact", "calibration", "normal_forms", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
     {"storage", "decoder", "local.temporary"},
     {
@@ -49,6 +60,8 @@ LEVELS = (
         "work",
         "terminal",
         "fonts",
+        "dimensions",
+        "pace",
         "photographs",
         "local.servers",
     },
@@ -110,7 +123,15 @@ def test_only_storage_imports_boto(module: str) -> None:
 
 @pytest.mark.parametrize("module", FLOWS)
 def test_only_the_flow_and_the_command_import_prefect(module: str) -> None:
-    parts_of_the_flow = {"form", "dream_collection", "artifacts", "progress", "prefect_names", "retries"}
+    parts_of_the_flow = {
+        "form",
+        "dream_collection",
+        "artifacts",
+        "cancellation",
+        "progress",
+        "prefect_names",
+        "retries",
+    }
     assert ("prefect" in packages(FLOWS[module])) == (module.removeprefix("flows.") in parts_of_the_flow | {"cli.run"})
 
 

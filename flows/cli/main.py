@@ -29,7 +29,8 @@ from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows.cli.image import image, redream
 from flows.cli.manifest import manifest
 from flows.cli.networks import layers, models
-from flows.cli.run import Stopped, demo, plan, run
+from flows.cli.plan import plan
+from flows.cli.run import Stopped, demo, run
 from flows.cli.sheet import sheet
 from flows.cli.stack import down, env, status, up
 from flows.machine import limit_threads

@@ -1,4 +1,4 @@
-"""`dreamgrid run`, `plan` and `demo`: run a job in this process, or show what a run would do."""
+"""`dreamgrid run` and `demo`: run a job in this process."""
 
 import io
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from rich.table import Table
 
 from dreamcore.errors import ErrorKind, InvalidInput, Unavailable
 from flows import layout
@@ -16,12 +15,12 @@ from flows.cli.options import destination_folder, job_from_flags, job_options, j
 from flows.cli.stack import STACK, start_stack
 from flows.job import DreamJob, explain_validation
 from flows.proxies import drop_socks_proxies, is_loopback
-from flows.terminal import console, one_line, print_line, print_message, progress, show_json
+from flows.terminal import one_line, print_line, print_message, run_progress, show_json
 
 if TYPE_CHECKING:
     from flows.run_record import FailedRun, Report
 
-__all__ = ["Stopped", "demo", "plan", "run"]
+__all__ = ["Stopped", "demo", "run"]
 
 ALL = "all"
 
@@ -193,7 +192,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "tuple[Report, FailedRun | 
     from flows.progress import on_progress
 
     command = "the same command without --abandon" if abandon else "the same command"
-    with progress("dreaming") as show_progress, _stopped_errors(command):
+    with run_progress() as show_progress, _stopped_errors(command):
         progress_token, settings_token = on_progress.set(show_progress), checked_settings.set(settings)
         try:
             return dream_collection(job), None  # type: ignore[return-value]  # Prefect returns the data of the state
@@ -312,41 +311,3 @@ def _print_report(report: "Report") -> None:
     print_line(f"Manifest         {report.manifest}")
     if report.sheets:
         print_line(f"Contact sheets   {report.sheets}")
-
-
-@click.command()
-@job_options
-@json_option
-def plan(job: Path | None, as_json: bool, **flags: Any) -> None:
-    """Show what a run would do and how long it would take.
-
-    Prints the number of photographs, settings, dreams and shards, and the estimated time. Changes nothing. If the job
-    has an unfinished run, only the rest of that run is counted.
-
-    \b
-    Examples:
-      dreamgrid plan job.yaml
-      dreamgrid plan job.yaml --octaves 4 --octaves 6 --json
-    """
-    from flows.machine import check_environment
-    from flows.photographs import describe_ignored
-    from flows.scan import estimate
-
-    check_environment()
-    found = estimate(job_from_flags(job, flags))
-    if as_json:
-        show_json(found)
-        return
-    table = Table(show_header=False, box=None)
-    refusal, warnings = found.pop("refused"), found.pop("warnings")
-    kinds, destinations = found.pop("ignored_kinds"), found.pop("other_destinations")
-    if kinds:
-        found["ignored"] = f"{found['ignored']:,}: {describe_ignored(kinds, destinations)}"
-    for name, value in found.items():
-        if value is not None:
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, (int, float)) else str(value))
-    console.print(table)
-    for warning in warnings:
-        print_message(warning, "yellow")
-    if refusal:
-        print_message(f"a run would be refused: {refusal}", "yellow")

@@ -251,10 +251,11 @@ def test_the_schedule_creates_runs(client: SyncPrefectClient, deployed: dict[str
         {"octaves": [2, 4], "steps": [1, 2], "model": ["efficientnet_lite0"], "preset": ["keras", "tf2"]},
         {"more": {"jitter": 16, "octave_scale": [1.3, 1.5], "clip": None, "guide": "s3://photos/guide.png"}},
         {"more": {"points": [{"layers": "blocks.3", "octaves": 2}], "output": {"format": "jpg", "quality": 80}}},
-        {"more": {"sheets": 0, "max_failures": 0.9, "stage_scores": True}},
+        {"more": {"sheets": 0, "max_failures": 0.9, "stage_scores": True, "strict": True, "retry_failed": True}},
+        {"more": {"retry_failed": ["damaged", "out_of_memory"], "exclude": ["*.tmp"]}},
         {},
     ],
-    ids=["layers", "lists", "settings", "points and output", "job fields", "nothing"],
+    ids=["layers", "lists", "settings", "points and output", "job fields", "lists of the job", "nothing"],
 )
 def test_the_server_accepts_every_field(
     client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], fields: dict[str, Any]
@@ -389,6 +390,10 @@ def test_a_cancelled_run_stops_and_is_resumed(
     time.sleep(5)
     observer.look()
     assert len(observer.dreams) == finished < 40, "a worker still dreams"
+    log = worker.read_text()
+    assert "Finished in state Running()" not in log
+    assert "leaked" not in log
+    assert "Traceback" not in log
 
     resumed = dreamgrid("run", "--resume", destination)
     assert resumed.returncode == 0, resumed.stderr

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from dreamcore.errors import DreamgridError, Unavailable
 from flows import layout, manifest, protocol, run_record
+from flows.estimate import estimate
 from flows.history import finished_dreams
 from flows.job import DreamJob
 from flows.plan import Sources, make_plan
 from flows.run_record import Run
-from flows.scan import estimate, plan_settings, scan
+from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import Storage
 from tests.support.command import Command

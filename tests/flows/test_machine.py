@@ -12,8 +12,8 @@ import torch
 from dreamcore.errors import InvalidInput
 from dreamcore.sizes import parse_size
 from flows.cost import CORE, GPU, Throughput
+from flows.estimate import throughput
 from flows.machine import batch_size, choose_device, core_count, max_memory, worker_count
-from flows.scan import throughput
 from tests.support.command import REPOSITORY
 
 

@@ -12,11 +12,12 @@ from dreamcore.batch import dream_photographs
 from dreamcore.errors import DreamgridError, InvalidInput
 from flows import history, layout, manifest, protocol, run_record
 from flows.cost import CORE, Throughput
+from flows.estimate import estimate
 from flows.job import DreamJob
 from flows.plan import Plan
 from flows.protocol import Executor, FinishedRun
 from flows.run_record import Run
-from flows.scan import estimate, plan_settings, scan
+from flows.scan import plan_settings, scan
 from flows.shard import DreamFunction, dream_shard
 from flows.storage import Storage
 from flows.verify import verify

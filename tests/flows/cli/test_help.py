@@ -44,7 +44,7 @@ def test_help_imports_no_heavy_package(dreamgrid: Command) -> None:
 
 
 def test_a_plan_imports_no_torch_and_no_prefect() -> None:
-    assert imported_by("import flows.scan") == {"boto3", "pyarrow"}
+    assert imported_by("import flows.estimate") == {"boto3", "pyarrow"}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

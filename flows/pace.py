@@ -1,0 +1,168 @@
+"""How far a run is and how fast it advances, also within a shard.
+
+A worker process writes the number of finished dreams of its shard into a small file, and the process of the run adds up
+these files. No file is needed for the result: if one cannot be written, only the progress within a shard is missing.
+"""
+
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["LINE_SECONDS", "Display", "Pace", "ShardCounts", "Snapshot", "shard_counter"]
+
+LINE_SECONDS = 30.0
+"""Seconds between two lines of progress, where there is no progress bar."""
+
+_WINDOW_SECONDS = 300.0
+"""The rate is that of the last five minutes."""
+_WRITE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The progress of a run at one moment."""
+
+    finished: int
+    """Rows that the manifest will have, also those that were there when the run was resumed."""
+    planned: int
+    rate: float | None = None
+    """New dreams in a second; None until two dreams were finished."""
+
+    @property
+    def pace(self) -> str:
+        """The rate and the time left, such as `2.1 a second, about 6 min left`; empty if they are not known."""
+        if not self.rate:
+            return ""
+        rate = f"{self.rate:.1f} a second" if self.rate >= 1 else f"{self.rate * 60:.1f} a minute"
+        left = self.planned - self.finished
+        return f"{rate}, about {_duration(left / self.rate)} left" if left > 0 else rate
+
+    def __str__(self) -> str:
+        """Return one line, such as `120 of 900 dreams, 2.1 a second, about 6 min left`."""
+        counts = f"{self.finished:,} of {self.planned:,} dreams"
+        return f"{counts}, {self.pace}" if self.pace else counts
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in the unit that needs one or two digits.
+
+    Example:
+        >>> _duration(340), _duration(20000)
+        ('6 min', '5.6 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Display(Protocol):
+    """Shows the progress of a run to somebody."""
+
+    def start(self, run_id: str, destination: str) -> None:
+        """Show which run has begun."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the progress."""
+
+
+class Pace:
+    """Computes the rate of a run from its counts. Dreams of the first count are not new and do not count.
+
+    Args:
+        clock: returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: int | None = None
+        self._counts: deque[tuple[float, int]] = deque()  # time and count, from the first new dream on
+        self._finished = 0
+
+    def update(self, finished: int, planned: int) -> Snapshot:
+        """Return the progress after `finished` of `planned` dreams. The count never goes back."""
+        self._finished = max(self._finished, min(finished, planned))
+        if self._first is None:
+            self._first = self._finished
+        now = self._clock()
+        if self._finished > self._first and (not self._counts or self._finished > self._counts[-1][1]):
+            self._counts.append((now, self._finished))
+        while len(self._counts) > 2 and now - self._counts[1][0] > _WINDOW_SECONDS:
+            self._counts.popleft()
+        return Snapshot(self._finished, planned, self._rate(now))
+
+    def _rate(self, now: float) -> float | None:
+        """Return the new dreams in a second since the first of the kept counts.
+
+        The time since the last count belongs to the next dream. It counts if it is longer than the mean time was, so
+        that the rate of a run that hangs goes down.
+        """
+        if len(self._counts) < 2:
+            return None
+        (begin, before), (end, after) = self._counts[0], self._counts[-1]
+        seconds = max(end - begin, 1e-3)
+        waiting = now - end
+        mean = seconds / (len(self._counts) - 1)
+        return (after - before) / (seconds + max(0.0, waiting - mean))
+
+
+class ShardCounts:
+    """The finished dreams of shards that are not finished, as the worker processes of this machine report them."""
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        with suppress(OSError):
+            self._folder = tempfile.TemporaryDirectory(prefix="dreamgrid-progress-", ignore_cleanup_errors=True)
+
+    @property
+    def folder(self) -> str | None:
+        """The folder for `shard_counter`; None if no folder can be made."""
+        return self._folder.name if self._folder else None
+
+    def total(self) -> int:
+        """Return the number of dreams that all files report. A file that is being written counts as zero."""
+        total = 0
+        with suppress(OSError):
+            for file in Path(self.folder).iterdir() if self.folder else ():
+                with suppress(OSError, ValueError):
+                    total += int(file.read_text())
+        return total
+
+    def close(self) -> None:
+        """Remove the folder."""
+        if self._folder:
+            self._folder.cleanup()
+
+
+@contextmanager
+def shard_counter(folder: str | None, shard: str) -> Iterator[Callable[[], None]]:
+    """Count the dreams of one shard, in a worker process. Yields a function that any thread calls after each dream.
+
+    When the shard is finished and counts as a whole, its file is removed. After an error the file stays, because its
+    dreams are in S3.
+
+    Args:
+        folder: the folder of `ShardCounts`; None to report nothing.
+        shard: a name of the shard, unique in the run.
+    """
+    if folder is None:
+        yield lambda: None
+        return
+    file, finished, written, lock = Path(folder) / shard, 0, 0.0, threading.Lock()
+
+    def count() -> None:
+        nonlocal finished, written
+        with lock, suppress(OSError):  # the disk may be full
+            finished += 1
+            if time.monotonic() - written >= _WRITE_SECONDS:
+                written = time.monotonic()
+                file.write_text(str(finished))
+
+    yield count
+    with suppress(OSError):
+        file.unlink(missing_ok=True)

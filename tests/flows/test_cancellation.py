@@ -1,0 +1,64 @@
+"""A flow whose processes get SIGTERM, as from Cancel in the Prefect UI, leaves no process and no semaphore behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from flows.local.stack import Stack
+from tests.support.command import REPOSITORY
+
+FLOW = """
+import time
+from prefect import flow, task
+from prefect.task_runners import ProcessPoolTaskRunner
+from flows.cancellation import clean_termination
+from flows.worker_process import start_worker, unlink_semaphores
+
+@task
+def nap():
+    unlink_semaphores()
+    print("working", flush=True)
+    time.sleep(120)
+
+@flow(task_runner=ProcessPoolTaskRunner(1, initializer=start_worker))
+def naps():
+    with clean_termination():
+        futures = [nap.submit() for _ in range(3)]
+        futures[0].result()
+
+if __name__ == "__main__":
+    naps()
+"""
+
+
+def test_a_terminated_flow_leaves_nothing_behind(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "naps.py").write_text(FLOW)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "naps.py")],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PREFECT_LOGGING_LEVEL": "INFO"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line == "working\n":
+                break
+        assert lines[-1] == "working\n", lines
+        os.killpg(process.pid, signal.SIGTERM)  # as Prefect's process worker does
+        rest, _ = process.communicate(timeout=60)  # the semaphore tracker ends last, and closes the pipe
+    assert "leaked" not in rest
+    assert "Finished in state Running()" not in rest
+    deadline = time.monotonic() + 10
+    with suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        raise AssertionError("a process outlives the flow")
