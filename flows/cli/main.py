@@ -100,13 +100,21 @@ def main(
 
 
 class _Output(io.FileIO):
-    """A standard stream that drops its text if nobody can read it: after `| head`, or if the terminal is closed."""
+    """A standard stream that drops its text if nobody can read it: after `| head`, or if the terminal is closed.
+
+    Any other failure is raised once. Later text is dropped, because Python writes again what is left when it exits.
+    """
+
+    failed = False
 
     def write(self, data: Any) -> int:
         """Write bytes, and return how many were taken."""
+        if self.failed:
+            return len(data)
         try:
             return super().write(data)
         except OSError as error:
+            self.failed = True
             if error.errno in (errno.EPIPE, errno.EIO):
                 return len(data)
             raise
