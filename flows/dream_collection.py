@@ -136,7 +136,7 @@ def dream_shard(
         run = _load_run(destination, run_id, stage_scores)
         counts = shards.dream_shard(run, shard, storage(), on_row=count)
     seconds = time.perf_counter() - started
-    get_run_logger().info("shard %d: %s in %.1f s", shard.number, counts, seconds)
+    get_run_logger().info("shard %d: %s in %.1f s", shard.number, run_record.in_words(counts), seconds)
     return counts
 
 
