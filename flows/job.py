@@ -74,11 +74,11 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. If more fail, the run is failed; after 100 dreams it also stops.",
+        description="Share of dreams that may fail. With a larger share, a run ends as failed, or stops once it has 100 dreams.",
     )
     strict: bool = Field(
         default=False,
-        description="Whether a run is failed if a dream failed, in this run or earlier, or if there is no photograph.",
+        description="Whether one failed dream, in this run or an earlier one, or a source without photographs makes a run fail.",
     )
     retry_failed: RetryFailed = Field(
         default=False,
