@@ -74,11 +74,11 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. With a larger share, a run ends as failed, or stops once it has 100 dreams.",
+        description="Share of dreams that may fail. With more, a run ends as failed, or stops if it has 100 dreams.",
     )
     strict: bool = Field(
         default=False,
-        description="Whether one failed dream, in this run or an earlier one, or a source without photographs makes a run fail.",
+        description="Whether a run fails if one dream failed, now or earlier, or if there is no photograph.",
     )
     retry_failed: RetryFailed = Field(
         default=False,
