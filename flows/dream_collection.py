@@ -19,6 +19,7 @@ from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
 from flows.pace import shard_counter
+from flows.prefect_logs import shorten_errors
 from flows.prefect_names import run_name, tag_run
 from flows.progress import ProgressBar
 from flows.protocol import FinishedRun, run_job
@@ -30,6 +31,8 @@ from flows.work import PlannedSettings, Shard
 from flows.worker_process import start_worker, unlink_semaphores
 
 __all__ = ["checked_settings", "dream_collection"]
+
+shorten_errors()  # here, because Prefect logs an error of a deployed flow in the process that imports the flow
 
 checked_settings: ContextVar[tuple[PlannedSettings, ...] | None] = ContextVar("checked_settings", default=None)
 """Set by a caller in the same process that has already checked the job: the points of its grid."""
@@ -133,7 +136,7 @@ def dream_shard(
         run = _load_run(destination, run_id, stage_scores)
         counts = shards.dream_shard(run, shard, storage(), on_row=count)
     seconds = time.perf_counter() - started
-    get_run_logger().info("shard %d: %s in %.1f s", shard.number, counts, seconds)
+    get_run_logger().info("shard %d: %s in %.1f s", shard.number, run_record.in_words(counts), seconds)
     return counts
 
 

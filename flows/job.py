@@ -74,11 +74,11 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. If more fail, the run is failed; after 100 dreams it also stops.",
+        description="Share of dreams that may fail. With more, a run ends as failed, or stops if it has 100 dreams.",
     )
     strict: bool = Field(
         default=False,
-        description="Whether a run is failed if a dream failed, in this run or earlier, or if there is no photograph.",
+        description="Whether a run fails if one dream failed, now or earlier, or if there is no photograph.",
     )
     retry_failed: RetryFailed = Field(
         default=False,

@@ -8,6 +8,8 @@ import threading
 from multiprocessing import util
 from typing import Any
 
+from flows.prefect_logs import shorten_errors
+
 __all__ = ["disable_heap_trimming", "start_worker", "stop_workers", "trim_heap", "unlink_semaphores"]
 
 ONEDNN_CACHE = "256"
@@ -23,6 +25,7 @@ def start_worker() -> None:
     """Initialize a worker process: one compute thread, since there is one process per core."""
     os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it at import, and only worker processes import torch
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_CACHE)
+    shorten_errors()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process; the flow handles it
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

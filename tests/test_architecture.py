@@ -62,6 +62,7 @@ LEVELS = (
         "fonts",
         "dimensions",
         "pace",
+        "prefect_logs",
         "photographs",
         "local.servers",
     },

@@ -1,0 +1,25 @@
+"""What Prefect logs about errors: one line for an error of Dreamgrid, a traceback only for any other error."""
+
+import logging
+
+from dreamcore.errors import DreamgridError
+from flows.terminal import one_line
+
+__all__ = ["shorten_errors"]
+
+_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
+
+
+def shorten_errors() -> None:
+    """Make Prefect's loggers of this process write a `DreamgridError` as one line, without its traceback."""
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        if _shorten not in logger.filters:
+            logger.addFilter(_shorten)
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    """Replace the traceback of a record by the message of its error. Every record is kept."""
+    if record.exc_info and isinstance(error := record.exc_info[1], DreamgridError):
+        record.msg, record.args, record.exc_info = f"{type(error).__name__}: {one_line(str(error))}", (), None
+    return True

@@ -1,0 +1,42 @@
+"""Prefect logs an error of Dreamgrid as one line, and any other error with its traceback."""
+
+import logging
+
+import pytest
+
+from dreamcore.errors import InvalidInput, Unavailable
+from flows.prefect_logs import shorten_errors
+
+
+@pytest.fixture(autouse=True)
+def shortened() -> None:
+    shorten_errors()
+    shorten_errors()  # a second call changes nothing
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def logged(error: Exception, logger: str, caplog: pytest.LogCaptureFixture) -> str:
+    """What a logger writes about an error."""
+    with caplog.at_level("ERROR", logger):
+        try:
+            fail(error)
+        except Exception:
+            logging.getLogger(logger).exception("Engine execution exited with %s", "unexpected exception")
+    return caplog.text
+
+
+@pytest.mark.parametrize("logger", ["prefect.flow_runs", "prefect.task_runs", "prefect.engine"])
+@pytest.mark.parametrize("error", [InvalidInput("no bucket\ns3://photos"), Unavailable("no bucket s3://photos")])
+def test_an_error_of_dreamgrid_is_one_line(logger: str, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    text = logged(error, logger, caplog)
+    assert text.endswith(f"{type(error).__name__}: no bucket s3://photos\n")
+    assert text.count("\n") == 1
+
+
+def test_another_error_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    text = logged(ValueError("a bug"), "prefect.flow_runs", caplog)
+    assert "Engine execution exited with unexpected exception\nTraceback" in text
+    assert text.endswith("ValueError: a bug\n")
