@@ -57,7 +57,7 @@ memory_option = click.option(
 def field_options(model: type[Frozen], *leave_out: str, reference: str = "URI") -> Callable[[Command], Command]:
     """Return a decorator that adds a flag for each field of `model`.
 
-    The flag of an axis of `Grid` or of a list may be given several times, any other flag once.
+    The flag of an axis of `Grid` and `--exclude` may be given several times, any other flag once.
 
     Args:
         model: the settings, the grid, the output or the job.
@@ -72,7 +72,7 @@ def field_options(model: type[Frozen], *leave_out: str, reference: str = "URI") 
                 "--" + name.replace("_", "-"),
                 name,
                 multiple=True,
-                callback=None if model is Grid or get_origin(field.annotation) is tuple else take_one,
+                callback=None if model is Grid or name == "exclude" else take_one,
                 metavar=metavar_of(field, reference),
                 help=_help(name, field),
             )

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -248,17 +249,28 @@ def test_no_input_is_overwritten(name: str, dreamgrid_inprocess: Command, tmp_pa
 
 
 def test_a_stopped_image_is_not_said_to_be_resumable(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
     with subprocess.Popen(
-        [DREAMGRID, "image", "pipe.png", "dream.png"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [DREAMGRID, "image", pipe, "dream.png"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     ) as command:
-        with (tmp_path / "pipe.png").open("wb"):  # returns when the command has opened the file
-            errors = None
-            while errors is None:  # Python misses a signal between the opening and the read
-                command.send_signal(signal.SIGINT)
-                with suppress(subprocess.TimeoutExpired):
-                    errors = command.communicate(timeout=15)[1]
+        writer = wait_for_reader(pipe, command)
+        errors = None
+        while errors is None:  # Python misses a signal between the opening and the read
+            command.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                errors = command.communicate(timeout=15)[1]
+        os.close(writer)
         assert (command.returncode, errors.strip()) == (3, "dreamgrid: stopped")
+
+
+def wait_for_reader(pipe: Path, command: subprocess.Popen[str]) -> int:
+    """Open a pipe for writing as soon as the command has opened it for reading. Return the file descriptor."""
+    while command.poll() is None:
+        with suppress(OSError):  # no reader yet
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.05)
+    raise AssertionError(f"the command ended early: {command.communicate()[1]}")
 
 
 def test_weights_that_cannot_be_downloaded_exit_with_3(dreamgrid: Command, tmp_path: Path) -> None:
