@@ -52,7 +52,6 @@ _BRANDS: Mapping[bytes, str] = {  # of files of the ISO base media format
 _CONTAINER_BRANDS = (b"mif1", b"mif2", b"mif3", b"msf1", b"miaf", b"heif")  # the other brands name the compression
 
 _RAW_SIGNATURES = (
-    (rb"II\*\0....CR\x02", "CR2"),
     (rb"....ftypcrx ", "CR3"),
     (rb"II\x1a\0\0\0HEAPCCDR", "CRW"),
     (rb"FUJIFILMCCD-RAW", "RAF"),
@@ -61,7 +60,10 @@ _RAW_SIGNATURES = (
     (rb"\0MRM", "MRW"),
     (rb"FOVb", "X3F"),
     (rb"ARRI....", "ARI"),
-    (rb"II\*\0....IIII|MM\0\*....MMMM", "IIQ"),
+)
+_RAW_TIFF_SIGNATURES = (  # after the header of 8 bytes, where other TIFF files may have pixels
+    (rb"CR\x02", "CR2"),
+    (rb"IIII.waR|MMMMRaw.", "IIQ"),
 )
 _RAW_MAKERS = (  # patterns of the TIFF tag Make
     (rb"nikon", "NEF"),
@@ -73,10 +75,12 @@ _RAW_MAKERS = (  # patterns of the TIFF tag Make
     (rb"leica", "RWL"),
     (rb"leaf", "MOS"),
     (rb"mamiya", "MEF"),
+    (rb"phase ?one", "IIQ"),
     (rb"epson|seiko", "ERF"),
 )
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = 258, 259, 262, 271, 330, 50706
+_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
 _SENSOR_PHOTOMETRICS = (32803, 34892)  # a color filter array, and DNG's linear raw
 _TIFF_COMPRESSIONS: Mapping[int, str] = {  # that Pillow does not decode, or not always
     6: "old-style JPEG",
@@ -140,6 +144,10 @@ def raw_format(data: bytes) -> str | None:
         return None
     if _DNG_VERSION in main.entries:
         return "DNG"
+    if 8 not in main.values(_STRIP_OFFSETS) + main.values(_TILE_OFFSETS):
+        for pattern, name in _RAW_TIFF_SIGNATURES:
+            if _begins(pattern, data[8:16]):
+                return name
     directories = [main, *(_Directory(main.header, data, offset) for offset in main.values(_SUB_IFDS)[:8])]
     if not any(value in _SENSOR_PHOTOMETRICS for found in directories for value in found.values(_PHOTOMETRIC)):
         return None

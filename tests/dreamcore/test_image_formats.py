@@ -215,6 +215,7 @@ def test_a_big_endian_bigtiff_is_named() -> None:
 
 NAMED = {
     "RAW (CR2)": b"II*\0\x10\0\0\0CR\x02\0" + bytes(60),
+    "RAW (IIQ)": b"II*\0\x10\0\0\0IIII\x0cwaR" + bytes(60),
     "RAW (CR3)": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
     "RAW (RAF)": b"FUJIFILMCCD-RAW 0201FF383501X-T3",
     "RAW (ORF)": b"IIRO\x08\0\0\0" + bytes(60),
@@ -239,6 +240,16 @@ def test_formats_that_are_not_read_are_named(name: str) -> None:
     error = failure(NAMED[name])
     assert error.kind == "unsupported"
     assert str(error).startswith(f"{name} is not supported")
+
+
+@pytest.mark.parametrize("start", [b"IIII", b"MMMM", b"IIIIxwaR", b"MMMMRaw.", b"CR\x02\0"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_first_pixels_do_not_make_a_tiff_a_raw_file(start: bytes, order: str) -> None:
+    """libtiff writes the pixels of an uncompressed TIFF directly after the header."""
+    gray = start.ljust(64, start[:1])
+    directory = tiff(GRAY, order)[8:]
+    data = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(gray)) + gray + directory
+    np.testing.assert_array_equal(decode(data).pixels[..., 0].tobytes(), gray)
 
 
 def test_any_bytes_have_a_format_or_none() -> None:
