@@ -33,7 +33,8 @@ def profile_of(image: Image.Image) -> bytes | None:
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert L, RGB, CMYK or LAB to RGB, and RGBA to RGBA, by the ICC profile.
 
-    Without a usable profile, gray and RGB values are taken as sRGB.
+    Without a usable profile, gray and RGB values are taken as sRGB. A gray profile also applies to RGB and RGBA whose
+    pixels are all gray.
     """
     if image.mode == "LAB":
         return _from_lab(image)
@@ -42,8 +43,10 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         return unmanaged
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        gray_as_rgb = image.mode == "L" and source.profile.xcolor_space.strip() == "RGB"
-        colors = unmanaged if gray_as_rgb else image
+        space = source.profile.xcolor_space.strip()
+        if space == "GRAY" and image.mode in ("RGB", "RGBA"):
+            return _from_gray(image, profile)
+        colors = unmanaged if image.mode == "L" and space == "RGB" else image
         srgb = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(colors, source, srgb, outputMode=unmanaged.mode) or unmanaged
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
@@ -57,6 +60,17 @@ def over_white(image: Image.Image) -> Image.Image:
     background = Image.new("RGBA", image.size, "white")
     background.alpha_composite(image)
     return background.convert("RGB")
+
+
+def _from_gray(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert RGB or RGBA with equal color channels by a gray profile. Other colors are returned unchanged."""
+    gray, *others = image.split()
+    if any(channel.tobytes() != gray.tobytes() for channel in others[:2]):
+        return image
+    result = to_srgb(gray, profile)
+    if image.mode == "RGBA":
+        result.putalpha(others[2])
+    return result
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

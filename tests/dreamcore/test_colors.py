@@ -70,6 +70,45 @@ def test_gray_is_not_taken_for_adobe_rgb() -> None:
     assert (decode(data).pixels == 100).all()
 
 
+def gray_profile() -> bytes:
+    """Return an ICC profile of gray with a gamma of 1."""
+    header = struct.pack(">I4xI4s4s4s12x4s", 188, 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp").ljust(68, b"\0")
+    header += struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D) + bytes(48)
+    table = struct.pack(">I", 2) + b"wtpt" + struct.pack(">II", 156, 20) + b"kTRC" + struct.pack(">II", 176, 12)
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D)
+    return header + table + white + b"curv\0\0\0\0" + struct.pack(">I", 0)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_a_gray_profile_is_applied_beside_alpha(format: str, mode: str) -> None:
+    gray = Image.fromarray(np.arange(0, 256, 4, dtype=np.uint8).repeat(4).reshape(16, 16))
+    image = gray.convert(mode)
+    if mode.endswith("A"):
+        alpha = Image.new("L", (16, 16), 255)
+        alpha.paste(0, (0, 0, 16, 2))
+        image.putalpha(alpha)
+    expected = decode(saved(gray, "PNG", icc_profile=gray_profile())).pixels.copy()
+    assert expected[8, 0, 0] > 180  # linear 128
+    if mode.endswith("A"):
+        expected[:2] = 255
+    np.testing.assert_array_equal(decode(saved(image, format, icc_profile=gray_profile())).pixels, expected)
+
+
+def test_a_gray_profile_is_applied_beside_a_transparent_gray_value() -> None:
+    gray = Image.new("L", (8, 8), 128)
+    gray.paste(7, (0, 0, 8, 2))
+    pixels = decode(saved(gray, "PNG", icc_profile=gray_profile(), transparency=7)).pixels
+    assert (pixels[:2] == 255).all()
+    np.testing.assert_array_equal(pixels[2:], decode(saved(gray, "PNG", icc_profile=gray_profile())).pixels[2:])
+
+
+def test_a_gray_profile_leaves_colors_unchanged() -> None:
+    np.testing.assert_array_equal(
+        decode(file_of(COLORS, "PNG", b"", icc_profile=gray_profile())).pixels[8, 8::16], COLORS[0]
+    )
+
+
 def gif(first: Image.Image, screen: tuple[int, int], at: tuple[int, int]) -> bytes:
     """Return a GIF whose first frame is smaller than its screen."""
     data = bytearray(saved(first, "GIF"))
