@@ -12,7 +12,7 @@ from dreamcore.image_signatures import jpeg_segments
 __all__ = ["strip_jpeg", "strip_png"]
 
 _PNG_START = 8  # the length of the signature
-_PNG_KEPT = (b"tRNS", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # besides critical chunks
+_PNG_KEPT = (b"tRNS", b"eXIf")  # besides critical chunks; only these change the pixels of the first frame
 _MAX_PROFILE_BYTES = 2**24
 _JPEG_KEPT = (  # by marker: how the content begins, and its smallest length
     (0xE0, b"JFIF\0", 14),
@@ -25,7 +25,7 @@ _JPEG_KEPT = (  # by marker: how the content begins, and its smallest length
 def strip_png(data: bytes) -> tuple[bytes, bytes | None]:
     """Return a PNG without texts and other metadata, and its ICC profile, which may be larger than Pillow allows.
 
-    A profile of more than 16 MiB, or a malformed one, is left out.
+    A profile of more than 16 MiB, or a malformed one, is left out. EXIF data whose checksum is wrong are left out.
     """
     pieces, profile = [], None
     view = memoryview(data)
@@ -35,13 +35,18 @@ def strip_png(data: bytes) -> tuple[bytes, bytes | None]:
         if name == b"IEND" or end > len(data):
             break
         critical = not name[0] & 0x20
-        if not critical and name not in _PNG_KEPT:
+        if not critical and (name not in _PNG_KEPT or (name == b"eXIf" and not _is_intact(view[at + 4 : end]))):
             pieces.append(view[kept:at])
             kept = end
             if name == b"iCCP" and profile is None:
                 profile = _profile(data[at + 8 : end - 4])
         at = end
     return (b"".join([view[:_PNG_START], *pieces, view[kept:]]) if pieces else data), profile
+
+
+def _is_intact(chunk: memoryview) -> bool:
+    """Return whether the last four bytes of a PNG chunk are the checksum of its name and content."""
+    return zlib.crc32(chunk[:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
 def _profile(chunk: bytes) -> bytes | None:

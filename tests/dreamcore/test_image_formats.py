@@ -304,6 +304,27 @@ def test_metadata_of_a_png_cost_no_pixels(name: str, where: bytes) -> None:
     np.testing.assert_array_equal(decode(data).pixels, PIXELS)
 
 
+@pytest.mark.parametrize("where", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize(
+    "name", [b"gAMA", b"sRGB", b"cHRM", b"cICP", b"pHYs", b"sBIT", b"bKGD", b"acTL", b"fcTL", b"fdAT", b"eXIf"]
+)
+def test_malformed_chunks_of_a_png_cost_no_pixels(name: bytes, where: bytes) -> None:
+    for body in (b"", b"\0", b"\xff" * 3, b"\xff" * 50):
+        data = with_chunk(name, body, where)
+        np.testing.assert_array_equal(decode(data).pixels, PIXELS)
+        at = data.index(name) + 4 + len(body)
+        wrong_checksum = data[:at] + bytes(byte ^ 255 for byte in data[at : at + 4]) + data[at + 4 :]
+        np.testing.assert_array_equal(decode(wrong_checksum).pixels, PIXELS)
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE"])
+def test_a_critical_chunk_with_a_wrong_checksum_is_damaged(name: bytes) -> None:
+    data = bytearray(saved(IMAGE.quantize(8), "PNG"))
+    at = data.index(name)
+    data[at + 4 + int.from_bytes(data[at - 4 : at], "big")] ^= 255
+    assert failure(bytes(data)).kind == "damaged"
+
+
 def test_a_png_with_megabytes_of_text_is_decoded() -> None:
     assert decode((CASES / "comfy.png").read_bytes()).pixels.shape == (48, 64, 3)
 
