@@ -14,7 +14,7 @@ from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from dreamcore.errors import ImageError
 from dreamcore.image_metadata import strip_jpeg, strip_png
-from dreamcore.image_signatures import format_of, jxl_size, raw_format, unsupported_variant
+from dreamcore.image_signatures import format_of, is_tiff_thumbnail, jxl_size, raw_format, unsupported_variant
 
 __all__ = [
     "EXTRAS",
@@ -208,6 +208,10 @@ def _refuse_unreadable(data: bytes, name: str | None, readable: Mapping[str, str
         raise ImageError("unsupported", f"RAW ({raw}) is not supported: develop the photograph, then {use}")
     if name is None:
         raise _not_an_image(data)
+    if is_tiff_thumbnail(data):
+        raise ImageError(
+            "unsupported", "TIFF whose first image is a thumbnail is not supported: save the full image first"
+        )
     if name in readable or (name == "HEIF" and "HEIC" in readable):
         return
     extra = EXTRAS.get("HEIC" if name == "HEIF" else name)

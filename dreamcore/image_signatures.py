@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-__all__ = ["format_of", "jpeg_segments", "jxl_size", "raw_format", "unsupported_variant"]
+__all__ = ["format_of", "is_tiff_thumbnail", "jpeg_segments", "jxl_size", "raw_format", "unsupported_variant"]
 
 _SIGNATURES = (
     (rb"\xff\xd8\xff", "JPEG"),
@@ -80,7 +80,7 @@ _RAW_MAKERS = (  # patterns of the TIFF tag Make
 )
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = 258, 259, 262, 271, 330, 50706
-_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
+_SUBFILE_TYPE, _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS = 254, 256, 257, 273, 324
 _SENSOR_PHOTOMETRICS = (32803, 34892)  # a color filter array, and DNG's linear raw
 _TIFF_COMPRESSIONS: Mapping[int, str] = {  # that Pillow does not decode, or not always
     6: "old-style JPEG",
@@ -148,11 +148,21 @@ def raw_format(data: bytes) -> str | None:
         for pattern, name in _RAW_TIFF_SIGNATURES:
             if _begins(pattern, data[8:16]):
                 return name
-    directories = [main, *(_Directory(main.header, data, offset) for offset in main.values(_SUB_IFDS)[:8])]
-    if not any(value in _SENSOR_PHOTOMETRICS for found in directories for value in found.values(_PHOTOMETRIC)):
+    photometrics = (value for found in _Directory.all(data) for value in found.values(_PHOTOMETRIC))
+    if not any(value in _SENSOR_PHOTOMETRICS for value in photometrics):
         return None
     make = main.text(_MAKE).lower()
     return next((name for pattern, name in _RAW_MAKERS if re.search(pattern, make)), "TIFF")
+
+
+def is_tiff_thumbnail(data: bytes) -> bool:
+    """Return whether the first image of a TIFF is a reduced one, and the file also has the full image."""
+    found = _Directory.all(data) if format_of(data) == "TIFF" else []
+    return (
+        bool(found)
+        and found[0].is_reduced
+        and any(not other.is_reduced and other.pixels > found[0].pixels for other in found[1:])
+    )
 
 
 def unsupported_variant(data: bytes, name: str) -> str | None:
@@ -261,12 +271,14 @@ class _Directory:
         4: ("I", 4),
         13: ("I", 4),
         16: ("Q", 8),
+        18: ("Q", 8),
     }
-    _MOST_ENTRIES, _MOST_VALUES = 1000, 64
+    _MOST_ENTRIES, _MOST_VALUES, _MOST_DIRECTORIES = 1000, 256, 256
 
     def __init__(self, header: _Header, data: bytes, offset: int) -> None:
         self.header = header
         self.entries: dict[int, tuple[int, bytes]] = {}  # type and bytes of the values, by tag
+        self.next = 0  # the offset of the next directory
         count_format, entry_format = ("Q", "HHQ8s") if header.big else ("H", "HHI4s")
         count_size, entry_size = struct.calcsize("=" + count_format), struct.calcsize("=" + entry_format)
         if offset + count_size > len(data):
@@ -283,6 +295,10 @@ class _Directory:
                 (start,) = struct.unpack(header.order + ("Q" if header.big else "I"), value)
                 value = data[start : start + size]
             self.entries.setdefault(tag, (kind, value[:size]))
+        at = offset + count_size + count * entry_size
+        next_format = header.order + ("Q" if header.big else "I")
+        if at + struct.calcsize(next_format) <= len(data):
+            (self.next,) = struct.unpack_from(next_format, data, at)
 
     @classmethod
     def first(cls, data: bytes) -> "_Directory | None":
@@ -292,6 +308,29 @@ class _Directory:
         if len(data) < at + struct.calcsize("=" + form):
             return None
         return cls(header, data, struct.unpack_from(header.order + form, data, at)[0])
+
+    @classmethod
+    def all(cls, data: bytes) -> "list[_Directory]":
+        """Return the directories of a file, the first one first, and all directories below them."""
+        first = cls.first(data)
+        found = [] if first is None else [first]
+        known = {0}
+        for directory in found:  # the list grows
+            for offset in (*directory.values(_SUB_IFDS), directory.next):
+                if offset not in known and len(found) < cls._MOST_DIRECTORIES:
+                    known.add(offset)
+                    found.append(cls(directory.header, data, offset))
+        return found
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the image is a smaller copy of another one in the file."""
+        return any(value & 1 for value in self.values(_SUBFILE_TYPE))
+
+    @property
+    def pixels(self) -> int:
+        """The number of pixels, or 0."""
+        return max(self.values(_WIDTH), default=0) * max(self.values(_HEIGHT), default=0)
 
     def values(self, tag: int) -> list[int]:
         """Return the first integers of a tag, or an empty list."""

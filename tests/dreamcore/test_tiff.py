@@ -349,3 +349,50 @@ def test_adobe_rgb_that_only_the_exif_data_name(compression: int, index: bytes) 
     strip += struct.pack("<HHHL4sL", 1, 1, 2, 4, index, 0)
     data = tiff(strip, {258: (8,) * 3, 259: (compression,), 262: (RGB,), 277: (3,), 34665: (start,)})
     assert (int(decode(data).pixels[0, 0, 0]) > 220) == (index == b"R03\0")
+
+
+# --- several images in a file
+
+
+def pages(*images: tuple[Array, dict[str, Any]], **options: Any) -> bytes:
+    """Return a TIFF with several images, each with its options for tifffile."""
+    result = io.BytesIO()
+    with tifffile.TiffWriter(result, **options) as writer:
+        for image, image_options in images:
+            writer.write(image, **image_options)
+    return result.getvalue()
+
+
+SMALL, LARGE = np.full((4, 6, 3), 90, np.uint8), np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
+
+
+def failure(data: bytes) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        decode(data)
+    return caught.value
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("below", [0, 1, 12])
+@pytest.mark.parametrize("photometric", ["cfa", "linear_raw"])
+def test_a_sensor_image_anywhere_in_a_tiff_makes_it_a_raw_file(big: bool, below: int, photometric: str) -> None:
+    """The sensor image is the last one in the chain, or the last of `below` images below the first one."""
+    between = [(SMALL, {"photometric": "rgb"})] * (below - 1 if below else 2)
+    raw = (LARGE if photometric == "linear_raw" else LARGE[..., 0], {"photometric": photometric})
+    data = pages((SMALL, {"photometric": "rgb", "subifds": below}), *between, raw, bigtiff=big)
+    error = failure(data)
+    assert (error.kind, str(error)[:9]) == ("unsupported", "RAW (TIFF")
+
+
+@pytest.mark.parametrize("below", [0, 1])
+def test_a_tiff_that_begins_with_its_thumbnail_is_refused(below: int) -> None:
+    data = pages((SMALL, {"photometric": "rgb", "subfiletype": 1, "subifds": below}), (LARGE, {"photometric": "rgb"}))
+    error = failure(data)
+    assert error.kind == "unsupported"
+    assert "thumbnail" in str(error)
+
+
+def test_a_first_image_is_decoded_although_smaller_ones_follow() -> None:
+    full, small = (LARGE, {"photometric": "rgb"}), (SMALL, {"photometric": "rgb", "subfiletype": 1})
+    assert decode(pages(full, small)).pixels.shape == LARGE.shape
+    assert decode(pages(small, small)).pixels.shape == SMALL.shape  # no full image
