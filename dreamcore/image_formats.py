@@ -14,7 +14,14 @@ from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from dreamcore.errors import ImageError
 from dreamcore.image_metadata import strip_jpeg, strip_png
-from dreamcore.image_signatures import format_of, is_tiff_thumbnail, jxl_size, raw_format, unsupported_variant
+from dreamcore.image_signatures import (
+    format_of,
+    is_tiff_thumbnail,
+    jxl_size,
+    raw_format,
+    tiff_form,
+    unsupported_variant,
+)
 
 __all__ = [
     "EXTRAS",
@@ -78,6 +85,9 @@ _SUFFIXES_OF = {
     "PNM": "pbm pgm ppm pnm pam pfm",
     "PCX": "pcx",
     "WMF": "wmf emf",
+    "SGI": "sgi",
+    "DPX": "dpx",
+    "XPM": "xpm",
 }
 _RAW_SUFFIXES = "3fr arw cr2 cr3 crw dcr dng erf gpr iiq kdc mef mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
 _FORMAT_OF_SUFFIX = {suffix: name for name, suffixes in _SUFFIXES_OF.items() for suffix in suffixes.split()}
@@ -223,6 +233,7 @@ def _refuse_unreadable(data: bytes, name: str | None, readable: Mapping[str, str
 def _opened(data: bytes, name: str | None, formats: tuple[str, ...]) -> ImageFile.ImageFile:
     """Open an image file without the metadata that Pillow might refuse."""
     profile = None
+    data = _with_known_brand(data, name)
     if name == "PNG":
         data, profile = strip_png(data)
     try:
@@ -238,6 +249,14 @@ def _opened(data: bytes, name: str | None, formats: tuple[str, ...]) -> ImageFil
     if image.format == "JXL" and not getattr(image, "jpeg", False):  # the decoder has applied the orientation
         image.info.pop("exif", None)
     return image
+
+
+def _with_known_brand(data: bytes, name: str | None) -> bytes:
+    """Return an AVIF or HEIC with a major brand that Pillow's plugins know."""
+    brand = {"AVIF": b"avif", "HEIC": b"heic", "HEIF": b"mif1"}.get(name or "")
+    if brand is None or data[8:12] not in (b"miaf", b"mif2", b"mif3", b"heif"):
+        return data
+    return data[:8] + brand + data[12:]
 
 
 def _check_size(size: tuple[int, int] | None, max_pixels: int | None) -> None:
@@ -262,15 +281,17 @@ def _rejection(data: bytes, error: Exception) -> ImageError:
         error = _header_error(name, data)
     if name == "TIFF" and "string index out of range" in str(error):  # Pillow counts the planes of a pixel wrongly
         return ImageError("unsupported", "TIFF: extra samples in separate planes are not supported")
+    if name == "TIFF" and "unknown pixel mode" in str(error):
+        return ImageError("unsupported", f"TIFF: not supported: {tiff_form(data)}")
     # Pillow raises the same exception type for unsupported and for damaged files. Only the messages differ.
-    unsupported = re.search("unsupported|unknown pixel mode|not installed", str(error), re.IGNORECASE)
+    unsupported = re.search("unsupported|not installed", str(error), re.IGNORECASE)
     return ImageError("unsupported" if unsupported else "damaged", f"{name}: {one_line(error)}")
 
 
 def _header_error(name: str, data: bytes) -> Exception:
     """Return the error of the format's plugin, which `Image.open` hides."""
     try:
-        Image.OPEN[_load_extras().get(name, name)][0](io.BytesIO(data), "")
+        Image.OPEN[_load_extras().get(name, name)][0](io.BytesIO(_with_known_brand(data, name)), "")
     except Exception as error:
         return error
     return SyntaxError("the header is malformed")

@@ -7,10 +7,19 @@ raise no exception.
 
 import re
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-__all__ = ["format_of", "is_tiff_thumbnail", "jpeg_segments", "jxl_size", "raw_format", "unsupported_variant"]
+__all__ = [
+    "format_of",
+    "is_tiff_thumbnail",
+    "jpeg_segments",
+    "jxl_size",
+    "raw_format",
+    "tiff_form",
+    "unsupported_variant",
+]
 
 _SIGNATURES = (
     (rb"\xff\xd8\xff", "JPEG"),
@@ -39,15 +48,25 @@ _SIGNATURES = (
     (rb"SIMPLE  =", "FITS"),
     (rb".{128}DICM", "DICOM"),
     (rb"AT&TFORM", "DjVu"),
+    (rb"\x01\xda[\0\1][\1\2]\0[\1-\3]", "SGI"),
+    (rb"SDPX|XPDS", "DPX"),
+    (rb"/\* XPM \*/", "XPM"),
     (rb"\xd7\xcd\xc6\x9a\0\0|\x01\0\0\0.{36} EMF", "WMF"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS"),
     (rb"%PDF-", "PDF"),
-    (rb"(?=.{,4000}<svg[\s>])(\xef\xbb\xbf)?\s*<(\?xml|!--|!DOCTYPE svg|svg)[\s>-]", "SVG"),
 )
+_SVG = rb"(?=.{,4000}<svg[\s>])(\xef\xbb\xbf)?\s*<(\?xml|!--|!DOCTYPE svg|svg)[\s>-]"
 _BRANDS: Mapping[bytes, str] = {  # of files of the ISO base media format
     b"avif": "AVIF",
     b"avis": "AVIF",
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "HEIC"),
+}
+_OTHER_BRANDS: Mapping[bytes, str] = {  # of compressions that are not read
+    **dict.fromkeys((b"avci", b"avcs"), "HEIF (H.264)"),
+    **dict.fromkeys((b"j2ki", b"j2is"), "HEIF (JPEG 2000)"),
+    **dict.fromkeys((b"vvic", b"vvis"), "HEIF (H.266)"),
+    **dict.fromkeys((b"evbi", b"evbs", b"evmi", b"evms"), "HEIF (EVC)"),
+    **dict.fromkeys((b"jpeg", b"jpgs"), "HEIF (JPEG)"),
 }
 _CONTAINER_BRANDS = (b"mif1", b"mif2", b"mif3", b"msf1", b"miaf", b"heif")  # the other brands name the compression
 
@@ -114,6 +133,21 @@ _TIFF_COMPRESSIONS: Mapping[int, str] = {  # that Pillow does not decode, or not
     65000: "Kodak DCR",
     65535: "Pentax PEF",
 }
+_SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 277, 338, 339
+_TIFF_COLORS: Mapping[int, tuple[str, int]] = {  # name and number of samples, by the tag PhotometricInterpretation
+    0: ("gray", 1),
+    1: ("gray", 1),
+    2: ("RGB", 3),
+    3: ("palette", 1),
+    4: ("mask", 1),
+    5: ("CMYK", 4),
+    6: ("YCbCr", 3),
+    8: ("CIELAB", 3),
+    9: ("ICCLAB", 3),
+    10: ("ITULAB", 3),
+    32844: ("LogL", 1),
+    32845: ("LogLuv", 3),
+}
 _READABLE_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32771, 32773, 32946, 34925, 50000)
 _JPEG_PROCESSES: Mapping[int, str] = {  # by the low byte of the frame marker; Pillow decodes 0, 1, 2, 3, 9 and 10
     5: "hierarchical JPEG",
@@ -128,7 +162,8 @@ _JPEG_PROCESSES: Mapping[int, str] = {  # by the low byte of the frame marker; P
 
 def format_of(data: bytes) -> str | None:
     """Return the name of an image format, or None if `data` are not a known image format."""
-    return _iso_format(data) or next((name for pattern, name in _SIGNATURES if _begins(pattern, data)), None)
+    name = _iso_format(data) or next((name for pattern, name in _SIGNATURES if _begins(pattern, data)), None)
+    return name or ("SVG" if _begins(_SVG, _text_of(data)) else None)
 
 
 def raw_format(data: bytes) -> str | None:
@@ -177,6 +212,8 @@ def unsupported_variant(data: bytes, name: str) -> str | None:
             return _jpeg_variant(data)
         case "TIFF":
             return _tiff_variant(data)
+        case "AVIF" | "HEIC" | "HEIF" if b"mini" in (data[20:24], data[24:28]):  # after a short box of file type
+            return f"{name} with a short header"
         case "PNG" if data[12:16] == b"CgBI":
             return "PNG of Apple's CgBI variant"
     return None
@@ -186,15 +223,33 @@ def _begins(pattern: bytes, data: bytes) -> bool:
     return re.match(pattern, data[:4096], re.DOTALL) is not None
 
 
+def _text_of(data: bytes) -> bytes:
+    """Return the beginning of a text, in UTF-8, if it is compressed by gzip or encoded in UTF-16."""
+    text = data[:4096]
+    if text[:2] == b"\x1f\x8b":
+        try:
+            text = zlib.decompressobj(wbits=31).decompress(text, 4096)
+        except zlib.error:
+            return b""
+    if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = text.decode("utf-16", "ignore").encode("utf-8", "ignore")
+    return text
+
+
 def _iso_format(data: bytes) -> str | None:
     """Return the format of a file that begins with a box of file type."""
     if data[4:8] != b"ftyp":
         return None
-    size = min(struct.unpack(">I", data[:4])[0], 256)
-    major, others = data[8:12], [data[start : start + 4] for start in range(16, size, 4)]
+    size = min(int.from_bytes(data[:4], "big"), 256)
+    # A file with the brand mif3 may name its only other brand in the place of the version.
+    others = [data[start : start + 4] for start in range(12 if data[8:12] == b"mif3" else 16, size, 4)]
+    major = data[8:12]
+    if major in _OTHER_BRANDS:
+        return _OTHER_BRANDS[major]
     if major not in _BRANDS and major not in _CONTAINER_BRANDS:
         return None  # a video, or a raw file
-    return next((_BRANDS[brand] for brand in (major, *others) if brand in _BRANDS), "HEIF")
+    names = [names[brand] for names in (_BRANDS, _OTHER_BRANDS) for brand in (major, *others) if brand in names]
+    return names[0] if names else "HEIF"
 
 
 # --- JPEG
@@ -252,6 +307,27 @@ def _tiff_variant(data: bytes) -> str | None:
     if compression == 7 and bits and bits[0] != 8:
         return f"TIFF with {bits[0]}-bit JPEG compression"
     return None
+
+
+def tiff_form(data: bytes) -> str:
+    """Return how the first image of a TIFF stores its pixels, such as `16-bit gray with alpha`."""
+    directory = _Directory.first(data)
+    if directory is None:
+        return "a malformed header"
+
+    def first(tag: int, default: int) -> int:
+        return (directory.values(tag) or [default])[0]
+
+    color, samples = _TIFF_COLORS.get(first(_PHOTOMETRIC, 0), (f"photometric {first(_PHOTOMETRIC, 0)}", 1))
+    bits = directory.values(_BITS) or [1]
+    depth = "/".join(map(str, bits[:1] if len(set(bits)) == 1 else bits[:5]))
+    kind = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}.get(first(_SAMPLE_FORMAT, 1), "")
+    extra = first(_SAMPLES, 1) - samples
+    if extra == 1 and first(_EXTRA_SAMPLES, 0) in (1, 2):
+        more = " with alpha"
+    else:
+        more = f" with {extra} extra sample{'s' if extra > 1 else ''}" if extra > 0 else ""
+    return f"{depth}-bit {kind}{color}{more}"
 
 
 class _Header(NamedTuple):

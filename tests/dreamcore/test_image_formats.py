@@ -1,5 +1,6 @@
 """Formats and variants beyond the common ones: what is read, what an error names, and what metadata cost."""
 
+import gzip
 import struct
 import zlib
 from pathlib import Path
@@ -134,12 +135,32 @@ def test_the_size_of_a_jpeg_xl_is_read_from_its_header(size: tuple[int, int]) ->
         (b"msf1....hevc", "HEIC"),
         (b"heix....", "HEIC"),
         (b"mif1....miaf", "HEIF"),
+        (b"miaf....mif1avif", "AVIF"),
+        (b"mif3avif", "AVIF"),
+        (b"mif3heic", "HEIC"),
+        (b"mif2....jpegheic", "HEIC"),
+        (b"avci....mif1", "HEIF (H.264)"),
+        (b"mif1....j2ki", "HEIF (JPEG 2000)"),
+        (b"vvic....mif1", "HEIF (H.266)"),
         (b"isom....mp42", None),
         (b"qt  ....", None),
     ],
 )
 def test_files_of_the_iso_format_are_named_by_their_brands(brands: bytes, name: str | None) -> None:
     assert format_of(struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(20)) == name
+
+
+@pytest.mark.parametrize("name", ["AVIF", "HEIC"])
+@pytest.mark.parametrize("brand", [b"miaf", b"mif1", b"mif2", b"mif3", b"heif"])
+def test_a_general_major_brand_does_not_matter(name: str, brand: bytes) -> None:
+    data = saved(IMAGE, NEW[name], quality=95)
+    assert_close(decode(data[:8] + brand + data[12:]).pixels, PIXELS)
+    assert failure((data[:8] + brand + data[12:])[: len(data) // 2]).kind == "damaged"
+
+
+def test_an_avif_with_a_short_header_is_unsupported() -> None:
+    error = failure(b"\0\0\0\x10ftypmif3avif\0\0\0\x40mini" + bytes(56))
+    assert (error.kind, str(error)) == ("unsupported", "AVIF with a short header is not supported")
 
 
 # --- variants that are not decoded
@@ -228,6 +249,12 @@ NAMED = {
     ),
     "PSD": b"8BPS\0\1" + bytes(40),
     "SVG": b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="x">',
+    "SVG in UTF-16": b'<svg xmlns="x">'.decode().encode("utf-16"),
+    "SVG in gzip": gzip.compress(b'<?xml version="1.0"?><svg xmlns="x">' + bytes(range(256)) * 99),
+    "SGI": b"\x01\xda\1\1\0\3\0\x10\0\x10\0\3" + bytes(500),
+    "DPX": b"SDPX" + bytes(2000),
+    "XPM": b"/* XPM */\nstatic char *x[] = {",
+    "HEIF (H.264)": b"\0\0\0\x18ftypavci\0\0\0\0mif1avci" + bytes(40),
     "PDF": b"%PDF-1.7\n",
     "OpenEXR": b"\x76\x2f\x31\x01" + bytes(40),
     "JPEG XR": b"II\xbc\x01" + bytes(40),
@@ -239,7 +266,7 @@ NAMED = {
 def test_formats_that_are_not_read_are_named(name: str) -> None:
     error = failure(NAMED[name])
     assert error.kind == "unsupported"
-    assert str(error).startswith(f"{name} is not supported")
+    assert str(error).startswith(f"{name.partition(' in ')[0]} is not supported")
 
 
 @pytest.mark.parametrize("start", [b"IIII", b"MMMM", b"IIIIxwaR", b"MMMMRaw.", b"CR\x02\0"])

@@ -396,3 +396,22 @@ def test_a_first_image_is_decoded_although_smaller_ones_follow() -> None:
     full, small = (LARGE, {"photometric": "rgb"}), (SMALL, {"photometric": "rgb", "subfiletype": 1})
     assert decode(pages(full, small)).pixels.shape == LARGE.shape
     assert decode(pages(small, small)).pixels.shape == SMALL.shape  # no full image
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options", "form"),
+    [
+        ((8, 8, 3), "f4", {"photometric": "rgb"}, "32-bit float RGB"),
+        ((8, 8, 3), "u4", {"photometric": "rgb"}, "32-bit RGB"),
+        ((8, 8, 3), "u2", {"photometric": "rgb", "bitspersample": 12}, "12-bit RGB"),
+        ((8, 8, 2), "u2", {"photometric": "minisblack", "extrasamples": ["unassalpha"]}, "16-bit gray with alpha"),
+        ((8, 8, 3), "u2", {"photometric": "cielab"}, "16-bit CIELAB"),
+        ((8, 8), "f8", {"photometric": "minisblack"}, "64-bit float gray"),
+        ((8, 8), "c8", {"photometric": "minisblack"}, "64-bit complex gray"),
+    ],
+)
+def test_a_form_that_is_not_decoded_is_named(
+    shape: tuple[int, ...], dtype: str, options: dict[str, Any], form: str
+) -> None:
+    error = failure(pages((np.ones(shape, dtype), options)))
+    assert (error.kind, str(error)) == ("unsupported", f"TIFF: not supported: {form}")
