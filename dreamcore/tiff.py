@@ -6,6 +6,7 @@ corrects those that are common and refuses the rest as `unsupported`. The tests 
 tifffile itself would need a package of fifty codecs at run time, so Pillow's libtiff is used.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,8 @@ def prepare(image: TiffImageFile) -> None:
     """Choose how Pillow decodes a TIFF that is not loaded yet.
 
     Raises:
-        ImageError: `unsupported`: Pillow would decode this form to wrong pixels, or not at all.
+        ImageError: `unsupported`: Pillow would decode this form to wrong pixels, or not at all. `damaged`: the file
+            has fewer strips or tiles than its size needs.
     """
     form = _form(image)
     reason = _refusal(form)
@@ -64,6 +66,8 @@ def prepare(image: TiffImageFile) -> None:
         raise ImageError("unsupported", f"TIFF: not supported: {reason}")
     if not image.tile:  # the caller has loaded it
         return
+    if form.compression == _UNCOMPRESSED:  # libtiff checks the others
+        _check_strips(image, form)
     rawmode = _rawmode(image)
     planes = form.planar and form.samples > 1
     if form.compression == _UNCOMPRESSED and (planes or form.reversed_bits):
@@ -74,6 +78,21 @@ def prepare(image: TiffImageFile) -> None:
         image.use_load_libtiff = True
     elif rawmode in _NATIVE and image.tile[0].codec_name == "libtiff":
         image.tile = [image.tile[0]._replace(args=(_NATIVE[rawmode], False, image.tag_v2._offset))]
+
+
+def _check_strips(image: TiffImageFile, form: _Form) -> None:
+    """Raise an ImageError if strips or tiles are missing. Pillow would leave their pixels black."""
+    tags = image.tag_v2
+    width, height = image._tile_size
+    if 324 in tags:  # TileOffsets
+        found, kind = len(tags[324]), "tiles"
+        needed = math.ceil(width / (tags.get(322) or width)) * math.ceil(height / (tags.get(323) or height))
+    else:
+        found, kind = len(tags.get(273, ())), "strips"
+        needed = math.ceil(height / (tags.get(278) or height))
+    needed *= form.samples if form.planar else 1
+    if found < needed:
+        raise ImageError("damaged", f"TIFF: {found} of {needed} {kind} are in the file")
 
 
 def corrected(image: TiffImageFile) -> Image.Image:

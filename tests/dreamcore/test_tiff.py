@@ -415,3 +415,29 @@ def test_a_form_that_is_not_decoded_is_named(
 ) -> None:
     error = failure(pages((np.ones(shape, dtype), options)))
     assert (error.kind, str(error)) == ("unsupported", f"TIFF: not supported: {form}")
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_an_uncompressed_tiff_without_its_last_strip_is_damaged(
+    tile: tuple[int, int] | None, planar: str, order: Literal["<", ">"]
+) -> None:
+    image = np.full((3, 40, 24) if planar == "separate" else (40, 24, 3), 200, np.uint8)
+    data = pages(
+        (image, {"photometric": "rgb", "planarconfig": planar, "tile": tile, "rowsperstrip": 16}), byteorder=order
+    )
+    assert (decode(data).pixels == 200).all()
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages[0]
+        places = [
+            page.tags[name].offset
+            for name in (("TileOffsets", "TileByteCounts") if tile else ("StripOffsets", "StripByteCounts"))
+        ]
+    changed = bytearray(data)
+    for place in places:
+        (count,) = struct.unpack_from(order + "I", data, place + 4)
+        struct.pack_into(order + "I", changed, place + 4, count - 1)
+    error = failure(bytes(changed))
+    assert error.kind == "damaged"
+    assert ("tiles" if tile else "strips") in str(error)
