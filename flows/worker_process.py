@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from multiprocessing import util
+from multiprocessing.synchronize import SemLock
 from typing import Any
 
 from flows.prefect_logs import shorten_errors
@@ -50,7 +51,10 @@ def unlink_semaphores() -> None:
     Processes that have opened a semaphore can use it as before. Prefect gives each worker process a pool of its own,
     with eight semaphores, for each task.
     """
-    util._run_finalizers(0)  # type: ignore[attr-defined]  # as at the end of the interpreter
+    for finalizer in list(util._finalizer_registry.values()):  # type: ignore[attr-defined]
+        # The others would close the queue of Prefect's logs and events.
+        if finalizer._callback is SemLock._cleanup:  # type: ignore[attr-defined]
+            finalizer()
 
 
 def disable_heap_trimming(max_memory: int) -> None:

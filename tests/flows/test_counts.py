@@ -26,7 +26,7 @@ BYTES = {
     "empty": b"",
     "page": b"<html>not a photograph</html>",
     "cut off": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
-    "other": b"\xff\x0a of another format",
+    "other": b"8BPS\0\1 of another format",
 }
 BECOMES = {
     "good": ("done", None),

@@ -68,6 +68,14 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
         process.wait()
 
 
+@pytest.fixture(autouse=True)
+def hangups_are_not_ignored() -> Iterator[None]:
+    """Under `nohup`, the tests and their commands would ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def check_nothing_is_left(
     process: "subprocess.Popen[bytes]", errors: Path, expected: tuple[str, ...], number: signal.Signals
 ) -> None:
