@@ -74,7 +74,7 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. With more, a run ends as failed, or stops if it has 100 dreams.",
+        description="Share of dreams that may fail. If more fail, the run fails; it stops early once 100 dreams are finished.",
     )
     strict: bool = Field(
         default=False,
