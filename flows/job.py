@@ -74,7 +74,7 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. If more fail, the run fails; it stops early once 100 dreams are finished.",
+        description="Share of dreams that may fail. If more fail, the run fails, at its end or after 100 dreams.",
     )
     strict: bool = Field(
         default=False,
