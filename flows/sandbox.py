@@ -45,7 +45,7 @@ def enter_sandbox(memory: int, *, threads: bool) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for name in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(name, (0, 0))
-    if not (threads and _forbid_processes()):
+    if not (_forbid_processes() and threads):
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # the system counts threads as processes
     _discard_output()  # only now, so that the parent can report an error of the lines above
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))

@@ -7,6 +7,8 @@ import pytest
 from dreamcore.errors import InvalidInput, Unavailable
 from flows.prefect_logs import shorten_errors
 
+LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
+
 
 @pytest.fixture(autouse=True)
 def shortened() -> None:
@@ -16,6 +18,15 @@ def shortened() -> None:
 
 def fail(error: Exception) -> None:
     raise error
+
+
+@pytest.fixture(autouse=True)
+def without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Prefect is imported, its loggers send every record to a server."""
+    for name in LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("prefect"), "propagate", True)
 
 
 def logged(error: Exception, logger: str, caplog: pytest.LogCaptureFixture) -> str:
@@ -28,7 +39,7 @@ def logged(error: Exception, logger: str, caplog: pytest.LogCaptureFixture) -> s
     return caplog.text
 
 
-@pytest.mark.parametrize("logger", ["prefect.flow_runs", "prefect.task_runs", "prefect.engine"])
+@pytest.mark.parametrize("logger", LOGGERS)
 @pytest.mark.parametrize("error", [InvalidInput("no bucket\ns3://photos"), Unavailable("no bucket s3://photos")])
 def test_an_error_of_dreamgrid_is_one_line(logger: str, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     text = logged(error, logger, caplog)
