@@ -4,12 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from flows.local.stack import Stack
-from tests.support.command import REPOSITORY
+from tests.support.command import REPOSITORY, await_end_of_group
 
 FLOW = """
 import time
@@ -56,9 +54,4 @@ def test_a_terminated_flow_leaves_nothing_behind(stack: Stack, tmp_path: Path) -
         rest, _ = process.communicate(timeout=60)  # the semaphore tracker ends last, and closes the pipe
     assert "leaked" not in rest
     assert "Finished in state Running()" not in rest
-    deadline = time.monotonic() + 10
-    with suppress(ProcessLookupError):
-        while time.monotonic() < deadline:
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
-        raise AssertionError("a process outlives the flow")
+    await_end_of_group(process.pid, 10)

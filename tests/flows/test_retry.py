@@ -70,7 +70,7 @@ class Collection:
 
 @pytest.fixture
 def collection(storage: Storage, source: str, destination: str) -> Collection:
-    """Five photographs of which one is no image, dreamt at two layers; all dreams at blocks.1 ran out of memory."""
+    """Four photographs and a file that is no image, dreamt at two layers. All dreams at blocks.1 ran out of memory."""
     for number in range(4):
         put_photograph(storage, f"{source}{number}.png", number)
     storage.write(f"{source}page.png", b"<html>no photograph</html>", "image/png")

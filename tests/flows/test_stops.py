@@ -16,7 +16,7 @@ from flows.job import DreamJob
 from flows.local import stack as embedded
 from flows.local.stack import Stack
 from flows.storage import Storage
-from tests.support.command import DREAMGRID
+from tests.support.command import DREAMGRID, await_end_of_group
 from tests.support.kills import Observer, put_photographs
 
 STOPPED_SECONDS = 25
@@ -67,12 +67,7 @@ def await_more(observer: Observer, command: subprocess.Popen[str]) -> None:
 def end(command: subprocess.Popen[str], within: float = 300) -> tuple[int, str]:
     """Wait for the end of a command and all its processes, and return exit code and standard error."""
     _, errors = command.communicate(timeout=within)
-    deadline = time.monotonic() + 60
-    with suppress(ProcessLookupError):
-        while time.monotonic() < deadline:
-            os.killpg(command.pid, 0)
-            time.sleep(0.05)
-        raise AssertionError("a process outlives the command")
+    await_end_of_group(command.pid, 60)
     return command.returncode, errors
 
 
