@@ -131,7 +131,7 @@ def dream_shard(
     from flows import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()
-    name = f"{shard.replaces.run_id if shard.replaces else run_id}-{shard.number}"
+    name = f"{shard.run_of_part(run_id)}-{shard.number}"
     with shard_counter(progress, name) as count:
         run = _load_run(destination, run_id, stage_scores)
         counts = shards.dream_shard(run, shard, storage(), on_row=count)

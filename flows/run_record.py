@@ -29,6 +29,7 @@ from flows.storage import Storage
 from flows.work import PlannedSettings, Shard, Source
 
 __all__ = [
+    "NOT_RETRIED",
     "FailedRun",
     "Report",
     "Run",
@@ -36,6 +37,7 @@ __all__ = [
     "active_run_id",
     "completed",
     "find_run",
+    "in_words",
     "load_active_run",
     "load_run",
     "nothing_to_do",
@@ -383,7 +385,7 @@ def planned_dreams(destination: str, run_id: str, storage: Storage) -> Iterator[
         raise ValueError("it has no plan")
     known: dict[str, list[str]] = {}
     for shard in plan:
-        owner = shard.replaces.run_id if shard.replaces else run_id
+        owner = shard.run_of_part(run_id)
         if owner not in known:
             record = json.loads(storage.read(layout.job_uri(destination, owner)) or b"")
             known[owner] = [str(each["settings_id"]) for each in record["settings"]]
@@ -440,7 +442,7 @@ def shards_with_runs(run: Run, plan: Plan, storage: Storage) -> Iterator[tuple[R
     """Yield each shard with the run whose settings it dreams: an earlier run, if the shard replaces a part."""
     owner = run
     for shard in plan:
-        run_id = shard.replaces.run_id if shard.replaces else run.run_id
+        run_id = shard.run_of_part(run.run_id)
         if owner.run_id != run_id:
             owner = load_run(run.destination, run_id, storage)
         yield owner, shard

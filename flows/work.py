@@ -65,6 +65,10 @@ class Shard:
         """The number of rows that the shard's part of the manifest will have."""
         return sum(len(work.settings) for work in self.works)
 
+    def run_of_part(self, run_id: str) -> str:
+        """Return the run whose part has the shard's rows: an earlier run, or `run_id`, which dreams the shard."""
+        return self.replaces.run_id if self.replaces else run_id
+
 
 def dream_key(source_uri: str, etag: str, settings_id: str) -> int:
     """Return the identity of one dream in a destination as a 64-bit number. The manifest has one row for each."""

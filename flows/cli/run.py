@@ -150,7 +150,8 @@ def _exit_code(report: "Report", failure: "FailedRun | None") -> int:
     """Print why a finished run counts as failed, if it does, and return the exit code."""
     if failure is None:
         return 0
-    print_message(f"the run {report.run_id or ''} failed: {failure}".replace("  ", " "), "red")
+    name = f"the run {report.run_id}" if report.run_id else "the run"  # without an id, it had nothing to do
+    print_message(f"{name} failed: {failure}", "red")
     return 1
 
 
