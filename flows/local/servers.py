@@ -23,6 +23,8 @@ START_SECONDS = 120.0
 """Prefect needs 5 s on an idle machine, and far more while networks load on every core."""
 STOP_SECONDS = 10.0
 """How long to wait after SIGTERM, and again after SIGKILL."""
+PORT_SECONDS = 5.0
+"""How long to wait for the ports that a server had before: the kernel may close them after its process has ended."""
 GRPC_OFFSET = 10_000
 """Fixed by SeaweedFS: its maintenance worker expects the admin server there, even if another port is configured."""
 PORTS = range(10_000, 20_000)
@@ -77,7 +79,10 @@ class Server:
         return all(map(_free, self.ports.values()))
 
     def with_free_ports(self) -> "Server":
-        """Return the server with new ports in place of those that are taken or not chosen yet."""
+        """Return the server with new ports in place of those that stay taken or are not chosen yet."""
+        deadline = time.monotonic() + PORT_SECONDS
+        while all(self.ports.values()) and not self.could_listen and time.monotonic() < deadline:
+            time.sleep(0.05)
         fresh = (port for port in secrets.SystemRandom().sample(PORTS, len(PORTS)) if port not in self.ports.values())
         ports = {name: port if _free(port) else next(filter(_free, fresh)) for name, port in self.ports.items()}
         return replace(self, ports=ports)
