@@ -1,5 +1,7 @@
 """The Prefect flow: dream every photograph below a prefix under every point of a grid."""
 
+import os
+import socket
 import time
 from contextlib import closing
 from contextvars import ContextVar
@@ -27,7 +29,7 @@ from flows.retries import with_retries
 from flows.run_record import FailedRun, Report, Run
 from flows.scan import Scan, check_access, plan_settings, scan, store_warning
 from flows.storage import storage
-from flows.work import PlannedSettings, Shard
+from flows.work import PlannedSettings, Shard, ShardResult
 from flows.worker_process import start_worker, unlink_semaphores
 
 __all__ = ["checked_settings", "dream_collection"]
@@ -122,7 +124,7 @@ def submit_shard(progress: str | None, run: Run, shard: Shard) -> Any:
 @task(task_run_name="shard {shard.number}", **with_retries)
 def dream_shard(
     destination: str, run_id: str, shard: Shard, *, stage_scores: bool, progress: str | None
-) -> dict[str, int]:
+) -> ShardResult:
     """Dream one shard in a worker process, which reads the record of the run from S3.
 
     `stage_scores` may differ from the job that the run was started with.
@@ -131,13 +133,15 @@ def dream_shard(
     from flows import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()
-    name = f"{shard.run_of_part(run_id)}-{shard.number}"
-    with shard_counter(progress, name) as count:
+    run_of_part = shard.run_of_part(run_id)
+    with shard_counter(progress, f"{run_of_part}-{shard.number}") as count:
         run = _load_run(destination, run_id, stage_scores)
-        counts = shards.dream_shard(run, shard, storage(), on_row=count)
-    seconds = time.perf_counter() - started
-    get_run_logger().info("shard %d: %s in %.1f s", shard.number, run_record.in_words(counts), seconds)
-    return counts
+        rows = shards.dream_shard(run, shard, storage(), on_row=lambda row: count(row.error_kind))
+    seconds = round(time.perf_counter() - started, 3)
+    failures, node = dict(count.failures), socket.gethostname()
+    result = ShardResult(shard.number, run_of_part, rows, failures, count.finished, node, os.getpid(), seconds)
+    get_run_logger().info("shard %d: %s in %.1f s", shard.number, run_record.in_words(rows), seconds)
+    return result
 
 
 @lru_cache(maxsize=1)

@@ -7,14 +7,14 @@ these files. No file is needed for the result: if one cannot be written, only th
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["LINE_SECONDS", "Display", "Pace", "ShardCounts", "Snapshot", "shard_counter"]
+__all__ = ["LINE_SECONDS", "Display", "Pace", "ShardCounter", "ShardCounts", "Snapshot", "shard_counter"]
 
 LINE_SECONDS = 30.0
 """Seconds between two lines of progress, where there is no progress bar."""
@@ -139,9 +139,34 @@ class ShardCounts:
             self._folder.cleanup()
 
 
+class ShardCounter:
+    """Counts the finished dreams of one shard, in a worker process. Any thread calls it after each dream.
+
+    Args:
+        file: the file for `ShardCounts`; None to report nothing.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.finished = 0
+        """Dreams that are done, failed or skipped."""
+        self.failures = Counter[str]()
+        """Failed and skipped dreams by error kind."""
+        self._file, self._written, self._lock = file, 0.0, threading.Lock()
+
+    def __call__(self, error_kind: str | None = None) -> None:
+        """Count one dream, and write the count at most once in a second."""
+        with self._lock, suppress(OSError):  # the disk may be full
+            self.finished += 1
+            if error_kind:
+                self.failures[error_kind] += 1
+            if self._file and time.monotonic() - self._written >= _WRITE_SECONDS:
+                self._written = time.monotonic()
+                self._file.write_text(str(self.finished))
+
+
 @contextmanager
-def shard_counter(folder: str | None, shard: str) -> Iterator[Callable[[], None]]:
-    """Count the dreams of one shard, in a worker process. Yields a function that any thread calls after each dream.
+def shard_counter(folder: str | None, shard: str) -> Iterator[ShardCounter]:
+    """Yield the counter of one shard.
 
     When the shard is finished and counts as a whole, its file is removed. After an error the file stays, because its
     dreams are in S3.
@@ -150,19 +175,8 @@ def shard_counter(folder: str | None, shard: str) -> Iterator[Callable[[], None]
         folder: the folder of `ShardCounts`; None to report nothing.
         shard: a name of the shard, unique in the run.
     """
-    if folder is None:
-        yield lambda: None
-        return
-    file, finished, written, lock = Path(folder) / shard, 0, 0.0, threading.Lock()
-
-    def count() -> None:
-        nonlocal finished, written
-        with lock, suppress(OSError):  # the disk may be full
-            finished += 1
-            if time.monotonic() - written >= _WRITE_SECONDS:
-                written = time.monotonic()
-                file.write_text(str(finished))
-
-    yield count
-    with suppress(OSError):
-        file.unlink(missing_ok=True)
+    file = Path(folder) / shard if folder else None
+    yield ShardCounter(file)
+    if file:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
