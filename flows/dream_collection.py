@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows import run_record
+from flows import events, run_record
 from flows.artifacts import show
 from flows.cancellation import clean_termination
 from flows.estimate import throughput
@@ -21,9 +21,9 @@ from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
 from flows.pace import shard_counter
-from flows.prefect_logs import shorten_errors
+from flows.prefect_logs import log_record, shorten_errors
 from flows.prefect_names import run_name, tag_run
-from flows.progress import ProgressBar
+from flows.progress import Progress
 from flows.protocol import FinishedRun, run_job
 from flows.retries import with_retries
 from flows.run_record import FailedRun, Report, Run
@@ -56,17 +56,21 @@ def dream_collection(job: DreamJob) -> State[Report]:
     with clean_termination():
         tag_run(job)
         settings = check(job)
-        return final_state(job, show(dream(job, settings)))
+        finished = dream(job, settings)
+        report = show(finished)
+        state = final_state(job, report)
+        events.emit_run(finished.run, report, str(state.name))
+        return state
 
 
 def dream(job: DreamJob, settings: tuple[PlannedSettings, ...]) -> FinishedRun:
     """Run the checked job in worker processes, and show the progress."""
-    with closing(ProgressBar(job)) as progress:
+    with closing(Progress(job)) as progress:
         return run_job(
             job,
             settings,
             storage(),
-            submitted(partial(submit_shard, progress.folder)),
+            submitted(partial(submit_shard, progress.folder), progress.add_shard),
             find_sources=find_photographs,
             throughput=throughput(settings),
             on_claim=progress.start,
@@ -140,7 +144,7 @@ def dream_shard(
     seconds = round(time.perf_counter() - started, 3)
     failures, node = dict(count.failures), socket.gethostname()
     result = ShardResult(shard.number, run_of_part, rows, failures, count.finished, node, os.getpid(), seconds)
-    get_run_logger().info("shard %d: %s in %.1f s", shard.number, run_record.in_words(rows), seconds)
+    log_record(get_run_logger(), events.shard_record(destination, run_id, result))
     return result
 
 
