@@ -288,8 +288,8 @@ class _Work:
 def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, Any]:
     """Return what a run of the job would do, and an estimate of its duration and cost. Nothing is written to S3.
 
-    The speed is that of an earlier run in the destination, on a machine like this one. Without such a run it is
-    measured, and kept in the user's cache.
+    The estimate is for this machine. It uses the speed of an earlier run in the destination on the same kind of
+    machine. If there is none, the speed is measured and kept in the user's cache.
 
     Args:
         job: the job.
