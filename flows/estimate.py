@@ -296,7 +296,7 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
         price_per_hour: what an hour of this machine costs, in any currency.
 
     Returns:
-        The fields that `dreamgrid plan --json` prints: counts of photographs, settings, shards and dreams, the run
+        The fields that `dreamgrid plan --json` prints: counts of photographs, grid points, shards and dreams, the run
         that would be resumed, the reason why a run would be refused, estimated seconds and where their speed comes
         from, requests to S3 by method, and the cost.
 
@@ -338,7 +338,7 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
         "refused": refusal,
         "photographs": len(found.sources),
         **found.with_warnings(finished).report(),
-        "settings": len(settings),
+        "grid_points": len(settings),
         "planned": work.dreams,
         "done": total - work.dreams,
         "failed_earlier": finished.failures(found.sources, settings).dreams,

@@ -33,7 +33,7 @@ RetryFailed = Annotated[bool | tuple[ErrorKind, ...], BeforeValidator(_read_kind
 """Which failed dreams of earlier runs a run tries again: none, all, or those of some error kinds."""
 
 
-WITHOUT_EFFECT_ON_DREAMS = frozenset({"sheets", "stage_scores", "max_failures", "strict", "retry_failed"})
+WITHOUT_EFFECT_ON_DREAMS = {"sheets", "stage_scores", "max_failures", "strict", "retry_failed"}
 """Fields that are not part of `job_id`."""
 
 

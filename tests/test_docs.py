@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreamcore.presets import PRESETS
+from dreamcore.presets import PRESETS, PresetName
 from dreamcore.settings import DreamSettings
 from flows.job import WITHOUT_EFFECT_ON_DREAMS, DreamJob
 
@@ -37,7 +37,7 @@ def test_the_tables_of_settings_are_generated() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_page_of_presets_lists_their_settings(name: str) -> None:
+def test_the_page_of_presets_lists_their_settings(name: PresetName) -> None:
     text, default = (DOCS / "presets.md").read_text(), DreamSettings()
     row = re.findall(rf"^\| `{name}` \| (`.*) \|$", text, re.MULTILINE)[-1]
     found = {field: yaml.safe_load(value.strip("`")) for field, value in re.findall(r"`(\w+)` (\S+?)(?:,|$)", row)}

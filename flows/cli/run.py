@@ -57,10 +57,10 @@ class _RetryFailedCommand(click.Command):
 
 @click.command()
 def demo() -> int:
-    """Dream the example photographs on the embedded stack.
+    """Start the embedded servers and dream the example photographs.
 
-    The command starts an S3 server and a Prefect server in this folder, and leaves them running. `dreamgrid down` stops
-    them.
+    The command leaves the servers (S3 and Prefect) running. `dreamgrid down` stops them. Their data is in
+    ./.dreamgrid/.
 
     \b
     Examples:
