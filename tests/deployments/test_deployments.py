@@ -231,6 +231,8 @@ def test_the_server_accepts_the_kubernetes_template(stack: Stack, client: SyncPr
     finally:
         client.delete_work_pool("gpu")
     assert pool.base_job_template["variables"]["properties"]["gpus"]["default"] == "1"
+    (container,) = pool.base_job_template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    assert {container["resources"][kind]["cpu"] for kind in ("requests", "limits")} == {"{{ cpu_request }}"}
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(pool.base_job_template["job_configuration"])))
     assert used == set(pool.base_job_template["variables"]["properties"])
 
