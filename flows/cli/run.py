@@ -178,6 +178,8 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "tuple[Report, FailedRun | 
     os.environ.setdefault(
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
     )  # the command prints progress and errors
+    # An automation takes a run without heartbeats for lost (deployments/automations/alerts.yaml).
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     # Workers that are killed at Ctrl-C leave semaphores behind. They are cleaned up, so the warning is not needed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     _connect_prefect()

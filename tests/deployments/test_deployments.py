@@ -166,6 +166,7 @@ def test_both_deployments_have_a_description_and_enforce_their_schema(deployed: 
         assert deployment.description
         assert deployment.enforce_parameter_schema
         assert deployment.work_pool_name == POOL
+        assert deployment.job_variables == {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}
         assert deployment.entrypoint == "flows/form.py:dream_from_form"
 
 
