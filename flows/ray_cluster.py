@@ -1,5 +1,6 @@
 """A Ray cluster that dreams the shards of a run, through the task runner of prefect-ray."""
 
+import atexit
 import logging
 import os
 import signal
@@ -35,6 +36,7 @@ CONNECT_SECONDS = 5.0
 WATCH_SECONDS = 2.0
 LOST_SECONDS = 40.0
 """If the head does not answer for this long, the run stops. Ray would end this process after 60 s without a message."""
+DISCONNECT_SECONDS = 5.0
 MAX_RETRIES = -1
 """How often Ray repeats a shard whose process or machine dies: without limit."""
 
@@ -71,10 +73,12 @@ def open_cluster(options: ExecutorOptions) -> Iterator["RayCluster"]:
     try:
         nodes = _alive_nodes()
         _check_prefect_url(nodes)
-        with RayCluster(_resources(options, nodes)) as cluster:
-            yield cluster
-    finally:
-        ray.shutdown()
+        cluster = RayCluster(_resources(options, nodes))
+    except BaseException:
+        _disconnect()
+        raise
+    with cluster:
+        yield cluster
 
 
 def _connect(address: str) -> None:
@@ -90,6 +94,15 @@ def _connect(address: str) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _disconnect() -> None:
+    """Disconnect this process from its cluster. Ray waits forever for a head that is frozen, and is then left alone."""
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(DISCONNECT_SECONDS)
+    if thread.is_alive():
+        atexit.unregister(ray.shutdown)
 
 
 def _log_message(data: Any, ignore_prefix: bool) -> None:  # noqa: ARG001 - the signature of Ray
@@ -150,7 +163,7 @@ class RayCluster(RayTaskRunner[Any]):  # type: ignore[misc]  # prefect-ray has n
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._watch.stop()
+        self.stop()
         super().__exit__(*error)
 
     @property
@@ -180,8 +193,8 @@ class RayCluster(RayTaskRunner[Any]):  # type: ignore[misc]  # prefect-ray has n
 
     def stop(self) -> None:
         """Disconnect from the cluster. Ray kills all processes of this run."""
-        self._watch.stop()
-        ray.shutdown()
+        if self._watch.stop():
+            _disconnect()
 
     def explain(self, error: BaseException) -> Unavailable | None:
         """Return an error of Ray as an infrastructure failure."""
@@ -211,8 +224,11 @@ class _Watch:
         self._ask()
         threading.Thread(target=self._run, daemon=True, name="ray-watch").start()
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """End the thread. Return whether this is the first call."""
+        is_first = not self._ended.is_set()
         self._ended.set()
+        return is_first
 
     def _run(self) -> None:
         while not self._ended.wait(WATCH_SECONDS):
