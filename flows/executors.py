@@ -12,7 +12,7 @@ from flows.job import ExecutorOptions
 from flows.prefetch import AnyFuture, bounded_as_completed
 from flows.protocol import Executor
 from flows.run_record import Run
-from flows.work import Shard
+from flows.work import Shard, ShardResult
 
 __all__ = ["WorkerPool", "check_executor", "open_pool", "submitted"]
 
@@ -85,12 +85,17 @@ def open_pool(options: ExecutorOptions) -> AbstractContextManager[WorkerPool]:
     return open_processes()
 
 
-def submitted(pool: WorkerPool, submit: Callable[[Run, Shard], AnyFuture]) -> Executor:
+def submitted(
+    pool: WorkerPool,
+    submit: Callable[[Run, Shard], AnyFuture],
+    on_result: Callable[[ShardResult], None] = lambda _result: None,
+) -> Executor:
     """Return an executor that submits shards to a pool.
 
     Args:
         pool: the open pool.
-        submit: submits one shard to the pool, and returns the future of its rows by status.
+        submit: submits one shard to the pool, and returns the future of its `ShardResult`.
+        on_result: called with the result of each shard, before its rows are yielded.
     """
 
     def window() -> int:
@@ -100,7 +105,12 @@ def submitted(pool: WorkerPool, submit: Callable[[Run, Shard], AnyFuture]) -> Ex
         try:
             for future in bounded_as_completed(partial(submit, run), shards, window, TICK_SECONDS):
                 pool.check()
-                yield future.result() if future else {}
+                if future is None:
+                    yield {}
+                    continue
+                result: ShardResult = future.result()
+                on_result(result)
+                yield result.rows
         except BaseException as error:
             pool.stop()  # otherwise the pool would finish everything that was submitted
             if explained := pool.explain(error):

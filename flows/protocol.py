@@ -194,7 +194,7 @@ def check_failures(run: Run, plan: Plan, counts: Mapping[str, int], storage: Sto
     raise DreamgridError(
         f"the run {run.run_id} was stopped: {failed} of the first {rows} dreams failed "
         f"({run_record.in_words(kinds)}). Finished dreams are kept. To "
-        "continue anyway, run it again with --max-failures 1; to give it up, add --abandon"
+        "continue anyway, run it again with --max-failures 1; to abandon it, add --abandon"
     )
 
 
@@ -240,7 +240,7 @@ def release(destination: str, run_id: str, storage: Storage) -> None:
 
 
 def abandon(destination: str, storage: Storage) -> None:
-    """Give up the unfinished run of a destination, if there is one. Its finished parts stay valid.
+    """Abandon the unfinished run of a destination, if there is one. Its finished parts stay valid.
 
     A process of that run may still work or sleep, but cannot add rows any more: this function writes an empty plan, or
     an empty part for every shard without one. So another run may dream what is missing immediately. A run that tries
