@@ -57,9 +57,9 @@ class Progress:
             self._also.start(run.run_id, run.destination)
 
     def add_shard(self, result: ShardResult) -> None:
-        """Count a finished shard for its machine, and emit its event."""
+        """Count a finished shard for its machine, and emit its event. A shard that was put off has no rows."""
         self._nodes.add(result)
-        if self._run:
+        if self._run and result.rows:
             events.emit_shard(self._run, result)
 
     def update(self, finished: int, planned: int) -> None:

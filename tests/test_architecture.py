@@ -44,7 +44,7 @@ LEVELS = (
     {"executors", "artifacts", "cancellation", "progress", "prefect_names", "events"},
     {"protocol"},
     {"shard", "scan", "verify", "preview", "redream", "single", "retry"},
-    {"run_rows"},
+    {"run_rows", "sharing"},
     {"run_record"},
     {"sheets", "history", "contact", "calibration", "normal_forms", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
