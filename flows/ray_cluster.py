@@ -37,8 +37,8 @@ WATCH_SECONDS = 2.0
 LOST_SECONDS = 40.0
 """If the head does not answer for this long, the run stops. Ray would end this process after 60 s without a message."""
 DISCONNECT_SECONDS = 5.0
-MAX_RETRIES = -1
-"""How often Ray repeats a shard whose process or machine dies: without limit."""
+MAX_RETRIES = 100
+"""How often Ray repeats a shard whose process or machine dies. A shard that ends every process must not run forever."""
 
 
 def check_address(address: str) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from dreamcore.errors import InvalidInput
+from dreamcore.errors import InvalidInput, Unavailable
 from flows import executors
 from flows.job import DreamJob, ExecutorOptions
 from flows.local.ray_nodes import RayNodes, ray_nodes
 from flows.local.stack import Stack
+from flows.ray_cluster import RayCluster
 from flows.ray_worker import TaskResources
 from flows.storage import Storage
 from tests.support.command import DREAMGRID, Command
@@ -151,6 +153,27 @@ def test_the_shard_of_a_frozen_machine_runs_again(
     assert command.returncode == 0, errors
     assert json.loads(output)["done"] == 32
     observer.check_finished(job)
+
+
+MISSING = ModuleNotFoundError("No module named 'flows'")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (WorkerCrashedError(), "the Ray cluster failed: The worker died unexpectedly"),
+        (
+            RayTaskError("run_shard", "a traceback", MISSING, "worker", 1, "::1"),
+            "a process of the Ray cluster failed (ModuleNotFoundError: No module named 'flows'): correct",
+        ),
+        (KeyboardInterrupt(), None),
+        (Unavailable("S3 failed"), None),
+    ],
+)
+def test_errors_of_ray_become_one_line(error: BaseException, message: str | None) -> None:
+    explained = RayCluster(TaskResources(1, 0)).explain(error)
+    assert (explained is None) if message is None else str(explained).startswith(message)
+    assert "\n" not in str(explained)
 
 
 def test_without_the_extra_the_message_names_it(dreamgrid_inprocess: Command, monkeypatch: pytest.MonkeyPatch) -> None:
