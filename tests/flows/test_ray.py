@@ -47,7 +47,7 @@ def start(nodes: RayNodes, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def popen(*arguments: str) -> subprocess.Popen[str]:
-        command = [DREAMGRID, "run", *arguments]
+        command = [str(DREAMGRID), "run", *arguments]
         pipe = subprocess.PIPE
         started.append(
             subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
@@ -163,7 +163,7 @@ MISSING = ModuleNotFoundError("No module named 'flows'")
     [
         (WorkerCrashedError(), "the Ray cluster failed: The worker died unexpectedly"),
         (
-            RayTaskError("run_shard", "a traceback", MISSING, "worker", 1, "::1"),
+            RayTaskError("run_shard", "a traceback", MISSING, "worker", 1, "::1"),  # type: ignore[no-untyped-call]
             "a process of the Ray cluster failed (ModuleNotFoundError: No module named 'flows'): correct",
         ),
         (KeyboardInterrupt(), None),
