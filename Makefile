@@ -56,7 +56,7 @@ bench: .venv/.installed-dev  ## measure speed and memory on this machine; ARGS g
 docs: .venv/.installed  ## write the tables of docs/settings.md from the code
 	.venv/bin/python docs/make_settings.py
 
-clean:  ## stop the embedded servers; remove .venv, .dreamgrid and caches
+clean:  ## stop the embedded servers; remove .venv, .dreamgrid with all objects, and caches
 	@if [ -d .dreamgrid ] && [ -x .venv/bin/dreamgrid ]; then \
 		.venv/bin/dreamgrid down || { \
 		echo "The embedded servers did not stop, so nothing was removed. Remove .venv by hand if it is broken." >&2; exit 1; }; \
