@@ -217,7 +217,7 @@ def check_failures(run: Run, plan: Plan, counts: Mapping[str, int], storage: Sto
 def finish(run: Run, plan: Plan, seconds: float, storage: Storage, found: Scan | None = None) -> Report:
     """Count the rows of the run, and write the index and `success.json`.
 
-    The report is that of a finished run, also if all dreams failed. `run_record.why_failed` says whether the run counts
+    This is the report of a finished run, even if all dreams failed. `run_record.why_failed` says whether the run counts
     as failed.
 
     Args:

@@ -42,6 +42,7 @@ LEVELS = (
     {"dream_collection"},
     {"estimate"},
     {"executors", "artifacts", "cancellation", "progress", "prefect_names", "events"},
+    {"process_pool", "ray_cluster"},
     {"protocol"},
     {"shard", "scan", "verify", "preview", "redream", "single", "retry"},
     {"run_rows", "sharing"},
@@ -54,6 +55,7 @@ LEVELS = (
         "s3_errors",
         "machine",
         "worker_process",
+        "ray_worker",
         "prefetch",
         "sandbox",
         "retries",
@@ -66,6 +68,7 @@ LEVELS = (
         "prefect_logs",
         "photographs",
         "local.servers",
+        "local.ray_nodes",
     },
     {"layout", "globs", "cgroups", "proxies"},
 )
@@ -133,6 +136,9 @@ def test_only_the_flow_and_the_command_import_prefect(module: str) -> None:
         "events",
         "progress",
         "prefect_names",
+        "process_pool",
+        "ray_cluster",
+        "ray_worker",
         "retries",
     }
     assert ("prefect" in packages(FLOWS[module])) == (module.removeprefix("flows.") in parts_of_the_flow | {"cli.run"})
@@ -184,6 +190,7 @@ def test_no_module_has_a_name_without_meaning() -> None:
         ("flows.job", {"torch", "prefect", "boto3"}),
         ("flows.protocol", {"torch", "prefect"}),
         ("flows.redream, flows.preview", {"torch", "prefect"}),
+        ("flows.dream_collection, flows.form, flows.process_pool", {"torch", "ray", "prefect_ray"}),
     ],
 )
 def test_importing_stays_cheap(module: str, absent: set[str]) -> None:
