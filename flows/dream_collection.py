@@ -147,7 +147,10 @@ def dream_shard(
     seconds = round(time.perf_counter() - started, 3)
     failures, node = dict(count.failures), socket.gethostname()
     result = ShardResult(shard.number, run_of_part, rows, failures, count.finished, node, os.getpid(), seconds)
-    log_record(get_run_logger(), events.shard_record(destination, run_id, result))
+    if rows:
+        log_record(get_run_logger(), events.shard_record(destination, run_id, result))
+    else:
+        get_run_logger().info("shard %d is put off: another process has begun it", shard.number)
     return result
 
 

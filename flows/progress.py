@@ -57,7 +57,9 @@ class Progress:
             self._also.start(run.run_id, run.destination)
 
     def add_shard(self, result: ShardResult) -> None:
-        """Count a finished shard for its machine, and emit its event."""
+        """Count a finished shard for its machine, and emit its event. A shard that was put off has no rows."""
+        if not result.rows:
+            return
         self._pace.nodes.add(result)
         if self._run:
             events.emit_shard(self._run, result)

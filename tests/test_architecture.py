@@ -45,7 +45,7 @@ LEVELS = (
     {"process_pool", "ray_cluster"},
     {"protocol"},
     {"shard", "scan", "verify", "preview", "redream", "single", "retry"},
-    {"run_rows"},
+    {"run_rows", "sharing"},
     {"run_record"},
     {"sheets", "history", "contact", "calibration", "normal_forms", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},

@@ -226,7 +226,7 @@ def test_the_policy_allows_exactly_the_calls_of_the_code() -> None:
     allowed = [entry["Action"] if isinstance(entry["Action"], list) else [entry["Action"]] for entry in statements]
     assert {name for names in allowed for name in names} == {action[call] for call in called} - {None}
     assert [entry["Resource"] for entry in statements if "s3:DeleteObject" in entry["Action"]] == [
-        [f"arn:aws:s3:::DESTINATION_BUCKET/PREFIX/_runs/{name}" for name in ("active.json", "probe-*")]
+        [f"arn:aws:s3:::DESTINATION_BUCKET/PREFIX/_runs/{name}" for name in ("active.json", "probe-*", "*/started/*")]
     ]
 
 
