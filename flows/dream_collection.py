@@ -21,7 +21,7 @@ from flows.machine import check_environment, worker_count
 from flows.pace import shard_counter
 from flows.prefect_logs import shorten_errors
 from flows.prefect_names import run_name, tag_run
-from flows.progress import ProgressBar
+from flows.progress import ProgressBar, listing_progress
 from flows.protocol import FinishedRun, run_job
 from flows.retries import with_retries
 from flows.run_record import FailedRun, Report, Run
@@ -106,8 +106,10 @@ def plan_and_check(job: DreamJob) -> tuple[PlannedSettings, ...]:
 
 @task(**with_retries)
 def find_photographs(job: DreamJob) -> Scan:
-    """List the source."""
-    found, log = scan(job, storage()), get_run_logger()
+    """List the source, or read its inventory."""
+    found, log = scan(job, storage(), listing_progress()), get_run_logger()
+    if found.inventory:
+        log.info("read %s instead of listing the source", found.inventory)
     log.info("%d photographs in %s; %d ignored", len(found.sources), job.source, found.ignored)
     if found.ignored:
         log.info("ignored: %s", found.ignored_in_words)

@@ -33,6 +33,7 @@ from flows.cost import (
 from flows.dimensions import HEAD_BYTES, image_size
 from flows.history import finished_dreams
 from flows.job import DreamJob
+from flows.listing import OnListed
 from flows.machine import core_count, gpu_count, worker_count
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
@@ -285,7 +286,9 @@ class _Work:
         return {"get": get, "head": 1, "put": put, "list": lists + self.works}
 
 
-def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, Any]:
+def estimate(
+    job: DreamJob, price_per_hour: float | None = None, on_listed: OnListed = lambda _count: None
+) -> dict[str, Any]:
     """Return what a run of the job would do, and an estimate of its duration and cost. Nothing is written to S3.
 
     The speed is that of an earlier run in the destination, on a machine like this one. Without such a run it is
@@ -294,6 +297,7 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
     Args:
         job: the job.
         price_per_hour: what an hour of this machine costs, in any currency.
+        on_listed: called with the number of objects of the source listed so far.
 
     Returns:
         The fields that `dreamgrid plan --json` prints: counts of photographs, settings, shards and dreams, the run
@@ -305,7 +309,7 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
     """
     settings, store = plan_settings(job), storage()
     check_access(job)
-    found = scan(job, store)
+    found = scan(job, store, on_listed)
     finished = finished_dreams(job.destination, store)
     run, frozen, refusal = _resumable(job, settings)
     pixels = _open_some(found.sources, store)

@@ -1,6 +1,7 @@
 """The progress of a run: in the log, as a bar in the Prefect UI, and for a caller in the same process."""
 
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,7 +15,7 @@ from flows.pace import LINE_SECONDS, Display, Pace, ShardCounts, Snapshot
 from flows.prefect_names import artifact_key
 from flows.run_record import Run
 
-__all__ = ["ProgressBar", "on_progress"]
+__all__ = ["ProgressBar", "listing_progress", "on_progress"]
 
 on_progress: ContextVar[Display | None] = ContextVar("on_progress", default=None)
 """Set by a caller in the same process that wants to show the progress."""
@@ -71,6 +72,21 @@ class ProgressBar:
         except (httpx.HTTPStatusError, ObjectNotFound) as error:  # an unreachable server raises other errors
             get_run_logger().warning("the progress bar of this run cannot be moved: %s", type(error).__name__)
             self._artifact = None
+
+
+def listing_progress() -> Callable[[int], None]:
+    """Return a function that shows how many objects were listed: in the log, and for a caller in this process."""
+    also, log, logged = on_progress.get(), get_run_logger(), time.monotonic()
+
+    def show(count: int) -> None:
+        nonlocal logged
+        if time.monotonic() - logged >= LINE_SECONDS:
+            logged = time.monotonic()
+            log.info("%d objects listed", count)
+        if also:
+            also.listed(count)
+
+    return show
 
 
 def _percent(snapshot: Snapshot) -> float:

@@ -46,8 +46,8 @@ LEVELS = (
     {"shard", "scan", "verify", "preview", "redream", "single", "retry"},
     {"run_rows"},
     {"run_record"},
-    {"sheets", "history", "contact", "calibration", "normal_forms", "local.demo"},
-    {"manifest", "plan", "assets", "cost", "local.stack"},
+    {"sheets", "history", "contact", "calibration", "normal_forms", "inventory", "local.demo"},
+    {"manifest", "plan", "assets", "cost", "listing", "local.stack"},
     {"storage", "decoder", "local.temporary"},
     {
         "job",
