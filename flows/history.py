@@ -112,13 +112,18 @@ def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
     They take 8 bytes for each row, 8 more if the row is not done, and 8 for each photograph.
     """
     keys, failed, sources = ([np.empty(0, np.uint64)] for _ in range(3))
-    for index in _indices(destination, storage):
+    for each in map(_keys_of, _indices(destination, storage)):
+        for arrays, numbers in zip((keys, failed, sources), each, strict=True):
+            arrays.append(numbers)
         pa.default_memory_pool().release_unused()  # the bytes from which the index was read
-        numbers = index["key"].to_numpy()
-        keys.append(numbers)
-        failed.append(numbers[pc.not_equal(index["status"], "done").to_numpy()])
-        sources.append(_without_repetitions(np.sort(index["source"].to_numpy())))
     return FinishedDreams(_sorted(keys), _sorted(failed), _without_repetitions(_sorted(sources)))
+
+
+def _keys_of(index: pa.Table) -> tuple[Keys, Keys, Keys]:
+    """Return the keys of the rows, of those that are not done, and of the photographs."""
+    keys = index["key"].to_numpy()
+    failed = keys[pc.not_equal(index["status"], "done").to_numpy()]
+    return keys, failed, _without_repetitions(np.sort(index["source"].to_numpy()))
 
 
 def _sorted(arrays: list[Keys]) -> Keys:
