@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
@@ -28,13 +28,14 @@ from benchmarks.residence import STATUS, resident
 from benchmarks.timing import Row, now, since
 from flows import history, layout
 from flows.cost import ONE_CORE
-from flows.executors import MIN_SUBMITTED, submitted
+from flows.executors import MIN_SUBMITTED
 from flows.job import DreamJob
 from flows.plan import make_plan
 from flows.prefetch import bounded_as_completed
 from flows.protocol import freeze, run_job
-from flows.run_record import Run, remaining_shards
+from flows.run_record import Run
 from flows.scan import plan_settings, scan
+from flows.sharing import remaining_shards
 from flows.storage import ObjectInfo, Page, Storage
 from flows.work import Shard
 
@@ -174,7 +175,7 @@ def plan(count: int) -> dict[str, Any]:
     found = found.with_warnings(finished)
     run = Run(run_id="run", job=JOB, settings=settings)
     frozen = freeze(run, make_plan(found.sources, settings, finished, ONE_CORE), storage)
-    spent = since(start)
+    spent, requests = since(start), dict(store.requests)
     if frozen.dreams != count:
         raise RuntimeError(f"{frozen.dreams} dreams were planned for {count} photographs")
 
@@ -184,12 +185,12 @@ def plan(count: int) -> dict[str, Any]:
         future.set_result(shard)
         return future
 
-    futures = bounded_as_completed(submit, remaining_shards(run, frozen, storage), MIN_SUBMITTED)
+    futures = bounded_as_completed(submit, remaining_shards(run, frozen, storage, None), MIN_SUBMITTED)
     submitted = sum(future.result().dreams for future in futures)
     if submitted != count:
         raise RuntimeError(f"{submitted} dreams were submitted for {count} photographs")
     figures = {"shards": len(frozen), "plan_mib": len(frozen.parquet) / 2**20}
-    return {"wall": spent.wall, "cpu": spent.cpu, "mib_peak": resident("VmHWM"), **figures, **store.requests}
+    return {"wall": spent.wall, "cpu": spent.cpu, "mib_peak": resident("VmHWM"), **figures, **requests}
 
 
 def run_nightly(count: int, index: Path) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def run_nightly(count: int, index: Path) -> dict[str, Any]:
         JOB,
         settings,
         storage,
-        submitted(_refuse),
+        _refuse,
         find_sources=lambda job: scan(job, storage),
         throughput=ONE_CORE,
     )
@@ -210,8 +211,9 @@ def run_nightly(count: int, index: Path) -> dict[str, Any]:
     return {"wall": spent.wall, "cpu": spent.cpu, "mib_peak": resident("VmHWM"), **store.requests}
 
 
-def _refuse(run: Run, shard: Shard) -> Any:
-    raise RuntimeError(f"the shard {shard.number} of {run.run_id} was submitted")
+def _refuse(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
+    """Refuse to dream: the plan of a night with nothing new is empty."""
+    raise RuntimeError(f"the run {run.run_id} has {sum(1 for _ in shards)} shards")
 
 
 def measure_scale(*, quick: bool, soak: bool) -> list[Row]:

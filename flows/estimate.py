@@ -17,7 +17,7 @@ from dreamcore.catalog import network_spec
 from dreamcore.errors import DreamgridError, InvalidInput
 from dreamcore.settings import DreamSettings, batch_key
 from dreamcore.sizes import default_batch_size
-from flows import calibration, layout, manifest, run_record
+from flows import calibration, layout, manifest, run_record, sharing
 from flows.calibration import Calibration, machine_name
 from flows.cost import (
     CORE,
@@ -275,11 +275,12 @@ class _Work:
             earlier_runs: runs in the destination whose index is read.
             processes: number of worker processes.
         """
-        lists = 7 + max(0, -(-objects // 1000) - 1)
+        lists = 8 + max(0, -(-objects // 1000) - 1)
         if not self.shards:
             return {"get": 6 + earlier_runs, "head": 1, "put": 5, "list": lists - 3}
+        lists += self.shards // sharing.LOOK_AGAIN
         get = 5 + earlier_runs + min(processes, self.shards) + self.works + 2 * self.shards
-        put = 7 + self.dreams + self.shards
+        put = 7 + self.dreams + 2 * self.shards
         if photographs := len(self.sheet_sources):
             get += 1 + earlier_runs + self.sheet_shards + photographs + self.sheet_dreams
             put, lists = put + photographs, lists + 1
@@ -291,8 +292,8 @@ def estimate(
 ) -> dict[str, Any]:
     """Return what a run of the job would do, and an estimate of its duration and cost. Nothing is written to S3.
 
-    The speed is that of an earlier run in the destination, on a machine like this one. Without such a run it is
-    measured, and kept in the user's cache.
+    The estimate is for this machine. It uses the speed of an earlier run in the destination on the same kind of
+    machine. If there is none, the speed is measured and kept in the user's cache.
 
     Args:
         job: the job.
@@ -300,7 +301,7 @@ def estimate(
         on_listed: called with the number of objects of the source listed so far.
 
     Returns:
-        The fields that `dreamgrid plan --json` prints: counts of photographs, settings, shards and dreams, the run
+        The fields that `dreamgrid plan --json` prints: counts of photographs, grid points, shards and dreams, the run
         that would be resumed, the reason why a run would be refused, estimated seconds and where their speed comes
         from, requests to S3 by method, and the cost.
 
@@ -342,7 +343,7 @@ def estimate(
         "refused": refusal,
         "photographs": len(found.sources),
         **found.with_warnings(finished).report(),
-        "settings": len(settings),
+        "grid_points": len(settings),
         "planned": work.dreams,
         "done": total - work.dreams,
         "failed_earlier": finished.failures(found.sources, settings).dreams,

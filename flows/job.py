@@ -1,12 +1,23 @@
 """The job of a run. One class is the job file, the flags of the command line and the form in the Prefect UI."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from dreamcore.errors import ErrorKind, InvalidInput
 from dreamcore.grid import Grid
@@ -15,7 +26,16 @@ from dreamcore.targets import Frozen
 from flows.globs import compile_globs
 from flows.layout import FOLDERS, check_uri, folder_uri
 
-__all__ = ["DreamJob", "RetryFailed", "explain_validation", "read_job"]
+__all__ = [
+    "AUTO",
+    "WITHOUT_EFFECT_ON_DREAMS",
+    "DreamJob",
+    "ExecutorName",
+    "ExecutorOptions",
+    "RetryFailed",
+    "explain_validation",
+    "read_job",
+]
 
 
 def _read_kinds(value: object) -> object:
@@ -33,9 +53,52 @@ RetryFailed = Annotated[bool | tuple[ErrorKind, ...], BeforeValidator(_read_kind
 """Which failed dreams of earlier runs a run tries again: none, all, or those of some error kinds."""
 
 
+ExecutorName = Literal["processes", "ray"]
+AUTO = "auto"
+"""The address of the Ray cluster that this machine belongs to."""
+_ADDRESS = r"^(auto|(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5})$"
+
+
+class ExecutorOptions(Frozen):
+    """Where the shards of a run are dreamt. The name alone stands for the mapping: `executor: ray`."""
+
+    name: ExecutorName = "processes"
+    """Where the dreams are made: processes of this machine, or tasks of a Ray cluster."""
+    address: str = Field(default=AUTO, json_schema_extra={"pattern": _ADDRESS})
+    """Address of the Ray cluster, HOST:PORT; auto is the cluster that this machine belongs to."""
+    cpus: float = Field(default=1, gt=0)
+    """CPUs that Ray reserves for each task. A task computes with one thread."""
+    gpus: float | None = Field(default=None, ge=0, le=1)
+    """GPUs of each task: 1, 0, or a fraction to share a GPU. The default is 1 if the cluster has GPUs, otherwise 0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        if not re.fullmatch(_ADDRESS, address):  # the message leaves out the address, which may contain a password
+            raise ValueError("this is not the address of a Ray cluster: write HOST:PORT, for example 10.0.0.1:6379")
+        return address
+
+    @model_validator(mode="after")
+    def _need_ray(self) -> Self:
+        if self.name == "processes" and self != type(self).model_construct():
+            raise ValueError("address, cpus and gpus cannot be given for processes: write name: ray")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        mapping = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [mapping, {"enum": list(get_args(ExecutorName))}]}
+
+
 # An inventory only says how the photographs are found. If it counted, the job of the next night, with a new inventory,
 # could not continue an unfinished run, although the frozen plan of that run needs no inventory.
-_WITHOUT_EFFECT_ON_DREAMS = {"sheets", "stage_scores", "max_failures", "strict", "retry_failed", "inventory"}
+WITHOUT_EFFECT_ON_DREAMS = {"executor", "sheets", "stage_scores", "max_failures", "strict", "retry_failed", "inventory"}
+"""Fields that are not part of `job_id`."""
 
 
 def _check_inventory(uri: str | None) -> str | None:
@@ -91,18 +154,22 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. If more fail, the run fails, at its end or after 100 dreams.",
+        description="Largest share of finished dreams that may fail; checked from the 100th dream on, and at the end.",
     )
     strict: bool = Field(
         default=False,
-        description="Whether a run fails if one dream failed, now or earlier, or if there is no photograph.",
+        description="Fail the run if a dream failed. With nothing to do, fail it also if a dream failed earlier, or if "
+        "the source has no photograph.",
     )
     retry_failed: RetryFailed = Field(
         default=False,
-        description="Dream nothing new, but try failed dreams of earlier runs again: true, or a list of error kinds.",
+        description="Try failed dreams of earlier runs again, and dream nothing new: true, or a list of error kinds.",
     )
     sheets: int = Field(
         default=24, ge=0, le=1000, description="Number of photographs that get a contact sheet after the run."
+    )
+    executor: ExecutorOptions = Field(
+        default=ExecutorOptions(), description="Where the dreams are made: processes, or ray with its options."
     )
 
     @field_validator("grid", mode="before")
@@ -130,7 +197,7 @@ class DreamJob(Frozen):
         Fields that change no dream do not count. An empty `exclude` does not count either, so that runs of versions
         without this field can be resumed.
         """
-        left_out = _WITHOUT_EFFECT_ON_DREAMS | (set() if self.exclude else {"exclude"})
+        left_out = WITHOUT_EFFECT_ON_DREAMS | (set() if self.exclude else {"exclude"})
         return digest(self.model_dump(mode="json", exclude=left_out))
 
     def settings(self) -> tuple[DreamSettings, ...]:
@@ -143,7 +210,8 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
 
     Args:
         path: the job file; None if `overrides` describes the whole job.
-        overrides: values by field. A mapping for `grid` or `output` replaces only the entries that it names.
+        overrides: values by field. A mapping for `grid`, `output` or `executor` replaces only the entries that it
+            names.
 
     Raises:
         InvalidInput: the file does not exist or is not YAML, or a field is wrong; the message names the field.
@@ -154,6 +222,8 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
             fields[name] = value
         elif isinstance(entries := fields.get(name) or {}, Mapping):  # otherwise the validation reports the field
             fields[name] = {**entries, **value}
+        elif name == "executor":  # the name alone
+            fields[name] = value
     try:
         return DreamJob.model_validate(fields)
     except ValidationError as error:

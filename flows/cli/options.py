@@ -50,7 +50,8 @@ memory_option = click.option(
     expose_value=False,
     callback=_set_memory,
     metavar="SIZE",
-    help="Memory that each dreaming process may use, for example 2GiB. Larger images are computed in tiles.",
+    help="Memory that each dreaming process may use, for example 2GiB. Larger images are computed in memory tiles, "
+    "which do not change the look.",
 )
 
 
@@ -173,7 +174,7 @@ def job_options(command: Command) -> Command:
     for decorate in (
         field_options(Output),
         field_options(Grid, "points"),
-        field_options(DreamJob, "grid", "output", "strict", "retry_failed"),
+        field_options(DreamJob, "grid", "output", "strict", "retry_failed", "executor"),
         click.argument("job", required=False, type=click.Path(path_type=Path)),
     ):
         command = decorate(command)
