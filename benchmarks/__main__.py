@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import collection, dreams, gpu, host, machine, memory, report, steps
+from benchmarks import collection, dreams, gpu, host, machine, memory, report, scale, steps
 from benchmarks.timing import Row
 from flows.machine import max_memory
 from flows.worker_process import disable_heap_trimming
@@ -49,7 +49,8 @@ def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, li
     Args:
         wanted: names of sections.
         quick: few rounds of small cases.
-        soak: in section `memory`, also make many dreams in one process.
+        soak: in section `memory`, also make many dreams in one process; in section `scale`, also plan ten million
+            photographs.
     """
     others: dict[str, Callable[[], list[Row]]] = {
         "machine": lambda: machine.measure_machine(quick=quick),
@@ -58,6 +59,7 @@ def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, li
         "collection": lambda: collection.measure_collection(quick=quick),
         "files": lambda: dreams.measure_files(quick=quick),
         "memory": lambda: memory.measure_memory(quick=quick, soak=soak),
+        "scale": lambda: scale.measure_scale(quick=quick, soak=soak),
         "gpu": lambda: gpu.measure_gpu(quick=quick),
     }
     together = [name for name in STEPS if name in wanted]
@@ -79,7 +81,11 @@ def _log(section: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description="Measure Dreamgrid on this machine.")
     parser.add_argument("--quick", action="store_true", help="few rounds of small cases, to check that it works")
-    parser.add_argument("--soak", action="store_true", help="in section memory, also 2,000 dreams in one process")
+    parser.add_argument(
+        "--soak",
+        action="store_true",
+        help="in section memory, also 2,000 dreams in one process; in section scale, also ten million photographs",
+    )
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), metavar="FILE", help="the JSON output")
     parser.add_argument("--only", nargs="+", choices=list(report.TITLES), metavar="NAME", help=", ".join(report.TITLES))
     return parser

@@ -1,9 +1,7 @@
 """Section `memory`: the memory of a step, and whether the memory of a process grows over many dreams."""
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
@@ -24,24 +22,17 @@ from benchmarks.contenders import (
     pixels,
 )
 from benchmarks.processes import ProcessGroup, become_worker
+from benchmarks.residence import STATUS, resident
 from benchmarks.timing import Row
 from dreamcore.batch import DreamRequest, dream_photograph
 from dreamcore.images import Photograph
 from dreamcore.settings import DreamSettings
 from flows.worker_process import trim_heap
 
-STATUS = Path("/proc/self/status")
 FEW, HALF, MANY = 200, 1000, 2000
 """Numbers of dreams after which the memory is read."""
 SIDES = 64, 192
 """Range of the random sides of these dreams in pixels. oneDNN caches kernels for every size."""
-
-
-def resident(field: str) -> float:
-    """Return the resident memory of this process in MiB: now (`VmRSS`) or its peak (`VmHWM`)."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    assert found, f"{STATUS} has no {field}"
-    return int(found[1]) / 1024
 
 
 def prepare_step(name: str, subject: Subject, size: Size) -> Callable[[object], tuple[float, float]]:

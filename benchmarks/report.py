@@ -22,6 +22,7 @@ TITLES = {
     "collection": "collection: from S3 to S3 through the flow",
     "files": "files: encoding a dream",
     "memory": "memory: resident memory of a process",
+    "scale": "scale: coordinating a run over many photographs",
     "gpu": "gpu: one step on a GPU",
 }
 """Titles of the sections, in the order of the report."""
@@ -50,6 +51,8 @@ FIGURES = {
     "mib_middle": "{:.0f} after 1,000",
     "mib_late": "{:.0f} at the end",
     "growth": "{:+.1%}",
+    "lists": "{:.0f} LIST",
+    "gets": "{:.0f} GET",
 }
 """Derived values of a row, with their formats."""
 

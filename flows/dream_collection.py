@@ -22,7 +22,7 @@ from flows.pace import shard_counter
 from flows.prefect_logs import log_record, shorten_errors
 from flows.prefect_names import run_name, tag_run
 from flows.prefetch import AnyFuture
-from flows.progress import Progress
+from flows.progress import Progress, listing_progress
 from flows.protocol import FinishedRun, run_job
 from flows.retries import with_retries
 from flows.run_record import FailedRun, Report, Run
@@ -107,8 +107,10 @@ def plan_and_check(job: DreamJob) -> tuple[PlannedSettings, ...]:
 
 @task(**with_retries)
 def find_photographs(job: DreamJob) -> Scan:
-    """List the source."""
-    found, log = scan(job, storage()), get_run_logger()
+    """List the source, or read its inventory."""
+    found, log = scan(job, storage(), listing_progress()), get_run_logger()
+    if found.inventory:
+        log.info("read %s instead of listing the source", found.inventory)
     log.info("%d photographs in %s; %d ignored", len(found.sources), job.source, found.ignored)
     if found.ignored:
         log.info("ignored: %s", found.ignored_in_words)

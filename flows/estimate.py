@@ -34,6 +34,7 @@ from flows.cost import (
 from flows.dimensions import HEAD_BYTES, image_size
 from flows.history import finished_dreams
 from flows.job import DreamJob
+from flows.listing import OnListed
 from flows.machine import core_count, gpu_count, worker_count
 from flows.parts import list_parts
 from flows.plan import Plan, Sources, make_plan
@@ -294,7 +295,9 @@ class _Work:
         return {"get": get, "head": 1 + self.shards, "put": put, "list": lists + self.works}
 
 
-def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, Any]:
+def estimate(
+    job: DreamJob, price_per_hour: float | None = None, on_listed: OnListed = lambda _count: None
+) -> dict[str, Any]:
     """Return what a run of the job would do, and an estimate of its duration and cost. Nothing is written to S3.
 
     The estimate is for this machine. It uses the speed of an earlier run in the destination on the same kind of
@@ -303,6 +306,7 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
     Args:
         job: the job.
         price_per_hour: what an hour of this machine costs, in any currency.
+        on_listed: called with the number of objects of the source listed so far.
 
     Returns:
         The fields that `dreamgrid plan --json` prints: counts of photographs, grid points, shards and dreams, the run
@@ -314,7 +318,7 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
     """
     settings, store = plan_settings(job), storage()
     check_access(job)
-    found = scan(job, store)
+    found = scan(job, store, on_listed)
     finished = finished_dreams(job.destination, store)
     run, frozen, refusal = _resumable(job, settings)
     pixels = _open_some(found.sources, store)

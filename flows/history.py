@@ -5,10 +5,10 @@ while the addresses and ETags of the run's parts are those that it was built fro
 """
 
 import io
-from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +23,14 @@ from flows.parts import Part, list_parts
 from flows.plan import Sources
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import Storage
-from flows.work import PlannedSettings, dream_key
+from flows.work import Keys, PlannedSettings, dream_keys
 
 __all__ = [
     "Failures",
     "FinishedDreams",
     "build_index",
     "contains",
+    "contains_each",
     "finished_dreams",
     "has_valid_index",
     "parts_with",
@@ -48,7 +49,6 @@ _INDEX = pa.schema(
         ("status", pa.dictionary(pa.int8(), pa.string())),
     ]
 )
-_Keys = NDArray[np.uint64]
 
 
 class Failures(NamedTuple):
@@ -68,16 +68,16 @@ class FinishedDreams:
     `retry_failed` tries it again.
     """
 
-    keys: _Keys
+    keys: Keys
     """Keys of all rows, sorted."""
-    failed: _Keys
+    failed: Keys
     """Keys of the rows whose status is not done, sorted."""
-    sources: _Keys
+    sources: Keys
     """The photographs that have rows, as 64-bit numbers of their addresses, sorted."""
 
-    def __call__(self, key: int) -> bool:
-        """Return whether the destination has a row for the dream with this key."""
-        return contains(self.keys, key)
+    def __call__(self, keys: Keys) -> NDArray[np.bool_]:
+        """Return for each key whether the destination has a row for this dream."""
+        return contains_each(self.keys, keys)
 
     def has_source(self, uri: str) -> bool:
         """Return whether the destination has a row for any version of the photograph at this address."""
@@ -86,17 +86,26 @@ class FinishedDreams:
     def failures(self, sources: Sources, settings: Sequence[PlannedSettings]) -> Failures:
         """Count the dreams of these photographs and settings that failed or were skipped."""
         photographs = dreams = 0
-        for source in sources if len(self.failed) else ():
-            keys = (dream_key(source.uri, source.etag, planned.settings_id) for planned in settings)
-            failed = sum(contains(self.failed, key) for key in keys)
-            photographs, dreams = photographs + bool(failed), dreams + failed
+        for batch in sources.batches() if len(self.failed) else ():
+            uris, etags = batch["uri"].to_pylist(), batch["etag"].to_pylist()
+            failed = np.zeros(len(batch), np.int64)
+            for planned in settings:
+                failed += contains_each(self.failed, dream_keys(uris, etags, repeat(planned.settings_id)))
+            photographs, dreams = photographs + int(np.count_nonzero(failed)), dreams + int(failed.sum())
         return Failures(photographs, dreams)
 
 
-def contains(keys: _Keys, key: int) -> bool:
-    """Return whether sorted keys contain `key`, by binary search: there may be millions of keys and calls."""
-    place = np.searchsorted(keys, np.uint64(key))
-    return bool(place < len(keys) and keys[place] == key)
+def contains(keys: Keys, key: int) -> bool:
+    """Return whether sorted keys contain `key`."""
+    return bool(contains_each(keys, np.array([key], np.uint64))[0])
+
+
+def contains_each(keys: Keys, wanted: Keys) -> NDArray[np.bool_]:
+    """Return for each of the keys in `wanted` whether the sorted `keys` contain it, by binary search."""
+    if not len(keys):
+        return np.zeros(len(wanted), np.bool_)
+    places = np.searchsorted(keys, wanted)
+    return np.asarray(keys.take(places, mode="clip") == wanted)
 
 
 def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
@@ -105,14 +114,31 @@ def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
     They take 8 bytes for each row, 8 more if the row is not done, and 8 for each photograph.
     """
     keys, failed, sources = ([np.empty(0, np.uint64)] for _ in range(3))
-    for index in _indices(destination, storage):
-        numbers = index["key"].to_numpy()
-        keys.append(numbers)
-        failed.append(numbers[pc.not_equal(index["status"], "done").to_numpy()])
-        sources.append(np.unique(index["source"].to_numpy()))
-    return FinishedDreams(
-        np.sort(np.concatenate(keys)), np.sort(np.concatenate(failed)), np.unique(np.concatenate(sources))
-    )
+    for each in map(_keys_of, _indices(destination, storage)):
+        for arrays, numbers in zip((keys, failed, sources), each, strict=True):
+            arrays.append(numbers)
+        pa.default_memory_pool().release_unused()  # the bytes from which the index was read
+    return FinishedDreams(_sorted(keys), _sorted(failed), _without_repetitions(_sorted(sources)))
+
+
+def _keys_of(index: pa.Table) -> tuple[Keys, Keys, Keys]:
+    """Return the keys of the rows, of those that are not done, and of the photographs."""
+    keys = index["key"].to_numpy()
+    failed = keys[pc.not_equal(index["status"], "done").to_numpy()]
+    return keys, failed, _without_repetitions(np.sort(index["source"].to_numpy()))
+
+
+def _sorted(arrays: list[Keys]) -> Keys:
+    """Return all numbers sorted, and empty the list: for ten million rows, each copy takes 80 MB."""
+    numbers = np.concatenate(arrays)
+    arrays.clear()
+    numbers.sort()
+    return numbers
+
+
+def _without_repetitions(numbers: Keys) -> Keys:
+    """Return sorted numbers once each. `np.unique` needs several times as much memory."""
+    return numbers[np.append(True, numbers[1:] != numbers[:-1])] if len(numbers) else numbers
 
 
 def parts_with(sources: Iterable[str], destination: str, storage: Storage) -> list[str]:
@@ -197,7 +223,8 @@ def _runs(destination: str, storage: Storage) -> Iterator[tuple[list[Part], pa.T
 def _parse_index(data: bytes | None, parts: Sequence[Part]) -> pa.Table | None:
     """Return the index in `data`; None if it is missing, damaged, or was built from other parts."""
     try:
-        index = pq.read_table(io.BytesIO(data or b""))
+        with pq.ParquetFile(pa.BufferReader(data or b"")) as file:
+            index = file.read(use_threads=False)  # with threads, all columns would be in memory twice
     except (pa.ArrowException, OSError):
         return None
     is_valid = index.schema.equals(_INDEX) and (index.schema.metadata or {}).get(b"parts") == _fingerprint(parts)
@@ -210,11 +237,10 @@ def _fingerprint(parts: Sequence[Part]) -> bytes:
 
 def _index_of(part: pa.Table) -> pa.Table:
     """Return the index entries of one part."""
-    sources, keys = array("Q"), array("Q")  # 8 bytes for each number
-    for source_uri, *rest in zip(*(part[name].to_pylist() for name in manifest.IDENTITY), strict=True):
-        sources.append(source_key(source_uri))
-        keys.append(dream_key(source_uri, *rest))
-    numbers = (pa.array(np.array(each, np.uint64)) for each in (sources, keys))
+    uris, *rest = (part[name].to_pylist() for name in manifest.IDENTITY)
+    by_uri = {uri: source_key(uri) for uri in dict.fromkeys(uris)}
+    sources = np.fromiter((by_uri[uri] for uri in uris), np.uint64, len(uris))
+    numbers = (pa.array(each) for each in (sources, dream_keys(uris, *rest)))
     return pa.table([part["shard"], *numbers, part["status"].cast(_INDEX.field("status").type)], schema=_INDEX)
 
 

@@ -95,8 +95,18 @@ class ExecutorOptions(Frozen):
         return {"anyOf": [mapping, {"enum": list(get_args(ExecutorName))}]}
 
 
-WITHOUT_EFFECT_ON_DREAMS = {"executor", "sheets", "stage_scores", "max_failures", "strict", "retry_failed"}
+# An inventory only says how the photographs are found. If it counted, the job of the next night, with a new inventory,
+# could not continue an unfinished run, although the frozen plan of that run needs no inventory.
+WITHOUT_EFFECT_ON_DREAMS = {"executor", "sheets", "stage_scores", "max_failures", "strict", "retry_failed", "inventory"}
 """Fields that are not part of `job_id`."""
+
+
+def _check_inventory(uri: str | None) -> str | None:
+    if uri is not None:
+        check_uri(uri)
+        if not uri.endswith(("/", ".json")):
+            raise ValueError(f"{uri} is neither the address of a manifest.json nor a folder with a slash at its end")
+    return uri
 
 
 def _as_list(value: object) -> object:
@@ -121,6 +131,13 @@ class DreamJob(Frozen):
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 prefix for dreams, manifest and contact sheets.",
         examples=["s3://dreams/nightly/"],
+    )
+    inventory: Annotated[str | None, AfterValidator(_check_inventory)] = Field(
+        default=None,
+        json_schema_extra={"pattern": "^s3://[^/]+"},
+        description="S3 Inventory to read instead of listing the source: the address of its manifest.json, or the "
+        "folder of its configuration for the newest one.",
+        examples=["s3://inventories/photos/daily/"],
     )
     exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list), AfterValidator(_sorted_patterns)] = Field(
         default=(),

@@ -68,6 +68,9 @@ class Display(Protocol):
     def start(self, run_id: str, destination: str) -> None:
         """Show which run has begun."""
 
+    def listed(self, count: int) -> None:
+        """Show how many objects of the source have been listed so far."""
+
     def show(self, snapshot: Snapshot) -> None:
         """Show the progress."""
 

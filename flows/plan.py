@@ -1,32 +1,37 @@
 """Cut sources and settings into shards. Pure functions: no S3, no clock, no torch.
 
-Photographs are held in Arrow columns, and a plan is held as the Parquet bytes that are frozen. As Python objects a
-million photographs would need more than a gigabyte.
+Photographs are held in compressed Arrow columns, and a plan is held as the Parquet bytes that are frozen. As Python
+objects, a million photographs would need more than a gigabyte.
 """
 
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from functools import lru_cache
+from itertools import compress, groupby, islice, repeat
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from flows.cost import ONE_CORE, Throughput, estimate_seconds
-from flows.work import PlannedSettings, ReplacedPart, Shard, Source, Work, dream_key
+from flows.cost import ONE_CORE, Throughput, estimate_pixels, reference_seconds
+from flows.work import Keys, PlannedSettings, ReplacedPart, Shard, Source, Work, dream_keys
 
 __all__ = [
     "MAX_SHARDS",
     "MIN_SHARDS_PER_PROCESS",
     "SHARD_SECONDS",
+    "IsDone",
     "Plan",
     "Sources",
     "freeze_retry",
     "make_plan",
     "shard_count",
+    "sources_of",
 ]
 
 SHARD_SECONDS = 60.0
@@ -53,12 +58,24 @@ _RETRY = pa.schema([*_PLAN, ("part_run_id", pa.string()), ("part_etag", pa.strin
 """The plan of a run that tries failed dreams again: each shard replaces a part of an earlier run. `part_last_shard` is
 null if the part is not merged. Dreamgrid 0.1 did not write this column."""
 _NOT_RETRIED = "not_retried"
+
+IsDone = Callable[[Keys], NDArray[np.bool_] | bool]
+"""Returns which of these dreams are done. A single value stands for all of them."""
+_Bits = NDArray[np.uint8]
+"""Which dreams of a batch are missing, one bit for each."""
 _ROWS_PER_BATCH = 10_000
 """Rows of a table that exist as Python objects at one time."""
+_BATCHES_PER_BLOCK = 2
+"""Batches of photographs that are sorted together, at least."""
+_BLOCKS = 16
+"""A block has at least this part of the photographs before it, so that there are not too many blocks."""
 
 
 class Sources:
     """Photographs in the order of their addresses. Iterating builds the `Source` objects one by one.
+
+    The photographs are compressed: they take about 30 bytes each. They are sorted in blocks, and blocks that overlap
+    are merged whenever the photographs are read.
 
     Args:
         sources: the photographs, in any order.
@@ -66,25 +83,75 @@ class Sources:
 
     def __init__(self, sources: Iterable[Source]) -> None:
         rows = ((source.uri, len(source.name), source.etag, source.size) for source in sources)
-        self._table = pa.Table.from_batches(_batches(rows, _SOURCES), _SOURCES).combine_chunks()
-        self._order = pc.sort_indices(self._table["uri"])
+        batches = _batches(rows, _SOURCES)
+        self._runs: list[list[pa.Buffer]] = []
+        self._length = 0
+        last = ""
+        while block := list(islice(batches, max(_BATCHES_PER_BLOCK, self._length // _ROWS_PER_BATCH // _BLOCKS))):
+            table = _sorted(pa.Table.from_batches(block))
+            if not self._runs or table["uri"][0].as_py() < last:
+                self._runs.append([])  # the block cannot be appended to the last one
+            last = table["uri"][-1].as_py()
+            self._runs[-1] += map(_compressed, _pieces(table))
+            self._length += len(table)
+            pa.default_memory_pool().release_unused()
 
     def __len__(self) -> int:
-        return len(self._table)
+        return self._length
 
     def __iter__(self) -> Iterator[Source]:
-        return self._ordered(self._order)
+        return (source for batch in self.batches() for source in sources_of(batch))
 
     def not_ascii(self) -> Iterator[Source]:
         """Yield the photographs whose addresses have characters besides ASCII."""
-        selected = pc.invert(pc.string_is_ascii(self._table["uri"]))
-        return self._ordered(self._order.filter(selected.take(self._order)))
+        for batch in self.batches():
+            yield from sources_of(batch.filter(pc.invert(pc.string_is_ascii(batch["uri"]))))
 
-    def _ordered(self, rows: pa.Array) -> Iterator[Source]:
-        for first in range(0, len(rows), _ROWS_PER_BATCH):  # a sorted copy would double the memory
-            batch = self._table.take(rows.slice(first, _ROWS_PER_BATCH))
-            for uri, length, etag, size in _rows(batch.to_batches()):
-                yield Source(uri, uri[len(uri) - length :], etag, size)
+    def batches(self) -> Iterator[pa.Table]:
+        """Yield the photographs as tables of some thousand rows, for `sources_of`. They are the same at each call."""
+        runs = [map(_decompressed, run) for run in self._runs]
+        return runs[0] if len(runs) == 1 else _merged(runs)
+
+
+def sources_of(batch: pa.Table) -> Iterator[Source]:
+    """Yield the photographs of a table of `Sources.batches`."""
+    for uri, length, etag, size in _rows(batch.to_batches()):
+        yield Source(uri, uri[len(uri) - length :], etag, size)
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    return table.take(pc.sort_indices(table["uri"]))  # `Table.sort_by` loads a query engine, which takes 20 MB
+
+
+def _pieces(table: pa.Table) -> Iterator[pa.Table]:
+    return (table.slice(first, _ROWS_PER_BATCH) for first in range(0, len(table), _ROWS_PER_BATCH))
+
+
+def _compressed(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
+
+
+def _decompressed(data: pa.Buffer) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()
+
+
+def _merged(runs: Iterable[Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    """Merge tables that are sorted by `uri`, with one table of each run in memory."""
+    heads = [(head, run) for run in runs if (head := next(run, None))]
+    while heads:
+        # Every row up to the smallest last row of the heads is in the heads.
+        bound = min(head["uri"][-1].as_py() for head, _ in heads)
+        taken, rest = [], []
+        for head, run in heads:
+            count = pc.sum(pc.less_equal(head["uri"], bound)).as_py()
+            taken.append(head.slice(0, count))
+            if left := head.slice(count) if count < len(head) else next(run, None):
+                rest.append((left, run))
+        heads = rest
+        yield from _pieces(_sorted(pa.concat_tables(taken)))
 
 
 @dataclass(frozen=True)
@@ -166,7 +233,7 @@ def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Any, ...]]:
 def make_plan(
     sources: Sources,
     settings: Sequence[PlannedSettings],
-    is_done: Callable[[int], bool],
+    is_done: IsDone,
     throughput: Throughput = ONE_CORE,
 ) -> Plan:
     """Cut the dreams that are not done yet into shards of about equal cost.
@@ -174,19 +241,18 @@ def make_plan(
     Args:
         sources: the photographs.
         settings: the points of the grid.
-        is_done: returns whether the manifest already has the dream with this `dream_key`.
+        is_done: returns for an array of `dream_key`s which of these dreams the manifest already has.
         throughput: the speed of the machine that will dream.
 
     Returns:
         Shards in a stable order. Every pair of a photograph and settings that is not done is in exactly one shard.
     """
-    shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # most photographs need the same settings: keep one tuple
-    missing = (_missing(source, settings, is_done) for source in sources)
-    todo = [shared.setdefault(indices, indices) for indices in missing]
-    speeds = [throughput.speed_of(planned) for planned in settings]
-    seconds = sum(seconds for _, entries in _estimated(sources, todo, settings, speeds) for _, seconds in entries)
-    count = min(sum(map(len, todo)), shard_count(seconds, throughput.processes))
-    rows = _cut(_estimated(sources, todo, settings, speeds), seconds / max(count, 1))
+    missing = [_missing(batch, settings, is_done) for batch in sources.batches()]
+    dreams = sum(int(np.bitwise_count(bits).sum()) for bits in missing)
+    estimates = [_estimate(planned, throughput.speed_of(planned)) for planned in settings]
+    seconds = sum(seconds for _, entries in _estimated(sources, missing, estimates) for _, seconds in entries)
+    count = min(dreams, shard_count(seconds, throughput.processes))
+    rows = _cut(_estimated(sources, missing, estimates), seconds / max(count, 1))
     frozen = io.BytesIO()
     with pq.ParquetWriter(frozen, _PLAN, compression="zstd") as writer:
         for batch in _batches(rows, _PLAN):
@@ -231,21 +297,39 @@ def shard_count(seconds: float, processes: int) -> int:
     return max(MIN_SHARDS_PER_PROCESS * processes, min(math.ceil(seconds / SHARD_SECONDS), MAX_SHARDS))
 
 
-def _missing(source: Source, settings: Sequence[PlannedSettings], is_done: Callable[[int], bool]) -> tuple[int, ...]:
-    """Return the indices of the settings under which a photograph is not dreamt yet."""
-    keys = (dream_key(source.uri, source.etag, planned.settings_id) for planned in settings)
-    return tuple(index for index, key in enumerate(keys) if not is_done(key))
+def _missing(batch: pa.Table, settings: Sequence[PlannedSettings], is_done: IsDone) -> _Bits:
+    """Return which dreams are not done, for each photograph of a batch and each of the settings."""
+    uris, etags = batch["uri"].to_pylist(), batch["etag"].to_pylist()
+    missing = np.empty((len(batch), len(settings)), np.bool_)
+    for index, planned in enumerate(settings):
+        missing[:, index] = np.logical_not(is_done(dream_keys(uris, etags, repeat(planned.settings_id))))
+    return np.packbits(missing)
 
 
 _Estimated = Iterator[tuple[Source, list[tuple[int, float]]]]
 """Each photograph with the indices of its missing settings and the estimated seconds of each."""
 
 
+def _estimate(planned: PlannedSettings, speed: float) -> Callable[[Source], float]:
+    """Return a function that returns about how many seconds the dream of a photograph takes."""
+
+    @lru_cache(maxsize=2**12)  # most photographs have more than `max_pixels` pixels
+    def seconds(pixels: int) -> float:
+        return reference_seconds(planned, pixels) / speed
+
+    max_pixels = planned.settings.max_pixels
+    return lambda source: seconds(estimate_pixels(source, max_pixels))
+
+
 def _estimated(
-    sources: Sources, todo: Sequence[tuple[int, ...]], settings: Sequence[PlannedSettings], speeds: Sequence[float]
+    sources: Sources, missing: Sequence[_Bits], estimates: Sequence[Callable[[Source], float]]
 ) -> _Estimated:
-    for source, indices in zip(sources, todo, strict=True):
-        yield source, [(index, estimate_seconds(source, settings[index], speeds[index])) for index in indices]
+    count = len(estimates)
+    for batch, bits in zip(sources.batches(), missing, strict=True):
+        todo = np.unpackbits(bits, count=len(batch) * count).reshape(len(batch), count)
+        some = todo.any(axis=1)
+        for source, marks in zip(sources_of(batch.filter(pa.array(some))), todo[some].tolist(), strict=True):
+            yield source, [(index, estimates[index](source)) for index in compress(range(count), marks)]
 
 
 def _cut(estimated: _Estimated, shard_seconds: float) -> Iterator[tuple[Any, ...]]:

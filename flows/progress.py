@@ -21,7 +21,7 @@ from flows.rates import RunPace
 from flows.run_record import Run
 from flows.work import ShardResult
 
-__all__ = ["Progress", "on_progress"]
+__all__ = ["Progress", "listing_progress", "on_progress"]
 
 on_progress: ContextVar[Display | None] = ContextVar("on_progress", default=None)
 """Set by a caller in the same process that wants to show the progress."""
@@ -130,6 +130,21 @@ class _LiveArtifact:
 
 def _move_bar(bar: UUID, snapshot: Snapshot) -> None:
     update_progress_artifact(bar, _percent(snapshot), str(snapshot))
+
+
+def listing_progress() -> Callable[[int], None]:
+    """Return a function that shows how many objects were listed: in the log, and for a caller in this process."""
+    also, log, logged = on_progress.get(), get_run_logger(), time.monotonic()
+
+    def show(count: int) -> None:
+        nonlocal logged
+        if time.monotonic() - logged >= LINE_SECONDS:
+            logged = time.monotonic()
+            log.info("%d objects listed", count)
+        if also:
+            also.listed(count)
+
+    return show
 
 
 def _percent(snapshot: Snapshot) -> float:

@@ -15,8 +15,10 @@ from flows import layout, normal_forms
 from flows.assets import resolve
 from flows.globs import compile_globs
 from flows.history import FinishedDreams
+from flows.inventory import Inventory
 from flows.job import DreamJob, explain_validation
 from flows.layout import parse_uri
+from flows.listing import OnListed, list_objects
 from flows.photographs import Selection, describe_ignored
 from flows.plan import Sources
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
@@ -24,6 +26,8 @@ from flows.work import PlannedSettings, Source
 
 __all__ = ["Scan", "check_access", "plan_settings", "scan", "store_warning"]
 
+OUTSIDE = "outside the source"
+"""Kind of an object that an inventory has and that is not below the source."""
 MAX_DESTINATIONS = 20
 """Destinations below a source that reports name."""
 
@@ -38,6 +42,8 @@ class Scan:
     destinations: tuple[str, ...]
     """Addresses of the destinations below the source. Their dreams and sheets are left out."""
     warnings: tuple[str, ...] = ()
+    inventory: str | None = None
+    """Address of the manifest of the inventory that was read; None if the source was listed."""
 
     @property
     def ignored(self) -> int:
@@ -89,6 +95,8 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
 def check_access(job: DreamJob) -> None:
     """Check within seconds that the source and the destination can be reached, and that the source exists.
 
+    Instead of a source that is not listed, its inventory must exist.
+
     Raises:
         InvalidInput: credentials are missing or refused, a bucket does not exist, S3 cannot be reached, or the source
             is mistyped.
@@ -97,7 +105,10 @@ def check_access(job: DreamJob) -> None:
     try:
         store.check_bucket(job.source)
         store.check_bucket(job.destination)
-        _check_source(job, store)
+        if job.inventory:
+            Inventory(store, job.inventory, job.source)
+        else:
+            _check_source(job, store)
     except Unavailable as error:
         raise InvalidInput(str(error)) from error
 
@@ -161,24 +172,30 @@ def store_warning(destination: str, store: Storage | None = None, *, replacing: 
     )
 
 
-def scan(job: DreamJob, store: Storage) -> Scan:
-    """List every photograph of the source, and count the other objects.
+def scan(job: DreamJob, store: Storage, on_listed: OnListed = lambda _count: None) -> Scan:
+    """Find every photograph of the source, and count the other objects.
 
     `photographs` decides what a photograph is. An object that the source names itself is one. The destination of this
     job is left out and not counted if it lies below the source.
+
+    Args:
+        job: the job. Its inventory is read instead of a listing, if it has one.
+        store: access to S3.
+        on_listed: called again and again with the number of objects found so far.
     """
     folder = job.source.rstrip("/") + "/"
     # If the source lies below the destination, the job's validation ensures that it is not in a folder of results.
     own_results = () if folder.startswith(job.destination) else job.destination
     selection = Selection(compile_globs(job.exclude))
-    named = _named_object(job.source, store)
+    inventory = Inventory(store, job.inventory, job.source) if job.inventory else None
+    named = None if inventory else _named_object(job.source, store)
 
     def sources() -> Iterator[Source]:
         if named:
             if selection.accepts_named(name := named.uri.rpartition("/")[2]):
                 yield Source(named.uri, name, named.etag, named.size)
             return
-        for info in store.list(folder):
+        for info in inventory.objects(folder, on_listed) if inventory else list_objects(store, folder, on_listed):
             name = info.uri[len(folder) :]
             if not info.uri.startswith(own_results) and selection.accepts(name, info.size):
                 yield Source(info.uri, name, info.etag, info.size)
@@ -187,6 +204,9 @@ def scan(job: DreamJob, store: Storage) -> Scan:
     if selection.has_late_results:
         found = Sources(source for source in found if not selection.drops_late(source.name))
     destinations = tuple(folder + key for key in selection.destinations)
+    if inventory:
+        outside = {OUTSIDE: inventory.outside} if inventory.outside else {}
+        return Scan(found, selection.kinds | outside, destinations, inventory=inventory.manifest_uri)
     hint = None if found or selection.kinds else _other_form(job.source, store)
     return Scan(found, selection.kinds, destinations, (hint,) if hint else ())
 

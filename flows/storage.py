@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -48,6 +48,7 @@ __all__ = [
     "DEFAULT_RETRY",
     "FAIL_FAST",
     "ObjectInfo",
+    "Page",
     "RetryPolicy",
     "Storage",
     "probe",
@@ -81,11 +82,13 @@ _CONNECTIONS = 256
 
 _DELETIONS = 1000
 """Keys of one DeleteObjects request; S3 allows no more."""
+_CHUNK = 2**20
+"""Bytes of a large object that are in memory while it is copied into a file."""
 
 _Response = TypeVar("_Response")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """An object as a listing describes it."""
 
@@ -94,6 +97,16 @@ class ObjectInfo:
     """An opaque version of the content, without quotation marks."""
     size: int
     """Size in bytes."""
+
+
+class Page(NamedTuple):
+    """One page of a listing, up to 1,000 entries."""
+
+    objects: Sequence[ObjectInfo]
+    folders: Sequence[str] = ()
+    """Addresses that end with a slash, one for each folder, if the listing is by folder."""
+    token: str | None = None
+    """Names the next page; None on the last page."""
 
 
 class Storage:
@@ -145,15 +158,33 @@ class Storage:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield every object whose address starts with `prefix`. The order differs between stores."""
+        page = self.list_page(prefix)
+        yield from page.objects
+        while page.token:
+            page = self.list_page(prefix, token=page.token)
+            yield from page.objects
+
+    def list_page(self, prefix: str, *, token: str | None = None, by_folder: bool = False) -> Page:
+        """Return one page of a listing of the objects whose addresses start with `prefix`.
+
+        Args:
+            prefix: the beginning of the addresses.
+            token: the token of the page before this one.
+            by_folder: list only objects without a slash after `prefix`, and a prefix for each folder of the others.
+        """
         bucket, key = parse_uri(prefix)
-        next_page: dict[str, Any] = {}
-        while True:
-            page = self._request(prefix, lambda s3: s3.list_objects_v2(Bucket=bucket, Prefix=key, **next_page))  # noqa: B023 - called at once
-            for entry in page.get("Contents", ()):
-                yield ObjectInfo(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
-            if not page.get("IsTruncated"):
-                return
-            next_page = {"ContinuationToken": page["NextContinuationToken"]}
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": key}
+        request |= {"ContinuationToken": token} if token else {}
+        request |= {"Delimiter": "/"} if by_folder else {}
+        page = self._request(prefix, lambda s3: s3.list_objects_v2(**request))
+        return Page(
+            [
+                ObjectInfo(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
+                for entry in page.get("Contents", ())
+            ],
+            [f"s3://{bucket}/{entry['Prefix']}" for entry in page.get("CommonPrefixes", ())],
+            page["NextContinuationToken"] if page.get("IsTruncated") else None,
+        )
 
     def find(self, uri: str) -> ObjectInfo | None:
         """Return the object at `uri`; None if it does not exist."""
@@ -168,6 +199,22 @@ class Storage:
         with suppress(NotFound):
             return self._request(uri, _get(uri))
         return None
+
+    def copy_to(self, uri: str, file: BinaryIO) -> bool:
+        """Write the bytes at `uri` into an empty file; return False if the object does not exist."""
+        bucket, key = parse_uri(uri)
+
+        def copy(s3: "S3Client") -> None:
+            file.seek(0)
+            file.truncate()  # an earlier attempt may have failed
+            with closing(s3.get_object(Bucket=bucket, Key=key)["Body"]) as body:
+                for chunk in body.iter_chunks(_CHUNK):
+                    file.write(chunk)
+
+        with suppress(NotFound):
+            self._request(uri, copy)
+            return True
+        return False
 
     def read_start(self, uri: str, length: int) -> bytes | None:
         """Return the first bytes of the object at `uri`, at most `length`; None if there is no such object."""

@@ -14,6 +14,7 @@ from flows.pace import LINE_SECONDS, Display, Snapshot
 
 __all__ = [
     "console",
+    "listing_progress",
     "one_line",
     "print_line",
     "print_message",
@@ -79,6 +80,20 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def listing_progress() -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how many objects were listed. Yields a function that is called with the number."""
+    with Progress(
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=screen,
+        disable=not screen.is_terminal,
+    ) as bar:
+        line = bar.add_task("listing", total=None, visible=False)
+        yield lambda count: bar.update(line, completed=count, visible=True)
+
+
+@contextmanager
 def run_progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Display]:
     """Show the progress of a run on standard error: a bar on a terminal, otherwise a line every half minute.
 
@@ -112,9 +127,12 @@ class _Bar:
     def start(self, run_id: str, destination: str) -> None:
         self._bar.console.print(printable(f"run {run_id} -> {destination}"), soft_wrap=True)
 
+    def listed(self, count: int) -> None:
+        self._bar.update(self._task, description="listing", completed=count, visible=True)
+
     def show(self, snapshot: Snapshot) -> None:
-        finished, planned = snapshot.finished, snapshot.planned
-        self._bar.update(self._task, completed=finished, total=planned, visible=True, pace=snapshot.pace)
+        finished, planned, pace = snapshot.finished, snapshot.planned, snapshot.pace
+        self._bar.update(self._task, description="dreaming", completed=finished, total=planned, visible=True, pace=pace)
 
 
 class _Lines:
@@ -128,6 +146,10 @@ class _Lines:
 
     def start(self, run_id: str, destination: str) -> None:
         self._print(f"run {run_id} -> {destination}")
+
+    def listed(self, count: int) -> None:
+        if self._clock() - self._printed >= LINE_SECONDS:
+            self._print(f"{count:,} objects listed")
 
     def show(self, snapshot: Snapshot) -> None:
         self._waiting = snapshot

@@ -23,6 +23,7 @@ from dreamcore.targets import Frozen
 from flows import layout, manifest, run_record
 from flows.decoder import Decoders
 from flows.history import contains
+from flows.listing import list_objects
 from flows.machine import core_count
 from flows.manifest import IDENTITY
 from flows.parts import part_uris
@@ -250,7 +251,8 @@ class _Verifier:
 
 
 def _objects(storage: Storage, destination: str) -> Iterator[str]:
-    return (info.uri for info in storage.list(layout.images_folder(destination)) if not info.uri.endswith("/"))
+    listed = list_objects(storage, layout.images_folder(destination))
+    return (info.uri for info in listed if not info.uri.endswith("/"))
 
 
 def _uri_key(uri: str) -> int:

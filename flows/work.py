@@ -1,12 +1,30 @@
 """The units of work: one photograph, one point of the grid, a shard of both, and the result of a shard."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
 
-__all__ = ["PlannedSettings", "ReplacedPart", "Shard", "ShardResult", "Source", "Work", "dream_key"]
+__all__ = [
+    "Keys",
+    "PlannedSettings",
+    "ReplacedPart",
+    "Shard",
+    "ShardResult",
+    "Source",
+    "Work",
+    "dream_key",
+    "dream_keys",
+]
+
+Keys = NDArray[np.uint64]
+"""Identities of dreams or of photographs as 64-bit numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +119,14 @@ class ShardResult:
 def dream_key(source_uri: str, etag: str, settings_id: str) -> int:
     """Return the identity of one dream in a destination as a 64-bit number. The manifest has one row for each."""
     return int(digest(source_uri, etag, settings_id), 16)
+
+
+def dream_keys(source_uris: Iterable[str], etags: Iterable[str], settings_ids: Iterable[str]) -> Keys:
+    """Return the `dream_key` of each dream. For millions of dreams, this is several times as fast as one by one."""
+    quote, sha256 = encode_basestring_ascii, hashlib.sha256
+    texts = (
+        f"[{quote(uri)},{quote(etag)},{quote(settings_id)}]"  # as `digest` writes them
+        for uri, etag, settings_id in zip(source_uris, etags, settings_ids, strict=False)
+    )
+    digests = b"".join([sha256(text.encode()).digest()[:8] for text in texts])
+    return np.frombuffer(digests, ">u8").astype(np.uint64)

@@ -47,8 +47,8 @@ LEVELS = (
     {"shard", "scan", "verify", "preview", "redream", "single", "retry"},
     {"run_rows", "sharing", "compact_mark"},
     {"run_record"},
-    {"sheets", "history", "summary", "contact", "calibration", "normal_forms", "local.demo"},
-    {"manifest", "plan", "assets", "cost", "local.stack"},
+    {"sheets", "history", "summary", "contact", "calibration", "normal_forms", "inventory", "local.demo"},
+    {"manifest", "plan", "assets", "cost", "listing", "local.stack"},
     {"parts"},
     {"storage", "decoder", "local.temporary"},
     {

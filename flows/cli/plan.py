@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from flows.cli.options import job_from_flags, job_options, json_option
-from flows.terminal import console, print_message, show_json
+from flows.terminal import console, listing_progress, print_message, show_json
 
 __all__ = ["plan"]
 
@@ -43,7 +43,8 @@ def plan(job: Path | None, price_per_hour: float | None, as_json: bool, **flags:
     from flows.photographs import describe_ignored
 
     check_environment()
-    found = estimate(job_from_flags(job, flags), price_per_hour)
+    with listing_progress() as on_listed:
+        found = estimate(job_from_flags(job, flags), price_per_hour, on_listed)
     if as_json:
         show_json(found)
         return

@@ -35,6 +35,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.gpu import measure_gpu
 from benchmarks.processes import ProcessGroup
+from benchmarks.residence import STATUS
 from benchmarks.steps import AGAIN, is_trusted, peak_rows
 from benchmarks.timing import Race, Row, Spent, order, race
 
@@ -196,8 +197,8 @@ def test_the_soak_uses_many_sizes_and_the_largest_come_early(monkeypatch: pytest
     monkeypatch.setattr(memory, "FEW", 2)
     monkeypatch.setattr(memory, "HALF", 3)
     monkeypatch.setattr(memory, "MANY", 4)
-    if not memory.STATUS.exists():
-        pytest.skip(f"this system has no {memory.STATUS}")
+    if not STATUS.exists():
+        pytest.skip(f"this system has no {STATUS}")
     (row,) = memory.measure_memory(quick=False, soak=True)
     assert row.case == "4 dreams, random sizes"
     assert min(row.figures[name] for name in ("mib_early", "mib_middle", "mib_late")) > 100

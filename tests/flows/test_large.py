@@ -4,14 +4,22 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
+from benchmarks.scale import FOLDERS, measure
+from flows.job import DreamJob
+from flows.plan import MAX_SHARDS, make_plan
+from flows.scan import plan_settings, scan
 from flows.storage import Storage
 from tests.support.tiny import pixels
 
 pytestmark = pytest.mark.slow
+
+MORE_REQUESTS = FOLDERS + 100
+"""Pages of a listing that are not full: the last one of each folder, and those of the manifest and of the division."""
 
 # The programs print MiB: the peak memory, or the resident memory after each shard. Each runs in a new process, because
 # the peak (VmHWM) counts from the start of the process.
@@ -21,74 +29,6 @@ def memory(name):
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 """
-
-PLAN_MANY = (
-    MEMORY
-    + """
-import hashlib, io, sys
-from concurrent.futures import Future
-import pyarrow as pa, pyarrow.parquet as pq
-from flows.prefetch import bounded_as_completed
-from flows.executors import MIN_SUBMITTED
-from flows.job import DreamJob
-from flows.plan import make_plan
-from flows.protocol import freeze
-from flows.run_record import Run
-from flows.history import finished_dreams
-from flows.scan import plan_settings, scan
-from flows.sharing import remaining_shards
-from flows.storage import ObjectInfo
-
-
-COUNT = int(sys.argv[1])
-
-
-class Lister:
-    '''A store with COUNT photographs, and a manifest of COUNT other ones. It keeps what is written.'''
-    def list(self, prefix):
-        if prefix == job.source:
-            for n in range(COUNT):
-                etag = hashlib.md5(b"%d" % n).hexdigest()
-                yield ObjectInfo(f"{prefix}2026/{n % 1000:04d}/IMG_{n:08d}.jpg", etag, 2_000_000 + n)
-        else:
-            yield from (ObjectInfo(f"{prefix}run=old/shard-{n:06d}.parquet", "", 0) for n in range(COUNT // 10_000))
-    def find(self, uri):
-        return None
-    def read(self, uri):
-        if "/manifest/" not in uri:
-            return self.__dict__.get(uri)
-        part = int(uri[-14:-8]) * 10_000
-        uris = [f"{job.source}2025/IMG_{n:08d}.jpg" for n in range(part, part + 10_000)]
-        sink = io.BytesIO()
-        same = {"shard": [part] * len(uris), "status": ["done"] * len(uris)}
-        pq.write_table(pa.table({"source_uri": uris, "source_etag": uris, "settings_id": uris, **same}), sink)
-        return sink.getvalue()
-    def write(self, uri, data, content_type):
-        self.__dict__[uri] = data
-    def write_if_absent(self, uri, data, content_type):
-        self.__dict__[uri] = data
-
-job = DreamJob.model_validate({"source": "s3://photos/incoming/", "destination": "s3://dreams/all/"})
-store, settings = Lister(), plan_settings(job)
-found = scan(job, store)
-plan = make_plan(found.sources, settings, finished_dreams(job.destination, store))
-run = Run(run_id="run", job=job, settings=settings)
-frozen = freeze(run, plan, store)
-assert frozen.dreams == len(found.sources) == COUNT
-
-
-def submit(shard):
-    '''Return a finished task that keeps its shard alive.'''
-    future = Future()
-    future.set_result(shard)
-    return future
-
-
-completed = bounded_as_completed(submit, remaining_shards(run, frozen, store, None), MIN_SUBMITTED)
-assert sum(future.result().dreams for future in completed) == COUNT
-print(memory("VmHWM"))
-"""
-)
 
 DREAM_MANY = (
     MEMORY
@@ -120,11 +60,38 @@ def measured(program: str, *arguments: object) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("photographs", "max_memory"), [(100_000, 360), pytest.param(10**6, 500, marks=pytest.mark.soak)]
+    ("photographs", "max_memory"),
+    [(100_000, 360), *(pytest.param(*case, marks=pytest.mark.soak) for case in ((10**6, 500), (10**7, 2048)))],
 )
 def test_scanning_planning_and_submitting_need_bounded_memory(photographs: int, max_memory: int) -> None:
-    (peak,) = measured(PLAN_MANY, photographs)
-    assert peak < max_memory, f"{peak:.0f} MiB"
+    found = measure("plan", photographs)
+    assert found["mib_peak"] < max_memory
+    assert found["shards"] <= MAX_SHARDS
+    assert found["list"] <= photographs / 1000 + MORE_REQUESTS
+
+
+@pytest.mark.parametrize(
+    ("photographs", "max_memory"), [(100_000, 300), pytest.param(10**6, 350, marks=pytest.mark.soak)]
+)
+def test_a_night_with_nothing_new_needs_bounded_memory_and_requests(photographs: int, max_memory: int) -> None:
+    found = measure("nightly", photographs)
+    assert found["mib_peak"] < max_memory
+    assert found["list"] <= photographs / 1000 + MORE_REQUESTS
+    assert found["get"] + found["put"] + found["delete"] <= 10, "none of them depends on the number of photographs"
+
+
+@pytest.mark.soak
+def test_a_hundred_thousand_objects_are_listed_and_planned(storage: Storage, source: str) -> None:
+    names = [f"{n % 7}/{n % 300:03d}/{n:06d}.jpg" for n in range(100_000)]
+    with ThreadPoolExecutor(16) as writers:
+        list(writers.map(lambda name: storage.write(source + name, b"x", "image/jpeg"), names))
+    job = DreamJob.model_validate({"source": source, "destination": "s3://dreams/unused/"})
+    counts: list[int] = []
+    found = scan(job, storage, counts.append)
+    assert [each.name for each in found.sources] == sorted(names)
+    assert sorted(info.uri for info in storage.list(source)) == [source + name for name in sorted(names)]
+    assert counts[-1] == len(names)
+    assert make_plan(found.sources, plan_settings(job), lambda _keys: False).dreams == len(names)
 
 
 @pytest.mark.parametrize("photographs", [120, pytest.param(5000, marks=pytest.mark.soak)])

@@ -2,19 +2,29 @@
 
 import math
 import re
-from collections.abc import Callable
 from random import Random
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from dreamcore.settings import DreamSettings, settings_id
 from flows.cost import CORE, GPU, Throughput, estimate_pixels, estimate_seconds
 from flows.layout import result_id_of, result_name, result_place, safe_name
-from flows.plan import MAX_SHARDS, MIN_SHARDS_PER_PROCESS, SHARD_SECONDS, Plan, Sources, make_plan, shard_count
-from flows.work import PlannedSettings, Shard, Source, dream_key
+from flows.plan import (
+    MAX_SHARDS,
+    MIN_SHARDS_PER_PROCESS,
+    SHARD_SECONDS,
+    IsDone,
+    Plan,
+    Sources,
+    make_plan,
+    shard_count,
+)
+from flows.work import Keys, PlannedSettings, Shard, Source, dream_key, dream_keys
 
 HOSTILE = ("..", ".", "", "...", "%", "%2E", "%2F", "%20", "%2D", " ", "-", "\0", "\n", "\x7f", "\u202e", "\\", "~")
 HOSTILE_PARTS = (*HOSTILE, "é", "e\N{COMBINING ACUTE ACCENT}", "🐱", "a b", "x" * 300, "🐱" * 200, "photo.jpg")
@@ -32,11 +42,11 @@ def planned(cost: int = 20_000, weights: str = "w", **fields: object) -> Planned
     return PlannedSettings(settings=settings, settings_id=identity, weights=weights, cost=cost)
 
 
-def shards_of(sources: list[Source], points: list[PlannedSettings], is_done: Callable[[int], bool]) -> list[Shard]:
+def shards_of(sources: list[Source], points: list[PlannedSettings], is_done: IsDone) -> list[Shard]:
     return list(make_plan(Sources(sources), points, is_done))
 
 
-def never(_key: int) -> bool:
+def never(_keys: Keys) -> bool:
     return False
 
 
@@ -65,14 +75,14 @@ def seconds(shard: Shard, points: list[PlannedSettings]) -> float:
 def test_every_missing_dream_is_in_exactly_one_shard(
     sources: list[Source], points: list[PlannedSettings], divisor: int
 ) -> None:
-    def is_done(key: int) -> bool:
-        return key % divisor != 0
+    def is_done(keys: Keys) -> NDArray[np.bool_]:
+        return np.asarray(keys % divisor != 0)
 
     expected = {
         (source, index)
         for source in sources
         for index, point in enumerate(points)
-        if not is_done(dream_key(source.uri, source.etag, point.settings_id))
+        if dream_key(source.uri, source.etag, point.settings_id) % divisor == 0
     }
     shards = shards_of(sources, points, is_done)
     assert len(dreams(shards)) == len(expected)
@@ -137,8 +147,38 @@ def test_the_plan_is_empty_if_everything_is_done() -> None:
 
 def test_a_replaced_photograph_is_dreamt_again() -> None:
     done = {dream_key("s3://photos/a.jpg", "e", planned().settings_id)}
-    assert shards_of([source()], [planned()], done.__contains__) == []
-    assert len(shards_of([source(etag="new")], [planned()], done.__contains__)) == 1
+
+    def is_done(keys: Keys) -> NDArray[np.bool_]:
+        return np.isin(keys, np.array(sorted(done), np.uint64))
+
+    assert shards_of([source()], [planned()], is_done) == []
+    assert len(shards_of([source(etag="new")], [planned()], is_done)) == 1
+
+
+@given(st.lists(st.tuples(st.text(), st.text(), st.text())))
+@example([("s3://p/k\xe4fer 'n' \"co\"\\.jpg", '"e"', "0123456789abcdef"), ("\U0001f408\0\x7f\n", "", "")])
+def test_many_keys_are_those_of_single_dreams(rows: list[tuple[str, str, str]]) -> None:
+    uris, etags, settings_ids = zip(*rows, strict=True) if rows else ((), (), ())
+    assert dream_keys(uris, etags, settings_ids).tolist() == [dream_key(*row) for row in rows]
+
+
+def test_the_key_of_a_dream_never_changes() -> None:
+    """Indexes of earlier versions hold such keys."""
+    assert dream_key("s3://photos/k\xe4fer.jpg", "e", "0123456789abcdef") == 0x5A9DBE0D1FAB3EB9
+    assert dream_keys(["s3://photos/k\xe4fer.jpg"], ["e"], ["0123456789abcdef"]).tolist() == [0x5A9DBE0D1FAB3EB9]
+
+
+@given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 3), st.integers(1, 4))
+def test_photographs_in_any_order_are_sorted(numbers: list[int], rows: int, batches: int) -> None:
+    """Small blocks and batches stand for those of a large collection."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.plan._ROWS_PER_BATCH", rows)
+        patch.setattr("flows.plan._BATCHES_PER_BLOCK", batches)
+        sources = Sources(source(f"{number:02d}\xe4.jpg", etag=str(number)) for number in numbers)
+        expected = [source(f"{number:02d}\xe4.jpg", etag=str(number)) for number in sorted(numbers)]
+        assert list(sources) == list(sources.not_ascii()) == expected
+        assert len(sources) == len(numbers)
+        assert all(len(batch) <= rows for batch in sources.batches())
 
 
 @given(SOURCES, POINTS)

@@ -14,7 +14,7 @@ from flows.job import DreamJob
 from flows.plan import Sources
 from flows.run_record import Report, nothing_to_do
 from flows.scan import Scan, check_access, scan
-from flows.storage import ObjectInfo, Storage
+from flows.storage import ObjectInfo, Page, Storage
 from flows.work import Source
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "s3://photos/in/caf\xe9.jpg") for form in ("NFC", "NFD"))
@@ -28,8 +28,11 @@ class Listing:
         self.requests: list[str] = []
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        yield from self.list_page(prefix).objects
+
+    def list_page(self, prefix: str) -> Page:
         self.requests.append(prefix)
-        yield from (info for uri, info in self.objects.items() if uri.startswith(prefix))
+        return Page([info for uri, info in self.objects.items() if uri.startswith(prefix)])
 
     def find(self, uri: str) -> ObjectInfo | None:
         self.requests.append(uri)

@@ -1,15 +1,20 @@
 """The conditional reads and writes on which the run protocol relies, against several real S3 servers."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from dreamcore.errors import ImageError, InvalidInput, Unavailable
+from dreamcore.errors import DreamgridError, ImageError, InvalidInput, Unavailable
+from flows import listing
 from flows.layout import parse_uri
+from flows.listing import list_objects
 from flows.local.stack import Stack
 from flows.s3_errors import UnreadableObject, is_transient, translate
 from flows.scan import store_warning
@@ -47,6 +52,42 @@ def test_written_objects_are_found_listed_and_read(storage: Storage, source: str
         assert storage.read(uri) == uri.removeprefix(source).encode()
         assert storage.find(uri) == found
     assert [found.uri for found in storage.list(source + "out/")] == [source + "out/x"]
+
+
+def test_a_divided_listing_is_the_plain_listing(storage: Storage, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "a.png",
+        "a/",
+        "a/b.png",
+        "a//b.png",
+        "a/./c.png",
+        "b/",
+        "b",
+        "b/c/d.png",
+        "\xe4/\U0001f388.png",
+        "-/x",
+    ):
+        with suppress(DreamgridError):  # a store may refuse a key
+            storage.write(source + name, name.encode(), "image/png")
+    plain = sorted(storage.list(source), key=lambda info: info.uri)
+    assert len(plain) >= 5
+    assert sorted(list_objects(storage, source), key=lambda info: info.uri) == plain
+    monkeypatch.setattr(listing, "_ENOUGH", 3)
+    objects, prefixes = listing._divide(storage, source)  # which a source with one page would not be
+    assert prefixes
+    objects += itertools.chain.from_iterable(listing._list_all(storage, prefixes))
+    assert sorted(objects, key=lambda info: info.uri) == plain
+
+
+def test_a_large_object_is_copied_into_a_file(storage: Storage, source: str) -> None:
+    data = bytes(range(256)) * 10_000
+    storage.write(source + "x", data, "text/plain")
+    with TemporaryFile() as file:
+        file.write(b"of an earlier attempt" * 200_000)
+        assert storage.copy_to(source + "x", file)
+        file.seek(0)
+        assert file.read() == data
+        assert not storage.copy_to(source + "y", file)
 
 
 def test_a_missing_object_is_none(storage: Storage, source: str) -> None:
