@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,8 +34,10 @@ from flows.s3_errors import (
     PreconditionFailed,
     UnreadableObject,
     describe,
+    failed_deletion,
     is_expired,
     is_transient,
+    is_unsupported,
     translate,
 )
 
@@ -77,6 +79,9 @@ _RETRY_VARIABLES = ("DREAMGRID_RETRY_SECONDS", "DREAMGRID_PATIENCE")
 _CONNECTIONS = 256
 """Connections that are kept open, more than a process has threads. Any further request would open a new connection."""
 
+_DELETIONS = 1000
+"""Keys of one DeleteObjects request; S3 allows no more."""
+
 _Response = TypeVar("_Response")
 
 
@@ -108,6 +113,7 @@ class Storage:
     def __init__(self, retry: RetryPolicy = DEFAULT_RETRY, environment: Mapping[str, str] | None = None) -> None:
         self._retry, self._environment = retry, environment
         self._client = self._connect()
+        self._deletes_many = True  # False as soon as the store refuses DeleteObjects
 
     def _connect(self) -> "S3Client":
         """Return a client with the current credentials of the chain."""
@@ -248,6 +254,22 @@ class Storage:
         bucket, key = parse_uri(uri)
         self._request(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 
+    def delete_many(self, uris: Iterable[str]) -> None:
+        """Delete the objects at these addresses, as far as they exist, with one request for up to 1,000 of a bucket.
+
+        If the method raises, some of the objects may be deleted; the same call again deletes the others. A store
+        without DeleteObjects gets one request for each object.
+
+        Raises:
+            InvalidInput: the store refuses to delete one of the objects; the message names it.
+        """
+        for bucket, keys in _batches(uris):
+            request = _deletion(bucket, keys)
+            self._deletes_many = self._deletes_many and self._request(f"s3://{bucket}/{keys[0]}", request)
+            if not self._deletes_many:
+                for key in keys:
+                    self.delete(f"s3://{bucket}/{key}")
+
     def delete_if_unchanged(self, uri: str, data: bytes) -> None:
         """Delete the object at `uri` only if it holds `data`; what another process writes meanwhile is kept."""
         bucket, key = parse_uri(uri)
@@ -307,6 +329,36 @@ class Storage:
             reraise=True,
         )
         return retrying(lambda: request(self._client))
+
+
+def _batches(uris: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield buckets with up to 1,000 keys of these addresses."""
+    keys: dict[str, list[str]] = {}
+    for uri in uris:
+        bucket, key = parse_uri(uri)
+        keys.setdefault(bucket, []).append(key)
+        if len(keys[bucket]) == _DELETIONS:
+            yield bucket, keys.pop(bucket)
+    yield from keys.items()
+
+
+def _deletion(bucket: str, keys: list[str]) -> "Callable[[S3Client], bool]":
+    """Return the request that deletes objects; its response is False if the store does not support such requests."""
+
+    def delete(s3: "S3Client") -> bool:
+        try:
+            response = s3.delete_objects(
+                Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            )
+        except S3_ERRORS as error:
+            if is_unsupported(error):
+                return False
+            raise
+        if failure := failed_deletion(response, bucket):
+            raise failure
+        return True
+
+    return delete
 
 
 def _get(uri: str, etag: str | None = None) -> "Callable[[S3Client], bytes]":
