@@ -274,7 +274,7 @@ class _Work:
             earlier_runs: runs in the destination whose index is read.
             processes: number of worker processes.
         """
-        lists = 7 + max(0, -(-objects // 1000) - 1)
+        lists = 8 + max(0, -(-objects // 1000) - 1)
         if not self.shards:
             return {"get": 6 + earlier_runs, "head": 1, "put": 5, "list": lists - 3}
         get = 5 + earlier_runs + min(processes, self.shards) + self.works + 2 * self.shards

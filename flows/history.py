@@ -7,7 +7,7 @@ while the addresses and ETags of the run's parts are those that it was built fro
 import io
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from dreamcore.settings import digest
 from flows import layout, manifest
 from flows.plan import Sources
 from flows.prefetch import ordered_prefetch, thread_pool
+from flows.pruned import pruned_dreams
 from flows.storage import ObjectInfo, Storage
 from flows.work import PlannedSettings, dream_key
 
@@ -32,6 +33,7 @@ __all__ = [
     "finished_dreams",
     "parts_with",
     "parts_with_failures",
+    "repair_indices",
     "source_key",
     "write_index",
 ]
@@ -60,21 +62,21 @@ class Failures(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FinishedDreams:
-    """The rows of a destination by `dream_key`, whatever their status.
+    """The rows of a destination by `dream_key`, whatever their status, and the dreams that were pruned.
 
     A photograph that failed is not tried again until it changes, because it would fail again. A run with
     `retry_failed` tries it again.
     """
 
     keys: _Keys
-    """Keys of all rows, sorted."""
+    """Keys of all rows and of all pruned dreams, sorted."""
     failed: _Keys
     """Keys of the rows whose status is not done, sorted."""
     sources: _Keys
     """The photographs that have rows, as 64-bit numbers of their addresses, sorted."""
 
     def __call__(self, key: int) -> bool:
-        """Return whether the destination has a row for the dream with this key."""
+        """Return whether the destination has a row for the dream with this key, or the dream was pruned."""
         return contains(self.keys, key)
 
     def has_source(self, uri: str) -> bool:
@@ -98,7 +100,7 @@ def contains(keys: _Keys, key: int) -> bool:
 
 
 def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
-    """Read the keys of all rows of a destination.
+    """Read the keys of all rows and of all pruned dreams of a destination.
 
     They take 8 bytes for each row, 8 more if the row is not done, and 8 for each photograph.
     """
@@ -108,6 +110,9 @@ def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
         keys.append(numbers)
         failed.append(numbers[pc.not_equal(index["status"], "done").to_numpy()])
         sources.append(np.unique(index["source"].to_numpy()))
+    pruned = pruned_dreams(destination, storage)  # after the rows: a prune removes rows after it has written its record
+    keys.append(pruned.keys)
+    sources.append(pruned.sources)
     return FinishedDreams(
         np.sort(np.concatenate(keys)), np.sort(np.concatenate(failed)), np.unique(np.concatenate(sources))
     )
@@ -148,6 +153,14 @@ def write_index(index: pa.Table, destination: str, run_id: str, storage: Storage
     pq.write_table(index, sink, compression="zstd")
     write = storage.write if replace else storage.write_if_absent
     write(layout.index_uri(destination, run_id), sink.getvalue(), manifest.CONTENT_TYPE)
+
+
+def repair_indices(destination: str, run_ids: Collection[str], storage: Storage) -> None:
+    """Build the indices of those of these runs again whose index is missing or was built from other parts."""
+    for parts, index in _runs(destination, storage):
+        run_id = layout.run_id_of_part(parts[0].uri)
+        if index is None and run_id in run_ids:
+            write_index(build_index(destination, run_id, storage), destination, run_id, storage, replace=True)
 
 
 def parts_with_failures(destination: str, storage: Storage) -> Iterator[tuple[str, list[ObjectInfo]]]:

@@ -5,6 +5,8 @@
     DEST/sheets/<source key>.jpg                             contact sheets
     DEST/_runs/active.json                                   which run is unfinished
     DEST/_runs/<run_id>/                                     the record of a run: job, plan, index, success
+    DEST/_runs/prune.json                                    which prune has begun to delete dreams
+    DEST/_runs/pruned/<id>.parquet                           which dreams a prune deleted
 
 `DEST` always ends with a slash.
 """
@@ -27,6 +29,9 @@ __all__ = [
     "parse_uri",
     "part_uri",
     "plan_uri",
+    "prune_uri",
+    "pruned_folder",
+    "pruned_uri",
     "result_id_of",
     "result_name",
     "result_place",
@@ -35,6 +40,7 @@ __all__ = [
     "runs_folder",
     "safe_name",
     "shard_of_part",
+    "sheet_names",
     "sheet_uri",
     "sheets_folder",
     "success_uri",
@@ -152,6 +158,16 @@ def sheet_uri(destination: str, name: str, page: int) -> str:
     return f"{sheets_folder(destination)}{name}{suffix}.jpg"
 
 
+def sheet_names(destination: str, uri: str) -> list[str]:
+    """Return the safe names that the photograph of a contact sheet may have, from the address of one page.
+
+    There are two if the name ends like the number of a page, as a shortened name may.
+    """
+    name = uri.removeprefix(sheets_folder(destination)).removesuffix(".jpg")
+    first, _, page = name.rpartition("%2D")
+    return [name, first] if first and page.isdecimal() else [name]
+
+
 def runs_folder(destination: str) -> str:
     """Return the folder of the records of all runs."""
     return f"{destination}_runs/"
@@ -185,6 +201,21 @@ def success_uri(destination: str, run_id: str) -> str:
 def active_uri(destination: str) -> str:
     """Return the address of the mark that names the unfinished run."""
     return f"{runs_folder(destination)}active.json"
+
+
+def prune_uri(destination: str) -> str:
+    """Return the address of the mark that names the unfinished prune."""
+    return f"{runs_folder(destination)}prune.json"
+
+
+def pruned_folder(destination: str) -> str:
+    """Return the folder of the records of prunes."""
+    return f"{runs_folder(destination)}pruned/"
+
+
+def pruned_uri(destination: str, prune_id: str) -> str:
+    """Return the address of the record of one prune."""
+    return f"{pruned_folder(destination)}{prune_id}.parquet"
 
 
 def safe_name(name: str) -> str:

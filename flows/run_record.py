@@ -11,7 +11,7 @@
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -42,6 +42,7 @@ __all__ = [
     "load_run",
     "nothing_to_do",
     "nothing_to_retry",
+    "planned_results",
     "remaining_shards",
     "replaced_part",
     "resumable_run",
@@ -393,6 +394,18 @@ def planned_dreams(destination: str, run_id: str, storage: Storage) -> Iterator[
             yield work.source, [known[owner][index] for index in work.settings]
 
 
+def planned_results(run: Run, storage: Storage) -> Iterator[str]:
+    """Yield the address of every dream that an unfinished run planned, and the dream's `result_place`.
+
+    Another version of Dreamgrid may have begun the run and have given its dreams other labels.
+    """
+    for owner, shard in shards_with_runs(run, read_plan(run.destination, run.run_id, storage) or (), storage):
+        for work in shard.works:
+            for index in work.settings:
+                uri = owner.result_uri(work.source, owner.settings[index])
+                yield from (uri, layout.result_place(uri))
+
+
 # --- plans and shards
 
 
@@ -438,7 +451,7 @@ def replaced_part(destination: str, shard: Shard) -> tuple[str, str] | None:
     return layout.part_uri(destination, part.run_id, shard.number), part.etag
 
 
-def shards_with_runs(run: Run, plan: Plan, storage: Storage) -> Iterator[tuple[Run, Shard]]:
+def shards_with_runs(run: Run, plan: Iterable[Shard], storage: Storage) -> Iterator[tuple[Run, Shard]]:
     """Yield each shard with the run whose settings it dreams: an earlier run, if the shard replaces a part."""
     owner = run
     for shard in plan:

@@ -1,11 +1,12 @@
 """The units of work: one photograph, one point of the grid, and a shard of both."""
 
+import hashlib
 from dataclasses import dataclass
 
 from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
 
-__all__ = ["PlannedSettings", "ReplacedPart", "Shard", "Source", "Work", "dream_key"]
+__all__ = ["PlannedSettings", "ReplacedPart", "Shard", "Source", "Work", "dream_key", "uri_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +74,8 @@ class Shard:
 def dream_key(source_uri: str, etag: str, settings_id: str) -> int:
     """Return the identity of one dream in a destination as a 64-bit number. The manifest has one row for each."""
     return int(digest(source_uri, etag, settings_id), 16)
+
+
+def uri_key(uri: str) -> int:
+    """Return a 64-bit number for the address of an object."""
+    return int.from_bytes(hashlib.sha256(uri.encode()).digest()[:8])

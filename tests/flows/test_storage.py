@@ -17,7 +17,7 @@ from flows.shard import dream_shard
 from flows.storage import DEFAULT_RETRY, FAIL_FAST, RetryPolicy, Storage, retry_policy
 from tests.support import servers as stores
 from tests.support.command import Command
-from tests.support.servers import Store, denied
+from tests.support.servers import Store
 from tests.support.shards import plan_run, put_photograph, rows_of
 
 pytestmark = pytest.mark.slow
@@ -148,19 +148,6 @@ def test_many_objects_are_deleted_with_few_requests(storage: Storage, source: st
     assert requests[:-1] == ["POST", "POST"]
     storage.delete_many([])
     assert len(requests) == 3
-
-
-def test_objects_that_may_not_be_deleted_are_named(stack: Stack, source: str) -> None:
-    storage = Storage(environment=stack.environment())
-    for name in ("one", "two"):
-        storage.write(source + name, b"x", "text/plain")
-    bucket, key = parse_uri(source)
-    with denied(storage, "s3:DeleteObject", f"{bucket}/{key}two"):
-        with pytest.raises(InvalidInput, match=rf"refuses access \(AccessDenied .*{source}two\)"):
-            storage.delete_many([source + "one", source + "two"])
-        assert [found.uri for found in storage.list(source)] == [source + "two"], "the others are deleted"
-    storage.delete_many([source + "one", source + "two"])
-    assert list(storage.list(source)) == []
 
 
 def test_the_check_of_conditional_writes_is_right_and_leaves_no_object(
