@@ -1,9 +1,10 @@
-# The GPU worker image. A Prefect worker (Docker, Kubernetes, ECS) starts it with a command of its own, for example
-# `prefect flow-run execute`. The flow is flows/dream_collection.py:dream_collection in /app.
+# The Dreamgrid image. A Prefect worker (Docker, Kubernetes, ECS) starts it with a command of its own, for example
+# `prefect flow-run execute`. The entry point of the deployments is flows/form.py:dream_from_form, in /app.
 # The CUDA libraries come with PyTorch's wheels and the driver comes from the host, so the base is a plain Python image.
 #
-# The root file system may be read-only. Only the home of the user is written to:
-#   docker run --gpus all --read-only --tmpfs /home/dreamgrid:exec,uid=10001 dreamgrid
+# The root file system may be read-only. Only the home folder must be writable. For example, to run a job:
+#   docker run --gpus all --read-only --tmpfs /home/dreamgrid:exec,uid=10001 --env-file aws.env dreamgrid \
+#       dreamgrid run --source s3://photos/ --destination s3://dreams/nightly/
 #
 # A tag can move. To pin the base image, look up its digest and build with it:
 #   docker buildx imagetools inspect python:3.11-slim-bookworm

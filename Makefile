@@ -1,11 +1,11 @@
 # Each target sets up what it needs, from nothing but Python, make and git. `make` alone lists them.
 #
 #   PYTHON       which Python makes .venv:      make demo PYTHON=python3.12
-#   TORCH_INDEX  another build of torch (processors only, another CUDA): the address of the package index that
-#                pytorch.org's install page names for it. Remembered in .venv; `TORCH_INDEX=` goes back.
+#   TORCH_INDEX  the package index of another PyTorch build (CPU only, or another CUDA version). pytorch.org's install
+#                page shows the address. Later calls keep it; `make install TORCH_INDEX=` selects the default again.
 #   ARGS         what pytest gets:              make test ARGS="tests/flows/test_plan.py -k shards"
 #                or the benchmark:              make bench ARGS="--quick --only engine null"
-#   JOBS         processes that run the tests; by default one a core, at most four
+#   JOBS         number of test processes; by default one for each core, at most four
 
 PYTHON ?= python3
 ARGS ?=
@@ -18,21 +18,23 @@ TORCH_FAMILY := ^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo check test soak lint bench docs clean FORCE
+.PHONY: help install demo check test soak lint bench docs clean FORCE
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: .venv/.installed  ## dream the photographs in examples/photos, on this machine alone
+install: .venv/.installed  ## install Dreamgrid into .venv
+
+demo: .venv/.installed  ## start the embedded servers and dream the photographs in examples/photos
 	.venv/bin/dreamgrid demo
 
 check: lint  ## lint, types and the fast tests, in under three minutes; ARGS goes to pytest
 	$(PYTEST) -m "not soak and not servers and not slow" $(ARGS)
 
-test: .venv/.installed-dev  ## run the tests; ARGS goes to pytest
+test: .venv/.installed-dev  ## run all tests except the long ones; ARGS goes to pytest
 	$(PYTEST) $(ARGS)
 
-soak: .venv/.installed-dev  ## run the tests that take longer than a suite may; ARGS goes to pytest
+soak: .venv/.installed-dev  ## run the long tests, which `make test` leaves out; ARGS goes to pytest
 	$(PYTEST) -m soak $(ARGS)
 
 lint: .venv/.installed-dev  ## ruff, mypy and hadolint
@@ -51,15 +53,15 @@ bench: .venv/.installed-dev  ## measure speed and memory on this machine; ARGS g
 docs: .venv/.installed  ## write the tables of docs/settings.md from the code
 	.venv/bin/python docs/make_settings.py
 
-clean:  ## stop the embedded stack; remove .venv, .dreamgrid and caches
+clean:  ## stop the embedded servers; remove .venv, .dreamgrid and caches
 	@if [ -d .dreamgrid ] && [ -x .venv/bin/dreamgrid ]; then \
 		.venv/bin/dreamgrid down || { \
-		echo "The embedded stack did not stop, so nothing was removed. Remove .venv by hand if it is broken." >&2; exit 1; }; \
+		echo "The embedded servers did not stop, so nothing was removed. Remove .venv by hand if it is broken." >&2; exit 1; }; \
 	fi
 	rm -rf .venv .dreamgrid .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What follows are stamps inside .venv: a second call skips what is there.
+# The files below mark finished installation steps, so that a second call skips these steps.
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -1,4 +1,4 @@
-"""One step of DeepDream in plain torch, without the engine, in two versions: as most ports do it, and without waste."""
+"""One step of DeepDream in plain torch, without the engine: as most other programs do it, and without waste."""
 
 from contextlib import suppress
 from typing import Any
@@ -16,7 +16,7 @@ def score(features: Tensor) -> Tensor:
 
 
 class Published:
-    """A step as most ports do it.
+    """A step as most other programs do it.
 
     The whole network runs and a forward hook keeps the activations of the layer. `backward` computes the gradients of
     all weights up to the layer besides that of the image, and they are discarded.

@@ -1,4 +1,7 @@
-"""Summarise a manifest with pandas: python examples/read_manifest.py s3://BUCKET/PREFIX/manifest, or a local folder."""
+"""Summarise a manifest with pandas: python examples/read_manifest.py s3://BUCKET/PREFIX/manifest, or a local folder.
+
+pandas is not installed with Dreamgrid: python -m pip install pandas
+"""
 
 import sys
 

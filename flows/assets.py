@@ -22,7 +22,7 @@ __all__ = ["load_guide_and_mask", "load_image", "network_for", "read", "resolve"
 
 
 def _fail_fast_storage() -> Storage:
-    """Return a storage that gives up within seconds, because a user waits for the result of a check."""
+    """Return a storage whose requests fail within seconds, because a user waits for the result of a check."""
     return Storage(FAIL_FAST)
 
 

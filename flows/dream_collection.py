@@ -1,5 +1,7 @@
 """The Prefect flow: dream every photograph below a prefix under every point of a grid."""
 
+import os
+import socket
 import time
 from contextlib import closing
 from contextvars import ContextVar
@@ -11,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows import run_record
+from flows import events, run_record
 from flows.artifacts import show
 from flows.cancellation import clean_termination
 from flows.estimate import throughput
@@ -19,15 +21,15 @@ from flows.executors import submitted
 from flows.job import DreamJob
 from flows.machine import check_environment, worker_count
 from flows.pace import shard_counter
-from flows.prefect_logs import shorten_errors
+from flows.prefect_logs import log_record, shorten_errors
 from flows.prefect_names import run_name, tag_run
-from flows.progress import ProgressBar
+from flows.progress import Progress
 from flows.protocol import FinishedRun, run_job
 from flows.retries import with_retries
 from flows.run_record import FailedRun, Report, Run
 from flows.scan import Scan, check_access, plan_settings, scan, store_warning
 from flows.storage import storage
-from flows.work import PlannedSettings, Shard
+from flows.work import PlannedSettings, Shard, ShardResult
 from flows.worker_process import start_worker, unlink_semaphores
 
 __all__ = ["checked_settings", "dream_collection"]
@@ -54,17 +56,21 @@ def dream_collection(job: DreamJob) -> State[Report]:
     with clean_termination():
         tag_run(job)
         settings = check(job)
-        return final_state(job, show(dream(job, settings)))
+        finished = dream(job, settings)
+        report = show(finished)
+        state = final_state(job, report)
+        events.emit_run(finished.run, report, str(state.name))
+        return state
 
 
 def dream(job: DreamJob, settings: tuple[PlannedSettings, ...]) -> FinishedRun:
     """Run the checked job in worker processes, and show the progress."""
-    with closing(ProgressBar(job)) as progress:
+    with closing(Progress(job)) as progress:
         return run_job(
             job,
             settings,
             storage(),
-            submitted(partial(submit_shard, progress.folder)),
+            submitted(partial(submit_shard, progress.folder), progress.add_shard),
             find_sources=find_photographs,
             throughput=throughput(settings),
             on_claim=progress.start,
@@ -122,7 +128,7 @@ def submit_shard(progress: str | None, run: Run, shard: Shard) -> Any:
 @task(task_run_name="shard {shard.number}", **with_retries)
 def dream_shard(
     destination: str, run_id: str, shard: Shard, *, stage_scores: bool, progress: str | None
-) -> dict[str, int]:
+) -> ShardResult:
     """Dream one shard in a worker process, which reads the record of the run from S3.
 
     `stage_scores` may differ from the job that the run was started with.
@@ -131,13 +137,15 @@ def dream_shard(
     from flows import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()
-    name = f"{shard.run_of_part(run_id)}-{shard.number}"
-    with shard_counter(progress, name) as count:
+    run_of_part = shard.run_of_part(run_id)
+    with shard_counter(progress, f"{run_of_part}-{shard.number}") as count:
         run = _load_run(destination, run_id, stage_scores)
-        counts = shards.dream_shard(run, shard, storage(), on_row=count)
-    seconds = time.perf_counter() - started
-    get_run_logger().info("shard %d: %s in %.1f s", shard.number, run_record.in_words(counts), seconds)
-    return counts
+        rows = shards.dream_shard(run, shard, storage(), on_row=lambda row: count(row.error_kind))
+    seconds = round(time.perf_counter() - started, 3)
+    failures, node = dict(count.failures), socket.gethostname()
+    result = ShardResult(shard.number, run_of_part, rows, failures, count.finished, node, os.getpid(), seconds)
+    log_record(get_run_logger(), events.shard_record(destination, run_id, result))
+    return result
 
 
 @lru_cache(maxsize=1)

@@ -288,15 +288,15 @@ class _Work:
 def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, Any]:
     """Return what a run of the job would do, and an estimate of its duration and cost. Nothing is written to S3.
 
-    The speed is that of an earlier run in the destination, on a machine like this one. Without such a run it is
-    measured, and kept in the user's cache.
+    The estimate is for this machine. It uses the speed of an earlier run in the destination on the same kind of
+    machine. If there is none, the speed is measured and kept in the user's cache.
 
     Args:
         job: the job.
         price_per_hour: what an hour of this machine costs, in any currency.
 
     Returns:
-        The fields that `dreamgrid plan --json` prints: counts of photographs, settings, shards and dreams, the run
+        The fields that `dreamgrid plan --json` prints: counts of photographs, grid points, shards and dreams, the run
         that would be resumed, the reason why a run would be refused, estimated seconds and where their speed comes
         from, requests to S3 by method, and the cost.
 
@@ -338,7 +338,7 @@ def estimate(job: DreamJob, price_per_hour: float | None = None) -> dict[str, An
         "refused": refusal,
         "photographs": len(found.sources),
         **found.with_warnings(finished).report(),
-        "settings": len(settings),
+        "grid_points": len(settings),
         "planned": work.dreams,
         "done": total - work.dreams,
         "failed_earlier": finished.failures(found.sources, settings).dreams,

@@ -9,7 +9,7 @@ from flows.machine import worker_count
 from flows.prefetch import AnyFuture, bounded_as_completed
 from flows.protocol import Executor
 from flows.run_record import Run
-from flows.work import Shard
+from flows.work import Shard, ShardResult
 from flows.worker_process import stop_workers
 
 __all__ = ["submitted"]
@@ -22,18 +22,26 @@ SUBMITTED_PER_WORKER = 4
 """Submitted and unfinished shards for each worker, if there are many workers, so that none becomes idle."""
 
 
-def submitted(submit: Callable[[Run, Shard], AnyFuture]) -> Executor:
+def submitted(
+    submit: Callable[[Run, Shard], AnyFuture], on_result: Callable[[ShardResult], None] = lambda _result: None
+) -> Executor:
     """Return an executor that submits shards to worker processes, such as Prefect tasks.
 
     Args:
-        submit: submits one shard and returns the future of its rows by status.
+        submit: submits one shard and returns the future of its `ShardResult`.
+        on_result: called with the result of each shard, before its rows are yielded.
     """
 
     def execute(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
         window = max(MIN_SUBMITTED, SUBMITTED_PER_WORKER * worker_count())
         try:
             for future in bounded_as_completed(partial(submit, run), shards, window, TICK_SECONDS):
-                yield future.result() if future else {}
+                if future is None:
+                    yield {}
+                    continue
+                result: ShardResult = future.result()
+                on_result(result)
+                yield result.rows
         except BaseException as error:
             stop_workers()  # otherwise the pool would finish everything that was submitted
             if isinstance(error, BrokenProcessPool):

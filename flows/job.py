@@ -15,7 +15,7 @@ from dreamcore.targets import Frozen
 from flows.globs import compile_globs
 from flows.layout import FOLDERS, check_uri, folder_uri
 
-__all__ = ["DreamJob", "RetryFailed", "explain_validation", "read_job"]
+__all__ = ["WITHOUT_EFFECT_ON_DREAMS", "DreamJob", "RetryFailed", "explain_validation", "read_job"]
 
 
 def _read_kinds(value: object) -> object:
@@ -33,7 +33,8 @@ RetryFailed = Annotated[bool | tuple[ErrorKind, ...], BeforeValidator(_read_kind
 """Which failed dreams of earlier runs a run tries again: none, all, or those of some error kinds."""
 
 
-_WITHOUT_EFFECT_ON_DREAMS = {"sheets", "stage_scores", "max_failures", "strict", "retry_failed"}
+WITHOUT_EFFECT_ON_DREAMS = {"sheets", "stage_scores", "max_failures", "strict", "retry_failed"}
+"""Fields that are not part of `job_id`."""
 
 
 def _as_list(value: object) -> object:
@@ -74,15 +75,16 @@ class DreamJob(Frozen):
         default=0.5,
         ge=0,
         le=1,
-        description="Share of dreams that may fail. If more fail, the run fails, at its end or after 100 dreams.",
+        description="Largest share of finished dreams that may fail; checked from the 100th dream on, and at the end.",
     )
     strict: bool = Field(
         default=False,
-        description="Whether a run fails if one dream failed, now or earlier, or if there is no photograph.",
+        description="Fail the run if a dream failed. With nothing to do, fail it also if a dream failed earlier, or if "
+        "the source has no photograph.",
     )
     retry_failed: RetryFailed = Field(
         default=False,
-        description="Dream nothing new, but try failed dreams of earlier runs again: true, or a list of error kinds.",
+        description="Try failed dreams of earlier runs again, and dream nothing new: true, or a list of error kinds.",
     )
     sheets: int = Field(
         default=24, ge=0, le=1000, description="Number of photographs that get a contact sheet after the run."
@@ -113,7 +115,7 @@ class DreamJob(Frozen):
         Fields that change no dream do not count. An empty `exclude` does not count either, so that runs of versions
         without this field can be resumed.
         """
-        left_out = _WITHOUT_EFFECT_ON_DREAMS | (set() if self.exclude else {"exclude"})
+        left_out = WITHOUT_EFFECT_ON_DREAMS | (set() if self.exclude else {"exclude"})
         return digest(self.model_dump(mode="json", exclude=left_out))
 
     def settings(self) -> tuple[DreamSettings, ...]:

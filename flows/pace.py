@@ -2,19 +2,20 @@
 
 A worker process writes the number of finished dreams of its shard into a small file, and the process of the run adds up
 these files. No file is needed for the result: if one cannot be written, only the progress within a shard is missing.
+The processes of other machines write no such files. Their dreams count when their shard ends (see `rates`).
 """
 
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["LINE_SECONDS", "Display", "Pace", "ShardCounts", "Snapshot", "shard_counter"]
+__all__ = ["LINE_SECONDS", "Display", "Meter", "Pace", "ShardCounter", "ShardCounts", "Snapshot", "shard_counter"]
 
 LINE_SECONDS = 30.0
 """Seconds between two lines of progress, where there is no progress bar."""
@@ -71,6 +72,49 @@ class Display(Protocol):
         """Show the progress."""
 
 
+class Meter:
+    """Measures how fast a count grows, over the last five minutes."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque()  # time and count
+
+    @property
+    def count(self) -> int:
+        """The newest count; 0 if there is none."""
+        return self._counts[-1][1] if self._counts else 0
+
+    @property
+    def mean_interval(self) -> float:
+        """The mean seconds between two counts. There must be two."""
+        return max(self._counts[-1][0] - self._counts[0][0], 1e-3) / (len(self._counts) - 1)
+
+    def add(self, now: float, count: int) -> None:
+        """Add a count."""
+        self._counts.append((now, count))
+        self.forget(now)
+
+    def forget(self, now: float) -> None:
+        """Forget counts that are older than five minutes, except the newest two."""
+        while len(self._counts) > 2 and now - self._counts[1][0] > _WINDOW_SECONDS:
+            self._counts.popleft()
+
+    def silence(self, now: float) -> float:
+        """Return the seconds since the newest count."""
+        return now - self._counts[-1][0]
+
+    def rate(self, now: float) -> float | None:
+        """Return the growth in a second since the first of the kept counts; None before the second count.
+
+        The time since the newest count belongs to the next one. It counts if it is longer than the mean time between
+        two counts, so that the rate of a run that hangs goes down.
+        """
+        if len(self._counts) < 2:
+            return None
+        (begin, before), (end, after) = self._counts[0], self._counts[-1]
+        seconds = max(end - begin, 1e-3)
+        return (after - before) / (seconds + max(0.0, self.silence(now) - self.mean_interval))
+
+
 class Pace:
     """Computes the rate of a run from its counts. Dreams of the first count are not new and do not count.
 
@@ -79,9 +123,8 @@ class Pace:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self._clock, self._meter = clock, Meter()
         self._first: int | None = None
-        self._counts: deque[tuple[float, int]] = deque()  # time and count, from the first new dream on
         self._finished = 0
 
     def update(self, finished: int, planned: int) -> Snapshot:
@@ -90,31 +133,18 @@ class Pace:
         if self._first is None:
             self._first = self._finished
         now = self._clock()
-        if self._finished > self._first and (not self._counts or self._finished > self._counts[-1][1]):
-            self._counts.append((now, self._finished))
-        while len(self._counts) > 2 and now - self._counts[1][0] > _WINDOW_SECONDS:
-            self._counts.popleft()
-        return Snapshot(self._finished, planned, self._rate(now))
-
-    def _rate(self, now: float) -> float | None:
-        """Return the new dreams in a second since the first of the kept counts.
-
-        The time since the last count belongs to the next dream. It counts if it is longer than the mean time was, so
-        that the rate of a run that hangs goes down.
-        """
-        if len(self._counts) < 2:
-            return None
-        (begin, before), (end, after) = self._counts[0], self._counts[-1]
-        seconds = max(end - begin, 1e-3)
-        waiting = now - end
-        mean = seconds / (len(self._counts) - 1)
-        return (after - before) / (seconds + max(0.0, waiting - mean))
+        if self._finished > max(self._first, self._meter.count):
+            self._meter.add(now, self._finished)
+        self._meter.forget(now)
+        return Snapshot(self._finished, planned, self._meter.rate(now))
 
 
 class ShardCounts:
     """The finished dreams of shards that are not finished, as the worker processes of this machine report them."""
 
     def __init__(self) -> None:
+        self.is_used = False
+        """Whether a worker process has reported a dream."""
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         with suppress(OSError):
             self._folder = tempfile.TemporaryDirectory(prefix="dreamgrid-progress-", ignore_cleanup_errors=True)
@@ -131,6 +161,7 @@ class ShardCounts:
             for file in Path(self.folder).iterdir() if self.folder else ():
                 with suppress(OSError, ValueError):
                     total += int(file.read_text())
+        self.is_used = self.is_used or total > 0
         return total
 
     def close(self) -> None:
@@ -139,9 +170,34 @@ class ShardCounts:
             self._folder.cleanup()
 
 
+class ShardCounter:
+    """Counts the finished dreams of one shard, in a worker process. Any thread calls it after each dream.
+
+    Args:
+        file: the file for `ShardCounts`; None to report nothing.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.finished = 0
+        """Dreams that are done, failed or skipped."""
+        self.failures = Counter[str]()
+        """Failed and skipped dreams by error kind."""
+        self._file, self._written, self._lock = file, 0.0, threading.Lock()
+
+    def __call__(self, error_kind: str | None = None) -> None:
+        """Count one dream, and write the count at most once in a second."""
+        with self._lock, suppress(OSError):  # the disk may be full
+            self.finished += 1
+            if error_kind:
+                self.failures[error_kind] += 1
+            if self._file and time.monotonic() - self._written >= _WRITE_SECONDS:
+                self._written = time.monotonic()
+                self._file.write_text(str(self.finished))
+
+
 @contextmanager
-def shard_counter(folder: str | None, shard: str) -> Iterator[Callable[[], None]]:
-    """Count the dreams of one shard, in a worker process. Yields a function that any thread calls after each dream.
+def shard_counter(folder: str | None, shard: str) -> Iterator[ShardCounter]:
+    """Yield the counter of one shard.
 
     When the shard is finished and counts as a whole, its file is removed. After an error the file stays, because its
     dreams are in S3.
@@ -150,19 +206,8 @@ def shard_counter(folder: str | None, shard: str) -> Iterator[Callable[[], None]
         folder: the folder of `ShardCounts`; None to report nothing.
         shard: a name of the shard, unique in the run.
     """
-    if folder is None:
-        yield lambda: None
-        return
-    file, finished, written, lock = Path(folder) / shard, 0, 0.0, threading.Lock()
-
-    def count() -> None:
-        nonlocal finished, written
-        with lock, suppress(OSError):  # the disk may be full
-            finished += 1
-            if time.monotonic() - written >= _WRITE_SECONDS:
-                written = time.monotonic()
-                file.write_text(str(finished))
-
-    yield count
-    with suppress(OSError):
-        file.unlink(missing_ok=True)
+    file = Path(folder) / shard if folder else None
+    yield ShardCounter(file)
+    if file:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)

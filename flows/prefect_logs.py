@@ -1,11 +1,17 @@
-"""What Prefect logs about errors: one line for an error of Dreamgrid, a traceback only for any other error."""
+"""What Prefect logs: one line for an error of Dreamgrid, a traceback only for any other error, and records as JSON."""
 
+import json
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from dreamcore.errors import DreamgridError
 from flows.terminal import one_line
 
-__all__ = ["shorten_errors"]
+__all__ = ["RECORD", "log_record", "shorten_errors"]
+
+RECORD = "dreamgrid"
+"""The field of a log record in JSON that has the record of Dreamgrid."""
 
 _LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
 
@@ -23,3 +29,8 @@ def _shorten(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(error := record.exc_info[1], DreamgridError):
         record.msg, record.args, record.exc_info = f"{type(error).__name__}: {one_line(str(error))}", (), None
     return True
+
+
+def log_record(logger: logging.Logger | logging.LoggerAdapter[logging.Logger], record: Mapping[str, Any]) -> None:
+    """Log a record as one line of JSON. Formatters that write JSON themselves also get it as the field `dreamgrid`."""
+    logger.info("%s", json.dumps(record), extra={RECORD: record})

@@ -1,37 +1,48 @@
-"""The progress of a run: in the log, as a bar in the Prefect UI, and for a caller in the same process."""
+"""The progress of a run: in the log, as a bar and a table in the Prefect UI, and for a caller in the same process."""
 
+import json
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import replace
+from uuid import UUID
 
 import httpx  # Prefect's client raises its errors
 from prefect import get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 
+from flows import events
 from flows.job import DreamJob
 from flows.pace import LINE_SECONDS, Display, Pace, ShardCounts, Snapshot
 from flows.prefect_names import artifact_key
+from flows.rates import NodeRates
 from flows.run_record import Run
+from flows.work import ShardResult
 
-__all__ = ["ProgressBar", "on_progress"]
+__all__ = ["Progress", "on_progress"]
 
 on_progress: ContextVar[Display | None] = ContextVar("on_progress", default=None)
 """Set by a caller in the same process that wants to show the progress."""
 
-UPDATE_SECONDS = 4.0
+BAR_SECONDS = 4.0
 """The bar in the Prefect UI is moved at most this often."""
+TABLE_SECONDS = 60.0
+"""The table in the Prefect UI is updated at most this often."""
 
 
-class ProgressBar:
-    """Shows the progress of a run, with the dreams that worker processes report within a shard."""
+class Progress:
+    """Shows the progress of a run, with the dreams that worker processes of this machine report within a shard."""
 
     def __init__(self, job: DreamJob) -> None:
-        self._key = artifact_key("dreams", job.destination, job)
-        self._counts, self._pace = ShardCounts(), Pace()
+        self._job = job
+        self._run: Run | None = None
+        self._counts, self._pace, self._nodes = ShardCounts(), Pace(), NodeRates()
         self._also = on_progress.get()
-        self._artifact: Any = None
-        self._moved, self._logged = 0.0, time.monotonic()
+        self._bar, self._table = _LiveArtifact("progress bar", BAR_SECONDS), _LiveArtifact("table", TABLE_SECONDS)
+        self._logged = time.monotonic()
 
     @property
     def folder(self) -> str | None:
@@ -40,22 +51,28 @@ class ProgressBar:
 
     def start(self, run: Run) -> None:
         """Show which run has begun."""
+        self._run = run
         get_run_logger().info("run %s -> %s", run.run_id, run.destination)
         if self._also:
             self._also.start(run.run_id, run.destination)
 
+    def add_shard(self, result: ShardResult) -> None:
+        """Count a finished shard for its machine, and emit its event."""
+        self._nodes.add(result)
+        if self._run:
+            events.emit_shard(self._run, result)
+
     def update(self, finished: int, planned: int) -> None:
         """Show the progress: `finished` are the rows of finished shards."""
         snapshot = self._pace.update(finished + self._counts.total(), planned)
-        now, is_end = time.monotonic(), finished == planned
-        if not self._moved:
-            self._artifact = create_progress_artifact(_percent(snapshot), key=self._key, description=str(snapshot))
-            self._moved = now
-        elif self._artifact and (is_end or now - self._moved >= UPDATE_SECONDS):
-            self._moved = now
-            self._move(snapshot)
-        if is_end or now - self._logged >= LINE_SECONDS:
-            self._logged = now
+        if not self._counts.is_used:  # the dreams of other machines arrive in bursts, which spoil the rate of the count
+            snapshot = replace(snapshot, rate=self._nodes.rate())
+        is_end = finished == planned
+        self._bar.show(is_end, lambda: self._create_bar(snapshot), lambda bar: _move_bar(bar, snapshot))
+        if self._nodes:
+            self._table.show(is_end, self._create_table, self._update_table)
+        if is_end or time.monotonic() - self._logged >= LINE_SECONDS:
+            self._logged = time.monotonic()
             get_run_logger().info("%s", snapshot)
         if self._also:
             self._also.show(snapshot)
@@ -64,13 +81,56 @@ class ProgressBar:
         """Remove the folder of the workers' reports."""
         self._counts.close()
 
-    def _move(self, snapshot: Snapshot) -> None:
-        """Move the bar. If the server refuses, because somebody deleted the bar for example, the run goes on."""
-        try:
-            update_progress_artifact(self._artifact, _percent(snapshot), str(snapshot))
-        except (httpx.HTTPStatusError, ObjectNotFound) as error:  # an unreachable server raises other errors
-            get_run_logger().warning("the progress bar of this run cannot be moved: %s", type(error).__name__)
-            self._artifact = None
+    def _create_bar(self, snapshot: Snapshot) -> UUID:
+        key = artifact_key("dreams", self._job.destination, self._job)
+        # The functions of Prefect return a coroutine only if an event loop runs.
+        return create_progress_artifact(_percent(snapshot), key=key, description=str(snapshot))  # type: ignore[return-value]
+
+    def _create_table(self) -> UUID:
+        key = artifact_key("nodes", self._job.destination, self._job)
+        description = f"Machines that dream for {self._job.destination}, since this flow run started or continued it"
+        return create_table_artifact(self._nodes.rows(), key=key, description=description)  # type: ignore[return-value]
+
+    def _update_table(self, table: UUID) -> None:
+        with get_client(sync_client=True) as client:
+            client.update_artifact(table, ArtifactUpdate(data=json.dumps(self._nodes.rows())))
+
+
+class _LiveArtifact:
+    """An artifact that is updated in place.
+
+    Args:
+        name: what a warning calls it.
+        seconds: it is updated at most this often, and at the end of the run.
+    """
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self._name, self._seconds = name, seconds
+        self._id: UUID | None = None
+        self._shown: float | None = None
+
+    def show(self, is_end: bool, create: Callable[[], UUID], update: Callable[[UUID], None]) -> None:
+        """Create or update the artifact, if it is time.
+
+        If the server refuses an update, because somebody deleted the artifact for example, the run goes on without it.
+        """
+        now = time.monotonic()
+        if self._shown is None:
+            self._id = create()
+        elif self._id and (is_end or now - self._shown >= self._seconds):
+            try:
+                update(self._id)
+            except (httpx.HTTPStatusError, ObjectNotFound) as error:  # an unreachable server raises other errors
+                warning = "the %s of this run cannot be updated: %s"
+                get_run_logger().warning(warning, self._name, type(error).__name__)
+                self._id = None
+        else:
+            return
+        self._shown = now
+
+
+def _move_bar(bar: UUID, snapshot: Snapshot) -> None:
+    update_progress_artifact(bar, _percent(snapshot), str(snapshot))
 
 
 def _percent(snapshot: Snapshot) -> float:

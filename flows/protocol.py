@@ -30,6 +30,7 @@ from flows.cost import Throughput
 from flows.job import DreamJob
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
+from flows.pruned import read_mark as read_prune_mark
 from flows.retry import plan_retry
 from flows.run_record import Report, Run
 from flows.scan import Scan
@@ -94,6 +95,8 @@ def run_job(
     """
     started = time.perf_counter()
     run, plan = claim(job, settings, storage)
+    if plan is None and job.retry_failed:
+        plan = give_up_during_prune(run, storage)
     on_claim(run)
     found: Scan | None = None
     with _resumable():
@@ -151,6 +154,28 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
             return run, plan
 
 
+def give_up_during_prune(run: Run, storage: Storage) -> Plan | None:
+    """Give up a retry that has just claimed the destination, if a prune is unfinished there.
+
+    A prune writes its mark and then looks for an unfinished retry. A retry does it the other way round, so that at
+    least one of them sees the other.
+
+    Returns:
+        The plan, if another attempt at this retry has frozen one. Then that attempt came first, and the prune has given
+        up.
+
+    Raises:
+        InvalidInput: a prune is unfinished. The destination is released.
+    """
+    command = read_prune_mark(run.destination, storage)
+    if command is None:
+        return None
+    if plan := run_record.write_plan(run.destination, run.run_id, _empty_plan(), storage):
+        return plan
+    release(run.destination, run.run_id, storage)
+    raise InvalidInput(f"a prune of {run.destination} is unfinished: finish it with `{command}`, then retry")
+
+
 def freeze(run: Run, plan: Plan, storage: Storage) -> Plan:
     """Freeze the plan of a run, even an empty one. If two attempts plan at the same time, the first plan wins.
 
@@ -194,7 +219,7 @@ def check_failures(run: Run, plan: Plan, counts: Mapping[str, int], storage: Sto
     raise DreamgridError(
         f"the run {run.run_id} was stopped: {failed} of the first {rows} dreams failed "
         f"({run_record.in_words(kinds)}). Finished dreams are kept. To "
-        "continue anyway, run it again with --max-failures 1; to give it up, add --abandon"
+        "continue anyway, run it again with --max-failures 1; to abandon it, add --abandon"
     )
 
 
@@ -240,7 +265,7 @@ def release(destination: str, run_id: str, storage: Storage) -> None:
 
 
 def abandon(destination: str, storage: Storage) -> None:
-    """Give up the unfinished run of a destination, if there is one. Its finished parts stay valid.
+    """Abandon the unfinished run of a destination, if there is one. Its finished parts stay valid.
 
     A process of that run may still work or sleep, but cannot add rows any more: this function writes an empty plan, or
     an empty part for every shard without one. So another run may dream what is missing immediately. A run that tries
@@ -249,10 +274,9 @@ def abandon(destination: str, storage: Storage) -> None:
     if (mark := run_record.read_mark(destination, storage)) is None:
         return
     run_id, empty = mark["run_id"], manifest.to_parquet([])
-    nothing = make_plan(Sources(()), (), lambda _key: True)
     plan = run_record.read_plan(destination, run_id, storage)
     if plan is None:
-        plan = run_record.write_plan(destination, run_id, nothing, storage) or nothing
+        plan = run_record.write_plan(destination, run_id, _empty_plan(), storage) or _empty_plan()
     if plan.is_retry:
         release(destination, run_id, storage)
         return
@@ -269,3 +293,7 @@ def abandon(destination: str, storage: Storage) -> None:
         index = history.build_index(destination, run_id, storage)
         history.write_index(index, destination, run_id, storage)
     release(destination, run_id, storage)
+
+
+def _empty_plan() -> Plan:
+    return make_plan(Sources(()), (), lambda _key: True)

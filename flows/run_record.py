@@ -58,7 +58,7 @@ _random = secrets.SystemRandom()
 NOT_RETRIED = "that this version of Dreamgrid, or other files, cannot dream with the same settings"
 _CHANGED = (
     "other files or another version of Dreamgrid: restore them and run the job again to finish it, or add --abandon "
-    "to give it up"
+    "to abandon it"
 )
 
 
@@ -283,7 +283,7 @@ def active_run_id(job: DreamJob, storage: Storage) -> str | None:
             other = "of this job, which is not a retry"
         raise InvalidInput(
             f"{job.destination} is held by the unfinished run {mark['run_id']} {other}: finish that run with "
-            f"`dreamgrid run --resume {job.destination}`, or add --abandon to give it up"
+            f"`dreamgrid run --resume {job.destination}`, or add --abandon to abandon it"
         )
     return mark["run_id"]
 
@@ -354,7 +354,7 @@ def load_run(destination: str, run_id: str, storage: Storage) -> Run:
     run = _load(destination, run_id, storage)
     if run is None:
         uri = layout.job_uri(destination, run_id)
-        raise Unavailable(f"{uri} is missing: restore it, or add --abandon to give the run up")
+        raise Unavailable(f"{uri} is missing: restore it, or add --abandon to abandon the run")
     return run
 
 

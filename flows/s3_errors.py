@@ -174,7 +174,7 @@ def _translate_local(error: Exception, uri: str, endpoint: str) -> InvalidInput 
     if isinstance(error, _NO_CREDENTIALS):
         return InvalidInput(
             f"no credentials for {uri} ({describe(error)}): set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-            'AWS_SECRET_ACCESS_KEY (for the embedded stack: eval "$(dreamgrid env)")'
+            'AWS_SECRET_ACCESS_KEY (for the embedded servers: eval "$(dreamgrid env)")'
         )
     if isinstance(error, boto.ParamValidationError):
         return InvalidInput(f"{uri} is not the address of an object: {describe(error)}")

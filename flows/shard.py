@@ -43,7 +43,7 @@ def dream_shard(
     storage: Storage,
     dream: DreamFunction = dream_photographs,
     decode: Callable[..., Photograph] = decoder.decode,
-    on_row: Callable[[], None] = lambda: None,
+    on_row: Callable[[Row], None] = lambda _row: None,
 ) -> dict[str, int]:
     """Dream one shard and write its part of the manifest, or replace the part that the shard names.
 
@@ -57,7 +57,7 @@ def dream_shard(
         storage: access to S3.
         dream: dreams one batch.
         decode: decodes one photograph, as `flows.decoder.decode` does.
-        on_row: called after each dream that is delivered, and each that failed, in several threads.
+        on_row: called with the row of each dream that is delivered, and of each that failed, in several threads.
 
     Returns:
         The number of rows of the shard by status: done, failed and skipped.
@@ -154,12 +154,12 @@ class _Dreamer:
         self.limits = Limits(memory, run.job.stage_scores)
         self.prefetch = prefetch_depth(self.device)
 
-    def rows(self, on_row: Callable[[], None]) -> list[Row]:
+    def rows(self, on_row: Callable[[Row], None]) -> list[Row]:
         """Return one row for each photograph and setting of the shard, after all dreams were delivered."""
 
         def deliver(outcome: _Outcome) -> Row:
             row = self.deliver(outcome)
-            on_row()
+            on_row(row)
             return row
 
         with thread_pool(self.prefetch) as readers, thread_pool(self.prefetch) as writers:

@@ -17,7 +17,7 @@ from flows import history, layout, manifest
 from flows.contact import Cell, Title, arrange, cell_width, render_pages, scores, thumbnail, wrap_text
 from flows.decoder import decode
 from flows.prefetch import ordered_prefetch, thread_pool
-from flows.s3_errors import CorruptObject
+from flows.s3_errors import CorruptObject, UnreadableObject
 from flows.storage import Storage
 
 __all__ = [
@@ -171,7 +171,7 @@ def _draw(title: Title, photograph: bytes, entries: Sequence[_Entry], storage: S
         try:
             data = storage.read(uri)
             return shrink(data) if data else None
-        except (ImageError, CorruptObject):  # the cell of a damaged dream stays empty
+        except (ImageError, CorruptObject, UnreadableObject):  # the cell of a damaged or archived dream stays empty
             return None
 
     cells = [Cell(0, 0, shrink(photograph), ("the photograph",), (top_classes(entries[0].row["classes_before"]),))]

@@ -29,6 +29,7 @@ from flows.manifest import IDENTITY
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.pruned import PrunedDreams, pruned_dreams, read_records
 from flows.run_record import Run
+from flows.s3_errors import CorruptObject, UnreadableObject
 from flows.storage import Storage
 from flows.work import dream_key, uri_key
 
@@ -36,6 +37,7 @@ __all__ = ["MAX_PROBLEMS", "Kind", "Problem", "VerifyReport", "verify"]
 
 Kind = Literal[
     "missing",  # the row is done, but its object does not exist
+    "unreadable",  # the store does not return the object, for example because it is archived
     "changed",  # the bytes of the object are not those of the row
     "damaged",  # an image cannot be decoded, or a part or the record of a run cannot be read
     "other_dream",  # the metadata inside the image and the row differ
@@ -127,7 +129,7 @@ class _Verifier:
         """Yield all problems, in several passes. The later passes read S3 again only if they have a problem to name."""
         threads = 2 * core_count()
         with thread_pool(threads) as readers:
-            for problem in ordered_prefetch(readers, self.check_row, self.rows(), threads):
+            for problem in ordered_prefetch(readers, self.check, self.rows(), threads):
                 on_progress(len(self.dreams), max(len(self.dreams), len(listed)))
                 if problem:
                     yield problem
@@ -160,10 +162,19 @@ class _Verifier:
             except (pa.ArrowException, OSError) as error:
                 yield uri, Problem(kind="damaged", uri=uri, what=f"this part cannot be read: {error}")
 
-    def check_row(self, row: dict[str, Any] | Problem) -> Problem | None:
-        """Compare one row with its object."""
+    def check(self, row: dict[str, Any] | Problem) -> Problem | None:
+        """Return the problem of one row. An object that the store does not return, or returns damaged, is one."""
         if isinstance(row, Problem):
             return row
+        try:
+            return self.check_row(row)
+        except UnreadableObject as error:
+            return Problem(kind="unreadable", uri=str(row["result_uri"]), what=str(error))
+        except CorruptObject as error:
+            return Problem(kind="damaged", uri=str(row["result_uri"]), what=str(error))
+
+    def check_row(self, row: dict[str, Any]) -> Problem | None:
+        """Compare one row with its object."""
         if row["status"] != "done":
             return None
         uri = str(row["result_uri"])

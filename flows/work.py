@@ -1,12 +1,13 @@
-"""The units of work: one photograph, one point of the grid, and a shard of both."""
+"""The units of work: one photograph, one point of the grid, a shard of both, and the result of a shard."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
 
-__all__ = ["PlannedSettings", "ReplacedPart", "Shard", "Source", "Work", "dream_key", "uri_key"]
+__all__ = ["PlannedSettings", "ReplacedPart", "Shard", "ShardResult", "Source", "Work", "dream_key", "uri_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,28 @@ class Shard:
     def run_of_part(self, run_id: str) -> str:
         """Return the run whose part has the shard's rows: an earlier run, or `run_id`, which dreams the shard."""
         return self.replaces.run_id if self.replaces else run_id
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What a worker process reports about a finished shard."""
+
+    number: int
+    """The number of the shard."""
+    run_of_part: str
+    """The run whose part of the manifest has the rows of the shard."""
+    rows: Mapping[str, int]
+    """Number of rows by status: done, failed and skipped."""
+    failures: Mapping[str, int]
+    """Number of failed and skipped dreams by error kind, as far as this attempt made their rows."""
+    new: int
+    """The rows that this attempt made. 0 if another attempt had finished the shard before."""
+    node: str
+    """The host name of the machine."""
+    worker: int
+    """The process id of the worker process."""
+    seconds: float
+    """The duration of the attempt."""
 
 
 def dream_key(source_uri: str, etag: str, settings_id: str) -> int:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.job import DreamJob
+from dreamcore.presets import PRESETS, PresetName
+from dreamcore.settings import DreamSettings
+from flows.job import WITHOUT_EFFECT_ON_DREAMS, DreamJob
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -32,6 +34,26 @@ def test_the_readme_is_short() -> None:
 def test_the_tables_of_settings_are_generated() -> None:
     text = (DOCS / "settings.md").read_text()
     assert runpy.run_path(str(DOCS / "make_settings.py"))["page"](text) == text, "run `make docs`"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_page_of_presets_lists_their_settings(name: PresetName) -> None:
+    text, default = (DOCS / "presets.md").read_text(), DreamSettings()
+    row = re.findall(rf"^\| `{name}` \| (`.*) \|$", text, re.MULTILINE)[-1]
+    found = {field: yaml.safe_load(value.strip("`")) for field, value in re.findall(r"`(\w+)` (\S+?)(?:,|$)", row)}
+    expected = {field: value for field, value in PRESETS[name].settings.items() if getattr(default, field) != value}
+    numbers = {field: pytest.approx(value, rel=0.001) for field, value in expected.items() if type(value) is float}
+    assert found == expected | numbers
+
+
+def test_pages_name_the_fields_that_may_change_when_a_run_is_resumed() -> None:
+    """These fields are not part of `job_id`. A retry is another run, so `retry_failed` may not change."""
+    (row,) = re.findall(r"^\| `job_id` \| (.*?)\.", (DOCS / "architecture.md").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == WITHOUT_EFFECT_ON_DREAMS
+    (sentence,) = re.findall(r"^(.*) do not change the image\.", (DOCS / "settings.md").read_text(), re.MULTILINE)
+    assert {*re.findall(r"`(\w+)`", sentence), "retry_failed"} == WITHOUT_EFFECT_ON_DREAMS
+    (sentence,) = re.findall(r"you may change the number of (.*?)\.", (DOCS / "scheduling.md").read_text(), re.DOTALL)
+    assert {*re.findall(r"`(\w+)`", sentence), "retry_failed"} == WITHOUT_EFFECT_ON_DREAMS
 
 
 def test_the_readme_shows_a_job() -> None:

@@ -1,4 +1,4 @@
-"""Create the automations of alerts.yaml on the server of PREFECT_API_URL, or update those that exist.
+"""Create the automations of a file on the server of PREFECT_API_URL, or update those that exist.
 
 python deployments/automations/apply.py https://hooks.slack.com/services/...    a webhook that takes {"text": ...}
 python deployments/automations/apply.py sendgrid-email/operators                a notification block: TYPE/NAME
@@ -13,12 +13,19 @@ import httpx
 import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowFilter
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 WEBHOOK = "dreamgrid-alerts"
 """Name of the notification block that is created for a webhook."""
+LOST = "dreamgrid-lost"
+"""The automation that waits for heartbeats."""
+FLOW = "dream-collection"
+HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+MAX_SECONDS, PREFECTS_SECONDS = 30, 180
+"""Seconds between two heartbeats: the most that the automation allows, and the default of Prefect."""
 
 
 def main() -> None:
@@ -31,7 +38,9 @@ def main() -> None:
         parser.error("PREFECT_API_URL is not set: set it to the API of your Prefect server")
     try:
         with get_client(sync_client=True) as client:
-            apply(client, arguments.file, notification_block(client, arguments.target))
+            names = apply(client, arguments.file, notification_block(client, arguments.target))
+            if LOST in names:
+                warn_of_slow_heartbeats(client)
     except ObjectNotFound:
         sys.exit(f"the server has no notification block {arguments.target}: create it in the Prefect UI under Blocks")
     except httpx.HTTPError as error:
@@ -53,8 +62,9 @@ def notification_block(client: SyncPrefectClient, target: str) -> UUID:
     return client.read_block_document_by_name(name, block_type).id
 
 
-def apply(client: SyncPrefectClient, file: Path, block: UUID) -> None:
-    """Create or update each automation by its name. An automation that was switched off stays off."""
+def apply(client: SyncPrefectClient, file: Path, block: UUID) -> list[str]:
+    """Create or update each automation by its name, and return the names. One that was switched off stays off."""
+    names = []
     for fields in yaml.safe_load(file.read_bytes())["automations"]:
         actions = [
             action | {"block_document_id": block} if action["type"] == "send-notification" else action
@@ -66,6 +76,20 @@ def apply(client: SyncPrefectClient, file: Path, block: UUID) -> None:
         else:
             client.create_automation(automation)
         print(f"{automation.name}: {'updated' if existing else 'created'}")
+        names.append(automation.name)
+    return names
+
+
+def warn_of_slow_heartbeats(client: SyncPrefectClient) -> None:
+    """Name the deployments of the flow whose job variables do not make their runs send heartbeats often enough."""
+    flow = FlowFilter.model_validate({"name": {"any_": [FLOW]}})
+    for deployment in client.read_deployments(flow_filter=flow):
+        seconds = deployment.job_variables.get("env", {}).get(HEARTBEAT, PREFECTS_SECONDS)
+        if int(seconds) > MAX_SECONDS:
+            print(
+                f"{FLOW}/{deployment.name}: its job variables do not set {HEARTBEAT} to {MAX_SECONDS}. {LOST} takes "
+                "its healthy runs for lost, unless its Prefect worker sets this variable: call `prefect deploy` again"
+            )
 
 
 if __name__ == "__main__":

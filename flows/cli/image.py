@@ -93,7 +93,8 @@ def redream(names: tuple[str, ...], source: Path | None, as_json: bool, **files:
     needs --source. PSNR compares the pixels of both files; in --json it is null if they are equal.
 
     A dream of a run is also named by its destination DEST and its ID, the column result_id of the manifest. The ID is
-    on the contact sheet and at the end of the file name. Its first digits are enough if no other dream has them.
+    on the contact sheet and at the end of the file name. You may shorten it to its first digits: at least four, and
+    enough to identify one dream.
     Without OUT, the new file has the name of the dream and is written to the current folder.
 
     \b

@@ -50,7 +50,8 @@ memory_option = click.option(
     expose_value=False,
     callback=_set_memory,
     metavar="SIZE",
-    help="Memory that each dreaming process may use, for example 2GiB. Larger images are computed in tiles.",
+    help="Memory that each dreaming process may use, for example 2GiB. Larger images are computed in memory tiles, "
+    "which do not change the look.",
 )
 
 

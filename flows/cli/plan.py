@@ -25,11 +25,12 @@ __all__ = ["plan"]
 def plan(job: Path | None, price_per_hour: float | None, as_json: bool, **flags: Any) -> None:
     """Show what a run would do, and estimate its time and cost.
 
-    Prints the number of photographs, settings, dreams and shards, the estimated time, and the requests to S3. Changes
-    nothing in S3. If the job has an unfinished run, only the rest of that run is counted.
+    Prints the number of photographs, grid points, dreams and shards, the estimated time, and the requests to S3.
+    Changes nothing in S3. If the job has an unfinished run, only the rest of that run is counted.
 
-    The time is that of an earlier run in the destination on such a machine. Without one, some short dreams are
-    measured, and the speed of this machine is kept in the user's cache.
+    The estimate is for this machine, so call the command on the machine that will dream. It uses the speed of an
+    earlier run in the destination on the same kind of machine. If there is none, it makes some short dreams to measure
+    the speed, and keeps the result in ~/.cache/dreamgrid.
 
     \b
     Examples:

@@ -57,10 +57,10 @@ class _RetryFailedCommand(click.Command):
 
 @click.command()
 def demo() -> int:
-    """Dream the example photographs on the embedded stack.
+    """Start the embedded servers and dream the example photographs.
 
-    The command starts an S3 server and a Prefect server in this folder, and leaves them running. `dreamgrid down` stops
-    them.
+    The command leaves the servers (S3 and Prefect) running. `dreamgrid down` stops them. Their data is in
+    ./.dreamgrid/.
 
     \b
     Examples:
@@ -89,20 +89,16 @@ def demo() -> int:
 @click.option(
     "--resume", metavar="DEST", help="Resume the unfinished run of this destination, instead of giving a job."
 )
-@click.option("--abandon", is_flag=True, help="Give up the unfinished run of the destination first.")
+@click.option("--abandon", is_flag=True, help="Abandon the unfinished run of the destination, then start a new run.")
 @click.option(
     "--retry-failed",
     multiple=True,
     type=click.Choice([ALL, *get_args(ErrorKind)]),
     metavar="[KIND]",
-    help="Dream nothing new, but try the failed dreams of the destination again: all, or those of an error kind. "
+    help="Try the failed dreams of the destination again, and dream nothing new: all, or those of an error kind. "
     "May be given several times.",
 )
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Exit with 1 if dreams failed, in this run or earlier, or if the source has no photograph.",
-)
+@click.option("--strict", is_flag=True, help=DreamJob.model_fields["strict"].description)
 @json_option
 def run(
     job: Path | None,
@@ -182,6 +178,8 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "tuple[Report, FailedRun | 
     os.environ.setdefault(
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
     )  # the command prints progress and errors
+    # An automation takes a run without heartbeats for lost (deployments/automations/alerts.yaml).
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     # Workers that are killed at Ctrl-C leave semaphores behind. They are cleaned up, so the warning is not needed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     _connect_prefect()

@@ -1,4 +1,4 @@
-"""`dreamgrid up`, `down`, `status` and `env`: the embedded stack of the current folder."""
+"""`dreamgrid up`, `down`, `status` and `env`: the embedded servers of the current folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["STACK", "down", "env", "start_stack", "status", "up"]
 
 STACK = Path(".dreamgrid")
-"""The folder of the embedded stack, below the current folder."""
+"""The folder of the embedded servers, below the current folder."""
 
 
 def start_stack() -> "Stack":
-    """Start the embedded stack and wait until its servers are ready."""
+    """Start the embedded servers and wait until they are ready."""
     from flows.local import stack
 
     with screen.status("Starting SeaweedFS and Prefect ..."):
@@ -28,9 +28,9 @@ def start_stack() -> "Stack":
 
 @click.command()
 def up() -> None:
-    """Start the embedded stack: an S3 server and a Prefect server.
+    """Start the embedded servers: an S3 server and a Prefect server.
 
-    Both servers listen on this machine only. Their data is in ./.dreamgrid/.
+    Both servers listen on this machine only. They belong to the current folder, and their data is in ./.dreamgrid/.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def up() -> None:
 
 @click.command()
 def down() -> None:
-    """Stop the embedded stack of this folder. Its data is kept.
+    """Stop the embedded servers of the current folder. Their data is kept.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def down() -> None:
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show whether the embedded stack of this folder runs.
+    """Show whether the embedded servers of the current folder run.
 
     Prints the address and the process of each server.
 
@@ -80,14 +80,14 @@ def status(as_json: bool) -> None:
         state = f"running, process {server['pid']}" if server["running"] else "stopped"
         print_line(f"{server['name']:<10} {server['url']}   {state}")
     if not found["servers"]:
-        print_line("no stack in this folder: start one with dreamgrid up")
+        print_line("the current folder has no embedded servers: start them with dreamgrid up")
 
 
 @click.command()
 def env() -> None:
-    """Print the environment variables of the embedded stack.
+    """Print the environment variables of the embedded servers.
 
-    The output is for a shell: it exports the variables that point S3 clients and Prefect at the stack.
+    The output is for a shell. It exports the variables with which S3 clients and Prefect use these servers.
 
     \b
     Examples:
@@ -99,6 +99,6 @@ def env() -> None:
 
     found = stack.find(STACK)
     if found is None:
-        raise InvalidInput("no stack runs in this folder: start one with dreamgrid up")
+        raise InvalidInput("the embedded servers of the current folder do not run: start them with dreamgrid up")
     for name, value in found.environment().items():
         click.echo(f"export {name}={quote(value)}")

@@ -1,1 +1,1 @@
-"""The embedded stack (SeaweedFS and Prefect on loopback) and the demo that runs on it."""
+"""The embedded servers (SeaweedFS and Prefect on loopback) and the demo that uses them."""

@@ -1,4 +1,4 @@
-"""The demo: dream the example photographs of this repository on the embedded stack."""
+"""The demo: dream the example photographs of this repository on the embedded servers."""
 
 from pathlib import Path
 

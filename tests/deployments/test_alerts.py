@@ -1,11 +1,14 @@
 """The automations in deployments/automations: a real Prefect server posts to a webhook on loopback."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,7 +21,8 @@ import yaml
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Completed, Crashed, Failed, Running, Scheduled
 
 from flows.dream_collection import dream_collection, final_state
@@ -26,6 +30,10 @@ from flows.form import dream_from_form
 from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.run_record import Report
+from flows.storage import Storage
+from tests.support.command import DREAMGRID, Command, await_end_of_group
+from tests.support.kills import put_photographs
+from tests.support.relay import relay
 
 AUTOMATIONS = Path(__file__).parents[2] / "deployments" / "automations"
 POOL = "dreamgrid-alerts"
@@ -95,21 +103,30 @@ def pool(client: SyncPrefectClient) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def alerts(
     client: SyncPrefectClient, receiver: Receiver, pool: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """Apply the automations twice, with short waiting times, and delete them afterwards."""
+) -> Iterator[Path]:
+    """Apply the automations twice, with short waiting times, yield their file, and delete them afterwards."""
     automations = yaml.safe_load((AUTOMATIONS / "alerts.yaml").read_bytes())
     for automation in automations["automations"]:
         if "within" in automation["trigger"]:
             automation["trigger"]["within"] = SOON
     file = tmp_path_factory.mktemp("alerts") / "alerts.yaml"
     file.write_text(yaml.safe_dump(automations))
+    with applied(client, receiver, file) as count:
+        assert count == len(automations["automations"])
+        assert apply(receiver.url, file).count("updated") == count
+        yield file
+
+
+@contextmanager
+def applied(client: SyncPrefectClient, receiver: Receiver, file: Path) -> Iterator[int]:
+    """Apply the automations of a file, yield their number, and delete them afterwards."""
+    before = {automation.id for automation in client.read_automations()}
     try:
-        assert apply(receiver.url, file).count("created") == len(automations["automations"])
-        assert apply(receiver.url, file).count("updated") == len(automations["automations"])
-        yield
+        yield apply(receiver.url, file).count("created")
     finally:
         for automation in client.read_automations():
-            client.delete_automation(automation.id)
+            if automation.id not in before:
+                client.delete_automation(automation.id)
 
 
 def apply(target: str, file: Path) -> str:
@@ -152,7 +169,7 @@ def send_heartbeat(stack: Stack, run: FlowRun) -> None:
 
 
 def test_every_alert_names_the_run_its_state_a_message_and_a_link(
-    stack: Stack, client: SyncPrefectClient, alerts: None, receiver: Receiver, pool: str
+    stack: Stack, client: SyncPrefectClient, alerts: Path, receiver: Receiver, pool: str
 ) -> None:
     # A worker reports once and then never again.
     client.send_worker_heartbeat(pool, "worker", heartbeat_interval_seconds=1)
@@ -171,7 +188,7 @@ def test_every_alert_names_the_run_its_state_a_message_and_a_link(
     # A run sends a heartbeat, and then its machine is lost.
     lost = flow_run(client, Running())
     send_heartbeat(stack, lost)
-    expected[lost.name] = ("State: Crashed\nMessage: No heartbeat for ten minutes.", f"/runs/flow-run/{lost.id}")
+    expected[lost.name] = ("State: Crashed\nMessage: No heartbeat for 90 seconds.", f"/runs/flow-run/{lost.id}")
 
     # No worker starts a run at its time.
     deployment = client.create_deployment(client.create_flow(dream_from_form), "late", work_pool_name=pool)
@@ -196,3 +213,139 @@ def test_every_alert_names_the_run_its_state_a_message_and_a_link(
     assert not receiver.about(fine.name)
     assert not receiver.about(other.name)
     client.delete_deployment(deployment)
+
+
+def test_a_run_whose_processes_are_killed_becomes_crashed(
+    stack: Stack,
+    client: SyncPrefectClient,
+    alerts: Path,
+    receiver: Receiver,
+    storage: Storage,
+    source: str,
+    destination: str,
+    tmp_path: Path,
+) -> None:
+    put_photographs(storage, source, 4)
+    with long_run(source, destination, tmp_path):
+        run = await_heartbeat(stack, client, destination)
+    deadline = time.monotonic() + 60
+    while not receiver.about(run.name):
+        assert time.monotonic() < deadline, f"no alert about {run.name}; {receiver.texts}"
+        time.sleep(0.2)
+    assert client.read_flow_run(run.id).state_type is StateType.CRASHED
+    assert "State: Crashed\nMessage: No heartbeat for 90 seconds." in receiver.about(run.name)[0]
+
+
+@pytest.mark.soak
+def test_a_lost_run_is_crashed_within_two_minutes_and_a_healthy_one_is_not(
+    stack: Stack,
+    client: SyncPrefectClient,
+    receiver: Receiver,
+    storage: Storage,
+    source: str,
+    destination: str,
+    tmp_path: Path,
+) -> None:
+    """All processes of one run are killed. At the same time the network of another run is down for 30 seconds."""
+    put_photographs(storage, source, 40)
+    places = {name: f"{destination}{name}/" for name in ("lost", "healthy")}
+    with (
+        applied(client, receiver, AUTOMATIONS / "alerts.yaml"),
+        relay(stack.servers[1].ports["http"]) as network,
+        long_run(source, places["healthy"], tmp_path, f"http://127.0.0.1:{network.port}/api") as command,
+    ):
+        with long_run(source, places["lost"], tmp_path):
+            lost, healthy = (await_heartbeat(stack, client, place) for place in places.values())
+            time.sleep(75)  # more heartbeats
+        killed = time.monotonic()
+        network.pause()
+        time.sleep(30)
+        network.resume()
+        while client.read_flow_run(lost.id).state_type is not StateType.CRASHED:
+            assert time.monotonic() < killed + 120
+            time.sleep(0.5)
+        print(f"Crashed {time.monotonic() - killed:.0f} s after kill -9")
+        time.sleep(120)
+        assert command.poll() is None
+        assert client.read_flow_run(healthy.id).state_type is StateType.RUNNING
+        assert [state.type for state in client.read_flow_run_states(healthy.id)].count(StateType.CRASHED) == 0
+
+
+@contextmanager
+def long_run(source: str, destination: str, folder: Path, api: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the command with one worker process for minutes of work. At the end, kill all its processes with -9."""
+    job = ["--source", source, "--destination", destination, "--layers", "blocks.4", "--steps", "2000"]
+    environment = os.environ | {"DREAMGRID_WORKERS": "1"} | ({"PREFECT_API_URL": api} if api else {})
+    command = subprocess.Popen(
+        [DREAMGRID, "run", *job], cwd=folder, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield command
+    finally:
+        os.killpg(command.pid, signal.SIGKILL)
+        command.wait()
+        await_end_of_group(command.pid, 60)
+
+
+def await_heartbeat(stack: Stack, client: SyncPrefectClient, destination: str) -> FlowRun:
+    """Return the run of a destination after the server has received a heartbeat of it."""
+    tags = FlowRunFilter.model_validate({"tags": {"all_": [destination.rstrip("/")]}})
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        for run in client.read_flow_runs(flow_run_filter=tags):
+            wanted = {
+                "event": {"name": ["prefect.flow-run.heartbeat"]},
+                "resource": {"id": [f"prefect.flow-run.{run.id}"]},
+            }
+            found = httpx.post(f"{stack.prefect_url}/api/events/filter", json={"filter": wanted}, trust_env=False)
+            if found.json()["events"]:
+                return run
+    raise AssertionError("no heartbeat")
+
+
+def test_automations_get_the_events_of_a_run(
+    client: SyncPrefectClient,
+    receiver: Receiver,
+    storage: Storage,
+    source: str,
+    destination: str,
+    dreamgrid: Command,
+) -> None:
+    put_photographs(storage, source, 1)
+    for name in ("a", "b", "c"):
+        storage.write(f"{source}{name}.jpg", b"<html>no photograph</html>", "image/jpeg")
+    job = ["--source", source, "--destination", destination, "--max-failures", "1", "--octaves", "1", "--steps", "1"]
+    with applied(client, receiver, AUTOMATIONS / "events.yaml") as count:
+        assert count == 2
+        report = json.loads(dreamgrid("run", *job, "--json", DREAMGRID_WORKERS="1").stdout)
+        deadline = time.monotonic() + 60
+        while len(texts := receiver.about(report["run_id"])) < 2:
+            assert time.monotonic() < deadline, receiver.texts
+            time.sleep(0.2)
+    failures, finished = sorted(texts, key=lambda text: "finished" in text)
+    assert finished.startswith(f"Dreamgrid: finished: {report['run_id']}\nDestination: {destination}\n")
+    assert "State: Completed with failures\nDreams: 1 done, 3 failed: 3 not_an_image\n" in finished
+    assert f"Contact sheets: {report['sheets']}\n" in finished
+    assert failures.startswith(f"Dreamgrid: many failures: {report['run_id']}\nDestination: {destination}\n")
+    assert '"not_an_image": ' in failures
+    assert "/runs/flow-run/" in finished.splitlines()[-1]
+    assert "/runs/flow-run/" in failures.splitlines()[-1]
+
+
+def test_deployments_with_slow_heartbeats_are_named(
+    client: SyncPrefectClient, alerts: Path, receiver: Receiver, pool: str
+) -> None:
+    flow_id = client.create_flow(dream_from_form)
+    variables: dict[str, dict[str, Any]] = {"slow": {}, "fast": {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}}
+    deployments = [
+        client.create_deployment(flow_id, name, work_pool_name=pool, job_variables=each)
+        for name, each in variables.items()
+    ]
+    try:
+        printed = apply(receiver.url, alerts)
+    finally:
+        for deployment in deployments:
+            client.delete_deployment(deployment)
+    assert "dream-collection/slow: its job variables do not set" in printed
+    assert "dream-collection/fast" not in printed

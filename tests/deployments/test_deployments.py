@@ -166,6 +166,7 @@ def test_both_deployments_have_a_description_and_enforce_their_schema(deployed: 
         assert deployment.description
         assert deployment.enforce_parameter_schema
         assert deployment.work_pool_name == POOL
+        assert deployment.job_variables == {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}
         assert deployment.entrypoint == "flows/form.py:dream_from_form"
 
 
@@ -242,6 +243,8 @@ def test_the_server_accepts_the_kubernetes_template(stack: Stack, client: SyncPr
     finally:
         client.delete_work_pool("gpu")
     assert pool.base_job_template["variables"]["properties"]["gpus"]["default"] == "1"
+    (container,) = pool.base_job_template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    assert {container["resources"][kind]["cpu"] for kind in ("requests", "limits")} == {"{{ cpu_request }}"}
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(pool.base_job_template["job_configuration"])))
     assert used == set(pool.base_job_template["variables"]["properties"])
 

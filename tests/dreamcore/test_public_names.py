@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, get_origin
 
@@ -23,7 +24,16 @@ MODULES = sorted(f"dreamcore.{path.stem}" for path in (ROOT / "dreamcore").glob(
 
 def test_the_exported_names_are_the_documented_ones() -> None:
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(dreamcore.__all__)
+    first_table = page.partition("## Installation")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", first_table, re.MULTILINE)) == set(dreamcore.__all__)
+
+
+def test_the_page_lists_the_arguments_of_dream() -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    table = page.partition("`dream` has these arguments:")[2].partition("\n## ")[0]
+    first_columns = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    named = {name for column in first_columns for name in re.findall(r"`(\w+)`", column)}
+    assert named == set(signature(dreamcore.dream).parameters) - {"fields"}
 
 
 def test_the_exported_names_exist() -> None:

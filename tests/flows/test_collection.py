@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -96,7 +97,8 @@ def test_a_second_run_dreams_only_new_photographs(
 
     storage.write(source + "rocket.png", photograph("rocket.jpg"), "image/png")
     planned = report_of(dreamgrid_inprocess("plan", *job, *grid, "--json"))
-    assert (planned["photographs"], planned["planned"], planned["done"], planned["failed_earlier"]) == (4, 4, 12, 4)
+    assert (planned["photographs"], planned["grid_points"]) == (4, 4)
+    assert (planned["planned"], planned["done"], planned["failed_earlier"]) == (4, 12, 4)
     added = report_of(dreamgrid("run", *job, *grid, "--json", "--strict"))
     assert (added["planned"], added["done"]) == (4, 4)
     assert len(manifest.read(storage, destination)) == 16
@@ -185,15 +187,49 @@ def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report
     artifacts = prefect_api("artifacts/filter", of_this_run)
     (progress,) = (artifact for artifact in artifacts if artifact["type"] == "progress")
     assert float(progress["data"]) == pytest.approx(100)
-    (table,) = (artifact for artifact in artifacts if artifact["type"] == "table")
+    tables = {key["key"].partition("-")[0]: json.loads(key["data"]) for key in artifacts if key["type"] == "table"}
     counts = {"planned": 12, "done": 8, "failed": 4, "skipped": 0, "not_an_image": 4}
-    assert json.loads(table["data"]) == [counts]
+    assert tables["report"] == [counts]
+    (node,) = tables["nodes"]
+    assert (node["node"], node["shards"], node["dreams"], node["failed"]) == (socket.gethostname(), 8, 8, 4)
+    assert node["dreams a minute"] > 0
     sheets = [artifact for artifact in artifacts if artifact["type"] == "image"]
     assert len(sheets) == 2
-    assert len({artifact["key"] for artifact in artifacts}) == len(artifacts) == 4, "progress, report and two sheets"
+    assert len({artifact["key"] for artifact in artifacts}) == len(artifacts) == 5, (
+        "progress, report, nodes and two sheets"
+    )
     for sheet in sheets:
         picture = sheet["data"].partition("data:image/jpeg;base64,")[2]
         assert min(decode(base64.b64decode(picture)).pixels.shape[:2]) > 100
+    check_events(prefect_api, flow_runs[0]["id"], report)
+
+
+def check_events(prefect_api: Callable[[str, dict[str, Any]], Any], flow_run: str, report: dict[str, Any]) -> None:
+    """Check that the server has an event for each shard and for the run, and that the log has the same records."""
+    wanted = {"event": {"prefix": ["dreamgrid."]}, "related": {"id": [f"prefect.flow-run.{flow_run}"]}}
+    deadline = time.monotonic() + 60
+    while len(events := prefect_api("events/filter", {"filter": wanted, "limit": 50})["events"]) < 9:
+        assert time.monotonic() < deadline, events  # the server writes events some seconds later
+        time.sleep(0.2)
+    names = Counter(event["event"] for event in events)
+    assert names == {"dreamgrid.shard.finished": 8, "dreamgrid.run.finished": 1}
+    shards = [event["payload"] for event in events if event["event"] == "dreamgrid.shard.finished"]
+    assert {shard["shard"] for shard in shards} == set(range(8))
+    assert [sum(shard[name] for shard in shards) for name in ("done", "failed", "skipped", "new")] == [8, 4, 0, 12]
+    failures = sum((Counter(shard["failures"]) for shard in shards), Counter[str]())
+    assert failures == {"not_an_image": 4}
+    assert {(shard["run"], shard["node"]) for shard in shards} == {(report["run_id"], socket.gethostname())}
+
+    (run,) = (event for event in events if event["event"] == "dreamgrid.run.finished")
+    assert run["resource"]["prefect.resource.id"] == f"dreamgrid.run.{report['run_id']}"
+    assert run["resource"]["dreamgrid.failures"] == "some"
+    assert run["payload"]["summary"] == "8 done, 4 failed: 4 not_an_image"
+    assert run["payload"]["final_state"] == "Completed with failures"
+    assert run["payload"]["manifest"] == report["manifest"]
+
+    logs = prefect_api("logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}})
+    lines = [json.loads(entry["message"]) for entry in logs if entry["message"].startswith("{")]
+    assert sorted(lines, key=lambda line: line["shard"]) == sorted(shards, key=lambda shard: shard["shard"])
 
 
 def check_failures_are_logged(prefect_api: Callable[[str, dict[str, Any]], Any], source: str) -> None:

@@ -1,11 +1,12 @@
-"""Prefect logs an error of Dreamgrid as one line, and any other error with its traceback."""
+"""Prefect logs an error of Dreamgrid as one line, any other error with its traceback, and records as JSON."""
 
+import json
 import logging
 
 import pytest
 
 from dreamcore.errors import InvalidInput, Unavailable
-from flows.prefect_logs import shorten_errors
+from flows.prefect_logs import RECORD, log_record, shorten_errors
 
 LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
 
@@ -51,3 +52,12 @@ def test_another_error_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> 
     text = logged(ValueError("a bug"), "prefect.flow_runs", caplog)
     assert "Engine execution exited with unexpected exception\nTraceback" in text
     assert text.endswith("ValueError: a bug\n")
+
+
+def test_a_record_is_a_line_of_json_and_a_field_for_formatters(caplog: pytest.LogCaptureFixture) -> None:
+    record = {"event": "dreamgrid.shard.finished", "destination": "s3://dreams/50%s/", "failures": {"damaged": 1}}
+    with caplog.at_level("INFO", "prefect.task_runs"):
+        log_record(logging.getLogger("prefect.task_runs"), record)
+    (line,) = caplog.records
+    assert json.loads(line.getMessage()) == record
+    assert line.__dict__[RECORD] == record

@@ -18,7 +18,7 @@ from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.protocol import FinishedRun
 from flows.prune import Preview, preview, prune
-from flows.pruned import pruned_dreams, read_mark, read_records, write_mark
+from flows.pruned import pruned_dreams, read_mark, read_records, remove_mark, write_mark
 from flows.run_record import Run
 from flows.scan import plan_settings, scan
 from flows.selection import select
@@ -298,6 +298,19 @@ def test_a_retry_that_holds_the_destination_is_named(collection: Collection) -> 
         prune(collection.storage, selected, lambda _done, _all: None)
     left = collection.objects().keys() - shown.keys()
     assert {uri for uri in left if "/pruned/" in uri or "prune.json" in uri} == set()
+
+
+def test_a_retry_is_refused_while_a_prune_is_unfinished(collection: Collection) -> None:
+    command = "dreamgrid prune X --older-than 1d --yes"
+    write_mark(collection.destination, command, collection.storage)
+    before = collection.objects("manifest/")
+    with pytest.raises(InvalidInput, match=f"is unfinished: finish it with `{command}`, then retry"):
+        collection.run(retry_failed=True)
+    assert collection.objects("manifest/") == before
+    assert collection.storage.find(layout.active_uri(collection.destination)) is None, "the destination is free"
+    assert collection.run().report.state == "nothing to do"
+    remove_mark(collection.destination, command, collection.storage)
+    assert collection.run(retry_failed=True).report.failed == 2
 
 
 def test_another_unfinished_prune_is_named(collection: Collection) -> None:

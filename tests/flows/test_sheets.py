@@ -22,7 +22,7 @@ from flows.cli.main import cli
 from flows.contact import Cell, arrange, render_pages, scores, text_width, wrap_text
 from flows.local.stack import Stack
 from flows.manifest import Row
-from flows.s3_errors import CorruptObject
+from flows.s3_errors import CorruptObject, UnreadableObject
 from flows.sheets import Sheet, distinguishing_settings, draw_sheets
 from flows.storage import Storage
 from tests.support.command import Command
@@ -247,12 +247,14 @@ class DamagedStorage(Storage):
     def read(self, uri: str) -> bytes | None:
         if uri.endswith("1-2.png"):
             raise CorruptObject(f"{uri} is damaged in the store")
+        if uri.endswith("1-3.png"):
+            raise UnreadableObject(f"{uri} is archived")
         return super().read(uri)
 
 
 def test_the_cell_of_a_damaged_dream_is_empty(stack: Stack, storage: Storage, source: str, destination: str) -> None:
     made = Destination(storage, source, destination, (60, 90))
-    made.run([settings(seed=seed) for seed in range(3)])
+    made.run([settings(seed=seed) for seed in range(4)])
     whole = made.sheets()[0].jpeg
     storage.write(f"{destination}images/cat.png/1-1.png", b"not an image", "image/png")
     (sheet,) = made.sheets(DamagedStorage(environment=stack.environment()))

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +133,17 @@ def test_missing_truncated_and_changed_objects_are_named(storage: Storage, desti
         ),
     }
     assert report.counts == {"missing": 1, "changed": 2}
+
+
+def test_an_object_that_the_store_does_not_return_is_named(storage: Storage, destination: str) -> None:
+    """The object is encrypted with a key that the reader does not send. An archived object behaves in the same way."""
+    row = rows(storage, destination)[0]
+    bucket, key = layout.parse_uri(str(row.result_uri))
+    secret: Any = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": os.urandom(32)}
+    storage._client.put_object(Bucket=bucket, Key=key, Body=b"a dream", **secret)
+    problem = only_problem(storage, destination)
+    assert (problem.kind, problem.uri) == ("unreadable", row.result_uri)
+    assert "InvalidArgument" in problem.what
 
 
 def replace_image(storage: Storage, finished: Finished, row: Row, data: bytes) -> None:

@@ -272,7 +272,7 @@ def test_a_server_that_ends_while_starting_is_reported_with_its_log(tmp_path: Pa
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for folder in (Path("/sys/dreamgrid"), tmp_path / "file" / ".dreamgrid"):
-        with pytest.raises(InvalidInput, match=r"the embedded stack cannot be written to .*: use another folder"):
+        with pytest.raises(InvalidInput, match=r"the embedded servers cannot write to .*: use another folder"):
             stack.up(folder)
 
 
