@@ -14,6 +14,8 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 # Index of another PyTorch build, for example for an older driver; pytorch.org's install page shows its address.
 ARG TORCH_INDEX=
+# Extras of the package, such as `ray` or `heic,jxl`.
+ARG EXTRAS=
 WORKDIR /app
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
@@ -30,7 +32,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         && pip list --format=freeze > installed.txt \
         && grep -E '^(torch|torchvision)==' installed.txt >> constraints.txt; \
     fi \
-    && pip install -c constraints.txt -e . \
+    && pip install -c constraints.txt -e ".${EXTRAS:+[$EXTRAS]}" \
     && pip check
 
 FROM ${BASE}

@@ -18,15 +18,18 @@ TORCH_FAMILY := ^(torch|torchvision|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo check test soak lint bench docs clean FORCE
+.PHONY: help install demo demo-cluster check test soak lint bench docs clean FORCE
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: .venv/.installed  ## install Dreamgrid into .venv
 
 demo: .venv/.installed  ## start the embedded servers and dream the photographs in examples/photos
 	.venv/bin/dreamgrid demo
+
+demo-cluster: .venv/.installed-ray  ## the same on three Ray nodes of this machine, of which one is killed
+	.venv/bin/dreamgrid demo --cluster
 
 check: lint  ## lint, types and the fast tests, in under three minutes; ARGS goes to pytest
 	$(PYTEST) -m "not soak and not servers and not slow" $(ARGS)
@@ -53,7 +56,7 @@ bench: .venv/.installed-dev  ## measure speed and memory on this machine; ARGS g
 docs: .venv/.installed  ## write the tables of docs/settings.md from the code
 	.venv/bin/python docs/make_settings.py
 
-clean:  ## stop the embedded servers; remove .venv, .dreamgrid and caches
+clean:  ## stop the embedded servers; remove .venv, .dreamgrid with all objects, and caches
 	@if [ -d .dreamgrid ] && [ -x .venv/bin/dreamgrid ]; then \
 		.venv/bin/dreamgrid down || { \
 		echo "The embedded servers did not stop, so nothing was removed. Remove .venv by hand if it is broken." >&2; exit 1; }; \
@@ -90,6 +93,10 @@ endif
 .venv/.installed: .venv/constraints.txt pyproject.toml
 	.venv/bin/python -m pip install -c .venv/constraints.txt -e .
 	@touch $@
+
+.venv/.installed-ray: .venv/constraints.txt pyproject.toml
+	.venv/bin/python -m pip install -c .venv/constraints.txt -e '.[ray]'
+	@touch .venv/.installed $@
 
 .venv/.installed-dev: .venv/constraints.txt pyproject.toml
 	.venv/bin/python -m pip install -c .venv/constraints.txt -e '.[dev]'

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings, Output
-from flows.job import DreamJob
+from flows.job import DreamJob, ExecutorOptions
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -53,7 +53,8 @@ def default_of(value: Any) -> str:
 
 def rows(model: type[Any], *names: str) -> Iterator[str]:
     """Yield a table row for each of the named fields of a model."""
-    schemas = model.model_json_schema()["properties"]
+    schema = model.model_json_schema()
+    schemas = schema.get("anyOf", [schema])[0]["properties"]
     for name in names:
         field = model.model_fields[name]
         default = "required" if field.is_required() else default_of(field.default)
@@ -63,10 +64,14 @@ def rows(model: type[Any], *names: str) -> Iterator[str]:
 def tables() -> dict[str, list[str]]:
     """Return the rows of each table, by its name on the page."""
     settings = [name for name in DreamSettings.model_fields if name not in DreamJob.model_fields]
-    job = [name for name in DreamJob.model_fields if name not in ("grid", "output")]
+    job = [name for name in DreamJob.model_fields if name not in ("grid", "output", "executor")]
     preset = f"| `preset` |  | {values_of({'enum': get_args(PresetName)})} | {PRESET} |"
-    output = (row.replace("`", "`output.", 1) for row in rows(Output, *Output.model_fields))
-    return {"settings": [preset, *rows(DreamSettings, *settings)], "job": [*rows(DreamJob, *job), *output]}
+    nested = [
+        row.replace("`", f"`{name}.", 1)
+        for name, model in (("output", Output), ("executor", ExecutorOptions))
+        for row in rows(model, *model.model_fields)
+    ]
+    return {"settings": [preset, *rows(DreamSettings, *settings)], "job": [*rows(DreamJob, *job), *nested]}
 
 
 def page(text: str) -> str:

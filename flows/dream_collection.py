@@ -6,23 +6,22 @@ import time
 from contextlib import closing
 from contextvars import ContextVar
 from functools import lru_cache, partial
-from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from prefect.task_runners import ProcessPoolTaskRunner
 
 from flows import events, run_record
 from flows.artifacts import show
 from flows.cancellation import clean_termination
 from flows.estimate import throughput
-from flows.executors import submitted
+from flows.executors import WorkerPool, check_executor, open_pool, submitted
 from flows.job import DreamJob
-from flows.machine import check_environment, worker_count
+from flows.machine import check_environment
 from flows.pace import shard_counter
 from flows.prefect_logs import log_record, shorten_errors
 from flows.prefect_names import run_name, tag_run
+from flows.prefetch import AnyFuture
 from flows.progress import Progress
 from flows.protocol import FinishedRun, run_job
 from flows.retries import with_retries
@@ -30,7 +29,7 @@ from flows.run_record import FailedRun, Report, Run
 from flows.scan import Scan, check_access, plan_settings, scan, store_warning
 from flows.storage import storage
 from flows.work import PlannedSettings, Shard, ShardResult
-from flows.worker_process import start_worker, unlink_semaphores
+from flows.worker_process import unlink_semaphores
 
 __all__ = ["checked_settings", "dream_collection"]
 
@@ -40,11 +39,7 @@ checked_settings: ContextVar[tuple[PlannedSettings, ...] | None] = ContextVar("c
 """Set by a caller in the same process that has already checked the job: the points of its grid."""
 
 
-@flow(
-    name="dream-collection",
-    flow_run_name=run_name,
-    task_runner=ProcessPoolTaskRunner(worker_count(), initializer=start_worker),  # type: ignore[arg-type]
-)
+@flow(name="dream-collection", flow_run_name=run_name)
 def dream_collection(job: DreamJob) -> State[Report]:
     """Dream every photograph below a prefix under every point of a grid.
 
@@ -64,15 +59,15 @@ def dream_collection(job: DreamJob) -> State[Report]:
 
 
 def dream(job: DreamJob, settings: tuple[PlannedSettings, ...]) -> FinishedRun:
-    """Run the checked job in worker processes, and show the progress."""
-    with closing(Progress(job)) as progress:
+    """Run the checked job on its executor, and show the progress."""
+    with open_pool(job.executor) as pool, closing(Progress(job)) as progress:
         return run_job(
             job,
             settings,
             storage(),
-            submitted(partial(submit_shard, progress.folder), progress.add_shard),
+            submitted(pool, partial(submit_shard, pool, progress.folder), progress.add_shard),
             find_sources=find_photographs,
-            throughput=throughput(settings),
+            throughput=pool.throughput or throughput(settings),
             on_claim=progress.start,
             on_progress=progress.update,
         )
@@ -105,6 +100,7 @@ def plan_and_check(job: DreamJob) -> tuple[PlannedSettings, ...]:
     if (settings := checked_settings.get()) is not None:
         return settings
     check_environment()
+    check_executor(job.executor)
     settings = plan_settings(job)
     check_access(job)
     return settings
@@ -120,9 +116,16 @@ def find_photographs(job: DreamJob) -> Scan:
     return found
 
 
-def submit_shard(progress: str | None, run: Run, shard: Shard) -> Any:
-    """Submit one shard to the worker processes. They report finished dreams in the folder `progress`."""
-    return dream_shard.submit(run.destination, run.run_id, shard, stage_scores=run.job.stage_scores, progress=progress)
+def submit_shard(pool: WorkerPool, progress: str | None, run: Run, shard: Shard) -> AnyFuture:
+    """Submit one shard to the pool. Processes of this machine report finished dreams in the folder `progress`."""
+    parameters = {
+        "destination": run.destination,
+        "run_id": run.run_id,
+        "shard": shard,
+        "stage_scores": run.job.stage_scores,
+        "progress": None if pool.is_remote else progress,
+    }
+    return pool.submit(dream_shard, parameters)
 
 
 @task(task_run_name="shard {shard.number}", **with_retries)
@@ -144,7 +147,10 @@ def dream_shard(
     seconds = round(time.perf_counter() - started, 3)
     failures, node = dict(count.failures), socket.gethostname()
     result = ShardResult(shard.number, run_of_part, rows, failures, count.finished, node, os.getpid(), seconds)
-    log_record(get_run_logger(), events.shard_record(destination, run_id, result))
+    if rows:
+        log_record(get_run_logger(), events.shard_record(destination, run_id, result))
+    else:
+        get_run_logger().info("shard %d is put off: another process has begun it", shard.number)
     return result
 
 

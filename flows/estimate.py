@@ -17,7 +17,7 @@ from dreamcore.catalog import network_spec
 from dreamcore.errors import DreamgridError, InvalidInput
 from dreamcore.settings import DreamSettings, batch_key
 from dreamcore.sizes import default_batch_size
-from flows import calibration, layout, manifest, run_record
+from flows import calibration, layout, manifest, run_record, sharing
 from flows.calibration import Calibration, machine_name
 from flows.cost import (
     CORE,
@@ -277,8 +277,9 @@ class _Work:
         lists = 8 + max(0, -(-objects // 1000) - 1)
         if not self.shards:
             return {"get": 6 + earlier_runs, "head": 1, "put": 5, "list": lists - 3}
+        lists += self.shards // sharing.LOOK_AGAIN
         get = 5 + earlier_runs + min(processes, self.shards) + self.works + 2 * self.shards
-        put = 7 + self.dreams + self.shards
+        put = 7 + self.dreams + 2 * self.shards
         if photographs := len(self.sheet_sources):
             get += 1 + earlier_runs + self.sheet_shards + photographs + self.sheet_dreams
             put, lists = put + photographs, lists + 1

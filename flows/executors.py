@@ -1,18 +1,20 @@
-"""Where the shards of a run are computed: as tasks of a pool of worker processes."""
+"""Where the shards of a run are dreamt: as tasks of a pool of worker processes, on this machine or on a cluster."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from functools import partial
+from importlib.util import find_spec
+from typing import Any, Protocol
 
-from dreamcore.errors import Unavailable
-from flows.machine import worker_count
+from dreamcore.errors import InvalidInput, Unavailable
+from flows.cost import Throughput
+from flows.job import ExecutorOptions
 from flows.prefetch import AnyFuture, bounded_as_completed
 from flows.protocol import Executor
 from flows.run_record import Run
 from flows.work import Shard, ShardResult
-from flows.worker_process import stop_workers
 
-__all__ = ["submitted"]
+__all__ = ["WorkerPool", "check_executor", "open_pool", "submitted"]
 
 MIN_SUBMITTED = 64
 """Submitted and unfinished shards, at least. Prefect holds about ten KiB and the list of photographs for each."""
@@ -22,20 +24,87 @@ SUBMITTED_PER_WORKER = 4
 """Submitted and unfinished shards for each worker, if there are many workers, so that none becomes idle."""
 
 
+class WorkerPool(Protocol):
+    """Processes that run tasks. A pool is open inside a `with` block of `open_pool`."""
+
+    @property
+    def throughput(self) -> Throughput | None:
+        """The speed of the pool for which a plan is cut; None for that of this machine."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether processes may be on other machines, which share no files with this one."""
+
+    def size(self) -> int:
+        """Return how many tasks run at the same time at this moment."""
+
+    def submit(self, task: Any, parameters: dict[str, Any], /) -> AnyFuture:
+        """Submit a Prefect task and return the future of its result."""
+
+    def check(self) -> None:
+        """Check that the pool can go on. Called about every two seconds during a run.
+
+        Raises:
+            Unavailable: the pool is lost.
+        """
+
+    def stop(self) -> None:
+        """Kill everything that runs. The next run repeats what was not delivered."""
+
+    def explain(self, error: BaseException, /) -> Unavailable | None:
+        """Return an error of the pool as an infrastructure failure with one line; None for any other error."""
+
+
+def check_executor(options: ExecutorOptions) -> None:
+    """Check that the executor is installed and answers, before anything is started.
+
+    Raises:
+        InvalidInput: the extra for Ray is not installed, or no cluster answers at the address.
+    """
+    if options.name == "ray":
+        if not (find_spec("ray") and find_spec("prefect_ray")):
+            raise InvalidInput("Ray is not installed: run `pip install 'dreamgrid[ray]'`, or leave out the executor")
+        from flows.ray_cluster import check_address
+
+        check_address(options.address)
+
+
+def open_pool(options: ExecutorOptions) -> AbstractContextManager[WorkerPool]:
+    """Return the pool of an executor as a context manager. Only the executor `ray` imports Ray.
+
+    Raises:
+        InvalidInput: as `check_executor`, or the cluster cannot be used.
+    """
+    check_executor(options)
+    if options.name == "ray":
+        from flows.ray_cluster import open_cluster
+
+        return open_cluster(options)
+    from flows.process_pool import open_processes
+
+    return open_processes()
+
+
 def submitted(
-    submit: Callable[[Run, Shard], AnyFuture], on_result: Callable[[ShardResult], None] = lambda _result: None
+    pool: WorkerPool,
+    submit: Callable[[Run, Shard], AnyFuture],
+    on_result: Callable[[ShardResult], None] = lambda _result: None,
 ) -> Executor:
-    """Return an executor that submits shards to worker processes, such as Prefect tasks.
+    """Return an executor that submits shards to a pool.
 
     Args:
-        submit: submits one shard and returns the future of its `ShardResult`.
+        pool: the open pool.
+        submit: submits one shard to the pool, and returns the future of its `ShardResult`.
         on_result: called with the result of each shard, before its rows are yielded.
     """
 
+    def window() -> int:
+        return max(MIN_SUBMITTED, SUBMITTED_PER_WORKER * pool.size())
+
     def execute(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
-        window = max(MIN_SUBMITTED, SUBMITTED_PER_WORKER * worker_count())
         try:
             for future in bounded_as_completed(partial(submit, run), shards, window, TICK_SECONDS):
+                pool.check()
                 if future is None:
                     yield {}
                     continue
@@ -43,9 +112,9 @@ def submitted(
                 on_result(result)
                 yield result.rows
         except BaseException as error:
-            stop_workers()  # otherwise the pool would finish everything that was submitted
-            if isinstance(error, BrokenProcessPool):
-                raise Unavailable("a worker process died, perhaps for lack of memory: try fewer (--workers)") from error
+            pool.stop()  # otherwise the pool would finish everything that was submitted
+            if explained := pool.explain(error):
+                raise explained from error
             raise
 
     return execute

@@ -51,7 +51,7 @@ Address = Annotated[str, Field(pattern="^s3://[^/]+")]
 Layer = Annotated[str, Field(min_length=1)]
 
 
-@flow(name=dream_collection.name, flow_run_name=run_name, task_runner=dream_collection.task_runner)
+@flow(name=dream_collection.name, flow_run_name=run_name)
 def dream_from_form(
     source: Address,
     destination: Address,
@@ -78,7 +78,7 @@ def dream_from_form(
         preset: Published DeepDream programs. Settings given explicitly override the preset. Empty: none.
         more: Other settings and job fields by name, as in a job file.
             Example: {"jitter": [16, 32], "max_pixels": 500000, "output": {"format": "jpg"}}
-            {"retry_failed": true} tries failed dreams of earlier runs again.
+            {"retry_failed": true} tries failed dreams of earlier runs again. {"executor": "ray"} uses a Ray cluster.
     """
     axes: dict[str, list[Any]] = {
         "layers": layers,

@@ -1,12 +1,23 @@
 """The job of a run. One class is the job file, the flags of the command line and the form in the Prefect UI."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from dreamcore.errors import ErrorKind, InvalidInput
 from dreamcore.grid import Grid
@@ -15,7 +26,16 @@ from dreamcore.targets import Frozen
 from flows.globs import compile_globs
 from flows.layout import FOLDERS, check_uri, folder_uri
 
-__all__ = ["WITHOUT_EFFECT_ON_DREAMS", "DreamJob", "RetryFailed", "explain_validation", "read_job"]
+__all__ = [
+    "AUTO",
+    "WITHOUT_EFFECT_ON_DREAMS",
+    "DreamJob",
+    "ExecutorName",
+    "ExecutorOptions",
+    "RetryFailed",
+    "explain_validation",
+    "read_job",
+]
 
 
 def _read_kinds(value: object) -> object:
@@ -33,7 +53,49 @@ RetryFailed = Annotated[bool | tuple[ErrorKind, ...], BeforeValidator(_read_kind
 """Which failed dreams of earlier runs a run tries again: none, all, or those of some error kinds."""
 
 
-WITHOUT_EFFECT_ON_DREAMS = {"sheets", "stage_scores", "max_failures", "strict", "retry_failed"}
+ExecutorName = Literal["processes", "ray"]
+AUTO = "auto"
+"""The address of the Ray cluster that this machine belongs to."""
+_ADDRESS = r"^(auto|(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5})$"
+
+
+class ExecutorOptions(Frozen):
+    """Where the shards of a run are dreamt. The name alone stands for the mapping: `executor: ray`."""
+
+    name: ExecutorName = "processes"
+    """Where the dreams are made: processes of this machine, or tasks of a Ray cluster."""
+    address: str = Field(default=AUTO, json_schema_extra={"pattern": _ADDRESS})
+    """Address of the Ray cluster, HOST:PORT; auto is the cluster that this machine belongs to."""
+    cpus: float = Field(default=1, gt=0)
+    """CPUs that Ray reserves for each task. A task computes with one thread."""
+    gpus: float | None = Field(default=None, ge=0, le=1)
+    """GPUs of each task: 1, 0, or a fraction to share a GPU. The default is 1 if the cluster has GPUs, otherwise 0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        if not re.fullmatch(_ADDRESS, address):  # the message leaves out the address, which may contain a password
+            raise ValueError("this is not the address of a Ray cluster: write HOST:PORT, for example 10.0.0.1:6379")
+        return address
+
+    @model_validator(mode="after")
+    def _need_ray(self) -> Self:
+        if self.name == "processes" and self != type(self).model_construct():
+            raise ValueError("address, cpus and gpus cannot be given for processes: write name: ray")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        mapping = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [mapping, {"enum": list(get_args(ExecutorName))}]}
+
+
+WITHOUT_EFFECT_ON_DREAMS = {"executor", "sheets", "stage_scores", "max_failures", "strict", "retry_failed"}
 """Fields that are not part of `job_id`."""
 
 
@@ -89,6 +151,9 @@ class DreamJob(Frozen):
     sheets: int = Field(
         default=24, ge=0, le=1000, description="Number of photographs that get a contact sheet after the run."
     )
+    executor: ExecutorOptions = Field(
+        default=ExecutorOptions(), description="Where the dreams are made: processes, or ray with its options."
+    )
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -128,7 +193,8 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
 
     Args:
         path: the job file; None if `overrides` describes the whole job.
-        overrides: values by field. A mapping for `grid` or `output` replaces only the entries that it names.
+        overrides: values by field. A mapping for `grid`, `output` or `executor` replaces only the entries that it
+            names.
 
     Raises:
         InvalidInput: the file does not exist or is not YAML, or a field is wrong; the message names the field.
@@ -139,6 +205,8 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
             fields[name] = value
         elif isinstance(entries := fields.get(name) or {}, Mapping):  # otherwise the validation reports the field
             fields[name] = {**entries, **value}
+        elif name == "executor":  # the name alone
+            fields[name] = value
     try:
         return DreamJob.model_validate(fields)
     except ValidationError as error:

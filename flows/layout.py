@@ -5,6 +5,7 @@
     DEST/sheets/<source key>.jpg                             contact sheets
     DEST/_runs/active.json                                   which run is unfinished
     DEST/_runs/<run_id>/                                     the record of a run: job, plan, index, success
+    DEST/_runs/<run_id>/started/                             hints: which shards processes have begun
     DEST/_runs/prune.json                                    which prune has begun to delete dreams
     DEST/_runs/pruned/<id>.parquet                           which dreams a prune deleted
 
@@ -43,6 +44,7 @@ __all__ = [
     "sheet_names",
     "sheet_uri",
     "sheets_folder",
+    "started_folder",
     "success_uri",
 ]
 
@@ -191,6 +193,11 @@ def plan_uri(destination: str, run_id: str) -> str:
 def index_uri(destination: str, run_id: str) -> str:
     """Return the address of the summary of a run's parts."""
     return f"{run_folder(destination, run_id)}index.parquet"
+
+
+def started_folder(destination: str, run_id: str) -> str:
+    """Return the folder of the hints of a run."""
+    return f"{run_folder(destination, run_id)}started/"
 
 
 def success_uri(destination: str, run_id: str) -> str:

@@ -125,7 +125,7 @@ def max_memory(device: str) -> int:
     if device.startswith("cuda"):
         import torch
 
-        workers_per_gpu = math.ceil(worker_count() / torch.cuda.device_count())
+        workers_per_gpu = _workers_per_gpu() or math.ceil(worker_count() / torch.cuda.device_count())
         return int(torch.cuda.get_device_properties(device).total_memory * GPU_MEMORY_SHARE / workers_per_gpu)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(min(memory, read_limits().memory or memory) * RAM_SHARE / worker_count())
@@ -152,6 +152,11 @@ def batch_size(device: str, pixels: int) -> int:
 def prefetch_depth(device: str) -> int:
     """Return how many photographs a worker loads ahead, and how many dreams it uploads behind: a batch of a GPU."""
     return BATCH if device.startswith("cuda") else 2
+
+
+def _workers_per_gpu() -> int | None:
+    """Return how many workers share a GPU if Ray assigns the GPUs. A worker then sees only its own GPU."""
+    return env_int("DREAMGRID_WORKERS_PER_GPU", "processes")
 
 
 def _env_batch_size() -> int | None:

@@ -33,4 +33,4 @@ def _shorten(record: logging.LogRecord) -> bool:
 
 def log_record(logger: logging.Logger | logging.LoggerAdapter[logging.Logger], record: Mapping[str, Any]) -> None:
     """Log a record as one line of JSON. Formatters that write JSON themselves also get it as the field `dreamgrid`."""
-    logger.info("%s", json.dumps(record), extra={RECORD: record})
+    logger.info(json.dumps(record), extra={RECORD: record})  # without arguments, "%" has no meaning

@@ -50,24 +50,26 @@ def ordered_prefetch(
 
 
 @overload
-def bounded_as_completed(submit: Callable[[_In], _Future], items: Iterable[_In], count: int) -> Iterator[_Future]: ...
+def bounded_as_completed(
+    submit: Callable[[_In], _Future], items: Iterable[_In], count: int | Callable[[], int]
+) -> Iterator[_Future]: ...
 
 
 @overload
 def bounded_as_completed(
-    submit: Callable[[_In], _Future], items: Iterable[_In], count: int, tick: float
+    submit: Callable[[_In], _Future], items: Iterable[_In], count: int | Callable[[], int], tick: float
 ) -> Iterator[_Future | None]: ...
 
 
 def bounded_as_completed(
-    submit: Callable[[_In], _Future], items: Iterable[_In], count: int, tick: float | None = None
+    submit: Callable[[_In], _Future], items: Iterable[_In], count: int | Callable[[], int], tick: float | None = None
 ) -> Iterator[_Future | None]:
     """Submit `items` and yield their futures as they complete, with at most `count` unfinished at any time.
 
     Args:
         submit: starts the work on one item.
         items: read only when they are submitted.
-        count: the number of unfinished futures.
+        count: the number of unfinished futures, or a function that returns it and is called before each submission.
         tick: if no future completes within this many seconds, None is yielded. By default only futures are yielded.
     """
     completed: SimpleQueue[_Future] = SimpleQueue()
@@ -83,7 +85,7 @@ def bounded_as_completed(
 
     running = 0
     for item in items:
-        if running == count:
+        while running >= (count() if callable(count) else count):
             yield from wait()
             running -= 1
         submit(item).add_done_callback(completed.put)

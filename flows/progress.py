@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import replace
 from uuid import UUID
 
 import httpx  # Prefect's client raises its errors
@@ -16,9 +15,9 @@ from prefect.exceptions import ObjectNotFound
 
 from flows import events
 from flows.job import DreamJob
-from flows.pace import LINE_SECONDS, Display, Pace, ShardCounts, Snapshot
+from flows.pace import LINE_SECONDS, Display, ShardCounts, Snapshot
 from flows.prefect_names import artifact_key
-from flows.rates import NodeRates
+from flows.rates import RunPace
 from flows.run_record import Run
 from flows.work import ShardResult
 
@@ -39,7 +38,8 @@ class Progress:
     def __init__(self, job: DreamJob) -> None:
         self._job = job
         self._run: Run | None = None
-        self._counts, self._pace, self._nodes = ShardCounts(), Pace(), NodeRates()
+        self._counts = ShardCounts()
+        self._pace = RunPace(self._counts)
         self._also = on_progress.get()
         self._bar, self._table = _LiveArtifact("progress bar", BAR_SECONDS), _LiveArtifact("table", TABLE_SECONDS)
         self._logged = time.monotonic()
@@ -57,19 +57,18 @@ class Progress:
             self._also.start(run.run_id, run.destination)
 
     def add_shard(self, result: ShardResult) -> None:
-        """Count a finished shard for its machine, and emit its event."""
-        self._nodes.add(result)
+        """Count a finished shard for its machine, and emit its event. A shard that was put off has no rows."""
+        if not result.rows:
+            return
+        self._pace.nodes.add(result)
         if self._run:
             events.emit_shard(self._run, result)
 
     def update(self, finished: int, planned: int) -> None:
         """Show the progress: `finished` are the rows of finished shards."""
-        snapshot = self._pace.update(finished + self._counts.total(), planned)
-        if not self._counts.is_used:  # the dreams of other machines arrive in bursts, which spoil the rate of the count
-            snapshot = replace(snapshot, rate=self._nodes.rate())
-        is_end = finished == planned
+        snapshot, is_end = self._pace.update(finished, planned), finished == planned
         self._bar.show(is_end, lambda: self._create_bar(snapshot), lambda bar: _move_bar(bar, snapshot))
-        if self._nodes:
+        if self._pace.nodes:
             self._table.show(is_end, self._create_table, self._update_table)
         if is_end or time.monotonic() - self._logged >= LINE_SECONDS:
             self._logged = time.monotonic()
@@ -89,11 +88,11 @@ class Progress:
     def _create_table(self) -> UUID:
         key = artifact_key("nodes", self._job.destination, self._job)
         description = f"Machines that dream for {self._job.destination}, since this flow run started or continued it"
-        return create_table_artifact(self._nodes.rows(), key=key, description=description)  # type: ignore[return-value]
+        return create_table_artifact(self._pace.nodes.rows(), key=key, description=description)  # type: ignore[return-value]
 
     def _update_table(self, table: UUID) -> None:
         with get_client(sync_client=True) as client:
-            client.update_artifact(table, ArtifactUpdate(data=json.dumps(self._nodes.rows())))
+            client.update_artifact(table, ArtifactUpdate(data=json.dumps(self._pace.nodes.rows())))
 
 
 class _LiveArtifact:

@@ -7,7 +7,8 @@ they differ only in the executor, which says where the shards run.
    continues.
 2. Plan: what the manifest does not have yet is cut into shards, and the plan is frozen. With `retry_failed`, each part
    with failed dreams is a shard instead (see `retry`).
-3. Execute: each shard writes its dreams and then its part of the manifest, or replaces a part.
+3. Execute: each shard writes its dreams and then its part of the manifest, or replaces a part. Several processes may
+   share the shards (see `sharing`).
 4. Finish: `index.parquet`, then `success.json`, then the destination is released.
 
 S3 is the truth, and no decision depends on a clock. A process may sleep at any point and wake up after its run was
@@ -18,14 +19,16 @@ a part is replaced only while it has the ETag of the plan, and `active.json` is 
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from flows import history, layout, manifest, run_record, run_rows
+from flows import history, layout, manifest, run_record, run_rows, sharing
 from flows.cost import Throughput
 from flows.job import DreamJob
 from flows.plan import Plan, Sources, make_plan
@@ -189,16 +192,29 @@ def freeze(run: Run, plan: Plan, storage: Storage) -> Plan:
 
 
 def execute(run: Run, plan: Plan, storage: Storage, executor: Executor, on_progress: OnProgress) -> None:
-    """Run all unfinished shards, and stop if too many dreams fail."""
-    planned, (counts, _) = plan.dreams, run_rows.count_rows(run, plan, storage)
-    on_progress(counts.total(), planned)
-    shards = run_record.remaining_shards(run, plan, storage)  # after the rows were counted, so that none counts twice
-    with closing(executor(run, shards)) as outcomes:
-        for outcome in outcomes:
-            counts.update(outcome)
-            if counts.total() < planned:
-                check_failures(run, plan, counts, storage)
-            on_progress(counts.total(), planned)
+    """Run all unfinished shards, and stop if too many dreams fail.
+
+    Shards that another process has begun are put off until the end, when that process has finished them or has died.
+    """
+    planned = plan.dreams
+    for process in (secrets.token_hex(8), None):
+        counts, _ = run_rows.count_rows(run, plan, storage)
+        on_progress(counts.total(), planned)
+        # The shards are listed after the rows were counted, so that none counts twice.
+        shards = sharing.remaining_shards(run, plan, storage, process, partial(_count_elsewhere, counts))
+        with closing(executor(run, shards)) as outcomes:
+            for outcome in outcomes:
+                counts.update(outcome)
+                if counts.total() < planned:
+                    check_failures(run, plan, counts, storage)
+                on_progress(counts.total(), planned)
+        if counts.total() >= planned:
+            return
+
+
+def _count_elsewhere(counts: Counter[str], shard: Shard) -> None:
+    """Count the dreams of a shard that another process has finished; that process checks their failures."""
+    counts["elsewhere"] += shard.dreams
 
 
 def check_failures(run: Run, plan: Plan, counts: Mapping[str, int], storage: Storage) -> None:
@@ -226,7 +242,7 @@ def check_failures(run: Run, plan: Plan, counts: Mapping[str, int], storage: Sto
 def finish(run: Run, plan: Plan, seconds: float, storage: Storage, found: Scan | None = None) -> Report:
     """Count the rows of the run, and write the index and `success.json`.
 
-    The report is that of a finished run, also if all dreams failed. `run_record.why_failed` says whether the run counts
+    This is the report of a finished run, even if all dreams failed. `run_record.why_failed` says whether the run counts
     as failed.
 
     Args:
@@ -257,10 +273,11 @@ def finish(run: Run, plan: Plan, seconds: float, storage: Storage, found: Scan |
 
 
 def release(destination: str, run_id: str, storage: Storage) -> None:
-    """Release the destination if this run still holds it."""
+    """Release the destination if this run still holds it, and remove what is left of its hints."""
     uri = layout.active_uri(destination)
     mark = storage.read(uri)
     if mark is not None and json.loads(mark)["run_id"] == run_id:
+        sharing.remove_hints(destination, run_id, storage)
         storage.delete_if_unchanged(uri, mark)
 
 

@@ -8,15 +8,15 @@ measured over whole shards. Only durations come from other machines, so their cl
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any
 
-from flows.pace import Meter
+from flows.pace import Meter, Pace, ShardCounts, Snapshot
 from flows.work import ShardResult
 
-__all__ = ["MAX_ROWS", "NodeRates"]
+__all__ = ["MAX_ROWS", "NodeRates", "RunPace"]
 
 MAX_ROWS = 100
 """Machines with a row of their own in the table. The others share one row."""
@@ -89,6 +89,28 @@ class NodeRates:
         rows = [_row(name, [node], now) for name, node in sorted(latest[:MAX_ROWS], key=itemgetter(0))]
         others = [node for _, node in latest[MAX_ROWS:]]
         return [*rows, _row(f"{len(others)} others", others, now)] if others else rows
+
+
+class RunPace:
+    """Computes the progress of a run from finished shards and from the reports within shards.
+
+    Args:
+        counts: what the worker processes of this machine report within a shard.
+        clock: returns seconds.
+    """
+
+    def __init__(self, counts: ShardCounts, clock: Callable[[], float] = time.monotonic) -> None:
+        self._counts, self._pace = counts, Pace(clock)
+        self.nodes = NodeRates(clock)
+        """The finished shards by machine."""
+
+    def update(self, finished: int, planned: int) -> Snapshot:
+        """Return the progress when finished shards have `finished` rows.
+
+        The rate is that of the count if the count grows within shards, otherwise that of the machines.
+        """
+        snapshot = self._pace.update(finished + self._counts.total(), planned)
+        return snapshot if self._counts.is_used else replace(snapshot, rate=self.nodes.rate())
 
 
 def _is_lost(meter: Meter, now: float) -> bool:

@@ -10,8 +10,7 @@
 """
 
 import json
-import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -43,18 +42,15 @@ __all__ = [
     "nothing_to_do",
     "nothing_to_retry",
     "planned_results",
-    "remaining_shards",
     "replaced_part",
     "resumable_run",
     "shards_with_runs",
+    "unfinished",
     "unfinished_shards",
     "why_failed",
 ]
 
 JSON = "application/json"
-SHUFFLE_WINDOW = 64
-"""The next shard is chosen at random from this many."""
-_random = secrets.SystemRandom()
 NOT_RETRIED = "that this version of Dreamgrid, or other files, cannot dream with the same settings"
 _CHANGED = (
     "other files or another version of Dreamgrid: restore them and run the job again to finish it, or add --abandon "
@@ -421,27 +417,18 @@ def write_plan(destination: str, run_id: str, plan: Plan, storage: Storage) -> P
     return plan if is_ours else read_plan(destination, run_id, storage)
 
 
-def remaining_shards(run: Run, plan: Plan, storage: Storage) -> Iterator[Shard]:
-    """Yield the unfinished shards, each built when it is needed, because all of them may not fit into memory.
-
-    The order is random, so that two processes that run the same plan share the shards and rarely do the same one.
-    """
-    window: list[Shard] = []
-    for shard in unfinished_shards(run.destination, run.run_id, plan, storage):
-        window.append(shard)
-        if len(window) == SHUFFLE_WINDOW:
-            yield window.pop(_random.randrange(SHUFFLE_WINDOW))
-    _random.shuffle(window)
-    yield from window
-
-
 def unfinished_shards(destination: str, run_id: str, plan: Plan, storage: Storage) -> Iterator[Shard]:
     """Return the shards that have no part of the manifest yet, or whose part is not replaced yet, in order."""
+    return filter(unfinished(destination, run_id, plan, storage), plan)
+
+
+def unfinished(destination: str, run_id: str, plan: Plan, storage: Storage) -> Callable[[Shard], bool]:
+    """List the manifest now. Return a function that says whether a shard of the plan was unfinished."""
     if plan.is_retry:
         versions = {(part.uri, part.etag) for part in manifest.list_parts(storage, destination)}
-        return (shard for shard in plan if replaced_part(destination, shard) in versions)
+        return lambda shard: replaced_part(destination, shard) in versions
     existing = set(manifest.part_uris(storage, destination, run_id))
-    return (shard for shard in plan if layout.part_uri(destination, run_id, shard.number) not in existing)
+    return lambda shard: layout.part_uri(destination, run_id, shard.number) not in existing
 
 
 def replaced_part(destination: str, shard: Shard) -> tuple[str, str] | None:

@@ -16,7 +16,7 @@ from dreamcore.network import Network
 from dreamcore.observation import Observation
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, result_id
 from dreamcore.targets import Target
-from flows import decoder, layout, manifest
+from flows import decoder, layout, manifest, sharing
 from flows.assets import load_guide_and_mask, network_for
 from flows.machine import batch_size, choose_device, max_memory, prefetch_depth
 from flows.manifest import Row
@@ -47,9 +47,9 @@ def dream_shard(
 ) -> dict[str, int]:
     """Dream one shard and write its part of the manifest, or replace the part that the shard names.
 
-    The function is idempotent. If the part exists, or is replaced already, nothing is done. If a dream exists, its row
-    is rebuilt from the metadata inside the image. If two attempts run at the same time, the first dream and the first
-    part win.
+    The function is idempotent. If the part exists, or is replaced already, nothing is done. Neither is anything done if
+    the shard has the hint of another process (see `sharing`). If a dream exists, its row is rebuilt from the metadata
+    inside the image. If two attempts run at the same time, the first dream and the first part win.
 
     Args:
         run: the run that the shard belongs to.
@@ -60,7 +60,8 @@ def dream_shard(
         on_row: called with the row of each dream that is delivered, and of each that failed, in several threads.
 
     Returns:
-        The number of rows of the shard by status: done, failed and skipped.
+        The number of rows of the shard by status: done, failed and skipped. Empty if another process has begun the
+        shard.
 
     Raises:
         Unavailable: S3 failed. Nothing is lost; run the shard again.
@@ -72,8 +73,11 @@ def dream_shard(
     uri = layout.part_uri(run.destination, run.run_id, shard.number)
     part = storage.read(uri)
     if part is None:
+        if not sharing.begin_shard(run, shard, storage):
+            return {}
         ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows(on_row))
         part = ours if storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
+        sharing.end_shard(run, shard, storage)
     return manifest.count_statuses(part)
 
 
@@ -90,10 +94,13 @@ def _replace_part(
     uri = layout.part_uri(owner.destination, owner.run_id, shard.number)
     found, part = storage.find(uri), storage.read(uri)
     if found and part and found.etag == replaces.etag:
+        if not sharing.begin_shard(run, shard, storage):
+            return {}
         ours = manifest.replace_rows(part, dream_rows(owner))
         # If the part was replaced after it was found, its ETag differs now, and the store refuses this write.
         is_ours = storage.write_if_unchanged(uri, ours, manifest.CONTENT_TYPE, replaces.etag)
         part = ours if is_ours else storage.read(uri)
+        sharing.end_shard(run, shard, storage)
     rows = shard_rows(part or manifest.to_parquet([]), owner, shard, ["status"])
     return manifest.value_counts(rows["status"])
 

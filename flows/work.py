@@ -61,6 +61,9 @@ class Shard:
     works: tuple[Work, ...]
     replaces: ReplacedPart | None = None
     """Set if the shard tries failed dreams again: their new rows replace the old ones in this part."""
+    process: str | None = None
+    """The token of the process that submitted the shard: it leaves shards with the hint of another process for later.
+    Without a token, the shard is dreamt whatever its hint says."""
 
     @property
     def dreams(self) -> int:

@@ -11,7 +11,14 @@ from typing import Any
 
 from flows.prefect_logs import shorten_errors
 
-__all__ = ["disable_heap_trimming", "start_worker", "stop_workers", "trim_heap", "unlink_semaphores"]
+__all__ = [
+    "disable_heap_trimming",
+    "set_up_compute",
+    "start_worker",
+    "stop_workers",
+    "trim_heap",
+    "unlink_semaphores",
+]
 
 ONEDNN_CACHE = "256"
 """Convolutions that oneDNN keeps compiled, each for one image size and with its own memory. oneDNN's default of 1,024
@@ -22,11 +29,16 @@ _LARGE_BLOCK_SHARE = 64
 """A block is large if it has more than this fraction (1/64) of the memory limit."""
 
 
-def start_worker() -> None:
-    """Initialize a worker process: one compute thread, since there is one process per core."""
+def set_up_compute() -> None:
+    """Prepare a worker process for dreaming: one compute thread, since there is one process per core."""
     os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it at import, and only worker processes import torch
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_CACHE)
     shorten_errors()
+
+
+def start_worker() -> None:
+    """Initialize a worker process of this machine."""
+    set_up_compute()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process; the flow handles it
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

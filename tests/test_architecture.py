@@ -43,9 +43,10 @@ LEVELS = (
     {"dream_collection"},
     {"estimate"},
     {"executors", "artifacts", "cancellation", "progress", "prefect_names", "events"},
+    {"process_pool", "ray_cluster"},
     {"protocol"},
     {"shard", "scan", "verify", "prune", "preview", "redream", "single", "retry"},
-    {"run_rows"},
+    {"run_rows", "sharing"},
     {"run_record"},
     {"sheets", "history", "pruned", "selection", "condition", "contact", "calibration", "normal_forms", "local.demo"},
     {"manifest", "plan", "assets", "cost", "local.stack"},
@@ -55,6 +56,7 @@ LEVELS = (
         "s3_errors",
         "machine",
         "worker_process",
+        "ray_worker",
         "prefetch",
         "sandbox",
         "retries",
@@ -67,6 +69,7 @@ LEVELS = (
         "prefect_logs",
         "photographs",
         "local.servers",
+        "local.ray_nodes",
     },
     {"layout", "globs", "cgroups", "proxies"},
 )
@@ -134,6 +137,9 @@ def test_only_the_flow_and_the_command_import_prefect(module: str) -> None:
         "events",
         "progress",
         "prefect_names",
+        "process_pool",
+        "ray_cluster",
+        "ray_worker",
         "retries",
     }
     assert ("prefect" in packages(FLOWS[module])) == (module.removeprefix("flows.") in parts_of_the_flow | {"cli.run"})
@@ -185,6 +191,7 @@ def test_no_module_has_a_name_without_meaning() -> None:
         ("flows.job", {"torch", "prefect", "boto3"}),
         ("flows.protocol", {"torch", "prefect"}),
         ("flows.redream, flows.preview", {"torch", "prefect"}),
+        ("flows.dream_collection, flows.form, flows.process_pool", {"torch", "ray", "prefect_ray"}),
     ],
 )
 def test_importing_stays_cheap(module: str, absent: set[str]) -> None:

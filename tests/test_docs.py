@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_pages_name_the_fields_that_may_change_when_a_run_is_resumed() -> None:
     assert {*re.findall(r"`(\w+)`", sentence), "retry_failed"} == WITHOUT_EFFECT_ON_DREAMS
     (sentence,) = re.findall(r"you may change the number of (.*?)\.", (DOCS / "scheduling.md").read_text(), re.DOTALL)
     assert {*re.findall(r"`(\w+)`", sentence), "retry_failed"} == WITHOUT_EFFECT_ON_DREAMS
+
+
+def test_the_page_of_the_installation_lists_the_extras() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys() - {"dev"}
+    table = (DOCS / "getting-started.md").read_text().partition("| extra |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == extras
 
 
 def test_the_readme_shows_a_job() -> None:

@@ -88,13 +88,13 @@ def _print_dream(result: Path, dream: "Dream") -> None:
 def redream(names: tuple[str, ...], source: Path | None, as_json: bool, **files: Path | None) -> None:
     """Reproduce one dream from the settings inside its file.
 
-    Prints how close the new file OUT is to the dream RESULT, which is a file or an S3 address. OUT ends in .png, .webp
-    or .jpg. The dream of a run names its photograph in S3, which is read from there. A dream of `dreamgrid image`
-    needs --source. PSNR compares the pixels of both files; in --json it is null if they are equal.
+    RESULT is the dream: a file or an S3 address. OUT is the new file and ends in .png, .webp or .jpg. The command
+    prints how similar both are. PSNR compares their pixels; in --json it is null if the pixels are equal. The
+    photograph is read from S3. For a dream of `dreamgrid image`, give it with --source.
 
-    A dream of a run is also named by its destination DEST and its ID, the column result_id of the manifest. The ID is
-    on the contact sheet and at the end of the file name. You may shorten it to its first digits: at least four, and
-    enough to identify one dream.
+    For a dream of a run, you may give its destination DEST and its ID instead. The ID is the column result_id of the
+    manifest, and is also on the contact sheet and at the end of the file name. You may shorten it to its first digits:
+    at least four, and enough to identify one dream.
     Without OUT, the new file has the name of the dream and is written to the current folder.
 
     \b

@@ -174,7 +174,7 @@ def job_options(command: Command) -> Command:
     for decorate in (
         field_options(Output),
         field_options(Grid, "points"),
-        field_options(DreamJob, "grid", "output", "strict", "retry_failed"),
+        field_options(DreamJob, "grid", "output", "strict", "retry_failed", "executor"),
         click.argument("job", required=False, type=click.Path(path_type=Path)),
     ):
         command = decorate(command)

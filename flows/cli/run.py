@@ -13,7 +13,7 @@ from dreamcore.errors import ErrorKind, InvalidInput, Unavailable
 from flows import layout
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
 from flows.cli.stack import STACK, start_stack
-from flows.job import DreamJob, explain_validation
+from flows.job import DreamJob, ExecutorOptions, explain_validation
 from flows.proxies import drop_socks_proxies, is_loopback
 from flows.terminal import one_line, print_line, print_message, run_progress, show_json
 
@@ -56,21 +56,28 @@ class _RetryFailedCommand(click.Command):
 
 
 @click.command()
-def demo() -> int:
+@click.option("--cluster", is_flag=True, help="Dream on three Ray nodes of this machine, and kill one of them.")
+def demo(cluster: bool) -> int:
     """Start the embedded servers and dream the example photographs.
 
     The command leaves the servers (S3 and Prefect) running. `dreamgrid down` stops them. Their data is in
-    ./.dreamgrid/.
+    ./.dreamgrid/. The Ray nodes of --cluster need the extra dreamgrid[ray], and are stopped at the end.
 
     \b
     Examples:
       dreamgrid demo
+      dreamgrid demo --cluster
     """
+    from flows.executors import check_executor
     from flows.local import demo as demonstration
 
+    if cluster:
+        check_executor(ExecutorOptions(name="ray"))
     stack = start_stack()
     os.environ.update(stack.environment())
     job = demonstration.prepare()
+    if cluster:
+        return _demo_on_cluster(job)
     report, failure = _run(job)
     sheets = demonstration.fetch_sheets(job, STACK / "demo")
     _print_report(report)
@@ -80,10 +87,31 @@ def demo() -> int:
     return _exit_code(report, failure)
 
 
+def _demo_on_cluster(job: DreamJob) -> int:
+    """Run the demo on a Ray cluster that loses a node, and verify the destination."""
+    from flows.local.demo import NODES, failing_cluster
+    from flows.storage import storage
+    from flows.verify import verify
+
+    print_message(f"Starting {NODES} Ray nodes on this machine ...", "default")
+    with failing_cluster(job, lambda node: print_message(f"killed the Ray node {node}", "yellow")) as job_of_cluster:
+        report, failure = _run(job_of_cluster)
+    _print_report(report)
+    found = verify(storage(), report.destination, lambda _verified, _all: None)
+    problems = ", ".join(f"{count} {kind}" for kind, count in found.counts.items()) or "no problems"
+    print_line(f"Verified         {found.rows} rows, {found.objects} objects: {problems}")
+    return _exit_code(report, failure) or (1 if found.counts else 0)
+
+
 @click.command(cls=_RetryFailedCommand)
 @job_options
 @click.option(
     "--workers", type=click.IntRange(1), help="Number of worker processes. The default is one per GPU, or one per core."
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Dream on the Ray cluster at HOST:PORT, for example 10.0.0.1:6379; auto is the cluster of this machine.",
 )
 @memory_option
 @click.option(
@@ -103,6 +131,7 @@ def demo() -> int:
 def run(
     job: Path | None,
     workers: int | None,
+    ray: str | None,
     resume: str | None,
     abandon: bool,
     retry_failed: tuple[str, ...],
@@ -122,17 +151,22 @@ def run(
       dreamgrid run --source s3://photos/cat.jpg --destination s3://dreams/cat/
       dreamgrid run --resume s3://dreams/nightly/
       dreamgrid run job.yaml --retry-failed out_of_memory
+      dreamgrid run job.yaml --ray 10.0.0.1:6379
     """
     if resume and (job or abandon or retry_failed):
         raise click.UsageError(
             "--resume takes the job from the unfinished run: leave out the job file, --abandon and --retry-failed"
         )
+    if ray:
+        flags["executor"] = {"name": "ray", "address": ray}
     if strict:
         flags["strict"] = True
     if retry_failed:
         flags["retry_failed"] = True if ALL in retry_failed else retry_failed
     the_job = job_from_flags(job, flags, _unfinished_job(resume) if resume else None)
     if workers:
+        if the_job.executor.name != "processes":
+            raise click.UsageError("--workers sets the processes of this machine: leave it out, Ray starts the workers")
         os.environ["DREAMGRID_WORKERS"] = str(workers)
     report, failure = _run(the_job, abandon=abandon)
     if as_json:
@@ -168,9 +202,10 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "tuple[Report, FailedRun | 
         Stopped: the run was stopped and can be resumed.
         DreamgridError: the run stopped because too many dreams failed, or another process abandoned the run.
     """
-    from flows import machine, protocol, run_record, scan, storage
+    from flows import executors, machine, protocol, run_record, scan, storage
 
     machine.check_environment()
+    executors.check_executor(job.executor)
     settings = scan.plan_settings(job)
     scan.check_access(job)
     if warning := scan.store_warning(job.destination, replacing=bool(job.retry_failed)):

@@ -21,7 +21,7 @@ __all__ = ["sheet"]
 )
 @json_option
 def sheet(destination: str, part: str, photographs: int, as_json: bool) -> None:
-    """Draw contact sheets of the most recent photographs.
+    """Draw contact sheets of the photographs that were dreamt last.
 
     Each sheet shows one photograph and all its dreams, of every run. With PART, only photographs with PART in their
     address are drawn.

@@ -1,16 +1,24 @@
 """The demo: dream the example photographs of this repository on the embedded servers."""
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dreamcore.errors import InvalidInput
 from dreamcore.images import has_image_suffix
 from flows import layout
-from flows.job import DreamJob, read_job
+from flows.job import DreamJob, ExecutorOptions, read_job
+from flows.local.ray_nodes import ray_nodes
 from flows.storage import storage
 
-__all__ = ["fetch_sheets", "prepare"]
+__all__ = ["failing_cluster", "fetch_sheets", "prepare"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+NODES = 3
+DREAMS_BEFORE_FAILURE = 6
+"""A node is killed as soon as there are this many dreams."""
 
 
 def prepare() -> DreamJob:
@@ -39,3 +47,33 @@ def fetch_sheets(job: DreamJob, folder: Path) -> Path:
         data = storage().read(found.uri) or b""
         (folder / Path(found.uri).name).write_bytes(data)
     return folder
+
+
+@contextmanager
+def failing_cluster(job: DreamJob, on_failure: Callable[[str], None]) -> Iterator[DreamJob]:
+    """Start three Ray nodes, and kill the last one after the first dreams of a run.
+
+    Args:
+        job: the job of the demo.
+        on_failure: called with the address of the killed node.
+
+    Returns:
+        The job for this cluster, with a new destination. The cluster stops at the end of the block.
+    """
+    folder = f"{job.destination}cluster-{datetime.now(UTC):%Y%m%dT%H%M%SZ}/"
+    ended = threading.Event()
+    with ray_nodes(NODES) as cluster:
+        executor = ExecutorOptions(name="ray", address=cluster.address)
+
+        def kill_one() -> None:
+            while not ended.wait(0.5):
+                if sum(1 for _ in storage().list(layout.images_folder(folder))) >= DREAMS_BEFORE_FAILURE:
+                    cluster.nodes[-1].kill()
+                    on_failure(cluster.nodes[-1].host)
+                    return
+
+        threading.Thread(target=kill_one, daemon=True).start()
+        try:
+            yield job.model_copy(update={"destination": folder, "executor": executor})
+        finally:
+            ended.set()

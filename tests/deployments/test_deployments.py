@@ -37,6 +37,7 @@ from tests.support.kills import Observer, put_photographs
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = ROOT / "deployments"
 POOL = "dreamgrid"
+DEPLOYED = ("nightly", "grid", "cluster")
 BUCKET = "s3://test-deployments/"
 FORM: dict[str, Any] = {
     "source": f"{BUCKET}photos/",
@@ -72,11 +73,11 @@ def client(stack: Stack) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(scope="module")
 def deployed(stack: Stack, client: SyncPrefectClient) -> Iterator[dict[str, DeploymentResponse]]:
-    """Return both deployments by name, and delete them and their work pool afterwards."""
+    """Return the deployments by name, and delete them and their work pool afterwards."""
     prefect(stack, ROOT, "work-pool", "create", POOL, "--type", "process")
     try:
         prefect(stack, ROOT, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-        yield {name: client.read_deployment_by_name(f"dream-collection/{name}") for name in ("nightly", "grid")}
+        yield {name: client.read_deployment_by_name(f"dream-collection/{name}") for name in DEPLOYED}
     finally:
         for deployment in client.read_deployments():
             if deployment.work_pool_name == POOL:
@@ -161,7 +162,13 @@ def test_grid_has_no_schedule(deployed: dict[str, DeploymentResponse]) -> None:
     assert deployed["grid"].parameters == {}
 
 
-def test_both_deployments_have_a_description_and_enforce_their_schema(deployed: dict[str, DeploymentResponse]) -> None:
+def test_the_cluster_is_used_on_demand(deployed: dict[str, DeploymentResponse]) -> None:
+    cluster = deployed["cluster"]
+    assert cluster.schedules == []
+    assert job_of(cluster.parameters | {"source": "s3://a/", "destination": "s3://b/"}).executor.name == "ray"
+
+
+def test_all_deployments_have_a_description_and_enforce_their_schema(deployed: dict[str, DeploymentResponse]) -> None:
     for deployment in deployed.values():
         assert deployment.description
         assert deployment.enforce_parameter_schema
@@ -220,7 +227,7 @@ def test_the_policy_allows_exactly_the_calls_of_the_code() -> None:
     allowed = [entry["Action"] if isinstance(entry["Action"], list) else [entry["Action"]] for entry in statements]
     assert {name for names in allowed for name in names} == {action[call] for call in called} - {None}
     assert [entry["Resource"] for entry in statements if "s3:DeleteObject" in entry["Action"]] == [
-        [f"arn:aws:s3:::DESTINATION_BUCKET/PREFIX/_runs/{name}" for name in ("active.json", "probe-*")]
+        [f"arn:aws:s3:::DESTINATION_BUCKET/PREFIX/_runs/{name}" for name in ("active.json", "probe-*", "*/started/*")]
     ]
 
 
@@ -298,6 +305,7 @@ def test_the_server_accepts_every_field(
         ({"more": {"octaves": [4]}}, "'octaves' is not one of"),
         ({"more": {"seed": "one"}}, "'one' is not valid under any of the given schemas"),
         ({"more": {"output": {"format": "gif"}}}, "'gif' is not one of"),
+        ({"more": {"executor": "dask"}}, "'dask' is not valid under any of the given schemas"),
     ],
 )
 def test_a_wrong_field_is_refused_when_the_run_is_created(

@@ -33,9 +33,10 @@ from flows.executors import MIN_SUBMITTED
 from flows.job import DreamJob
 from flows.plan import make_plan
 from flows.protocol import freeze
-from flows.run_record import Run, remaining_shards
+from flows.run_record import Run
 from flows.history import finished_dreams
 from flows.scan import plan_settings, scan
+from flows.sharing import remaining_shards
 from flows.storage import ObjectInfo
 
 
@@ -83,7 +84,7 @@ def submit(shard):
     return future
 
 
-completed = bounded_as_completed(submit, remaining_shards(run, frozen, store), MIN_SUBMITTED)
+completed = bounded_as_completed(submit, remaining_shards(run, frozen, store, None), MIN_SUBMITTED)
 assert sum(future.result().dreams for future in completed) == COUNT
 print(memory("VmHWM"))
 """

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.pace import Pace
-from flows.rates import MAX_ROWS, NodeRates
+from flows.pace import ShardCounts
+from flows.rates import MAX_ROWS, NodeRates, RunPace
 from flows.work import ShardResult
 
 START = datetime(2026, 11, 28, 2, tzinfo=UTC)
@@ -53,16 +53,23 @@ def test_the_rate_of_workers_that_end_their_shards_together_is_steady() -> None:
     assert all(rate == pytest.approx(8 * 40 / 60, rel=0.05) for seconds, rate in found if seconds > 61)
 
 
-def test_the_rate_of_a_count_is_not_steady_when_dreams_arrive_together() -> None:
-    """The reason why such a run does not use `Pace`."""
-    cluster = Cluster()
-    pace = Pace(lambda: cluster.seconds)
+@pytest.mark.parametrize(("reports", "rate"), [(False, 8 * 40 / 60), (True, 7 * 40 / 0.7)])
+def test_the_rate_of_a_run_is_that_of_the_count_only_if_workers_report_within_shards(
+    reports: bool, rate: float
+) -> None:
+    """Eight workers finish their first shards within a second. Here, no report arrives before the end of a shard."""
+    cluster, counts = Cluster(), ShardCounts()
+    counts.is_used = reports
+    pace = RunPace(counts, lambda: cluster.seconds)
     pace.update(0, 10_000)
-    found = []
     for worker in range(8):
         cluster.seconds = 1060 + 0.1 * worker
-        found.append(pace.update(40 * (worker + 1), 10_000).rate)
-    assert (found[-1] or 0) > 10 * 8 * 40 / 60
+        pace.nodes.add(ShardResult(worker, "run", {"done": 40}, {}, 40, "node", worker, 60 + 0.1 * worker))
+        snapshot = pace.update(40 * (worker + 1), 10_000)
+    counts.close()
+    assert snapshot.rate == pytest.approx(rate, rel=0.01)
+    assert snapshot.finished == 320
+    assert reports or snapshot.pace.startswith("5.3 a second, about 30 min left")
 
 
 @given(st.integers(1, 12), st.floats(0.2, 900), st.integers(0, 2**32))

@@ -254,6 +254,12 @@ class Observer:
         assert set(self.rows) == {identity for job in jobs for identity in wanted(job, self.storage)}
         assert set(self.dreams) == {row["result_uri"] for row in self.rows.values() if row["status"] == "done"}
         assert self.storage.find(layout.active_uri(self.destination)) is None
+        assert not hints(self.storage, self.destination)
+
+
+def hints(storage: Storage, destination: str) -> list[str]:
+    """Return the addresses of the hints that the runs of a destination have left."""
+    return [info.uri for info in storage.list(layout.runs_folder(destination)) if "/started/" in info.uri]
 
 
 class PartsObserver:
@@ -288,3 +294,4 @@ class PartsObserver:
         objects = {found.uri for found in self.storage.list(f"{self.destination}images/")}
         assert objects == {row["result_uri"] for row in rows}
         assert self.storage.find(layout.active_uri(self.destination)) is None
+        assert not hints(self.storage, self.destination)

@@ -1,0 +1,221 @@
+"""A run on a Ray cluster of three nodes: killed workers, machines, coordinators and heads, and stopped runs."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from dreamcore.errors import InvalidInput
+from flows import executors
+from flows.job import DreamJob, ExecutorOptions
+from flows.local.ray_nodes import RayNodes, ray_nodes
+from flows.local.stack import Stack
+from flows.ray_worker import TaskResources
+from flows.storage import Storage
+from tests.support.command import DREAMGRID, Command
+from tests.support.decoding import wait_until
+from tests.support.kills import Observer, put_photographs
+
+GRID = {"layers": ["blocks.0", "blocks.1"], "octaves": [2], "steps": [60]}
+REMOTE_SECONDS = 30
+"""A stopped run leaves no process on the cluster after this time."""
+
+LOST = "dreamgrid: the head of the Ray cluster does not answer: start the cluster again"
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="module")
+def nodes(stack: Stack) -> Iterator[RayNodes]:
+    """Three nodes with one CPU each. They share nothing with the tests but S3, the Prefect API and Ray's port."""
+    with ray_nodes(3) as running:
+        yield running
+
+
+@pytest.fixture
+def start(nodes: RayNodes, tmp_path: Path) -> Start:
+    """Return a function that starts `dreamgrid run` on the cluster, as the leader of a process group."""
+
+    def popen(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [DREAMGRID, "run", *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return popen
+
+
+def workers(nodes: RayNodes) -> list[int]:
+    """Return the processes of all nodes that run a shard, or have run one."""
+    found = []
+    for pid in [pid for node in nodes.nodes for pid in node.processes()]:
+        with suppress(OSError):  # it ended
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith((b"ray::run_shard", b"ray::IDLE")):
+                found.append(pid)
+    return found
+
+
+def await_more(observer: Observer, command: subprocess.Popen[str]) -> None:
+    """Wait until there are more dreams."""
+    observer.look()
+    before = len(observer.dreams)
+    while len(observer.dreams) == before:
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.1)
+        observer.look()
+
+
+def await_no_workers(nodes: RayNodes) -> None:
+    wait_until(lambda: not workers(nodes), REMOTE_SECONDS)
+
+
+def write_job(folder: Path, source: str, destination: str, **grid: object) -> DreamJob:
+    job = DreamJob.model_validate({"source": source, "destination": destination, "grid": GRID | grid})
+    (folder / "job.yaml").write_text(job.model_dump_json(exclude={"executor"}))
+    return job
+
+
+def test_a_cluster_loses_everything_once_and_each_dream_has_one_row(
+    stack: Stack, storage: Storage, source: str, destination: str, nodes: RayNodes, start: Start, tmp_path: Path
+) -> None:
+    """One test, because the start of a cluster and of its workers takes most of the time."""
+    put_photographs(storage, source, 16)
+    on_cluster = ("job.yaml", "--ray", nodes.address, "--json")
+
+    # A worker and a machine are lost, and a machine joins: the run itself goes on.
+    job = write_job(tmp_path, source, f"{destination}a/")
+    observer = Observer(storage, job.destination)
+    command = start(*on_cluster)
+    await_more(observer, command)
+    os.kill(workers(nodes)[0], signal.SIGKILL)
+    await_more(observer, command)
+    nodes.nodes[2].kill()
+    nodes.add()
+    output, errors = command.communicate(timeout=300)
+    assert command.returncode == 0, errors
+    assert json.loads(output)["done"] == 32, "Ray prints nothing on standard output"
+    observer.check_finished(job)
+
+    # The coordinating process is killed, interrupted and terminated: nothing is left on the cluster.
+    job = write_job(tmp_path, source, f"{destination}b/")
+    observer = Observer(storage, job.destination)
+    for group, number, code in ((True, signal.SIGKILL, -9), (False, signal.SIGINT, 3), (True, signal.SIGTERM, 3)):
+        command = start(*on_cluster)
+        await_more(observer, command)
+        (os.killpg if group else os.kill)(command.pid, number)
+        errors = command.communicate(timeout=60)[1]
+        assert command.returncode == code, errors
+        assert code < 0 or "to resume the run" in errors
+        await_no_workers(nodes)
+
+    # The head is lost. The same job then finishes without a cluster.
+    command = start(*on_cluster)
+    await_more(observer, command)
+    nodes.nodes[0].kill()
+    errors = command.communicate(timeout=120)[1]
+    assert command.returncode == 3, errors
+    assert [line for line in errors.splitlines() if "Ray" in line] == [LOST]
+    command = start("job.yaml", "--json")
+    output, errors = command.communicate(timeout=300)
+    assert command.returncode == 0, errors
+    observer.check_finished(job)
+    assert len(observer.rows) == 32
+
+
+@pytest.mark.soak
+def test_twenty_random_losses(
+    stack: Stack, storage: Storage, source: str, destination: str, nodes: RayNodes, start: Start, tmp_path: Path
+) -> None:
+    put_photographs(storage, source, 100)
+    job = write_job(tmp_path, source, destination, layers=["blocks.0", "blocks.1", "blocks.2"])
+    observer, draw = Observer(storage, job.destination), Random(13)
+    on_cluster = ("job.yaml", "--ray", nodes.address, "--json")
+    command = start(*on_cluster)
+    for _ in range(20):
+        await_more(observer, command)
+        match draw.choice(("worker", "worker", "node", "coordinator")):
+            case "worker":
+                os.kill(draw.choice(workers(nodes)), signal.SIGKILL)
+            case "node":
+                nodes.nodes.pop().kill()
+                nodes.add()
+            case _:
+                os.killpg(command.pid, signal.SIGKILL)
+                command.communicate(timeout=60)
+                command = start(*on_cluster)
+    output, errors = command.communicate(timeout=1800)
+    assert command.returncode == 0, errors
+    assert json.loads(output)["done"] == 300
+    observer.check_finished(job)
+
+
+@pytest.mark.soak
+def test_the_shard_of_a_frozen_machine_runs_again(
+    stack: Stack, storage: Storage, source: str, destination: str, nodes: RayNodes, start: Start, tmp_path: Path
+) -> None:
+    put_photographs(storage, source, 16)
+    job = write_job(tmp_path, source, destination)
+    observer = Observer(storage, job.destination)
+    command = start("job.yaml", "--ray", nodes.address, "--json")
+    await_more(observer, command)
+    frozen = nodes.nodes[-1].processes()
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        output, errors = command.communicate(timeout=600)
+    finally:
+        for pid in frozen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    assert command.returncode == 0, errors
+    assert json.loads(output)["done"] == 32
+    observer.check_finished(job)
+
+
+def test_without_the_extra_the_message_names_it(dreamgrid_inprocess: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "find_spec", lambda _: None)
+    run = dreamgrid_inprocess("run", "--source=s3://a/", "--destination=s3://b/", "--ray=auto")
+    assert run.returncode == 2
+    assert "Ray is not installed: run `pip install 'dreamgrid[ray]'`" in run.stderr
+
+
+def test_an_address_without_a_cluster_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"no Ray cluster at 127.0.0.1:1 \(.*refused\): start one"):
+        executors.check_executor(ExecutorOptions(name="ray", address="127.0.0.1:1"))
+
+
+def test_a_run_on_ray_has_no_number_of_workers(dreamgrid_inprocess: Command) -> None:
+    run = dreamgrid_inprocess("run", "--source=s3://a/", "--destination=s3://b/", "--ray=auto", "--workers=2")
+    assert run.returncode == 2
+    assert "--workers sets the processes of this machine" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "node", "tasks"),
+    [
+        (1, 0, {"CPU": 8.0}, 8),
+        (3, 0, {"CPU": 8.0}, 2),
+        (0.1, 0, {"CPU": 1.0}, 10),
+        (1, 1, {"CPU": 8.0, "GPU": 2.0}, 2),
+        (1, 1, {"CPU": 1.0, "GPU": 2.0}, 1),
+        (1, 0.5, {"CPU": 8.0, "GPU": 2.0}, 4),
+        (1, 0.4, {"CPU": 8.0, "GPU": 2.0}, 4),
+        (1, 1, {"CPU": 8.0}, 0),
+        (1, 0, {"memory": 1.0}, 0),
+    ],
+)
+def test_a_node_runs_as_many_tasks_as_its_resources_allow(
+    cpus: float, gpus: float, node: dict[str, float], tasks: int
+) -> None:
+    assert TaskResources(cpus, gpus).tasks_on(node) == tasks
