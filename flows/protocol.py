@@ -33,14 +33,14 @@ from flows.cost import Throughput
 from flows.job import DreamJob
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
-from flows.pruned import read_mark as read_prune_mark
+from flows.pruned import check_no_prune
 from flows.retry import plan_retry
 from flows.run_record import Report, Run
 from flows.scan import Scan
 from flows.storage import Storage
 from flows.work import PlannedSettings, Shard
 
-__all__ = ["Executor", "FinishedRun", "OnProgress", "abandon", "run_job"]
+__all__ = ["Executor", "FinishedRun", "OnProgress", "abandon", "resumable", "run_job"]
 
 MIN_ROWS = 100
 """A run is stopped for too many failures only after this many rows."""
@@ -99,10 +99,10 @@ def run_job(
     started = time.perf_counter()
     run, plan = claim(job, settings, storage)
     if plan is None and job.retry_failed:
-        plan = give_up_during_prune(run, storage)
+        plan = give_up_during_compaction(run, storage)
     on_claim(run)
     found: Scan | None = None
-    with _resumable():
+    with resumable():
         if not plan and job.retry_failed:
             plan = freeze(run, plan_retry(job, storage), storage)
             if not plan:
@@ -124,7 +124,7 @@ def run_job(
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
+def resumable() -> Iterator[None]:
     """After the claim, invalid input (such as credentials that expired) stops the run so that it can be resumed."""
     try:
         yield
@@ -157,26 +157,28 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
             return run, plan
 
 
-def give_up_during_prune(run: Run, storage: Storage) -> Plan | None:
-    """Give up a retry that has just claimed the destination, if a prune is unfinished there.
+def give_up_during_compaction(run: Run, storage: Storage) -> Plan | None:
+    """Give up a retry that has just claimed the destination, if a compaction or a prune is unfinished there.
 
-    A prune writes its mark and then looks for an unfinished retry. A retry does it the other way round, so that at
-    least one of them sees the other.
+    These write their mark and then look for an unfinished retry. A retry does it the other way round, so that at least
+    one of them sees the other.
 
     Returns:
-        The plan, if another attempt at this retry has frozen one. Then that attempt came first, and the prune has given
-        up.
+        The plan, if another attempt at this retry has frozen one. Then that attempt came first, and the other process
+        has given up.
 
     Raises:
-        InvalidInput: a prune is unfinished. The destination is released.
+        InvalidInput: a compaction or a prune is unfinished. The destination is released.
     """
-    command = read_prune_mark(run.destination, storage)
-    if command is None:
-        return None
-    if plan := run_record.write_plan(run.destination, run.run_id, _empty_plan(), storage):
-        return plan
-    release(run.destination, run.run_id, storage)
-    raise InvalidInput(f"a prune of {run.destination} is unfinished: finish it with `{command}`, then retry")
+    try:
+        run_record.check_no_compaction(run.destination, storage)
+        check_no_prune(run.destination, storage)
+    except InvalidInput:
+        if plan := run_record.write_plan(run.destination, run.run_id, _empty_plan(), storage):
+            return plan
+        release(run.destination, run.run_id, storage)
+        raise
+    return None
 
 
 def freeze(run: Run, plan: Plan, storage: Storage) -> Plan:

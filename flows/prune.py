@@ -2,7 +2,7 @@
 
 `preview` selects rows and changes nothing. `prune` deletes what a preview shows:
 
-1. The mark `_runs/prune.json` excludes other prunes and runs that try failed dreams again.
+1. The mark `_runs/prune.json` excludes other prunes, compactions, and runs that try failed dreams again.
 2. A record in `_runs/pruned/` names every dream that goes, so that no later run dreams it again (see `pruned`).
 3. The contact sheets of photographs without any other dream are deleted.
 4. For each part, the objects of its rows are deleted. Then the part is replaced by one without these rows, by a write
@@ -32,10 +32,11 @@ from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from dreamcore.targets import Target, layers_label
 from flows import history, layout, manifest, run_record
 from flows.manifest import IDENTITY
+from flows.parts import Part, list_parts
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.pruned import PrunedDreams, read_mark, remove_mark, write_mark, write_record
 from flows.selection import Selection
-from flows.storage import ObjectInfo, Storage
+from flows.storage import Storage
 from flows.work import dream_key, uri_key
 
 __all__ = ["OnProgress", "Preview", "preview", "prune"]
@@ -59,7 +60,7 @@ class Preview:
     """Whether this prune was begun and stopped before."""
     runs: frozenset[str]
     """The finished runs of the destination."""
-    parts: tuple[ObjectInfo, ...]
+    parts: tuple[Part, ...]
     """The parts that have selected rows."""
     dreams: PrunedDreams
     """The selected rows."""
@@ -85,14 +86,14 @@ def preview(storage: Storage, destination: str, selection: Selection) -> Preview
     command = selection.command(destination)
     if (stopped := read_mark(destination, storage)) not in (command, None):
         raise InvalidInput(f"another prune of {destination} is unfinished: finish it with `{stopped}`")
-    listed = manifest.list_parts(storage, destination)
+    listed = list_parts(storage, destination)
     unfinished = _unfinished_run(destination, storage)  # after the listing: no part of a later run is listed
-    runs = {layout.run_id_of_part(part.uri) for part in listed} - {unfinished}
+    runs = {part.run_id for part in listed} - {unfinished}
     search = _Search(selection)
     columns = list(dict.fromkeys([*_COLUMNS, *_SETTINGS, *selection.columns]))
     tables = manifest.read_parts(storage, [part.uri for part in listed], columns)
     for part, table in zip(listed, tables, strict=True):
-        search.add(part, table, is_finished=layout.run_id_of_part(part.uri) in runs)
+        search.add(part, table, is_finished=part.run_id in runs)
     selection.check_settings(search.settings_ids)
     sheets = tuple(search.unused_sheets(destination, storage))
     return Preview(
@@ -112,8 +113,13 @@ def _unfinished_run(destination: str, storage: Storage) -> str | None:
     """Return the unfinished run of a destination.
 
     Raises:
-        InvalidInput: it is a retry, which replaces parts of other runs.
+        InvalidInput: it is a retry, or a compaction is unfinished. Both replace parts of other runs.
     """
+    if storage.find(layout.compaction_uri(destination)):
+        raise InvalidInput(
+            f"parts of the manifest of {destination} are being merged: wait for the compaction, or finish it with "
+            f"`dreamgrid manifest compact {destination}`, then prune"
+        )
     mark = run_record.read_mark(destination, storage)
     if mark and mark["job_id"].endswith("-retry"):
         raise InvalidInput(
@@ -128,7 +134,7 @@ class _Search:
     """The selected rows, and what the other rows need. Each row takes 8 to 40 bytes."""
 
     selection: Selection
-    parts: list[ObjectInfo] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     keys: "array[int]" = field(default_factory=lambda: array("Q"))
     sources: "array[int]" = field(default_factory=lambda: array("Q"))
     results: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -145,7 +151,7 @@ class _Search:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Counts of the selected rows by `settings_id`."""
 
-    def add(self, part: ObjectInfo, rows: pa.Table, *, is_finished: bool) -> None:
+    def add(self, part: Part, rows: pa.Table, *, is_finished: bool) -> None:
         """Add the rows of a part. Only rows of a finished run may be selected."""
         self.settings_ids.update(rows["settings_id"].unique().to_pylist())
         chosen = self.selection.mask(rows) if is_finished else np.zeros(len(rows), np.bool_)
@@ -154,7 +160,7 @@ class _Search:
             self.other_folders.add(uri_key(uri.rpartition("/")[0]))
         if chosen.any():
             self.parts.append(part)
-            self.runs.add(layout.run_id_of_part(part.uri))
+            self.runs.add(part.run_id)
             for row in rows.filter(pa.array(chosen)).to_pylist():
                 self.add_selected(row)
 
@@ -285,18 +291,21 @@ class _Pruner:
         self.storage, self.shown, self.planned = storage, shown, planned
         self.keys = np.sort(shown.dreams.keys)
 
-    def prune_part(self, part: ObjectInfo) -> None:
+    def prune_part(self, part: Part) -> None:
         """Delete the objects of the selected rows of a part, then the rows."""
-        found: ObjectInfo | None = part
-        while found and (data := self.storage.read(part.uri)):
+        etag = part.etag
+        while data := self.storage.read(part.uri):
             chosen, results = self.selected(data)
             if not chosen.any():
                 return
             self.storage.delete_many(uri for uri in results if not self.is_used(uri))
             kept = _without(data, chosen)
-            if self.storage.write_if_unchanged(part.uri, kept, manifest.CONTENT_TYPE, found.etag):
+            if self.storage.write_if_unchanged(part.uri, kept, manifest.CONTENT_TYPE, etag):
                 return
             found = self.storage.find(part.uri)  # before the part is read again: a later version is refused then
+            if found is None:
+                return
+            etag = found.etag
 
     def selected(self, data: bytes) -> tuple[NDArray[np.bool_], list[str]]:
         """Return which rows of a part go, and the addresses of their objects."""

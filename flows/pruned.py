@@ -26,6 +26,7 @@ from flows.storage import Storage
 
 __all__ = [
     "PrunedDreams",
+    "check_no_prune",
     "pruned_dreams",
     "read_mark",
     "read_records",
@@ -68,6 +69,12 @@ def read_mark(destination: str, storage: Storage) -> str | None:
     """Return the command of the unfinished prune; None if there is none."""
     mark = storage.read(layout.prune_uri(destination))
     return str(json.loads(mark)["command"]) if mark is not None else None
+
+
+def check_no_prune(destination: str, storage: Storage) -> None:
+    """Raise `InvalidInput` if a prune is unfinished, so that nothing else may rewrite parts."""
+    if command := read_mark(destination, storage):
+        raise InvalidInput(f"a prune of {destination} is unfinished: finish it with `{command}`, then try again")
 
 
 def remove_mark(destination: str, command: str, storage: Storage) -> None:

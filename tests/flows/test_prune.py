@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dreamcore.errors import InvalidInput, Unavailable
-from flows import history, layout, manifest, protocol
+from flows import compact_mark, history, layout, manifest, protocol
+from flows.compact import compact
 from flows.cost import CORE, Throughput
 from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.manifest import Row
+from flows.parts import list_parts
 from flows.protocol import FinishedRun
 from flows.prune import Preview, preview, prune
 from flows.pruned import pruned_dreams, read_mark, read_records, remove_mark, write_mark
@@ -221,7 +223,7 @@ def test_an_object_that_another_row_names_stays(collection: Collection) -> None:
 
 
 def test_columns_of_a_later_version_stay(collection: Collection) -> None:
-    (part, *_) = manifest.list_parts(collection.storage, collection.destination)
+    (part, *_) = list_parts(collection.storage, collection.destination)
     table = pq.read_table(io.BytesIO(collection.storage.read(part.uri) or b""))
     table = table.append_column("later", [list(range(len(table)))])
     sink = io.BytesIO()
@@ -304,13 +306,33 @@ def test_a_retry_is_refused_while_a_prune_is_unfinished(collection: Collection) 
     command = "dreamgrid prune X --older-than 1d --yes"
     write_mark(collection.destination, command, collection.storage)
     before = collection.objects("manifest/")
-    with pytest.raises(InvalidInput, match=f"is unfinished: finish it with `{command}`, then retry"):
+    with pytest.raises(InvalidInput, match=f"is unfinished: finish it with `{command}`, then try again"):
         collection.run(retry_failed=True)
     assert collection.objects("manifest/") == before
     assert collection.storage.find(layout.active_uri(collection.destination)) is None, "the destination is free"
     assert collection.run().report.state == "nothing to do"
     remove_mark(collection.destination, command, collection.storage)
     assert collection.run(retry_failed=True).report.failed == 2
+
+
+def test_a_prune_and_a_compaction_exclude_each_other(collection: Collection) -> None:
+    mark, _ = compact_mark.claim(collection.destination, collection.storage)
+    with pytest.raises(InvalidInput, match="are being merged: wait for the compaction, or finish it"):
+        collection.preview("status = 'failed'")
+    compact_mark.release(collection.destination, mark, collection.storage)
+    write_mark(collection.destination, "dreamgrid prune X --older-than 1d --yes", collection.storage)
+    with pytest.raises(InvalidInput, match="is unfinished: finish it with `dreamgrid prune X"):
+        compact_mark.claim(collection.destination, collection.storage)
+    assert collection.storage.find(layout.compaction_uri(collection.destination)) is None
+
+
+def test_merged_parts_are_pruned(collection: Collection) -> None:
+    compact(collection.storage, collection.destination)
+    before = collection.rows()
+    collection.prune("status = 'done' and source_uri not like '%two%'")
+    gone = [row for row in before if row["status"] == "done" and "two" not in row["source_uri"]]
+    assert len(gone) == 4
+    check_rest(collection, gone, before)
 
 
 def test_another_unfinished_prune_is_named(collection: Collection) -> None:

@@ -150,6 +150,22 @@ def test_many_objects_are_deleted_with_few_requests(storage: Storage, source: st
     assert len(requests) == 3
 
 
+@pytest.mark.parametrize("deletes_many", [True, False])
+def test_versions_are_deleted_and_other_versions_are_kept_if_the_store_obeys(
+    deletes_many: bool, storage: Storage, source: str
+) -> None:
+    for name in ("one", "two", "changed"):
+        storage.write(source + name, b"first", "text/plain")
+    versions = list(storage.list(source))
+    storage.write(source + "changed", b"second", "text/plain")
+    storage._deletes_many = deletes_many
+    storage.delete_versions(versions)
+    left = [found.uri for found in storage.list(source)]
+    assert left in ([], [source + "changed"])
+    storage.delete_versions(versions)
+    assert [found.uri for found in storage.list(source)] == left, "objects that do not exist are no error"
+
+
 def test_the_check_of_conditional_writes_is_right_and_leaves_no_object(
     store: Store, storage: Storage, source: str
 ) -> None:
