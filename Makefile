@@ -28,7 +28,7 @@ install: .venv/.installed  ## install Dreamgrid into .venv
 demo: .venv/.installed  ## start the embedded servers and dream the photographs in examples/photos
 	.venv/bin/dreamgrid demo
 
-demo-cluster: .venv/.installed-ray  ## the same on three Ray nodes of this machine, of which one is killed
+demo-cluster: .venv/.installed-ray  ## dream the photographs on three Ray nodes of this machine, and kill one of them
 	.venv/bin/dreamgrid demo --cluster
 
 check: lint  ## lint, types and the fast tests, in under three minutes; ARGS goes to pytest

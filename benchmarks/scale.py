@@ -101,10 +101,12 @@ class SyntheticStore:
 
     def _listing(self, prefix: str) -> tuple[range, Callable[[int], ObjectInfo]]:
         """Return the numbers of the objects below a prefix, and the function that describes one."""
-        if prefix.startswith(layout.manifest_folder(JOB.destination)):
+        if prefix in (layout.manifest_folder(JOB.destination), layout.manifest_folder(JOB.destination, OLD_RUN)):
             return range(-(-self._count // ROWS_PER_PART)), part
         if prefix == JOB.source:
             return range(self._count), photograph
+        if not prefix.startswith(JOB.source):
+            return range(0), photograph  # other runs have no parts
         folder = prefix.removeprefix(f"{JOB.source}2026/").rstrip("/")
         return range(int(folder), self._count, FOLDERS), photograph
 
@@ -127,7 +129,7 @@ class SyntheticStore:
         if uri == layout.index_uri(JOB.destination, OLD_RUN):
             return self._index.read_bytes() if self._index else None
         if "/manifest/" in uri:
-            return self._part(layout.shard_of_part(uri))
+            return self._part(layout.shards_of_part(uri).start)
         return self._written.get(uri)
 
     def _part(self, number: int) -> bytes:

@@ -29,7 +29,6 @@ from flows.run_record import FailedRun, Report, Run
 from flows.scan import Scan, check_access, plan_settings, scan, store_warning
 from flows.storage import storage
 from flows.work import PlannedSettings, Shard, ShardResult
-from flows.worker_process import unlink_semaphores
 
 __all__ = ["checked_settings", "dream_collection"]
 
@@ -138,7 +137,6 @@ def dream_shard(
 
     `stage_scores` may differ from the job that the run was started with.
     """
-    unlink_semaphores()
     from flows import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()

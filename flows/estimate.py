@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from random import Random
 from statistics import median
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from pydantic import ValidationError
 
 from dreamcore.catalog import network_spec
@@ -35,6 +36,7 @@ from flows.history import finished_dreams
 from flows.job import DreamJob
 from flows.listing import OnListed
 from flows.machine import core_count, gpu_count, worker_count
+from flows.parts import list_parts
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.retry import plan_retry
@@ -54,8 +56,8 @@ _OPENED = 12
 """Photographs whose first bytes are read."""
 _ROW_SECONDS = 1.0
 """Seconds of the reference core that the rows of a kind must have: the first dream of a worker is slow."""
-_RUNS, _PARTS = 10, 16
-"""Earlier runs whose reports are read, and parts of one run whose rows are read, at most."""
+_RUNS, _PARTS, _ROWS = 10, 16, 10_000
+"""Earlier runs whose reports are read; of one run, shards whose parts are read, and rows, at most."""
 _ROW_COLUMNS = ("status", "settings_id", "weights_sha256", "settings", "width", "height", "batch", "seconds")
 
 
@@ -116,10 +118,8 @@ def _earlier_run(destination: str, settings: Sequence[PlannedSettings], store: S
 
 def _speeds_of(run_id: str, destination: str, settings: Sequence[PlannedSettings], store: Storage) -> dict[str, float]:
     """Return the speed of each kind of step in some parts of a run; the wait for a shared core does not count."""
-    parts = manifest.part_uris(store, destination, run_id)
-    if len(parts) > _PARTS:  # neighbouring parts may have the same settings, so some are drawn
-        parts = Random(run_id).sample(parts, _PARTS)  # noqa: S311 - not a secret
-    rows = manifest.read_rows(store, parts, _ROW_COLUMNS).to_pylist()
+    table = manifest.read_rows(store, _drawn_parts(run_id, destination, store), _ROW_COLUMNS)
+    rows = table.take(pa.array(range(0, len(table), len(table) // _ROWS + 1), pa.int64())).to_pylist()
     expected: dict[str, float] = defaultdict(float)
     needed: dict[str, float] = defaultdict(float)
     known: dict[str, PlannedSettings | None] = {planned.settings_id: planned for planned in settings}
@@ -135,6 +135,14 @@ def _speeds_of(run_id: str, destination: str, settings: Sequence[PlannedSettings
             needed[kind] += row["seconds"]
     sharing = 1.0 if gpu_count() else max(1.0, worker_count() / core_count())
     return {kind: sharing * seconds / needed[kind] for kind, seconds in expected.items() if seconds >= _ROW_SECONDS}
+
+
+def _drawn_parts(run_id: str, destination: str, store: Storage) -> list[str]:
+    """Return some parts of a run, drawn because neighbouring parts may have the same settings."""
+    parts = list_parts(store, destination, run_id)
+    drawn = Random(run_id).sample(parts, min(len(parts), _PARTS))  # noqa: S311 - not a secret
+    shards = list(accumulate(len(part.shards) for part in drawn))  # one merged part may be enough
+    return [part.uri for part, before in zip(drawn, [0, *shards], strict=False) if before < _PARTS]
 
 
 def _planned_of(row: Mapping[str, Any], models: Iterable[str]) -> PlannedSettings | None:
@@ -284,7 +292,7 @@ class _Work:
         if photographs := len(self.sheet_sources):
             get += 1 + earlier_runs + self.sheet_shards + photographs + self.sheet_dreams
             put, lists = put + photographs, lists + 1
-        return {"get": get, "head": 1, "put": put, "list": lists + self.works}
+        return {"get": get, "head": 1 + self.shards, "put": put, "list": lists + self.works}
 
 
 def estimate(

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from dreamcore.settings import digest
 from flows import layout, manifest
+from flows.parts import Part, list_parts
 from flows.plan import Sources
 from flows.prefetch import ordered_prefetch, thread_pool
-from flows.storage import ObjectInfo, Storage
+from flows.storage import Storage
 from flows.work import Keys, PlannedSettings, dream_keys
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "contains",
     "contains_each",
     "finished_dreams",
+    "has_valid_index",
     "parts_with",
     "parts_with_failures",
     "source_key",
@@ -157,15 +159,21 @@ def parts_with(sources: Iterable[str], destination: str, storage: Storage) -> li
             found.extend(part.uri for part in parts)
             continue
         shards = set(index["shard"].to_numpy()[np.isin(index["source"].to_numpy(), wanted)].tolist())
-        found.extend(part.uri for part in parts if layout.shard_of_part(part.uri) in shards)
+        found.extend(part.uri for part in parts if not shards.isdisjoint(part.shards))
     return found
 
 
 def build_index(destination: str, run_id: str, storage: Storage) -> pa.Table:
     """Build the index of a run from its parts."""
-    parts = manifest.list_parts(storage, destination, run_id)
+    parts = list_parts(storage, destination, run_id)
     tables = [_index_of(part) for part in manifest.read_parts(storage, [part.uri for part in parts], _COLUMNS)]
     return pa.concat_tables([_INDEX.empty_table(), *tables]).replace_schema_metadata({"parts": _fingerprint(parts)})
+
+
+def has_valid_index(destination: str, run_id: str, storage: Storage) -> bool:
+    """Return whether a run has an index that was built from the parts that the run has now."""
+    data = storage.read(layout.index_uri(destination, run_id))
+    return _parse_index(data, list_parts(storage, destination, run_id)) is not None
 
 
 def write_index(index: pa.Table, destination: str, run_id: str, storage: Storage, *, replace: bool = False) -> None:
@@ -176,15 +184,15 @@ def write_index(index: pa.Table, destination: str, run_id: str, storage: Storage
     write(layout.index_uri(destination, run_id), sink.getvalue(), manifest.CONTENT_TYPE)
 
 
-def parts_with_failures(destination: str, storage: Storage) -> Iterator[tuple[str, list[ObjectInfo]]]:
+def parts_with_failures(destination: str, storage: Storage) -> Iterator[tuple[str, list[Part]]]:
     """Yield each run with the parts that may have rows of failed dreams; for runs without an index, all parts."""
     for parts, index in _runs(destination, storage):
         if index is not None:
             failed = index.filter(pc.not_equal(index["status"], "done"))
             shards = set(failed["shard"].to_pylist())
-            parts = [part for part in parts if layout.shard_of_part(part.uri) in shards]
+            parts = [part for part in parts if not shards.isdisjoint(part.shards)]
         if parts:
-            yield layout.run_id_of_part(parts[0].uri), parts
+            yield parts[0].run_id, parts
 
 
 def _indices(destination: str, storage: Storage) -> Iterator[pa.Table]:
@@ -198,13 +206,13 @@ def _indices(destination: str, storage: Storage) -> Iterator[pa.Table]:
     yield from map(_index_of, manifest.read_parts(storage, not_indexed, _COLUMNS))
 
 
-def _runs(destination: str, storage: Storage) -> Iterator[tuple[list[ObjectInfo], pa.Table | None]]:
+def _runs(destination: str, storage: Storage) -> Iterator[tuple[list[Part], pa.Table | None]]:
     """Yield the parts of each run and the run's index; None if the index is missing or not of these parts."""
-    runs: dict[str, list[ObjectInfo]] = defaultdict(list)
-    for part in manifest.list_parts(storage, destination):
-        runs[layout.run_id_of_part(part.uri)].append(part)
+    runs: dict[str, list[Part]] = defaultdict(list)
+    for part in list_parts(storage, destination):
+        runs[part.run_id].append(part)
 
-    def read(run: tuple[str, list[ObjectInfo]]) -> tuple[list[ObjectInfo], pa.Table | None]:
+    def read(run: tuple[str, list[Part]]) -> tuple[list[Part], pa.Table | None]:
         run_id, parts = run
         return parts, _parse_index(storage.read(layout.index_uri(destination, run_id)), parts)
 
@@ -212,7 +220,7 @@ def _runs(destination: str, storage: Storage) -> Iterator[tuple[list[ObjectInfo]
         yield from ordered_prefetch(readers, read, runs.items(), _READERS)
 
 
-def _parse_index(data: bytes | None, parts: Sequence[ObjectInfo]) -> pa.Table | None:
+def _parse_index(data: bytes | None, parts: Sequence[Part]) -> pa.Table | None:
     """Return the index in `data`; None if it is missing, damaged, or was built from other parts."""
     try:
         with pq.ParquetFile(pa.BufferReader(data or b"")) as file:
@@ -223,7 +231,7 @@ def _parse_index(data: bytes | None, parts: Sequence[ObjectInfo]) -> pa.Table | 
     return index if is_valid else None
 
 
-def _fingerprint(parts: Sequence[ObjectInfo]) -> bytes:
+def _fingerprint(parts: Sequence[Part]) -> bytes:
     return digest(*((part.uri, part.etag) for part in parts)).encode()
 
 

@@ -2,8 +2,10 @@
 
     DEST/images/<source key>/<label>-<result_id>.<suffix>    the dreams
     DEST/manifest/run=<run_id>/shard-<number>.parquet        one part of the manifest for each shard
+    DEST/manifest/run=<run_id>/shards-<first>-<last>.parquet the merged parts of consecutive shards
     DEST/sheets/<source key>.jpg                             contact sheets
     DEST/_runs/active.json                                   which run is unfinished
+    DEST/_runs/compaction.json                               exists while parts are merged
     DEST/_runs/<run_id>/                                     the record of a run: job, plan, index, success
     DEST/_runs/<run_id>/started/                             hints: which shards processes have begun
 
@@ -20,6 +22,7 @@ __all__ = [
     "FOLDERS",
     "active_uri",
     "check_uri",
+    "compaction_uri",
     "folder_uri",
     "images_folder",
     "index_uri",
@@ -35,7 +38,7 @@ __all__ = [
     "run_id_of_part",
     "runs_folder",
     "safe_name",
-    "shard_of_part",
+    "shards_of_part",
     "sheet_uri",
     "sheets_folder",
     "started_folder",
@@ -59,6 +62,7 @@ _ACCESS_POINT = (
 _PATH = re.compile(rf"({_ACCESS_POINT}|(?!arn:)[^/]+)(?:/(.*))?", re.DOTALL)
 
 _UNSAFE_IN_LABEL = re.compile(r"[^\w.,=+@-]", re.ASCII)
+_PART = re.compile(r"/(?:shard-(\d+)|shards-(\d+)-(\d+))\.parquet$", re.ASCII)
 _RESULT = re.compile(r"[^/]*-([0-9a-f]{16})\.[a-z]+$")
 
 
@@ -127,9 +131,18 @@ def manifest_folder(destination: str, run_id: str | None = None) -> str:
     return f"{destination}manifest/" + (f"run={run_id}/" if run_id else "")
 
 
-def part_uri(destination: str, run_id: str, shard: int) -> str:
-    """Return the address of the manifest part of one shard. A shard is finished when this object exists."""
-    return f"{manifest_folder(destination, run_id)}shard-{shard:06d}.parquet"
+def part_uri(destination: str, run_id: str, shard: int, last: int | None = None) -> str:
+    """Return the address of a part of the manifest. A shard is finished when a part with its rows exists.
+
+    Args:
+        destination: folder of the results.
+        run_id: the run that wrote the rows.
+        shard: number of the shard; for a merged part, of its first shard.
+        last: number of the last shard of a merged part; None for the part of one shard.
+    """
+    # "shard-" sorts before "shards-". `manifest.list_all_parts` relies on this order.
+    name = f"shard-{shard:06d}" if last is None else f"shards-{shard:06d}-{last:06d}"
+    return f"{manifest_folder(destination, run_id)}{name}.parquet"
 
 
 def run_id_of_part(uri: str) -> str:
@@ -137,9 +150,13 @@ def run_id_of_part(uri: str) -> str:
     return uri.rpartition("/run=")[2].partition("/")[0]
 
 
-def shard_of_part(uri: str) -> int:
-    """Return the number of the shard of a part from the part's address."""
-    return int(uri.rpartition("/shard-")[2].removesuffix(".parquet"))
+def shards_of_part(uri: str) -> range:
+    """Return the numbers of the shards whose rows a part has, from the part's address; empty if it names none."""
+    found = _PART.search(uri)
+    if not found:
+        return range(0)
+    first = int(found[1] or found[2])
+    return range(first, int(found[3] or first) + 1)
 
 
 def sheets_folder(destination: str) -> str:
@@ -192,6 +209,11 @@ def success_uri(destination: str, run_id: str) -> str:
 def active_uri(destination: str) -> str:
     """Return the address of the mark that names the unfinished run."""
     return f"{runs_folder(destination)}active.json"
+
+
+def compaction_uri(destination: str) -> str:
+    """Return the address of the mark that exists while parts of the manifest are merged."""
+    return f"{runs_folder(destination)}compaction.json"
 
 
 def safe_name(name: str) -> str:

@@ -1,13 +1,15 @@
 """The manifest: one row for every photograph and settings, in Parquet parts.
 
-Each part is written as a whole. A run that tries failed dreams again replaces a part by a conditional write.
+Each part is written as a whole. A run that tries failed dreams again replaces a part by a conditional write. A
+compaction merges the parts of a finished run (see `compact`): it writes a merged part and then deletes the parts that
+it covers. The functions here find each row once at any moment of a compaction.
 """
 
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from threading import Lock
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -15,29 +17,30 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dreamcore.errors import ErrorKind
-from dreamcore.targets import Target, layers_label
 from flows import layout
+from flows.parts import Part, find_merged, part_uris
 from flows.prefetch import ordered_prefetch, thread_pool
-from flows.storage import ObjectInfo, Storage
+from flows.storage import Storage
 
 __all__ = [
     "CONTENT_TYPE",
     "IDENTITY",
+    "MERGED",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "PartReader",
     "Row",
     "count_statuses",
-    "failures",
+    "empty_table",
     "find_results",
     "from_parquet",
     "iter_tables",
-    "list_parts",
-    "part_uris",
     "read",
+    "read_all_columns",
     "read_parts",
     "read_rows",
     "replace_rows",
-    "summary",
+    "table_to_parquet",
     "to_parquet",
     "value_counts",
 ]
@@ -50,6 +53,9 @@ CONTENT_TYPE = "application/vnd.apache.parquet"
 
 IDENTITY = ("source_uri", "source_etag", "settings_id")
 """The columns that identify a dream: a destination has at most one row with the same values."""
+
+MERGED = b"dreamgrid.merged"
+"""In the metadata of a merged part: the ETag of each part that was merged, by file name, as JSON."""
 
 _READERS = 8
 
@@ -142,28 +148,46 @@ SCHEMA = pa.schema(
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
     """Return the bytes of a part. A part is written with one request, so that readers never see an incomplete one."""
+    return table_to_parquet(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA))
+
+
+def table_to_parquet(table: pa.Table) -> bytes:
+    """Return the bytes of a part with the columns and the metadata of `table`."""
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def read_all_columns(part: bytes) -> pa.Table:
+    """Return a whole part, to be written again: all columns of this version, and those that only later versions have.
+
+    The metadata of the table is that of this version; that of a merged part also has `MERGED`.
+    """
+    whole = pq.ParquetFile(io.BytesIO(part)).read()
+    table = _adapted(whole, SCHEMA.names)
+    for name in whole.column_names:
+        if name not in SCHEMA.names:
+            table = table.append_column(name, whole[name])
+    merged = {key: value for key, value in (whole.schema.metadata or {}).items() if key == MERGED}
+    return table.replace_schema_metadata({**SCHEMA.metadata, **merged})
 
 
 def replace_rows(part: bytes, rows: Sequence[Row]) -> bytes:
     """Return a part in which `rows` replace the rows of the same dreams.
 
-    All other rows keep all columns, also columns that only a later version of Dreamgrid has.
+    A new row keeps the `shard` of the old one. All other rows keep all columns, also columns that only a later version
+    of Dreamgrid has.
     """
-    whole = pq.ParquetFile(io.BytesIO(part)).read()
-    old = from_parquet(part, SCHEMA.names)  # with the columns that an earlier version did not have
-    for name in set(whole.column_names) - set(SCHEMA.names):
-        old = old.append_column(name, whole[name])
+    old = read_all_columns(part)
     replaced = {(row.source_uri, row.source_etag, row.settings_id) for row in rows}
-    identities = zip(*(old[name].to_pylist() for name in IDENTITY), strict=True)
+    identities = list(zip(*(old[name].to_pylist() for name in IDENTITY), strict=True))
     kept = old.filter(pa.array([identity not in replaced for identity in identities], pa.bool_()))
-    new = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-    table = pa.concat_tables([kept, new], promote_options="default").replace_schema_metadata(SCHEMA.metadata)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    shards = dict(zip(identities, old["shard"].to_pylist(), strict=True))
+    new = [asdict(row) for row in rows]
+    for row in new:
+        row["shard"] = shards.get(tuple(row[name] for name in IDENTITY), row["shard"])
+    table = pa.concat_tables([kept, pa.Table.from_pylist(new, schema=SCHEMA)], promote_options="default")
+    return table_to_parquet(table.replace_schema_metadata(old.schema.metadata))
 
 
 def read(
@@ -192,7 +216,7 @@ def read_rows(
     wanted = list(columns or SCHEMA.names)
     parts = read_parts(storage, uris, wanted)
     tables = [table if where is None else table.filter(where) for table in parts]
-    return pa.concat_tables(tables) if tables else _schema(wanted).empty_table()
+    return pa.concat_tables(tables) if tables else empty_table(wanted)
 
 
 def iter_tables(
@@ -203,14 +227,46 @@ def iter_tables(
 
 
 def read_parts(storage: Storage, uris: Iterable[str], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield columns of the parts with these addresses, in this order. A part that does not exist is an empty table."""
-
-    def read_part(uri: str) -> pa.Table:
-        data = storage.read(uri)  # the part may have been deleted since it was listed
-        return from_parquet(data, columns) if data else _schema(columns).empty_table()
-
+    """Yield columns of the parts with these addresses, in this order, with one table for each (see `PartReader`)."""
+    reader = PartReader(storage, columns)
     with thread_pool(_READERS) as readers:
-        yield from ordered_prefetch(readers, read_part, uris, _READERS)
+        yield from ordered_prefetch(readers, reader.read, uris, _READERS)
+
+
+class PartReader:
+    """Reads parts that were listed before. Threads may share a reader.
+
+    Args:
+        storage: access to S3.
+        columns: the columns to read.
+    """
+
+    def __init__(self, storage: Storage, columns: Sequence[str]) -> None:
+        self._storage, self._columns = storage, columns
+        self._lock = Lock()
+        self._merged: tuple[Part, pa.Table] | None = None  # the merged part that was read last
+
+    def read(self, uri: str) -> pa.Table:
+        """Return the rows of a part. If it was merged since it was listed, they are read from the merged part.
+
+        If the part was deleted for another reason, there are no rows.
+
+        Raises:
+            pyarrow.ArrowException, OSError: the part is damaged.
+        """
+        data = self._storage.read(uri)
+        return self._read_merged(uri) if data is None else from_parquet(data, self._columns)
+
+    def _read_merged(self, uri: str) -> pa.Table:
+        with self._lock:  # other threads wait, because they probably need the same merged part
+            if self._merged is None or not self._merged[0].covers(uri):
+                merged = find_merged(self._storage, uri)
+                data = self._storage.read(merged.uri) if merged else None
+                if merged is None or data is None:
+                    return empty_table(self._columns)
+                self._merged = merged, from_parquet(data, list(dict.fromkeys([*self._columns, "shard"])))
+            rows = self._merged[1]
+        return rows.filter(pc.field("shard").isin(list(layout.shards_of_part(uri)))).select(self._columns)
 
 
 def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
@@ -221,8 +277,14 @@ def from_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
     part = pq.ParquetFile(io.BytesIO(data))
     existing = part.schema_arrow.names
     derived = "result_id" in columns and "result_id" not in existing
-    table = part.read([name for name in existing if name in columns or (derived and name == "result_uri")])
-    if derived:
+    return _adapted(
+        part.read([name for name in existing if name in columns or (derived and name == "result_uri")]), columns
+    )
+
+
+def _adapted(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Return columns of a part that any version wrote, with the types of this version (see `from_parquet`)."""
+    if "result_id" in columns and "result_id" not in table.column_names:
         ids = [layout.result_id_of(uri or "") for uri in table["result_uri"].to_pylist()]
         table = table.append_column("result_id", pa.array(ids, _TEXT))
     for name in set(columns) - set(table.column_names):
@@ -235,58 +297,13 @@ def count_statuses(part: bytes) -> dict[str, int]:
     return value_counts(from_parquet(part, ["status"])["status"])
 
 
+def empty_table(columns: Iterable[str]) -> pa.Table:
+    """Return a table with these columns and no rows."""
+    return _schema(columns).empty_table()
+
+
 def _schema(columns: Iterable[str]) -> pa.Schema:
     return pa.schema([SCHEMA.field(name) for name in columns])
-
-
-def part_uris(storage: Storage, destination: str, run_id: str | None = None) -> list[str]:
-    """Return the addresses of the parts of a destination, or of one run, sorted."""
-    return [part.uri for part in list_parts(storage, destination, run_id)]
-
-
-def list_parts(storage: Storage, destination: str, run_id: str | None = None) -> list[ObjectInfo]:
-    """Return the parts of a destination, or of one run, sorted by address."""
-    objects = storage.list(layout.manifest_folder(destination, run_id))
-    return sorted((info for info in objects if info.uri.endswith(".parquet")), key=lambda info: info.uri)
-
-
-_SETTINGS_COLUMNS = ["model", "layers", "octaves", "steps", "settings"]
-
-
-def summary(storage: Storage, destination: str) -> dict[str, Any]:
-    """Return counts of a destination, and the mean scores of its dreams for each point of the grid."""
-    columns = ["run_id", "status", "error_kind", "source_uri", "settings_id", "score_before", "score_after"]
-    points: dict[str, dict[str, Any]] = {}  # long texts that many rows share
-    tables = [_schema(columns).empty_table()]
-    for part in iter_tables(storage, destination, [*columns, *_SETTINGS_COLUMNS]):
-        for number, settings_id in enumerate(part["settings_id"].to_pylist()):
-            if settings_id not in points:
-                (points[settings_id],) = part.slice(number, 1).select(_SETTINGS_COLUMNS).to_pylist()
-        tables.append(part.select(columns))
-    table = pa.concat_tables(tables)
-    done = table.filter(pc.field("status") == "done")
-    means = done.group_by("settings_id", use_threads=False).aggregate(
-        [("score_before", "mean"), ("score_after", "mean"), ("score_after", "count")]
-    )
-    return {
-        "rows": len(table),
-        "photographs": pc.count_distinct(table["source_uri"]).as_py(),
-        "runs": pc.count_distinct(table["run_id"]).as_py(),
-        "statuses": value_counts(table["status"]),
-        "errors": value_counts(table["error_kind"].drop_null()),
-        "settings": [_mean_scores(row, points[row["settings_id"]]) for row in means.to_pylist()],
-    }
-
-
-_FAILURE_COLUMNS = ["source_uri", "source_etag", "status", "error_kind", "error"]
-
-
-def failures(storage: Storage, destination: str) -> list[dict[str, Any]]:
-    """Return the photographs that failed or were skipped, with the reason and the number of missing dreams."""
-    rows = read(storage, destination, _FAILURE_COLUMNS, where=pc.field("status") != "done")
-    groups = rows.group_by(_FAILURE_COLUMNS, use_threads=False).aggregate([([], "count_all")])
-    named = groups.rename_columns([*_FAILURE_COLUMNS, "dreams"])
-    return named.sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
 
 
 def find_results(storage: Storage, destination: str, result_id: str) -> dict[str, str]:
@@ -302,18 +319,3 @@ def find_results(storage: Storage, destination: str, result_id: str) -> dict[str
 def value_counts(column: pa.ChunkedArray) -> dict[str, int]:
     """Return how often each value occurs in a column."""
     return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
-
-
-def _mean_scores(row: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    layers = (Target(layer=each["name"], channels=each["channels"], weight=each["weight"]) for each in point["layers"])
-    return {
-        "settings_id": row["settings_id"],
-        "model": point["model"],
-        "layers": layers_label(tuple(layers)),
-        "octaves": point["octaves"],
-        "steps": point["steps"],
-        "dreams": row["score_after_count"],
-        "score_before": row["score_before_mean"],
-        "score_after": row["score_after_mean"],
-        "settings": json.loads(point["settings"]),
-    }

@@ -54,8 +54,9 @@ _PLAN = pa.schema(
         ("settings", pa.list_(pa.int32())),
     ]
 )
-_RETRY = pa.schema([*_PLAN, ("part_run_id", pa.string()), ("part_etag", pa.string())])
-"""The plan of a run that tries failed dreams again: each shard replaces a part of an earlier run."""
+_RETRY = pa.schema([*_PLAN, ("part_run_id", pa.string()), ("part_etag", pa.string()), ("part_last_shard", pa.int32())])
+"""The plan of a run that tries failed dreams again: each shard replaces a part of an earlier run. `part_last_shard` is
+null if the part is not merged. Dreamgrid 0.1 did not write this column."""
 _NOT_RETRIED = "not_retried"
 
 IsDone = Callable[[Keys], NDArray[np.bool_] | bool]
@@ -177,6 +178,16 @@ class Plan:
         """The number of rows that the manifest of the run will have."""
         return int(pc.sum(pc.list_value_length(self._column("settings")), min_count=0).as_py())
 
+    def rows_by_shard(self) -> list[int]:
+        """Return the number of rows that the part of each shard has. Shards are numbered from 0 without gaps."""
+        rows: list[int] = []
+        for batch in self._file().iter_batches(_ROWS_PER_BATCH, columns=["shard", "settings"]):
+            shards = batch["shard"].to_numpy()
+            rows.extend([0] * (int(shards.max(initial=-1)) + 1 - len(rows)))
+            for shard, count in zip(shards.tolist(), pc.list_value_length(batch["settings"]).to_pylist(), strict=True):
+                rows[shard] += count
+        return rows
+
     @property
     def is_retry(self) -> bool:
         """Whether the run tries failed dreams again: its shards replace parts of earlier runs."""
@@ -257,7 +268,7 @@ def freeze_retry(shards: Iterable[Shard], not_retried: Callable[[], int]) -> Pla
         not_retried: called after the last shard; returns the number of failed dreams that the run leaves alone.
     """
     rows = (
-        (shard.number, *_columns(work), shard.replaces.run_id, shard.replaces.etag)
+        (shard.number, *_columns(work), shard.replaces.run_id, shard.replaces.etag, shard.replaces.last)
         for shard in shards
         if shard.replaces
         for work in shard.works

@@ -39,7 +39,7 @@ from flows.scan import Scan
 from flows.storage import Storage
 from flows.work import PlannedSettings, Shard
 
-__all__ = ["Executor", "FinishedRun", "OnProgress", "abandon", "run_job"]
+__all__ = ["Executor", "FinishedRun", "OnProgress", "abandon", "resumable", "run_job"]
 
 MIN_ROWS = 100
 """A run is stopped for too many failures only after this many rows."""
@@ -97,9 +97,11 @@ def run_job(
     """
     started = time.perf_counter()
     run, plan = claim(job, settings, storage)
+    if plan is None and job.retry_failed:
+        plan = give_up_during_compaction(run, storage)
     on_claim(run)
     found: Scan | None = None
-    with _resumable():
+    with resumable():
         if not plan and job.retry_failed:
             plan = freeze(run, plan_retry(job, storage), storage)
             if not plan:
@@ -121,7 +123,7 @@ def run_job(
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
+def resumable() -> Iterator[None]:
     """After the claim, invalid input (such as credentials that expired) stops the run so that it can be resumed."""
     try:
         yield
@@ -152,6 +154,29 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
             run = run.model_copy(update={"run_id": active})
             run_record.check_unchanged(run, storage)
             return run, plan
+
+
+def give_up_during_compaction(run: Run, storage: Storage) -> Plan | None:
+    """Give up a retry that has just claimed the destination, if parts are being merged there.
+
+    A compaction writes its mark and then looks for an unfinished retry. A retry does it the other way round, so that at
+    least one of them sees the other.
+
+    Returns:
+        The plan, if another attempt at this retry has frozen one. Then that attempt came first, and the compaction has
+        given up.
+
+    Raises:
+        InvalidInput: parts are being merged. The destination is released.
+    """
+    try:
+        run_record.check_no_compaction(run.destination, storage)
+    except InvalidInput:
+        if plan := run_record.write_plan(run.destination, run.run_id, _empty_plan(), storage):
+            return plan
+        release(run.destination, run.run_id, storage)
+        raise
+    return None
 
 
 def freeze(run: Run, plan: Plan, storage: Storage) -> Plan:
@@ -266,10 +291,9 @@ def abandon(destination: str, storage: Storage) -> None:
     if (mark := run_record.read_mark(destination, storage)) is None:
         return
     run_id, empty = mark["run_id"], manifest.to_parquet([])
-    nothing = make_plan(Sources(()), (), lambda _key: True)
     plan = run_record.read_plan(destination, run_id, storage)
     if plan is None:
-        plan = run_record.write_plan(destination, run_id, nothing, storage) or nothing
+        plan = run_record.write_plan(destination, run_id, _empty_plan(), storage) or _empty_plan()
     if plan.is_retry:
         release(destination, run_id, storage)
         return
@@ -286,3 +310,7 @@ def abandon(destination: str, storage: Storage) -> None:
         index = history.build_index(destination, run_id, storage)
         history.write_index(index, destination, run_id, storage)
     release(destination, run_id, storage)
+
+
+def _empty_plan() -> Plan:
+    return make_plan(Sources(()), (), lambda _key: True)

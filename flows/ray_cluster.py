@@ -37,8 +37,9 @@ WATCH_SECONDS = 2.0
 LOST_SECONDS = 40.0
 """If the head does not answer for this long, the run stops. Ray would end this process after 60 s without a message."""
 DISCONNECT_SECONDS = 5.0
-MAX_RETRIES = -1
-"""How often Ray repeats a shard whose process or machine dies: without limit."""
+"""How long to wait for Ray at the end of a run."""
+MAX_RETRIES = 100
+"""How often Ray repeats a shard whose process or machine dies. A shard that ends every process must not run forever."""
 
 
 def check_address(address: str) -> None:
@@ -57,9 +58,8 @@ def check_address(address: str) -> None:
 
 
 def _unreachable(address: str, error: Exception) -> str:
-    if address == AUTO:
-        return "this machine belongs to no Ray cluster: run `ray start` on it, or give the address of the cluster"
-    return f"no Ray cluster at {address} ({one_line(str(error))}): start one with `ray start`, or correct the address"
+    where = "on this machine" if address == AUTO else f"at {address}"
+    return f"no Ray cluster {where} ({one_line(str(error))}): start one with `ray start`, or correct the address"
 
 
 @contextmanager
@@ -83,6 +83,7 @@ def open_cluster(options: ExecutorOptions) -> Iterator["RayCluster"]:
 
 def _connect(address: str) -> None:
     """Connect this process to a cluster. Ray replaces the handler of SIGTERM, so all handlers are set again."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise Ray's core prints errors of a lost cluster
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
     try:

@@ -1,13 +1,14 @@
 """Plan a run that tries failed dreams of earlier runs again.
 
-Each shard of such a run replaces one part of the manifest that has rows of failed dreams. The part is replaced as a
-whole, by a write that succeeds only if the part still has the ETag of the plan. Therefore a reader sees one row for
-each dream at every moment, and two processes never replace the same version of a part. The shard is finished when the
-part has another ETag.
+Each shard of such a run replaces one part of the manifest that has rows of failed dreams; a merged part is one shard.
+The part is replaced as a whole, by a write that succeeds only if the part still has the ETag of the plan. Therefore a
+reader sees one row for each dream at every moment, and two processes never replace the same version of a part. The
+shard is finished when the part has another ETag.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,13 +16,14 @@ import pyarrow.compute as pc
 from dreamcore.catalog import weights_identity_of
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import settings_id
-from flows import history, layout, manifest, run_record
+from flows import history, manifest, run_record
 from flows.assets import resolve
 from flows.job import DreamJob
+from flows.parts import Part
 from flows.plan import Plan, freeze_retry
 from flows.run_record import Run
-from flows.storage import ObjectInfo, Storage
-from flows.work import PlannedSettings, ReplacedPart, Shard, dream_key
+from flows.storage import Storage
+from flows.work import PlannedSettings, ReplacedPart, Shard, Work, dream_key
 
 __all__ = ["plan_retry"]
 
@@ -54,26 +56,40 @@ class _Search:
     def shards(self) -> Iterator[Shard]:
         """Yield a shard for each part with failed dreams that can be made again."""
         for run_id, parts in history.parts_with_failures(self.job.destination, self.storage):
-            failed = dict(self.failed(parts))
-            self.found += sum(map(len, failed.values()))
+            failed = list(self.failed(parts))
+            self.found += sum(len(keys) for _, keys in failed)
             run = run_record.find_run(self.job.destination, run_id, self.storage) if failed else None
             plan = run_record.read_plan(self.job.destination, run_id, self.storage) if run else None
             if run is None or plan is None:
                 continue
-            etags = {layout.shard_of_part(part.uri): part.etag for part in parts}
-            for shard in plan:
-                if shard.number in failed and (again := self.select(run, shard, failed[shard.number])).works:
-                    self.planned += again.dreams
-                    yield replace(again, replaces=ReplacedPart(run_id, etags[shard.number]))
+            for shard in self.shards_of_run(run, plan, failed):
+                self.planned += shard.dreams
+                yield shard
 
-    def failed(self, parts: Sequence[ObjectInfo]) -> Iterator[tuple[int, set[int]]]:
-        """Yield the number of each shard with failed dreams, and their `dream_key`s."""
+    def shards_of_run(self, run: Run, plan: Plan, failed: Sequence[tuple[Part, set[int]]]) -> Iterator[Shard]:
+        """Yield a shard for each part of one run.
+
+        Args:
+            run: the run that wrote the parts.
+            plan: its frozen plan.
+            failed: the parts with the `dream_key`s of their failed dreams.
+        """
+        parts = {number: (part, keys) for part, keys in failed for number in part.shards}
+        planned = (shard for shard in plan if shard.number in parts)
+        for part, shards in groupby(planned, lambda shard: parts[shard.number][0]):
+            works = (work for shard in shards for work in self.select(run, shard.works, parts[shard.number][1]))
+            if again := tuple(works):
+                last = part.shards[-1] if part.is_merged else None
+                yield Shard(part.shards[0], again, ReplacedPart(run.run_id, part.etag, last))
+
+    def failed(self, parts: Sequence[Part]) -> Iterator[tuple[Part, set[int]]]:
+        """Yield the parts with failed dreams, and the `dream_key`s of these dreams."""
         tables = manifest.read_parts(self.storage, [part.uri for part in parts], _COLUMNS)
         for part, table in zip(parts, tables, strict=True):
             rows = table.filter(self.condition())
             if len(rows):
                 identities = zip(*(rows[name].to_pylist() for name in manifest.IDENTITY), strict=True)
-                yield layout.shard_of_part(part.uri), {dream_key(*identity) for identity in identities}
+                yield part, {dream_key(*identity) for identity in identities}
 
     def condition(self) -> pc.Expression:
         """Return the condition for rows that are tried again."""
@@ -81,10 +97,9 @@ class _Search:
             return pc.field("status") == "failed"
         return pc.field("error_kind").isin(pa.array(self.job.retry_failed or (), pa.string()))
 
-    def select(self, run: Run, shard: Shard, keys: set[int]) -> Shard:
-        """Return the shard with only those dreams whose `dream_key` is in `keys` and whose settings are the same."""
-        works = []
-        for work in shard.works:
+    def select(self, run: Run, works: Iterable[Work], keys: set[int]) -> Iterator[Work]:
+        """Yield the works with only those dreams whose `dream_key` is in `keys` and whose settings are the same."""
+        for work in works:
             source = work.source
             indices = tuple(
                 index
@@ -93,8 +108,7 @@ class _Search:
                 and self.is_possible(run.settings[index])
             )
             if indices:
-                works.append(replace(work, settings=indices))
-        return Shard(shard.number, tuple(works))
+                yield replace(work, settings=indices)
 
     def is_possible(self, planned: PlannedSettings) -> bool:
         """Return whether the settings have the same identity now: the same algorithm, network and files."""

@@ -22,6 +22,7 @@ from flows import layout, manifest
 from flows.calibration import machine_name
 from flows.history import Failures
 from flows.job import DreamJob, RetryFailed
+from flows.parts import list_parts
 from flows.photographs import describe_ignored
 from flows.plan import Plan
 from flows.storage import Storage
@@ -34,9 +35,11 @@ __all__ = [
     "Run",
     "active_job",
     "active_run_id",
+    "check_no_compaction",
     "completed",
     "find_run",
     "in_words",
+    "is_retry",
     "load_active_run",
     "load_run",
     "nothing_to_do",
@@ -257,6 +260,11 @@ def _claim_id(job: DreamJob) -> str:
     return f"{job.job_id}{'-retry' if job.retry_failed else ''}"
 
 
+def is_retry(mark: Mapping[str, str]) -> bool:
+    """Return whether the unfinished run with this mark tries failed dreams again."""
+    return mark["job_id"].endswith("-retry")
+
+
 def read_mark(destination: str, storage: Storage) -> dict[str, str] | None:
     """Return `run_id` and `job_id` of the unfinished run; None if the destination is free."""
     mark = storage.read(layout.active_uri(destination))
@@ -273,7 +281,7 @@ def active_run_id(job: DreamJob, storage: Storage) -> str | None:
     if mark is None:
         return None
     if mark["job_id"] != _claim_id(job):
-        other = "which tries failed dreams again" if mark["job_id"].endswith("-retry") else "of another job"
+        other = "which tries failed dreams again" if is_retry(mark) else "of another job"
         if mark["job_id"] == job.job_id:
             other = "of this job, which is not a retry"
         raise InvalidInput(
@@ -281,6 +289,15 @@ def active_run_id(job: DreamJob, storage: Storage) -> str | None:
             f"`dreamgrid run --resume {job.destination}`, or add --abandon to abandon it"
         )
     return mark["run_id"]
+
+
+def check_no_compaction(destination: str, storage: Storage) -> None:
+    """Raise `InvalidInput` if parts of the destination are being merged, so that nothing else may rewrite parts."""
+    if storage.find(layout.compaction_uri(destination)):
+        raise InvalidInput(
+            f"parts of the manifest of {destination} are being merged, so failed dreams cannot be tried again now: "
+            f"wait for the compaction, or finish it with `dreamgrid manifest compact {destination}`"
+        )
 
 
 def load_active_run(destination: str, storage: Storage) -> Run | None:
@@ -311,6 +328,8 @@ def resumable_run(
     """
     active = active_run_id(job, storage)
     plan = read_plan(job.destination, active, storage) if active else None
+    if job.retry_failed and not plan:
+        check_no_compaction(job.destination, storage)
     if active is None or (plan is not None and not plan):
         return None
     run = Run(run_id=active, job=job, settings=tuple(settings))
@@ -412,17 +431,17 @@ def unfinished_shards(destination: str, run_id: str, plan: Plan, storage: Storag
 def unfinished(destination: str, run_id: str, plan: Plan, storage: Storage) -> Callable[[Shard], bool]:
     """List the manifest now. Return a function that says whether a shard of the plan was unfinished."""
     if plan.is_retry:
-        versions = {(part.uri, part.etag) for part in manifest.list_parts(storage, destination)}
+        versions = {(part.uri, part.etag) for part in list_parts(storage, destination)}
         return lambda shard: replaced_part(destination, shard) in versions
-    existing = set(manifest.part_uris(storage, destination, run_id))
-    return lambda shard: layout.part_uri(destination, run_id, shard.number) not in existing
+    finished = {number for part in list_parts(storage, destination, run_id) for number in part.shards}
+    return lambda shard: shard.number not in finished
 
 
 def replaced_part(destination: str, shard: Shard) -> tuple[str, str] | None:
     """Return address and ETag of the part that a shard replaces; None if it replaces none."""
     if (part := shard.replaces) is None:
         return None
-    return layout.part_uri(destination, part.run_id, shard.number), part.etag
+    return layout.part_uri(destination, part.run_id, shard.number, part.last), part.etag
 
 
 def shards_with_runs(run: Run, plan: Plan, storage: Storage) -> Iterator[tuple[Run, Shard]]:

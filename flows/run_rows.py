@@ -5,14 +5,15 @@ rows replace rows in the parts of earlier runs.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dreamcore.errors import ErrorKind
-from flows import layout, manifest
+from flows import manifest
+from flows.parts import list_parts
 from flows.plan import Plan
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.run_record import Run, replaced_part, shards_with_runs
@@ -26,34 +27,33 @@ _OUTCOME = ("status", "error_kind", "error")
 
 
 def planned_rows(run: Run, plan: Plan, storage: Storage) -> Iterator[pa.Table]:
-    """Yield status, error kind, error and photograph of the run's rows, one table for each finished shard."""
+    """Yield status, error kind, error and photograph of the run's rows, one table for each finished shard or part."""
     columns = [*manifest.IDENTITY, *_OUTCOME]
     if not plan.is_retry:
         yield from manifest.iter_tables(storage, run.destination, columns, run.run_id)
         return
-    unchanged = {(part.uri, part.etag) for part in manifest.list_parts(storage, run.destination)}
-    pairs = shards_with_runs(run, plan, storage)
-    finished = (pair for pair in pairs if replaced_part(run.destination, pair[1]) not in unchanged)
+    unchanged = {(part.uri, part.etag) for part in list_parts(storage, run.destination)}
+    places = ((pair, replaced_part(run.destination, pair[1])) for pair in shards_with_runs(run, plan, storage))
+    reader = manifest.PartReader(storage, columns)
 
-    def read(pair: tuple[Run, Shard]) -> pa.Table:
-        owner, shard = pair
-        data = storage.read(layout.part_uri(owner.destination, owner.run_id, shard.number))
-        return shard_rows(data or manifest.to_parquet([]), owner, shard, columns)
+    def read(place: tuple[tuple[Run, Shard], str]) -> pa.Table:
+        (owner, shard), uri = place
+        return shard_rows(reader.read(uri), owner, shard).select(columns)
 
     with thread_pool(_READERS) as readers:
+        finished = ((pair, part[0]) for pair, part in places if part and part not in unchanged)
         yield from ordered_prefetch(readers, read, finished, _READERS)
 
 
-def shard_rows(part: bytes, run: Run, shard: Shard, columns: Sequence[str]) -> pa.Table:
-    """Return columns of the rows of a part that belong to the dreams of a shard; `run` wrote the part."""
+def shard_rows(rows: pa.Table, run: Run, shard: Shard) -> pa.Table:
+    """Return the rows of a part that belong to the dreams of a shard; `run` wrote the part."""
     keys = {
         dream_key(work.source.uri, work.source.etag, run.settings[index].settings_id)
         for work in shard.works
         for index in work.settings
     }
-    table = manifest.from_parquet(part, list(dict.fromkeys([*manifest.IDENTITY, *columns])))
-    rows = zip(*(table[name].to_pylist() for name in manifest.IDENTITY), strict=True)
-    return table.filter(pa.array([dream_key(*row) in keys for row in rows], pa.bool_())).select(columns)
+    identities = zip(*(rows[name].to_pylist() for name in manifest.IDENTITY), strict=True)
+    return rows.filter(pa.array([dream_key(*identity) in keys for identity in identities], pa.bool_()))
 
 
 def count_rows(run: Run, plan: Plan, storage: Storage) -> tuple[Counter[str], dict[ErrorKind, int]]:

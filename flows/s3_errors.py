@@ -1,5 +1,8 @@
 """The errors of S3: which are transient, which are refusals, and their translation into the errors of Dreamgrid."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
@@ -13,8 +16,10 @@ __all__ = [
     "PreconditionFailed",
     "UnreadableObject",
     "describe",
+    "failed_deletion",
     "is_expired",
     "is_transient",
+    "is_unsupported",
     "translate",
 ]
 
@@ -92,6 +97,28 @@ def is_transient(error: BaseException) -> bool:
 def is_expired(error: Exception) -> bool:
     """Return whether credentials were refused that may have been renewed since they were read."""
     return isinstance(error, boto.ClientError) and _code(error) in _EXPIRED
+
+
+def is_unsupported(error: Exception) -> bool:
+    """Return whether the store does not know a kind of request, or refuses the form in which botocore sends it."""
+    if not isinstance(error, boto.ClientError) or is_expired(error) or is_transient(error):
+        return False
+    return error.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 405, 411, 501)
+
+
+def failed_deletion(response: Mapping[str, Any], bucket: str) -> boto.ClientError | None:
+    """Return the first error in the response to DeleteObjects; None if all objects are deleted.
+
+    The response has the status 200 even if no object could be deleted. An object that does not exist is no error.
+    """
+    failures = [each for each in response.get("Errors", ()) if each.get("Code") not in _MISSING]
+    if not failures:
+        return None
+    first, refused = failures[0], _REFUSED | _CONFLICT | _UNREADABLE
+    text = f"{first.get('Message', '')} for s3://{bucket}/{first.get('Key')}".strip()
+    status = 403 if first.get("Code") in refused else 500  # any other error, such as SlowDown, may pass
+    answer: Any = {"Error": {**first, "Message": text}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return boto.ClientError(answer, "DeleteObjects")
 
 
 def translate(error: Exception, uri: str, endpoint: str) -> InvalidInput | Unavailable:

@@ -20,6 +20,7 @@ from flows import decoder, layout, manifest, sharing
 from flows.assets import load_guide_and_mask, network_for
 from flows.machine import batch_size, choose_device, max_memory, prefetch_depth
 from flows.manifest import Row
+from flows.parts import find_merged
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.run_record import Run, load_run
 from flows.run_rows import shard_rows
@@ -76,9 +77,21 @@ def dream_shard(
         if not sharing.begin_shard(run, shard, storage):
             return {}
         ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows(on_row))
-        part = ours if storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE) else storage.read(uri) or ours
+        is_ours = storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE)
+        part = ours if is_ours else storage.read(uri) or ours
+        if is_ours:
+            _remove_if_merged(run, uri, ours, storage)
         sharing.end_shard(run, shard, storage)
     return manifest.count_statuses(part)
+
+
+def _remove_if_merged(run: Run, uri: str, part: bytes, storage: Storage) -> None:
+    """Remove the part that was just written, if another process finished the run and its parts were merged meanwhile.
+
+    This process slept. The merged part has the rows of the shard already.
+    """
+    if storage.find(layout.success_uri(run.destination, run.run_id)) and find_merged(storage, uri):
+        storage.delete_if_unchanged(uri, part)
 
 
 def _replace_part(
@@ -91,7 +104,7 @@ def _replace_part(
     """
     owner = load_run(run.destination, replaces.run_id, storage)
     owner = owner.model_copy(update={"job": owner.job.model_copy(update={"stage_scores": run.job.stage_scores})})
-    uri = layout.part_uri(owner.destination, owner.run_id, shard.number)
+    uri = layout.part_uri(owner.destination, owner.run_id, shard.number, replaces.last)
     found, part = storage.find(uri), storage.read(uri)
     if found and part and found.etag == replaces.etag:
         if not sharing.begin_shard(run, shard, storage):
@@ -101,8 +114,8 @@ def _replace_part(
         is_ours = storage.write_if_unchanged(uri, ours, manifest.CONTENT_TYPE, replaces.etag)
         part = ours if is_ours else storage.read(uri)
         sharing.end_shard(run, shard, storage)
-    rows = shard_rows(part or manifest.to_parquet([]), owner, shard, ["status"])
-    return manifest.value_counts(rows["status"])
+    rows = manifest.from_parquet(part or manifest.to_parquet([]), [*manifest.IDENTITY, "status"])
+    return manifest.value_counts(shard_rows(rows, owner, shard)["status"])
 
 
 @dataclass(frozen=True, eq=False)

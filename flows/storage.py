@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,8 +34,10 @@ from flows.s3_errors import (
     PreconditionFailed,
     UnreadableObject,
     describe,
+    failed_deletion,
     is_expired,
     is_transient,
+    is_unsupported,
     translate,
 )
 
@@ -80,6 +82,8 @@ _CONNECTIONS = 256
 
 _CHUNK = 2**20
 """Bytes of a large object that are in memory while it is copied into a file."""
+_DELETIONS = 1000
+"""Keys of one DeleteObjects request; S3 allows no more."""
 
 _Response = TypeVar("_Response")
 
@@ -122,6 +126,7 @@ class Storage:
     def __init__(self, retry: RetryPolicy = DEFAULT_RETRY, environment: Mapping[str, str] | None = None) -> None:
         self._retry, self._environment = retry, environment
         self._client = self._connect()
+        self._deletes_many = True  # False as soon as the store refuses DeleteObjects
 
     def _connect(self) -> "S3Client":
         """Return a client with the current credentials of the chain."""
@@ -296,13 +301,47 @@ class Storage:
         bucket, key = parse_uri(uri)
         self._request(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 
+    def delete_many(self, uris: Iterable[str]) -> None:
+        """Delete the objects at these addresses, as far as they exist, with one request for up to 1,000 of a bucket.
+
+        If the method raises, some of the objects may be deleted; the same call again deletes the others. A store
+        without DeleteObjects gets one request for each object.
+
+        Raises:
+            InvalidInput: the store refuses to delete one of the objects; the message names it.
+        """
+        for bucket, keys in _batches(uris):
+            request = _deletion(bucket, [{"Key": key} for key in keys])
+            self._deletes_many = self._deletes_many and self._request(f"s3://{bucket}/{keys[0]}", request)
+            if not self._deletes_many:
+                for key in keys:
+                    self.delete(f"s3://{bucket}/{key}")
+
+    def delete_versions(self, objects: Sequence[ObjectInfo]) -> None:
+        """Delete the objects of one bucket that still have their ETag, with one request for up to 1,000.
+
+        An object that was replaced meanwhile is kept if the store obeys this condition. Some stores ignore it.
+        """
+        for first in range(0, len(objects), _DELETIONS):
+            batch = objects[first : first + _DELETIONS]
+            bucket, _ = parse_uri(batch[0].uri)
+            entries = [{"Key": parse_uri(info.uri)[1], "ETag": f'"{info.etag}"'} for info in batch]
+            deleted = False
+            with suppress(PreconditionFailed):
+                deleted = self._deletes_many and self._request(batch[0].uri, _deletion(bucket, entries))
+            for info in batch if not deleted else ():
+                self._delete_version(info)
+
+    def _delete_version(self, info: ObjectInfo) -> None:
+        bucket, key = parse_uri(info.uri)
+        with suppress(NotFound, PreconditionFailed):
+            self._request(info.uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key, IfMatch=f'"{info.etag}"'))
+
     def delete_if_unchanged(self, uri: str, data: bytes) -> None:
         """Delete the object at `uri` only if it holds `data`; what another process writes meanwhile is kept."""
-        bucket, key = parse_uri(uri)
         found = self.find(uri)
         if found is not None and self.read(uri) == data:
-            with suppress(NotFound, PreconditionFailed):
-                self._request(uri, lambda s3: s3.delete_object(Bucket=bucket, Key=key, IfMatch=f'"{found.etag}"'))
+            self._delete_version(found)
 
     def check_bucket(self, uri: str) -> None:
         """Raise `InvalidInput` if the bucket of `uri` cannot be listed."""
@@ -355,6 +394,34 @@ class Storage:
             reraise=True,
         )
         return retrying(lambda: request(self._client))
+
+
+def _batches(uris: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield buckets with up to 1,000 keys of these addresses."""
+    keys: dict[str, list[str]] = {}
+    for uri in uris:
+        bucket, key = parse_uri(uri)
+        keys.setdefault(bucket, []).append(key)
+        if len(keys[bucket]) == _DELETIONS:
+            yield bucket, keys.pop(bucket)
+    yield from keys.items()
+
+
+def _deletion(bucket: str, entries: list[dict[str, str]]) -> "Callable[[S3Client], bool]":
+    """Return the request that deletes objects; its response is False if the store does not support such requests."""
+
+    def delete(s3: "S3Client") -> bool:
+        try:
+            response = s3.delete_objects(Bucket=bucket, Delete={"Objects": entries, "Quiet": True})  # type: ignore[typeddict-item]
+        except S3_ERRORS as error:
+            if is_unsupported(error):
+                return False
+            raise
+        if failure := failed_deletion(response, bucket):
+            raise failure
+        return True
+
+    return delete
 
 
 def _get(uri: str, etag: str | None = None) -> "Callable[[S3Client], bytes]":

@@ -26,6 +26,7 @@ from flows.history import contains
 from flows.listing import list_objects
 from flows.machine import core_count
 from flows.manifest import IDENTITY
+from flows.parts import part_uris
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.run_record import Run
 from flows.s3_errors import CorruptObject, UnreadableObject
@@ -48,6 +49,8 @@ Kind = Literal[
 MAX_PROBLEMS = 1000
 """Number of problems that a report lists. All problems are counted."""
 
+_ROWS = 10_000
+"""Rows of a part that exist as Python objects at one time."""
 _COLUMNS = [*IDENTITY, "status", "settings", "result_uri", "result_bytes", "result_sha256", "width", "height"]
 _COMPARED = ["source_etag", "settings_id", "settings", "width", "height"]
 """Fields that must agree between an image and its row. The address of the source is not among them: if two sources
@@ -145,7 +148,7 @@ class _Verifier:
             if isinstance(part, Problem):
                 yield part
                 continue
-            for row in part.to_pylist():
+            for row in (row for batch in part.to_batches(_ROWS) for row in batch.to_pylist()):
                 self.dreams.append(dream_key(*(row[name] for name in IDENTITY)))
                 if row["result_uri"]:
                     self.results.append(_uri_key(row["result_uri"]))
@@ -153,9 +156,10 @@ class _Verifier:
 
     def parts(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table | Problem]]:
         """Yield the address of every part, with its rows or the reason why it cannot be read."""
-        for uri in manifest.part_uris(self.storage, self.destination):
+        reader = manifest.PartReader(self.storage, columns)
+        for uri in part_uris(self.storage, self.destination):
             try:
-                yield uri, manifest.from_parquet(self.storage.read(uri) or b"", columns)
+                yield uri, reader.read(uri)
             except (pa.ArrowException, OSError) as error:
                 yield uri, Problem(kind="damaged", uri=uri, what=f"this part cannot be read: {error}")
 

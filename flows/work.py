@@ -67,6 +67,8 @@ class ReplacedPart:
     run_id: str
     """The run that wrote the part. The settings of the shard are indices into the settings of this run."""
     etag: str
+    last: int | None = None
+    """Number of the last shard of a merged part; None for the part of one shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Shard:
     """The work of one task."""
 
     number: int
-    """Number of the shard in its plan, from 0; with `replaces`, the number of the shard that wrote the part."""
+    """Number of the shard in its plan, from 0; with `replaces`, the number of the first shard of that part."""
     works: tuple[Work, ...]
     replaces: ReplacedPart | None = None
     """Set if the shard tries failed dreams again: their new rows replace the old ones in this part."""

@@ -60,8 +60,7 @@ def stop_workers() -> None:
 def unlink_semaphores() -> None:
     """Remove the names of this process's semaphores, which would stay if the process was killed.
 
-    Processes that have opened a semaphore can use it as before. Prefect gives each worker process a pool of its own,
-    with eight semaphores, for each task.
+    Processes that have opened a semaphore can use it as before.
     """
     for finalizer in list(util._finalizer_registry.values()):  # type: ignore[attr-defined]
         # The others would close the queue of Prefect's logs and events.

@@ -1,4 +1,4 @@
-"""`dreamgrid manifest`: summarize the manifest of a destination, list failures, verify the dreams."""
+"""`dreamgrid manifest`: summarize the manifest of a destination, list failures, verify the dreams, merge parts."""
 
 from typing import Any
 
@@ -25,13 +25,14 @@ class _SummaryByDefault(click.Group):
 
 @click.group(cls=_SummaryByDefault)
 def manifest() -> None:
-    """Summarize or verify the manifest of a destination.
+    """Summarize, verify or compact the manifest of a destination.
 
     \b
     Examples:
       dreamgrid manifest s3://dreams/demo/
       dreamgrid manifest failures s3://dreams/demo/
       dreamgrid manifest verify s3://dreams/demo/
+      dreamgrid manifest compact s3://dreams/demo/
     """
 
 
@@ -46,11 +47,11 @@ def summary(destination: str, as_json: bool) -> None:
       dreamgrid manifest summary s3://dreams/demo/
       dreamgrid manifest summary s3://dreams/demo/ --json
     """
-    from flows import manifest
     from flows.storage import storage
+    from flows.summary import summarize
 
     folder = destination_folder(destination)
-    found = manifest.summary(storage(), folder)
+    found = summarize(storage(), folder)
     if as_json:
         show_json(found)
         return
@@ -97,10 +98,10 @@ def failures(destination: str, as_json: bool) -> None:
       dreamgrid manifest failures s3://dreams/demo/
       dreamgrid manifest failures s3://dreams/demo/ --json
     """
-    from flows import manifest
     from flows.storage import storage
+    from flows.summary import failures
 
-    found = manifest.failures(storage(), destination_folder(destination))
+    found = failures(storage(), destination_folder(destination))
     if as_json:
         show_json(found)
         return
@@ -147,3 +148,43 @@ def verify(destination: str, as_json: bool) -> int:
     if found.unfinished:
         print_line(f"The run {found.unfinished} is not finished: some of its dreams may have no row yet.")
     return 1 if found.counts else 0
+
+
+@manifest.command()
+@click.argument("destination", metavar="DEST")
+@json_option
+def compact(destination: str, as_json: bool) -> int:
+    """Merge the small parts of finished runs into large ones.
+
+    Rows stay as they are, and each row is found once by every reader that opens the manifest before or after. Ordinary
+    runs may work in the destination at the same time, retries (--retry-failed) may not. If the command is stopped, run
+    it again. Exits with 1 if something could not be merged.
+
+    \b
+    Examples:
+      dreamgrid manifest compact s3://dreams/demo/
+      dreamgrid manifest compact s3://dreams/demo/ --json
+    """
+    from flows.compact import compact
+    from flows.storage import storage
+
+    folder = destination_folder(destination)
+    with progress("merging parts") as show_progress:
+        report = compact(storage(), folder, show_progress)
+    if as_json:
+        show_json(report.model_dump(mode="json"))
+        return 1 if report.left_alone else 0
+    if report.runs:
+        table = Table("run", "parts before", "after", "MB before", "after", box=None)
+        for run in report.runs:
+            sizes = (f"{size / 1e6:.1f}" for size in (run.bytes_before, run.bytes_after))
+            table.add_row(run.run_id, str(run.parts_before), str(run.parts_after), *sizes)
+        console.print(table)
+    for each in report.left_alone:
+        print_line(f"{each.uri} was left alone: {each.why}.")
+    if report.runs:
+        before, after = (sum(getattr(run, f"parts_{when}") for run in report.runs) for when in ("before", "after"))
+        print_line(f"{before} parts of {len(report.runs)} runs became {after}.")
+    else:
+        print_line(f"nothing to compact in {folder}")
+    return 1 if report.left_alone else 0

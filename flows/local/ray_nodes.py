@@ -57,7 +57,7 @@ class RayNode:
         """Kill every process of the node at once, as if its machine had lost its power."""
         while found := self.processes():
             _kill(found)
-        self.process.wait()
+        self.process.communicate()
 
 
 def _session(leader: int) -> list[int]:

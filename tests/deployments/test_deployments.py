@@ -218,6 +218,7 @@ def test_the_policy_allows_exactly_the_calls_of_the_code() -> None:
         "get_object": "s3:GetObject",
         "put_object": "s3:PutObject",
         "delete_object": "s3:DeleteObject",
+        "delete_objects": "s3:DeleteObject",
         "create_bucket": None,  # only the demo calls it
     }
     code = (ROOT / "flows" / "storage.py").read_text()

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+
+from flows.job import DreamJob
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deployments" / "kubernetes"
@@ -141,6 +144,16 @@ def test_spot_workers_come_and_go() -> None:
     assert (workers["replicas"], workers["minReplicas"]) == (0, 0) < (1, workers["maxReplicas"])
     assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", "no shard runs on the head"
+
+
+def test_the_ray_job_passes_a_job_file_that_asks_for_gpus() -> None:
+    (spec,) = (each["spec"] for each in manifests() if each["kind"] == "RayJob")
+    (cluster,) = (each for each in manifests() if each["kind"] == "RayCluster")
+    assert spec["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+    script = spec["entrypoint"].replace("dreamgrid run ", "cat ", 1)
+    job = yaml.safe_load(subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout)
+    executor = DreamJob.model_validate(job).executor
+    assert (executor.name, executor.address, executor.gpus) == ("ray", "auto", 1)
 
 
 def test_the_run_of_a_prefect_deployment_may_have_no_gpu() -> None:

@@ -12,21 +12,22 @@ from tests.support.command import REPOSITORY, await_end_of_group
 FLOW = """
 import time
 from prefect import flow, task
-from prefect.task_runners import ProcessPoolTaskRunner
 from flows.cancellation import clean_termination
-from flows.worker_process import start_worker, unlink_semaphores
+from flows.process_pool import open_processes
 
 @task
 def nap():
-    unlink_semaphores()
     print("working", flush=True)
     time.sleep(120)
 
-@flow(task_runner=ProcessPoolTaskRunner(1, initializer=start_worker))
+@flow
 def naps():
-    with clean_termination():
-        futures = [nap.submit() for _ in range(3)]
-        futures[0].result()
+    with clean_termination(), open_processes() as pool:
+        futures = [pool.submit(nap, {}) for _ in range(3)]
+        try:
+            futures[0].result()
+        finally:
+            pool.stop()
 
 if __name__ == "__main__":
     naps()

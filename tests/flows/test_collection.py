@@ -21,6 +21,7 @@ from PIL import Image
 from dreamcore.images import decode, read_metadata
 from flows import manifest
 from flows.local.stack import Stack
+from flows.parts import part_uris
 from flows.storage import Storage
 from tests.support.command import PHOTOS, Command
 
@@ -149,7 +150,7 @@ def check_other_readers(
     table = ds.dataset(path, filesystem=filesystem, partitioning="hive").to_table()
     assert sorted(table["settings_id"].to_pylist()) == sorted(row["settings_id"] for row in rows)
 
-    for uri in manifest.part_uris(storage, destination):
+    for uri in part_uris(storage, destination):
         copy = folder / uri.removeprefix(destination)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(storage.read(uri) or b"")

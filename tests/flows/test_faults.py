@@ -70,6 +70,29 @@ def test_a_transient_fault_is_retried(
     assert storage.find(listed[0].uri) is None
 
 
+@pytest.mark.parametrize("fault", TRANSIENT, ids=lambda fault: fault.name)
+def test_deleting_many_objects_is_retried(
+    fault: Fault, storage: Storage, faulty: Storage, proxy: Proxy, source: str
+) -> None:
+    storage.write(source + "x", DATA, "image/png")
+    proxy.choose = first(fault, "POST", "s3://photos")
+    faulty.delete_many([source + "x", source + "missing"])
+    assert list(storage.list(source)) == []
+    assert proxy.count(fault) == 1
+
+
+def test_a_store_that_cannot_delete_many_objects_deletes_one_by_one(
+    storage: Storage, faulty: Storage, proxy: Proxy, source: str
+) -> None:
+    for name in ("one", "two"):
+        storage.write(source + name, DATA, "image/png")
+    proxy.choose = first(Fault.UNKNOWN, "POST", "s3://photos")
+    for name in ("one", "two"):
+        faulty.delete_many([source + name])
+    assert list(storage.list(source)) == []
+    assert [call.method for call, _ in proxy.calls] == ["POST", "DELETE", "DELETE"]
+
+
 def test_a_request_that_hangs_is_retried(stack: Stack, proxy: Proxy, source: str) -> None:
     storage = Storage(RetryPolicy(10, 1), proxy.environment(stack.environment()))
     proxy.choose = first(Fault.HANG, "PUT", source)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import Output
-from flows.job import DreamJob, explain_validation, read_job
+from flows.job import DreamJob, ExecutorOptions, explain_validation, read_job
 from flows.layout import folder_uri, parse_uri
 from tests.support.command import REPOSITORY
 
@@ -71,6 +71,8 @@ def test_a_folder_ends_with_one_slash() -> None:
         ({"exclude": ["b", "a", "b"]}, {"exclude": ["a", "b"]}),
         ({"exclude": []}, {}),
         ({"strict": True, "retry_failed": True}, {"retry_failed": ["damaged"]}),
+        ({"executor": "ray"}, {"executor": {"name": "ray", "address": "10.0.0.1:6379", "gpus": 0.5}}),
+        ({"executor": "ray"}, {}),
     ],
 )
 def test_the_same_work_has_the_same_job_id(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -289,3 +291,46 @@ def test_a_wrong_field_is_reported_in_one_line(fields: dict[str, Any], complaint
 
 def test_a_destination_may_be_inside_its_source() -> None:
     assert job(source="s3://photos/", destination="s3://photos/dreams/").destination == "s3://photos/dreams/"
+
+
+# --- executor
+
+
+def test_the_name_of_an_executor_stands_for_its_options() -> None:
+    assert job(executor="ray").executor == ExecutorOptions(name="ray")
+    assert job().executor == job(executor="processes").executor
+    for executor in ("ray", "processes", {"name": "ray", "address": "[::1]:6379", "cpus": 0.5, "gpus": 0}):
+        stored = job(executor=executor)
+        assert DreamJob.model_validate_json(stored.model_dump_json()) == stored
+
+
+@pytest.mark.parametrize(
+    ("executor", "message"),
+    [
+        ("dask", "executor.name: input should be 'processes' or 'ray', not 'dask'"),
+        ({"gpus": 1}, "executor: address, cpus and gpus cannot be given for processes: write name: ray"),
+        ({"name": "ray", "gpus": 2}, "executor.gpus: input should be less than or equal to 1, not 2"),
+        ({"name": "ray", "address": "ray://head:10001"}, "executor.address: this is not the address of a Ray cluster"),
+        ({"name": "ray", "address": "me:secret@head:1"}, "executor.address: this is not the address of a Ray cluster"),
+    ],
+)
+def test_a_wrong_executor_is_explained(executor: object, message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        job(executor=executor)
+    assert explain_validation(error.value).startswith(message)
+    assert "secret" not in explain_validation(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stored", "executor"),
+    [
+        ("ray", {"name": "ray", "address": "head:6379"}),
+        ("{name: ray, gpus: 1}", {"name": "ray", "address": "head:6379", "gpus": 1}),
+        ("{name: processes}", {"name": "ray", "address": "head:6379"}),
+    ],
+)
+def test_an_address_replaces_only_that_of_the_job_file(tmp_path: Path, stored: str, executor: dict[str, Any]) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(f"source: s3://a/\ndestination: s3://b/\nexecutor: {stored}\n")
+    found = read_job(file, {"executor": {"name": "ray", "address": "head:6379"}})
+    assert found.executor == ExecutorOptions.model_validate(executor)

@@ -102,6 +102,14 @@ def test_workers_that_share_a_gpu_share_its_memory(
     assert max_memory("cuda:0") == pytest.approx(share * 10**9, rel=1e-6)
 
 
+def test_a_worker_of_a_cluster_sees_one_gpu_and_knows_who_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DREAMGRID_WORKERS", "16")
+    monkeypatch.setenv("DREAMGRID_WORKERS_PER_GPU", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**9))
+    assert max_memory("cuda:0") == pytest.approx(0.4 * 10**9, rel=1e-6)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_the_environment_sets_the_memory_limit(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setenv("DREAMGRID_MAX_MEMORY", "1.5GiB")

@@ -17,6 +17,7 @@ from flows import manifest
 from flows.layout import part_uri
 from flows.manifest import SCHEMA, SCHEMA_VERSION, Row, to_parquet
 from flows.storage import Storage
+from flows.summary import summarize
 from tests.support.command import Command
 from tests.support.rows import DONE, FAILED
 
@@ -179,6 +180,6 @@ def test_old_and_new_parts_are_read_together_by_other_readers(tmp_path: Path) ->
 
 def test_parts_of_version_1_alone_are_summarised(storage: Storage, destination: str) -> None:
     storage.write(part_uri(destination, "r0", 0), part_of_version_1(ROWS), "application/vnd.apache.parquet")
-    found = manifest.summary(storage, destination)
+    found = summarize(storage, destination)
     assert (found["rows"], found["statuses"]) == (2, {"failed": 1, "done": 1})
     assert [(entry["layers"], entry["score_after"]) for entry in found["settings"]] == [("deep:3,5=-0.5+stem", 2.5)]

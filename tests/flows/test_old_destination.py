@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from flows import history
+from flows.compact import compact
 from flows.storage import Storage
 from tests.support.command import REPOSITORY, Command
 
@@ -27,6 +29,8 @@ def old(storage: Storage) -> dict[str, bytes]:
     """The objects of the old destination by address, uploaded together with their photographs."""
     for bucket in (SOURCE, DESTINATION):
         storage.create_bucket(bucket)
+        for found in storage.list(bucket):
+            storage.delete(found.uri)
     objects = {}
     for path in sorted(FIXTURE.glob("*/old/**/*")):
         if path.is_file():
@@ -60,6 +64,22 @@ def identity(row: dict[str, Any]) -> tuple[str, str, str]:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def test_the_parts_of_an_old_run_are_merged(old: dict[str, bytes], storage: Storage) -> None:
+    before = {identity(row): row for row in rows(storage)}
+    (run,) = compact(storage, DESTINATION).runs
+    assert (run.parts_before, run.parts_after) == (4, 1)
+    after = list(rows(storage))
+    assert len(after) == len(before)
+    for row in after:
+        assert row.items() >= before[identity(row)].items()
+    changed = {uri for uri, data in old.items() if storage.read(uri) != data}
+    assert {uri.rpartition("/")[2] for uri in changed} == {
+        *(f"shard-{shard:06d}.parquet" for shard in range(4)),
+        "index.parquet",
+    }
+    assert history.has_valid_index(DESTINATION, run.run_id, storage)
 
 
 def test_the_present_code_continues_an_old_destination(

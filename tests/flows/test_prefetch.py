@@ -60,6 +60,25 @@ def test_no_worker_is_idle_while_there_are_items() -> None:
     assert not together.broken
 
 
+def test_the_window_may_grow() -> None:
+    submitted: list[int] = []
+    size = 1
+
+    def submit(item: int) -> Future[int]:
+        submitted.append(item)
+        future = Future[int]()
+        if item in (0, 3):
+            future.set_result(item)
+        return future
+
+    futures = bounded_as_completed(submit, range(4), lambda: size)
+    assert next(futures).result() == 0
+    assert submitted == [0]
+    size = 3  # a machine joins
+    assert next(futures).result() == 3
+    assert submitted == [0, 1, 2, 3]
+
+
 def test_an_error_is_raised_by_its_future() -> None:
     with ThreadPoolExecutor(1) as pool:
         (future,) = bounded_as_completed(lambda item: pool.submit(divmod, item, 0), [1], 2)

@@ -11,12 +11,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from dreamcore.errors import InvalidInput
+from dreamcore.errors import InvalidInput, Unavailable
 from flows import executors
 from flows.job import DreamJob, ExecutorOptions
 from flows.local.ray_nodes import RayNodes, ray_nodes
 from flows.local.stack import Stack
+from flows.ray_cluster import RayCluster
 from flows.ray_worker import TaskResources
 from flows.storage import Storage
 from tests.support.command import DREAMGRID, Command
@@ -40,20 +42,23 @@ def nodes(stack: Stack) -> Iterator[RayNodes]:
 
 
 @pytest.fixture
-def start(nodes: RayNodes, tmp_path: Path) -> Start:
-    """Return a function that starts `dreamgrid run` on the cluster, as the leader of a process group."""
+def start(nodes: RayNodes, tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts `dreamgrid run` as the leader of a process group, which ends with the test."""
+    started: list[subprocess.Popen[str]] = []
 
     def popen(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [DREAMGRID, "run", *arguments],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+        command = [str(DREAMGRID), "run", *arguments]
+        pipe = subprocess.PIPE
+        started.append(
+            subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
         )
+        return started[-1]
 
-    return popen
+    yield popen
+    for command in started:
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+        command.communicate()
 
 
 def workers(nodes: RayNodes) -> list[int]:
@@ -76,61 +81,28 @@ def await_more(observer: Observer, command: subprocess.Popen[str]) -> None:
         observer.look()
 
 
-def await_no_workers(nodes: RayNodes) -> None:
-    wait_until(lambda: not workers(nodes), REMOTE_SECONDS)
-
-
 def write_job(folder: Path, source: str, destination: str, **grid: object) -> DreamJob:
     job = DreamJob.model_validate({"source": source, "destination": destination, "grid": GRID | grid})
     (folder / "job.yaml").write_text(job.model_dump_json(exclude={"executor"}))
     return job
 
 
-def test_a_cluster_loses_everything_once_and_each_dream_has_one_row(
+def test_lost_workers_and_machines_lose_no_dream(
     stack: Stack, storage: Storage, source: str, destination: str, nodes: RayNodes, start: Start, tmp_path: Path
 ) -> None:
-    """One test, because the start of a cluster and of its workers takes most of the time."""
     put_photographs(storage, source, 16)
-    on_cluster = ("job.yaml", "--ray", nodes.address, "--json")
-
-    # A worker and a machine are lost, and a machine joins: the run itself goes on.
-    job = write_job(tmp_path, source, f"{destination}a/")
+    job = write_job(tmp_path, source, destination)
     observer = Observer(storage, job.destination)
-    command = start(*on_cluster)
+    command = start("job.yaml", "--ray", nodes.address, "--json")
     await_more(observer, command)
     os.kill(workers(nodes)[0], signal.SIGKILL)
     await_more(observer, command)
-    nodes.nodes[2].kill()
+    nodes.nodes.pop().kill()
     nodes.add()
     output, errors = command.communicate(timeout=300)
     assert command.returncode == 0, errors
     assert json.loads(output)["done"] == 32, "Ray prints nothing on standard output"
     observer.check_finished(job)
-
-    # The coordinating process is killed, interrupted and terminated: nothing is left on the cluster.
-    job = write_job(tmp_path, source, f"{destination}b/")
-    observer = Observer(storage, job.destination)
-    for group, number, code in ((True, signal.SIGKILL, -9), (False, signal.SIGINT, 3), (True, signal.SIGTERM, 3)):
-        command = start(*on_cluster)
-        await_more(observer, command)
-        (os.killpg if group else os.kill)(command.pid, number)
-        errors = command.communicate(timeout=60)[1]
-        assert command.returncode == code, errors
-        assert code < 0 or "to resume the run" in errors
-        await_no_workers(nodes)
-
-    # The head is lost. The same job then finishes without a cluster.
-    command = start(*on_cluster)
-    await_more(observer, command)
-    nodes.nodes[0].kill()
-    errors = command.communicate(timeout=120)[1]
-    assert command.returncode == 3, errors
-    assert [line for line in errors.splitlines() if "Ray" in line] == [LOST]
-    command = start("job.yaml", "--json")
-    output, errors = command.communicate(timeout=300)
-    assert command.returncode == 0, errors
-    observer.check_finished(job)
-    assert len(observer.rows) == 32
 
 
 @pytest.mark.soak
@@ -183,6 +155,27 @@ def test_the_shard_of_a_frozen_machine_runs_again(
     observer.check_finished(job)
 
 
+MISSING = ModuleNotFoundError("No module named 'flows'")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (WorkerCrashedError(), "the Ray cluster failed: The worker died unexpectedly"),
+        (
+            RayTaskError("run_shard", "a traceback", MISSING, "worker", 1, "::1"),  # type: ignore[no-untyped-call]
+            "a process of the Ray cluster failed (ModuleNotFoundError: No module named 'flows'): correct",
+        ),
+        (KeyboardInterrupt(), None),
+        (Unavailable("S3 failed"), None),
+    ],
+)
+def test_errors_of_ray_become_one_line(error: BaseException, message: str | None) -> None:
+    explained = RayCluster(TaskResources(1, 0)).explain(error)
+    assert (explained is None) if message is None else str(explained).startswith(message)
+    assert "\n" not in str(explained)
+
+
 def test_without_the_extra_the_message_names_it(dreamgrid_inprocess: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "find_spec", lambda _: None)
     run = dreamgrid_inprocess("run", "--source=s3://a/", "--destination=s3://b/", "--ray=auto")
@@ -219,3 +212,38 @@ def test_a_node_runs_as_many_tasks_as_its_resources_allow(
     cpus: float, gpus: float, node: dict[str, float], tasks: int
 ) -> None:
     assert TaskResources(cpus, gpus).tasks_on(node) == tasks
+
+
+def test_stopped_runs_leave_nothing_on_the_cluster_and_are_resumed(
+    stack: Stack, storage: Storage, source: str, destination: str, nodes: RayNodes, start: Start, tmp_path: Path
+) -> None:
+    """The last test of this file, because it kills the head."""
+    put_photographs(storage, source, 16)
+    job = write_job(tmp_path, source, destination)
+    observer = Observer(storage, job.destination)
+    on_cluster = ("job.yaml", "--ray", nodes.address)
+    for stop, number, code in (
+        (os.killpg, signal.SIGKILL, -9),
+        (os.kill, signal.SIGINT, 3),
+        (os.killpg, signal.SIGTERM, 3),
+    ):
+        command = start(*on_cluster)
+        await_more(observer, command)
+        stop(command.pid, number)
+        errors = command.communicate(timeout=60)[1]
+        assert command.returncode == code, errors
+        assert code < 0 or "to resume the run" in errors
+        wait_until(lambda: not workers(nodes), REMOTE_SECONDS)
+
+    command = start(*on_cluster)
+    await_more(observer, command)
+    nodes.nodes[0].kill()
+    errors = command.communicate(timeout=120)[1]
+    assert command.returncode == 3, errors
+    assert [line for line in errors.splitlines() if "Ray" in line] == [LOST]
+
+    command = start("job.yaml", "--json")  # in processes of this machine
+    output, errors = command.communicate(timeout=300)
+    assert command.returncode == 0, errors
+    assert json.loads(output)["planned"] == 32
+    observer.check_finished(job)

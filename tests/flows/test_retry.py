@@ -14,6 +14,7 @@ from flows import history, layout, manifest, protocol, run_record
 from flows.cost import CORE, Throughput
 from flows.estimate import estimate
 from flows.job import DreamJob
+from flows.parts import list_parts, part_uris
 from flows.plan import Plan
 from flows.protocol import Executor, FinishedRun
 from flows.run_record import Run
@@ -146,7 +147,7 @@ def test_a_photograph_that_has_gone_or_changed_gets_a_fresh_error(collection: Co
 def test_the_index_is_refreshed(collection: Collection) -> None:
     collection.run(retry_failed=True)
     run_id = collection.rows()[0]["run_id"]
-    parts = manifest.list_parts(collection.storage, collection.destination, run_id)
+    parts = list_parts(collection.storage, collection.destination, run_id)
     index = pq.read_table(io.BytesIO(collection.storage.read(layout.index_uri(collection.destination, run_id)) or b""))
     assert manifest.value_counts(index["status"]) == {"done": 8, "failed": 2}
     assert history._parse_index(
@@ -179,11 +180,11 @@ def test_the_plan_of_a_retry_can_be_abandoned(collection: Collection) -> None:
             job, plan_settings(job), collection.storage, stop,
             find_sources=lambda each: scan(each, collection.storage), throughput=Throughput(1, CORE),
         )  # fmt: skip
-    parts = manifest.part_uris(collection.storage, collection.destination)
+    parts = part_uris(collection.storage, collection.destination)
     found = estimate(job)
     assert (found["planned"], found["refused"]) == (6, None)
     protocol.abandon(collection.destination, collection.storage)
-    assert manifest.part_uris(collection.storage, collection.destination) == parts
+    assert part_uris(collection.storage, collection.destination) == parts
     assert collection.run().report.failed_earlier == 6
 
 
@@ -216,14 +217,14 @@ def test_dreams_of_an_unreadable_record_are_left_alone(collection: Collection) -
 
 def test_columns_of_other_versions_survive_a_replacement(collection: Collection) -> None:
     run_id = collection.rows()[0]["run_id"]
-    for uri in manifest.part_uris(collection.storage, collection.destination, run_id):
+    for uri in part_uris(collection.storage, collection.destination, run_id):
         table = pq.read_table(io.BytesIO(collection.storage.read(uri) or b""))
         later = table.append_column("later", pa.array(["x"] * len(table))).drop_columns(["stage_scores", "result_id"])
         sink = io.BytesIO()
         pq.write_table(later, sink)
         collection.storage.write(uri, sink.getvalue(), manifest.CONTENT_TYPE)
     collection.run(retry_failed=True)
-    uris = manifest.part_uris(collection.storage, collection.destination, run_id)
+    uris = part_uris(collection.storage, collection.destination, run_id)
     rows = [row for uri in uris for row in pq.read_table(io.BytesIO(collection.storage.read(uri) or b"")).to_pylist()]
     assert {row["later"] for row in rows if row["layers"][0]["name"] == "blocks.0" and row["status"] == "done"} == {"x"}
     assert {row["later"] for row in rows if row["layers"][0]["name"] == "blocks.1"} == {None}

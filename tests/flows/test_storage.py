@@ -22,7 +22,7 @@ from flows.shard import dream_shard
 from flows.storage import DEFAULT_RETRY, FAIL_FAST, RetryPolicy, Storage, retry_policy
 from tests.support import servers as stores
 from tests.support.command import Command
-from tests.support.servers import Store
+from tests.support.servers import Store, denied
 from tests.support.shards import plan_run, put_photograph, rows_of
 
 pytestmark = pytest.mark.slow
@@ -176,6 +176,48 @@ def test_a_changed_object_is_not_deleted(storage: Storage, source: str) -> None:
     for _ in range(2):  # the second time the object does not exist
         storage.delete_if_unchanged(source + "x", b"first")
         assert storage.read(source + "x") is None
+
+
+def test_many_objects_are_deleted_with_few_requests(storage: Storage, source: str) -> None:
+    names = [f"{number:04d}" for number in range(3)] + ["a b+c%2F&<>.png", "ä/🎈.png"]
+    for name in [*names, "kept"]:
+        storage.write(source + name, b"x", "text/plain")
+    requests: list[str] = []
+    storage._client.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.method))
+    storage.delete_many(source + name for name in [*names, *(f"missing/{number}" for number in range(1000))])
+    assert [found.uri for found in storage.list(source)] == [source + "kept"]
+    assert requests[:-1] == ["POST", "POST"]
+    storage.delete_many([])
+    assert len(requests) == 3
+
+
+@pytest.mark.parametrize("deletes_many", [True, False])
+def test_versions_are_deleted_and_other_versions_are_kept_if_the_store_obeys(
+    deletes_many: bool, storage: Storage, source: str
+) -> None:
+    for name in ("one", "two", "changed"):
+        storage.write(source + name, b"first", "text/plain")
+    versions = list(storage.list(source))
+    storage.write(source + "changed", b"second", "text/plain")
+    storage._deletes_many = deletes_many
+    storage.delete_versions(versions)
+    left = [found.uri for found in storage.list(source)]
+    assert left in ([], [source + "changed"])
+    storage.delete_versions(versions)
+    assert [found.uri for found in storage.list(source)] == left, "objects that do not exist are no error"
+
+
+def test_objects_that_may_not_be_deleted_are_named(stack: Stack, source: str) -> None:
+    storage = Storage(environment=stack.environment())
+    for name in ("one", "two"):
+        storage.write(source + name, b"x", "text/plain")
+    bucket, key = parse_uri(source)
+    with denied(storage, "s3:DeleteObject", f"{bucket}/{key}two"):
+        with pytest.raises(InvalidInput, match=rf"refuses access \(AccessDenied .*{source}two\)"):
+            storage.delete_many([source + "one", source + "two"])
+        assert [found.uri for found in storage.list(source)] == [source + "two"], "the others are deleted"
+    storage.delete_many([source + "one", source + "two"])
+    assert list(storage.list(source)) == []
 
 
 def test_the_check_of_conditional_writes_is_right_and_leaves_no_object(

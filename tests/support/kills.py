@@ -33,6 +33,7 @@ from dreamcore.network import Network
 from dreamcore.settings import DreamSettings
 from flows import layout
 from flows.assets import network_for
+from flows.compact import compact
 from flows.cost import CORE, Throughput
 from flows.job import DreamJob
 from flows.machine import max_memory
@@ -110,6 +111,17 @@ class Attempt:
             find_sources=lambda job: scan(job, storage),
             throughput=Throughput(self.processes, CORE),
         )
+
+
+@dataclass(frozen=True)
+class Compaction(Attempt):
+    """One process that merges the parts of the job's destination."""
+
+    rows_per_part: int = 0
+
+    def run_here(self, storage: Storage) -> None:
+        """Merge in this process."""
+        compact(storage, self.job.destination, rows_per_part=self.rows_per_part)
 
 
 def is_running(process: ForkServerProcess) -> bool:
