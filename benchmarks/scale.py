@@ -101,7 +101,7 @@ class SyntheticStore:
 
     def _listing(self, prefix: str) -> tuple[range, Callable[[int], ObjectInfo]]:
         """Return the numbers of the objects below a prefix, and the function that describes one."""
-        if prefix.startswith(layout.manifest_folder(JOB.destination)):
+        if prefix in (layout.manifest_folder(JOB.destination), layout.manifest_folder(JOB.destination, OLD_RUN)):
             return range(-(-self._count // ROWS_PER_PART)), part
         if prefix == JOB.source:
             return range(self._count), photograph
