@@ -11,7 +11,8 @@ from flows import run_rows, sheets
 from flows.prefect_names import artifact_key
 from flows.protocol import FinishedRun
 from flows.retries import with_retries
-from flows.run_record import Report, Run
+from flows.run_record import Run
+from flows.run_report import Report
 from flows.storage import storage
 from flows.terminal import one_line
 from flows.work import Source

@@ -25,7 +25,8 @@ from flows.prefetch import AnyFuture
 from flows.progress import Progress, listing_progress
 from flows.protocol import FinishedRun, run_job
 from flows.retries import with_retries
-from flows.run_record import FailedRun, Report, Run
+from flows.run_record import Run
+from flows.run_report import FailedRun, Report, why_failed
 from flows.scan import Scan, check_access, plan_settings, scan, store_warning
 from flows.storage import storage
 from flows.work import PlannedSettings, Shard, ShardResult
@@ -74,7 +75,7 @@ def dream(job: DreamJob, settings: tuple[PlannedSettings, ...]) -> FinishedRun:
 
 def final_state(job: DreamJob, report: Report) -> State[Report]:
     """Return the state of a run that reached its end. The message has the counts and the failures by kind."""
-    if reason := run_record.why_failed(job, report):
+    if reason := why_failed(job, report):
         message = f"{report.summary}; {reason}"
         return Failed(message=message, data=FailedRun(message, report))
     name = "Completed with failures" if report.failures else "Completed"

@@ -8,7 +8,8 @@ from typing import Any
 
 from prefect.events import emit_event
 
-from flows.run_record import Report, Run
+from flows.run_record import Run
+from flows.run_report import Report
 from flows.work import ShardResult
 
 __all__ = ["RUN_FINISHED", "SHARD_FINISHED", "emit_run", "emit_shard", "shard_record"]

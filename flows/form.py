@@ -20,7 +20,7 @@ from dreamcore.settings import Model, Octaves, Steps
 from flows.dream_collection import dream_collection
 from flows.job import DreamJob, explain_validation
 from flows.prefect_names import run_name
-from flows.run_record import Report
+from flows.run_report import Report
 
 __all__ = ["dream_from_form", "job_from_form"]
 

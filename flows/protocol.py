@@ -28,14 +28,15 @@ from functools import partial
 from typing import Protocol
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from flows import history, layout, manifest, run_record, run_rows, sharing
+from flows import history, layout, manifest, run_record, run_report, run_rows, sharing
 from flows.cost import Throughput
 from flows.job import DreamJob
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.pruned import check_no_prune
 from flows.retry import plan_retry
-from flows.run_record import Report, Run
+from flows.run_record import Run
+from flows.run_report import Report
 from flows.scan import Scan
 from flows.storage import Storage
 from flows.work import PlannedSettings, Shard
@@ -107,7 +108,7 @@ def run_job(
             plan = freeze(run, plan_retry(job, storage), storage)
             if not plan:
                 release(job.destination, run.run_id, storage)
-                return FinishedRun(run, plan, run_record.nothing_to_retry(job, plan))
+                return FinishedRun(run, plan, run_report.nothing_to_retry(job, plan))
         elif not plan:
             found, finished = find_sources(job), history.finished_dreams(job.destination, storage)
             found = found.with_warnings(finished)
@@ -115,7 +116,7 @@ def run_job(
             if not plan:
                 release(job.destination, run.run_id, storage)
                 failures = finished.failures(found.sources, settings)
-                report = run_record.nothing_to_do(job, len(found.sources), failures)
+                report = run_report.nothing_to_do(job, len(found.sources), failures)
                 return FinishedRun(run, plan, report.model_copy(update=found.report()))
         execute(run, plan, storage, executor, on_progress)
         report = finish(run, plan, time.perf_counter() - started, storage, found)
@@ -236,7 +237,7 @@ def check_failures(run: Run, plan: Plan, counts: Mapping[str, int], storage: Sto
     _, kinds = run_rows.count_rows(run, plan, storage)
     raise DreamgridError(
         f"the run {run.run_id} was stopped: {failed} of the first {rows} dreams failed "
-        f"({run_record.in_words(kinds)}). Finished dreams are kept. To "
+        f"({run_report.in_words(kinds)}). Finished dreams are kept. To "
         "continue anyway, run it again with --max-failures 1; to abandon it, add --abandon"
     )
 
@@ -244,7 +245,7 @@ def check_failures(run: Run, plan: Plan, counts: Mapping[str, int], storage: Sto
 def finish(run: Run, plan: Plan, seconds: float, storage: Storage, found: Scan | None = None) -> Report:
     """Count the rows of the run, and write the index and `success.json`.
 
-    This is the report of a finished run, even if all dreams failed. `run_record.why_failed` says whether the run counts
+    This is the report of a finished run, even if all dreams failed. `run_report.why_failed` says whether the run counts
     as failed.
 
     Args:
@@ -264,7 +265,7 @@ def finish(run: Run, plan: Plan, seconds: float, storage: Storage, found: Scan |
             "abandoned it, or parts of its manifest were removed. Finished dreams are kept; add --abandon to start a "
             "new run with what is missing"
         )
-    report = run_record.completed(run, plan, counts, failures, seconds)
+    report = run_report.completed(run, plan, counts, failures, seconds)
     if found:
         report = report.model_copy(update=found.report())
     for run_id in plan.runs_with_replaced_parts() or [run.run_id]:

@@ -46,7 +46,7 @@ LEVELS = (
     {"process_pool", "ray_cluster"},
     {"protocol", "compact"},
     {"shard", "scan", "verify", "prune", "preview", "redream", "single", "retry"},
-    {"run_rows", "sharing", "compact_mark"},
+    {"run_rows", "run_report", "sharing", "compact_mark"},
     {"run_record"},
     {
         "sheets",

@@ -18,7 +18,7 @@ from flows.proxies import drop_socks_proxies, is_loopback
 from flows.terminal import one_line, print_line, print_message, run_progress, show_json
 
 if TYPE_CHECKING:
-    from flows.run_record import FailedRun, Report
+    from flows.run_report import FailedRun, Report
 
 __all__ = ["Stopped", "demo", "run"]
 
@@ -202,7 +202,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "tuple[Report, FailedRun | 
         Stopped: the run was stopped and can be resumed.
         DreamgridError: the run stopped because too many dreams failed, or another process abandoned the run.
     """
-    from flows import executors, machine, protocol, run_record, scan, storage
+    from flows import executors, machine, protocol, run_record, run_report, scan, storage
 
     machine.check_environment()
     executors.check_executor(job.executor)
@@ -230,7 +230,7 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "tuple[Report, FailedRun | 
         progress_token, settings_token = on_progress.set(show_progress), checked_settings.set(settings)
         try:
             return dream_collection(job), None  # type: ignore[return-value]  # Prefect returns the data of the state
-        except run_record.FailedRun as failure:
+        except run_report.FailedRun as failure:
             return failure.report, failure
         finally:
             on_progress.reset(progress_token)
@@ -321,7 +321,7 @@ def _describe_prefect_error(error: Exception) -> str:
 
 
 def _print_report(report: "Report") -> None:
-    from flows import run_record
+    from flows import run_report
     from flows.photographs import describe_ignored
 
     for warning in report.warnings:
@@ -335,11 +335,11 @@ def _print_report(report: "Report") -> None:
         what = "failed dreams tried again" if report.retry_failed else "dreams planned"
         print_line(f"{report.planned} {what}: {counts}, in {report.seconds:.0f} s.")
     if report.not_retried and report.state == "completed":
-        print_line(f"Not tried again  {report.not_retried} failed dreams {run_record.NOT_RETRIED}")
+        print_line(f"Not tried again  {report.not_retried} failed dreams {run_report.NOT_RETRIED}")
     if report.ignored_kinds:
         print_line(f"Ignored          {describe_ignored(report.ignored_kinds, report.other_destinations)}")
     if report.failures:
-        print_line(f"Failures         {run_record.in_words(report.failures)}")
+        print_line(f"Failures         {run_report.in_words(report.failures)}")
         print_line(f"                 dreamgrid manifest failures {report.destination}")
     print_line(f"Dreams           {layout.images_folder(report.destination)}")
     print_line(f"Manifest         {report.manifest}")

@@ -29,7 +29,7 @@ from flows.dream_collection import dream_collection, final_state
 from flows.form import dream_from_form
 from flows.job import DreamJob
 from flows.local.stack import Stack
-from flows.run_record import Report
+from flows.run_report import Report
 from flows.storage import Storage
 from tests.support.command import DREAMGRID, Command, await_end_of_group
 from tests.support.kills import put_photographs

@@ -18,7 +18,8 @@ from flows import layout, manifest, protocol, run_record
 from flows.cost import ONE_CORE
 from flows.job import DreamJob
 from flows.local.stack import Stack
-from flows.run_record import Report, Run
+from flows.run_record import Run
+from flows.run_report import Report
 from flows.scan import plan_settings, scan
 from flows.shard import dream_shard
 from flows.storage import RetryPolicy, Storage

@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import StateType
 
 from flows.dream_collection import final_state
 from flows.job import DreamJob
-from flows.run_record import FailedRun, Report
+from flows.run_report import FailedRun, Report
 
 PLACES = {"source": "s3://photos/in/", "destination": "s3://dreams/out/"}
 

@@ -12,7 +12,7 @@ from flows import history, normal_forms
 from flows.history import FinishedDreams
 from flows.job import DreamJob
 from flows.plan import Sources
-from flows.run_record import Report, nothing_to_do
+from flows.run_report import Report, nothing_to_do
 from flows.scan import Scan, check_access, scan
 from flows.storage import ObjectInfo, Page, Storage
 from flows.work import Source
