@@ -106,7 +106,7 @@ class SyntheticStore:
         if prefix == JOB.source:
             return range(self._count), photograph
         if not prefix.startswith(JOB.source):
-            return range(0), photograph  # other runs have no parts
+            return range(0), photograph
         folder = prefix.removeprefix(f"{JOB.source}2026/").rstrip("/")
         return range(int(folder), self._count, FOLDERS), photograph
 
@@ -129,7 +129,7 @@ class SyntheticStore:
         if uri == layout.index_uri(JOB.destination, OLD_RUN):
             return self._index.read_bytes() if self._index else None
         if "/manifest/" in uri:
-            return self._part(layout.shards_of_part(uri).start)
+            return self._part(layout.shards_of_part(uri)[0])
         return self._written.get(uri)
 
     def _part(self, number: int) -> bytes:

@@ -10,6 +10,7 @@ import secrets
 
 from dreamcore.errors import InvalidInput
 from flows import layout, run_record
+from flows.pruned import check_no_prune
 from flows.storage import Storage
 
 __all__ = ["claim", "release"]
@@ -25,7 +26,7 @@ def claim(destination: str, storage: Storage) -> tuple[bytes, bool]:
         The mark, and whether the mark of a working compaction was taken over.
 
     Raises:
-        InvalidInput: failed dreams are tried again in the destination. Nothing was changed.
+        InvalidInput: failed dreams are tried again in the destination, or a prune is unfinished. Nothing was changed.
     """
     uri, identity = layout.compaction_uri(destination), secrets.token_hex(8)
     checking, working = (json.dumps({"id": identity, "state": state}).encode() for state in ("checking", "working"))
@@ -38,6 +39,7 @@ def claim(destination: str, storage: Storage) -> tuple[bytes, bool]:
             return working, True
         try:
             _check_no_retry(destination, storage)
+            check_no_prune(destination, storage)
         except InvalidInput:
             storage.delete_if_unchanged(uri, checking)
             raise

@@ -6,7 +6,7 @@ while the addresses and ETags of the run's parts are those that it was built fro
 
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from flows import layout, manifest
 from flows.parts import Part, list_parts
 from flows.plan import Sources
 from flows.prefetch import ordered_prefetch, thread_pool
+from flows.pruned import pruned_dreams
 from flows.storage import Storage
 from flows.work import Keys, PlannedSettings, dream_keys
 
@@ -35,6 +36,7 @@ __all__ = [
     "has_valid_index",
     "parts_with",
     "parts_with_failures",
+    "repair_indices",
     "source_key",
     "write_index",
 ]
@@ -62,21 +64,21 @@ class Failures(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FinishedDreams:
-    """The rows of a destination by `dream_key`, whatever their status.
+    """The rows of a destination by `dream_key`, whatever their status, and the dreams that were pruned.
 
     A photograph that failed is not tried again until it changes, because it would fail again. A run with
     `retry_failed` tries it again.
     """
 
     keys: Keys
-    """Keys of all rows, sorted."""
+    """Keys of all rows and of all pruned dreams, sorted."""
     failed: Keys
     """Keys of the rows whose status is not done, sorted."""
     sources: Keys
     """The photographs that have rows, as 64-bit numbers of their addresses, sorted."""
 
     def __call__(self, keys: Keys) -> NDArray[np.bool_]:
-        """Return for each key whether the destination has a row for this dream."""
+        """Return for each key whether the destination has a row for this dream, or the dream was pruned."""
         return contains_each(self.keys, keys)
 
     def has_source(self, uri: str) -> bool:
@@ -109,7 +111,7 @@ def contains_each(keys: Keys, wanted: Keys) -> NDArray[np.bool_]:
 
 
 def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
-    """Read the keys of all rows of a destination.
+    """Read the keys of all rows and of all pruned dreams of a destination.
 
     They take 8 bytes for each row, 8 more if the row is not done, and 8 for each photograph.
     """
@@ -118,6 +120,9 @@ def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
         for arrays, numbers in zip((keys, failed, sources), each, strict=True):
             arrays.append(numbers)
         pa.default_memory_pool().release_unused()  # the bytes from which the index was read
+    pruned = pruned_dreams(destination, storage)  # after the rows: a prune removes rows after it has written its record
+    keys.append(pruned.keys)
+    sources.append(pruned.sources)
     return FinishedDreams(_sorted(keys), _sorted(failed), _without_repetitions(_sorted(sources)))
 
 
@@ -182,6 +187,14 @@ def write_index(index: pa.Table, destination: str, run_id: str, storage: Storage
     pq.write_table(index, sink, compression="zstd")
     write = storage.write if replace else storage.write_if_absent
     write(layout.index_uri(destination, run_id), sink.getvalue(), manifest.CONTENT_TYPE)
+
+
+def repair_indices(destination: str, run_ids: Collection[str], storage: Storage) -> None:
+    """Build the indices of those of these runs again whose index is missing or was built from other parts."""
+    for parts, index in _runs(destination, storage):
+        run_id = parts[0].run_id
+        if index is None and run_id in run_ids:
+            write_index(build_index(destination, run_id, storage), destination, run_id, storage, replace=True)
 
 
 def parts_with_failures(destination: str, storage: Storage) -> Iterator[tuple[str, list[Part]]]:

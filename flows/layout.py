@@ -8,6 +8,8 @@
     DEST/_runs/compaction.json                               exists while parts are merged
     DEST/_runs/<run_id>/                                     the record of a run: job, plan, index, success
     DEST/_runs/<run_id>/started/                             hints: which shards processes have begun
+    DEST/_runs/prune.json                                    which prune has begun to delete dreams
+    DEST/_runs/pruned/<id>.parquet                           which dreams a prune deleted
 
 `DEST` always ends with a slash.
 """
@@ -31,6 +33,9 @@ __all__ = [
     "parse_uri",
     "part_uri",
     "plan_uri",
+    "prune_uri",
+    "pruned_folder",
+    "pruned_uri",
     "result_id_of",
     "result_name",
     "result_place",
@@ -39,6 +44,7 @@ __all__ = [
     "runs_folder",
     "safe_name",
     "shards_of_part",
+    "sheet_names",
     "sheet_uri",
     "sheets_folder",
     "started_folder",
@@ -171,6 +177,16 @@ def sheet_uri(destination: str, name: str, page: int) -> str:
     return f"{sheets_folder(destination)}{name}{suffix}.jpg"
 
 
+def sheet_names(destination: str, uri: str) -> list[str]:
+    """Return the safe names that the photograph of a contact sheet may have, from the address of one page.
+
+    There are two if the name ends like the number of a page, as a shortened name may.
+    """
+    name = uri.removeprefix(sheets_folder(destination)).removesuffix(".jpg")
+    first, _, page = name.rpartition("%2D")
+    return [name, first] if first and page.isdecimal() else [name]
+
+
 def runs_folder(destination: str) -> str:
     """Return the folder of the records of all runs."""
     return f"{destination}_runs/"
@@ -214,6 +230,21 @@ def active_uri(destination: str) -> str:
 def compaction_uri(destination: str) -> str:
     """Return the address of the mark that exists while parts of the manifest are merged."""
     return f"{runs_folder(destination)}compaction.json"
+
+
+def prune_uri(destination: str) -> str:
+    """Return the address of the mark that names the unfinished prune."""
+    return f"{runs_folder(destination)}prune.json"
+
+
+def pruned_folder(destination: str) -> str:
+    """Return the folder of the records of prunes."""
+    return f"{runs_folder(destination)}pruned/"
+
+
+def pruned_uri(destination: str, prune_id: str) -> str:
+    """Return the address of the record of one prune."""
+    return f"{pruned_folder(destination)}{prune_id}.parquet"
 
 
 def safe_name(name: str) -> str:

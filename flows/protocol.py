@@ -33,6 +33,7 @@ from flows.cost import Throughput
 from flows.job import DreamJob
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
+from flows.pruned import check_no_prune
 from flows.retry import plan_retry
 from flows.run_record import Report, Run
 from flows.scan import Scan
@@ -157,20 +158,21 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
 
 
 def give_up_during_compaction(run: Run, storage: Storage) -> Plan | None:
-    """Give up a retry that has just claimed the destination, if parts are being merged there.
+    """Give up a retry that has just claimed the destination, if a compaction or a prune is unfinished there.
 
-    A compaction writes its mark and then looks for an unfinished retry. A retry does it the other way round, so that at
-    least one of them sees the other.
+    These write their mark and then look for an unfinished retry. A retry does it the other way round, so that at least
+    one of them sees the other.
 
     Returns:
-        The plan, if another attempt at this retry has frozen one. Then that attempt came first, and the compaction has
-        given up.
+        The plan, if another attempt at this retry has frozen one. Then that attempt came first, and the other process
+        has given up.
 
     Raises:
-        InvalidInput: parts are being merged. The destination is released.
+        InvalidInput: a compaction or a prune is unfinished. The destination is released.
     """
     try:
         run_record.check_no_compaction(run.destination, storage)
+        check_no_prune(run.destination, storage)
     except InvalidInput:
         if plan := run_record.write_plan(run.destination, run.run_id, _empty_plan(), storage):
             return plan

@@ -10,7 +10,7 @@
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -44,6 +44,7 @@ __all__ = [
     "load_run",
     "nothing_to_do",
     "nothing_to_retry",
+    "planned_results",
     "replaced_part",
     "resumable_run",
     "shards_with_runs",
@@ -408,6 +409,18 @@ def planned_dreams(destination: str, run_id: str, storage: Storage) -> Iterator[
             yield work.source, [known[owner][index] for index in work.settings]
 
 
+def planned_results(run: Run, storage: Storage) -> Iterator[str]:
+    """Yield the address of every dream that an unfinished run planned, and the dream's `result_place`.
+
+    Another version of Dreamgrid may have begun the run and have given its dreams other labels.
+    """
+    for owner, shard in shards_with_runs(run, read_plan(run.destination, run.run_id, storage) or (), storage):
+        for work in shard.works:
+            for index in work.settings:
+                uri = owner.result_uri(work.source, owner.settings[index])
+                yield from (uri, layout.result_place(uri))
+
+
 # --- plans and shards
 
 
@@ -444,7 +457,7 @@ def replaced_part(destination: str, shard: Shard) -> tuple[str, str] | None:
     return layout.part_uri(destination, part.run_id, shard.number, part.last), part.etag
 
 
-def shards_with_runs(run: Run, plan: Plan, storage: Storage) -> Iterator[tuple[Run, Shard]]:
+def shards_with_runs(run: Run, plan: Iterable[Shard], storage: Storage) -> Iterator[tuple[Run, Shard]]:
     """Yield each shard with the run whose settings it dreams: an earlier run, if the shard replaces a part."""
     owner = run
     for shard in plan:

@@ -80,10 +80,10 @@ _RETRY_VARIABLES = ("DREAMGRID_RETRY_SECONDS", "DREAMGRID_PATIENCE")
 _CONNECTIONS = 256
 """Connections that are kept open, more than a process has threads. Any further request would open a new connection."""
 
-_CHUNK = 2**20
-"""Bytes of a large object that are in memory while it is copied into a file."""
 _DELETIONS = 1000
 """Keys of one DeleteObjects request; S3 allows no more."""
+_CHUNK = 2**20
+"""Bytes of a large object that are in memory while it is copied into a file."""
 
 _Response = TypeVar("_Response")
 

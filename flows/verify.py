@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -28,10 +29,11 @@ from flows.machine import core_count
 from flows.manifest import IDENTITY
 from flows.parts import part_uris
 from flows.prefetch import ordered_prefetch, thread_pool
+from flows.pruned import PrunedDreams, pruned_dreams, read_records
 from flows.run_record import Run
 from flows.s3_errors import CorruptObject, UnreadableObject
 from flows.storage import Storage
-from flows.work import dream_key
+from flows.work import dream_key, uri_key
 
 __all__ = ["MAX_PROBLEMS", "Kind", "Problem", "VerifyReport", "verify"]
 
@@ -42,7 +44,7 @@ Kind = Literal[
     "damaged",  # an image cannot be decoded, or a part or the record of a run cannot be read
     "other_dream",  # the metadata inside the image and the row differ
     "duplicate",  # an earlier row has the same photograph, version and settings
-    "lost",  # a finished run planned the dream, but it has no row
+    "lost",  # a finished run planned the dream, but it has no row and was not pruned
     "orphan",  # neither a row nor the plan of the unfinished run names the object
 ]
 
@@ -98,7 +100,7 @@ def verify(storage: Storage, destination: str, on_progress: Callable[[int, int],
         InvalidInput: access is refused, or the bucket does not exist.
         Unavailable: S3 failed.
     """
-    listed = _sorted(map(_uri_key, _objects(storage, destination)))
+    listed = _sorted(map(uri_key, _objects(storage, destination)))
     unfinished = run_record.load_active_run(destination, storage)
     verifier = _Verifier(storage, destination)
     counts: Counter[Kind] = Counter()
@@ -122,7 +124,7 @@ class _Verifier:
 
     def __init__(self, storage: Storage, destination: str) -> None:
         self.storage, self.destination = storage, destination
-        self.dreams, self.results = array("Q"), array("Q")  # `dream_key` of each row, `_uri_key` of its object
+        self.dreams, self.results = array("Q"), array("Q")  # `dream_key` of each row, `uri_key` of its object
         self.decoders = Decoders(core_count())
 
     def problems(
@@ -137,8 +139,10 @@ class _Verifier:
                     yield problem
         dreams = np.sort(np.array(self.dreams, np.uint64))
         yield from self.duplicates({int(key) for key in dreams[1:][dreams[1:] == dreams[:-1]]})
-        yield from self.lost(dreams)
-        planned = _sorted(map(_uri_key, self.planned(unfinished)))
+        pruned = pruned_dreams(self.destination, self.storage).keys  # after the rows: see `pruned_dreams`
+        yield from self.lost(np.union1d(dreams, pruned))
+        results = run_record.planned_results(unfinished, self.storage) if unfinished else ()
+        planned = _sorted(map(uri_key, results))
         named = np.concatenate([np.array(self.results, np.uint64), planned])
         yield from self.orphans({int(key) for key in np.setdiff1d(listed, named)}, planned)
 
@@ -151,7 +155,7 @@ class _Verifier:
             for row in (row for batch in part.to_batches(_ROWS) for row in batch.to_pylist()):
                 self.dreams.append(dream_key(*(row[name] for name in IDENTITY)))
                 if row["result_uri"]:
-                    self.results.append(_uri_key(row["result_uri"]))
+                    self.results.append(uri_key(row["result_uri"]))
                 yield row
 
     def parts(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table | Problem]]:
@@ -182,6 +186,8 @@ class _Verifier:
         data = self.storage.read(uri) if row["result_uri"] else None
         if data is None:
             what = f"the row of {row['source_uri']} is done, but the object does not exist"
+            if command := self.stopped_prune(row):
+                what = f"a prune was stopped after it deleted the object and before it deleted the row: run `{command}`"
             return Problem(kind="missing", uri=uri, what=what)
         if len(data) != row["result_bytes"]:
             what = f"the object has {len(data)} bytes, but its row says {row['result_bytes']}"
@@ -190,6 +196,16 @@ class _Verifier:
             what = f"the object has the SHA-256 {sha256}, but its row says {row['result_sha256']}"
             return Problem(kind="changed", uri=uri, what=what)
         return self.check_image(uri, data, row)
+
+    def stopped_prune(self, row: dict[str, Any]) -> str | None:
+        """Return the command of a prune that was to delete this row; None if there is none."""
+        key = dream_key(*(row[name] for name in IDENTITY))
+        return next((record.command for record in self.records if contains(record.keys, key)), None)
+
+    @cached_property
+    def records(self) -> list[PrunedDreams]:
+        """The records of all prunes. They are read only if an object is missing."""
+        return list(read_records(self.destination, self.storage))
 
     def check_image(self, uri: str, data: bytes, row: dict[str, Any]) -> Problem | None:
         """Decode one image, and compare its size and its metadata with its row."""
@@ -217,7 +233,11 @@ class _Verifier:
                 first.setdefault(identity, uri)
 
     def lost(self, dreams: _Keys) -> Iterator[Problem]:
-        """Yield every dream that a finished run planned and that has no row. `dreams` are the keys of all rows."""
+        """Yield every dream that a finished run planned and that has no row.
+
+        Args:
+            dreams: the keys of all rows and of all pruned dreams, sorted.
+        """
         for run_id in run_record.finished_run_ids(self.destination, self.storage):
             try:
                 for source, settings_ids in run_record.planned_dreams(self.destination, run_id, self.storage):
@@ -229,23 +249,13 @@ class _Verifier:
                 what = f"the record of this run cannot be read: {error}"
                 yield Problem(kind="damaged", uri=layout.run_folder(self.destination, run_id), what=what)
 
-    def planned(self, unfinished: Run | None) -> Iterator[str]:
-        """Yield the address of every dream that the unfinished run planned, and the dream's `result_place`."""
-        plan = run_record.read_plan(unfinished.destination, unfinished.run_id, self.storage) if unfinished else None
-        if unfinished and plan:
-            for run, shard in run_record.shards_with_runs(unfinished, plan, self.storage):
-                for work in shard.works:
-                    for index in work.settings:
-                        uri = run.result_uri(work.source, run.settings[index])
-                        yield from (uri, layout.result_place(uri))
-
     def orphans(self, keys: set[int], planned: _Keys) -> Iterator[Problem]:
         """Yield the objects with these keys that are in no place that the unfinished run planned.
 
         Another version of Dreamgrid may have begun the run and have given its dreams other labels.
         """
         for uri in _objects(self.storage, self.destination) if keys else ():
-            if _uri_key(uri) in keys and not contains(planned, _uri_key(layout.result_place(uri))):
+            if uri_key(uri) in keys and not contains(planned, uri_key(layout.result_place(uri))):
                 what = "neither a row nor the plan of an unfinished run names it"
                 yield Problem(kind="orphan", uri=uri, what=what)
 
@@ -253,11 +263,6 @@ class _Verifier:
 def _objects(storage: Storage, destination: str) -> Iterator[str]:
     listed = list_objects(storage, layout.images_folder(destination))
     return (info.uri for info in listed if not info.uri.endswith("/"))
-
-
-def _uri_key(uri: str) -> int:
-    """Return a 64-bit number for an address."""
-    return int.from_bytes(hashlib.sha256(uri.encode()).digest()[:8])
 
 
 def _sorted(keys: Iterable[int]) -> _Keys:

@@ -21,6 +21,7 @@ __all__ = [
     "Work",
     "dream_key",
     "dream_keys",
+    "uri_key",
 ]
 
 Keys = NDArray[np.uint64]
@@ -130,3 +131,8 @@ def dream_keys(source_uris: Iterable[str], etags: Iterable[str], settings_ids: I
     )
     digests = b"".join([sha256(text.encode()).digest()[:8] for text in texts])
     return np.frombuffer(digests, ">u8").astype(np.uint64)
+
+
+def uri_key(uri: str) -> int:
+    """Return a 64-bit number for the address of an object."""
+    return int.from_bytes(hashlib.sha256(uri.encode()).digest()[:8])

@@ -30,6 +30,7 @@ from flows.cli.image import image, redream
 from flows.cli.manifest import manifest
 from flows.cli.networks import layers, models
 from flows.cli.plan import plan
+from flows.cli.prune import prune
 from flows.cli.run import Stopped, demo, run
 from flows.cli.sheet import sheet
 from flows.cli.stack import down, env, status, up
@@ -58,7 +59,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, run, plan, image, redream, models, layers, manifest, sheet, up, down, status, env):
+for _command in (demo, run, plan, image, redream, models, layers, manifest, prune, sheet, up, down, status, env):
     cli.add_command(_command)
 
 

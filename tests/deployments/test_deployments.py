@@ -231,6 +231,17 @@ def test_the_policy_allows_exactly_the_calls_of_the_code() -> None:
     ]
 
 
+def test_the_policy_of_a_prune_may_delete_only_dreams_sheets_and_marks() -> None:
+    statements = json.loads((DEPLOYMENTS / "iam-policy-prune.json").read_text())["Statement"]
+    resources = {entry["Action"]: entry["Resource"] for entry in statements}
+    assert resources.keys() == {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject"}
+    below = "arn:aws:s3:::DESTINATION_BUCKET/PREFIX/"
+    assert resources["s3:DeleteObject"] == [
+        f"{below}{name}" for name in ("images/*", "sheets/*", "_runs/prune.json", "_runs/probe-*")
+    ]
+    assert not any("images" in name or "sheets" in name for name in resources["s3:PutObject"])
+
+
 def test_the_server_accepts_the_kubernetes_template(stack: Stack, client: SyncPrefectClient) -> None:
     template = "deployments/kubernetes/base-job-template.json"
     prefect(stack, ROOT, "work-pool", "create", "gpu", "--type", "kubernetes", "--base-job-template", template)

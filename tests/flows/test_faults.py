@@ -28,7 +28,10 @@ from tests.support.faults import Call, Choice, Fault, Proxy, after, first, some
 from tests.support.shards import plan_run, put_photograph, rows_of
 
 DATA = os.urandom(50_000)
-TRANSIENT = [fault for fault in Fault if fault not in (Fault.CORRUPT, Fault.HANG, Fault.GONE, Fault.UNKNOWN)]
+DELETIONS = (Fault.KEYS_DENIED, Fault.KEYS_BUSY)
+TRANSIENT = [
+    fault for fault in Fault if fault not in (Fault.CORRUPT, Fault.HANG, Fault.GONE, Fault.UNKNOWN, *DELETIONS)
+]
 """Faults after which a retry succeeds."""
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
@@ -70,7 +73,7 @@ def test_a_transient_fault_is_retried(
     assert storage.find(listed[0].uri) is None
 
 
-@pytest.mark.parametrize("fault", TRANSIENT, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*TRANSIENT, Fault.KEYS_BUSY], ids=lambda fault: fault.name)
 def test_deleting_many_objects_is_retried(
     fault: Fault, storage: Storage, faulty: Storage, proxy: Proxy, source: str
 ) -> None:
@@ -79,6 +82,13 @@ def test_deleting_many_objects_is_retried(
     faulty.delete_many([source + "x", source + "missing"])
     assert list(storage.list(source)) == []
     assert proxy.count(fault) == 1
+
+
+def test_objects_that_may_not_be_deleted_are_named(faulty: Storage, proxy: Proxy, source: str) -> None:
+    proxy.choose = first(Fault.KEYS_DENIED, "POST", "s3://photos")
+    with pytest.raises(InvalidInput, match=rf"refuses access \(AccessDenied no for {source}a&b.png\)"):
+        faulty.delete_many([source + "a&b.png", source + "c.png"])
+    assert proxy.count() == 1
 
 
 def test_a_store_that_cannot_delete_many_objects_deletes_one_by_one(

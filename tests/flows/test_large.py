@@ -30,6 +30,76 @@ def memory(name):
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 """
 
+PRUNE_MANY = (
+    MEMORY
+    + """
+import io, sys
+from dataclasses import asdict
+import pyarrow as pa, pyarrow.parquet as pq
+from flows import manifest
+from flows.prune import preview, prune
+from flows.selection import select
+from flows.storage import ObjectInfo
+from tests.support.rows import DONE
+
+
+COUNT, PART = int(sys.argv[1]), 1000
+BASE = pa.Table.from_pylist([asdict(DONE)] * PART, schema=manifest.SCHEMA)
+
+
+class Parts:
+    '''A store with COUNT rows of two settings in parts of one run. It keeps what is written, and counts deletions.'''
+    def __init__(self):
+        self.written, self.deleted = {}, []
+    def list(self, prefix):
+        if prefix.endswith("/manifest/") or "/run=" in prefix:
+            folder = prefix if "/run=" in prefix else f"{prefix}run=old/"
+            for number in range(COUNT // PART):
+                uri = f"{folder}shard-{number:06d}.parquet"
+                yield ObjectInfo(uri, "new" if uri in self.written else "old", 0)
+    def find(self, uri):
+        return None
+    def read(self, uri):
+        if uri in self.written or "/manifest/" not in uri:
+            return self.written.get(uri)
+        first = int(uri[-14:-8]) * PART
+        numbers = range(first, first + PART)
+        columns = {
+            "source_uri": [f"s3://photos/{number // 2:08d}.jpg" for number in numbers],
+            "settings_id": ["0" * 16 if number % 2 else "1" * 16 for number in numbers],
+            "result_uri": [f"s3://dreams/all/images/{number // 2:08d}.jpg/{number % 2}.png" for number in numbers],
+        }
+        table = BASE
+        for name, values in columns.items():
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+        sink = io.BytesIO()
+        pq.write_table(table.cast(manifest.SCHEMA), sink)
+        return sink.getvalue()
+    def write(self, uri, data, content_type):
+        self.written[uri] = data
+    def write_if_absent(self, uri, data, content_type):
+        self.written[uri] = data
+        return True
+    def write_if_unchanged(self, uri, data, content_type, etag):
+        assert etag == "old" and uri not in self.written
+        self.written[uri] = data
+        return True
+    def delete_many(self, uris):
+        self.deleted.append(sum("/probe-" not in uri for uri in uris))
+    def delete_if_unchanged(self, uri, data):
+        assert self.written.pop(uri) == data
+
+
+store = Parts()
+shown = preview(store, "s3://dreams/all/", select(settings="1111"))
+assert shown.summary["rows"] == shown.summary["objects"] == COUNT // 2
+prune(store, shown, lambda _done, _all: None)
+assert sum(store.deleted) == COUNT // 2
+assert preview(store, "s3://dreams/all/", select("steps > 0")).summary["rows"] == COUNT // 2
+print(memory("VmHWM"))
+"""
+)
+
 DREAM_MANY = (
     MEMORY
     + """
@@ -105,3 +175,9 @@ def test_the_memory_of_a_worker_does_not_grow_with_photographs(
     resident = measured(DREAM_MANY, source, destination, 10)
     warm, rest = max(resident[:4]), resident[4:]
     assert max(rest) < warm * 1.03, resident
+
+
+@pytest.mark.soak
+def test_a_prune_of_a_hundred_thousand_rows_takes_bounded_memory() -> None:
+    (peak,) = measured(PRUNE_MANY, 200_000)  # 264 MiB at half as many
+    assert peak < 350

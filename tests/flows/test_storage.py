@@ -22,7 +22,7 @@ from flows.shard import dream_shard
 from flows.storage import DEFAULT_RETRY, FAIL_FAST, RetryPolicy, Storage, retry_policy
 from tests.support import servers as stores
 from tests.support.command import Command
-from tests.support.servers import Store, denied
+from tests.support.servers import Store
 from tests.support.shards import plan_run, put_photograph, rows_of
 
 pytestmark = pytest.mark.slow
@@ -205,19 +205,6 @@ def test_versions_are_deleted_and_other_versions_are_kept_if_the_store_obeys(
     assert left in ([], [source + "changed"])
     storage.delete_versions(versions)
     assert [found.uri for found in storage.list(source)] == left, "objects that do not exist are no error"
-
-
-def test_objects_that_may_not_be_deleted_are_named(stack: Stack, source: str) -> None:
-    storage = Storage(environment=stack.environment())
-    for name in ("one", "two"):
-        storage.write(source + name, b"x", "text/plain")
-    bucket, key = parse_uri(source)
-    with denied(storage, "s3:DeleteObject", f"{bucket}/{key}two"):
-        with pytest.raises(InvalidInput, match=rf"refuses access \(AccessDenied .*{source}two\)"):
-            storage.delete_many([source + "one", source + "two"])
-        assert [found.uri for found in storage.list(source)] == [source + "two"], "the others are deleted"
-    storage.delete_many([source + "one", source + "two"])
-    assert list(storage.list(source)) == []
 
 
 def test_the_check_of_conditional_writes_is_right_and_leaves_no_object(

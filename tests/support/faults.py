@@ -9,6 +9,7 @@ address of the proxy.
 import http.client
 import itertools
 import random
+import re
 import socket
 import struct
 import threading
@@ -27,6 +28,8 @@ class Fault(Enum):
     GONE = "404; the call does not reach the store"
     UNKNOWN = "501; the call does not reach the store"
     EXPIRED = "400 ExpiredToken; the call does not reach the store"
+    KEYS_DENIED = "200 with AccessDenied for each object that was to be deleted; the call does not reach the store"
+    KEYS_BUSY = "200 with SlowDown for each object that was to be deleted; the call does not reach the store"
     RESPONSE_LOST = "500 after the store has executed the call"
     RESET = "the connection is reset; the call does not reach the store"
     RESET_AFTER = "the connection is reset after the store has executed the call"
@@ -156,6 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reset()
         if fault in (Fault.SLOW_DOWN, Fault.GONE, Fault.UNKNOWN, Fault.EXPIRED):
             return self.send_fault(*_CODES[fault])
+        if fault in (Fault.KEYS_DENIED, Fault.KEYS_BUSY):
+            return self.send_key_errors(body, "AccessDenied" if fault is Fault.KEYS_DENIED else "SlowDown")
         response, data = self.forward(_flip_bit(body, call.number) if fault is Fault.CORRUPT_UPLOAD else body)
         if fault is Fault.RESPONSE_LOST:
             return self.send_fault(*_CODES[fault])
@@ -193,6 +198,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length if length is not None else str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def send_key_errors(self, body: bytes, code: str) -> None:
+        """Answer DeleteObjects as a store does that refuses to delete each of the objects."""
+        keys = re.findall("<Key>(.*?)</Key>", body.decode())
+        errors = "".join(f"<Error><Key>{key}</Key><Code>{code}</Code><Message>no</Message></Error>" for key in keys)
+        text = f"<?xml version='1.0'?><DeleteResult>{errors}</DeleteResult>".encode()
+        self.send_response_only(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
     def send_fault(self, status: int, code: str) -> None:
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>by the proxy</Message></Error>".encode()

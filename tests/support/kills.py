@@ -1,4 +1,4 @@
-"""Runs that are killed or suspended. Each attempt at a job is a separate process, forked from a warm one.
+"""Runs and prunes that are killed or suspended. Each attempt at a job is a separate process, forked from a warm one.
 
 An attempt calls `flows.protocol.run_job`, the code that the Prefect flow calls, with an executor that dreams in the
 process itself. It can send itself a signal at any of its S3 calls, just before the request or just after the response,
@@ -38,8 +38,10 @@ from flows.cost import CORE, Throughput
 from flows.job import DreamJob
 from flows.machine import max_memory
 from flows.protocol import Executor, run_job
+from flows.prune import preview, prune
 from flows.run_record import Run
 from flows.scan import plan_settings, scan
+from flows.selection import select
 from flows.shard import dream_shard
 from flows.storage import ObjectInfo, Storage
 from flows.work import Shard
@@ -89,6 +91,8 @@ class Attempt:
     """A layer at which every dream fails."""
     processes: int = 4
     """The plan is cut for this many processes; 0 gives one shard."""
+    prune: str | None = None
+    """A condition. With it, the process does not run the job, but prunes these rows of its destination."""
 
     def start(self) -> ForkServerProcess:
         """Start the process and return it."""
@@ -102,7 +106,10 @@ class Attempt:
         return wait(self.start())
 
     def run_here(self, storage: Storage) -> None:
-        """Run the product's own protocol in this process, with all shards in this process."""
+        """Run the product's own protocol in this process, with all shards in this process, or prune."""
+        if self.prune:
+            prune(storage, preview(storage, self.job.destination, select(self.prune)), lambda _done, _all: None)
+            return
         run_job(
             self.job,
             plan_settings(self.job),

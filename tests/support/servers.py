@@ -1,6 +1,5 @@
 """S3 servers for the tests, each started in its own folder."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 from dreamcore.errors import DreamgridError
 from flows.local.servers import Server
 from flows.local.stack import Stack
-from flows.storage import Storage, probe
+from flows.storage import probe
 
 KEY, SECRET = "dreamgrid", "dreams-of-electric-sheep"
 CEPH = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "ceph-authtool", "monmaptool")
@@ -120,19 +119,6 @@ osd crush chooseleaf type = 0
 osd objectstore = memstore
 rgw frontends = beast endpoint=127.0.0.1:{gateway}
 """
-
-
-@contextmanager
-def denied(storage: Storage, action: str, resource: str) -> Iterator[None]:
-    """Let the bucket of a resource (`bucket/key`, `*` allowed) refuse an action to everybody."""
-    bucket = resource.partition("/")[0]
-    statement = {"Effect": "Deny", "Principal": "*", "Action": action, "Resource": f"arn:aws:s3:::{resource}"}
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    storage._client.put_bucket_policy(Bucket=bucket, Policy=policy)
-    try:
-        yield
-    finally:
-        storage._client.delete_bucket_policy(Bucket=bucket)
 
 
 def _start(running: ExitStack, folder: Path, command: list[str], environment: dict[str, str] | None = None) -> None:
