@@ -8,10 +8,8 @@ retry quota is used up within seconds if half of the responses are "slow down", 
 and not a time.
 """
 
-import hashlib
 import logging
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, FlexibleChecksumError
+from botocore.exceptions import BotoCoreError
 from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
@@ -34,12 +32,11 @@ from flows.s3_errors import (
     PreconditionFailed,
     UnreadableObject,
     describe,
-    failed_deletion,
     is_expired,
     is_transient,
-    is_unsupported,
     translate,
 )
+from flows.s3_requests import MAX_DELETIONS, key_batches, request_bytes, request_deletion
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -80,8 +77,6 @@ _RETRY_VARIABLES = ("DREAMGRID_RETRY_SECONDS", "DREAMGRID_PATIENCE")
 _CONNECTIONS = 256
 """Connections that are kept open, more than a process has threads. Any further request would open a new connection."""
 
-_DELETIONS = 1000
-"""Keys of one DeleteObjects request; S3 allows no more."""
 _CHUNK = 2**20
 """Bytes of a large object that are in memory while it is copied into a file."""
 
@@ -197,7 +192,7 @@ class Storage:
     def read(self, uri: str) -> bytes | None:
         """Return the bytes at `uri`; None if the object does not exist."""
         with suppress(NotFound):
-            return self._request(uri, _get(uri))
+            return self._request(uri, request_bytes(uri))
         return None
 
     def copy_to(self, uri: str, file: BinaryIO) -> bool:
@@ -242,7 +237,7 @@ class Storage:
                 deliver it.
         """
         try:
-            return self._request(uri, _get(uri, etag))
+            return self._request(uri, request_bytes(uri, etag))
         except NotFound as error:
             raise ImageError("source_missing", f"{uri} was deleted after the scan") from error
         except PreconditionFailed as error:
@@ -310,8 +305,8 @@ class Storage:
         Raises:
             InvalidInput: the store refuses to delete one of the objects; the message names it.
         """
-        for bucket, keys in _batches(uris):
-            request = _deletion(bucket, [{"Key": key} for key in keys])
+        for bucket, keys in key_batches(uris):
+            request = request_deletion(bucket, [{"Key": key} for key in keys])
             self._deletes_many = self._deletes_many and self._request(f"s3://{bucket}/{keys[0]}", request)
             if not self._deletes_many:
                 for key in keys:
@@ -322,13 +317,13 @@ class Storage:
 
         An object that was replaced meanwhile is kept if the store obeys this condition. Some stores ignore it.
         """
-        for first in range(0, len(objects), _DELETIONS):
-            batch = objects[first : first + _DELETIONS]
+        for first in range(0, len(objects), MAX_DELETIONS):
+            batch = objects[first : first + MAX_DELETIONS]
             bucket, _ = parse_uri(batch[0].uri)
             entries = [{"Key": parse_uri(info.uri)[1], "ETag": f'"{info.etag}"'} for info in batch]
             deleted = False
             with suppress(PreconditionFailed):
-                deleted = self._deletes_many and self._request(batch[0].uri, _deletion(bucket, entries))
+                deleted = self._deletes_many and self._request(batch[0].uri, request_deletion(bucket, entries))
             for info in batch if not deleted else ():
                 self._delete_version(info)
 
@@ -394,74 +389,6 @@ class Storage:
             reraise=True,
         )
         return retrying(lambda: request(self._client))
-
-
-def _batches(uris: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield buckets with up to 1,000 keys of these addresses."""
-    keys: dict[str, list[str]] = {}
-    for uri in uris:
-        bucket, key = parse_uri(uri)
-        keys.setdefault(bucket, []).append(key)
-        if len(keys[bucket]) == _DELETIONS:
-            yield bucket, keys.pop(bucket)
-    yield from keys.items()
-
-
-def _deletion(bucket: str, entries: list[dict[str, str]]) -> "Callable[[S3Client], bool]":
-    """Return the request that deletes objects; its response is False if the store does not support such requests."""
-
-    def delete(s3: "S3Client") -> bool:
-        try:
-            response = s3.delete_objects(Bucket=bucket, Delete={"Objects": entries, "Quiet": True})  # type: ignore[typeddict-item]
-        except S3_ERRORS as error:
-            if is_unsupported(error):
-                return False
-            raise
-        if failure := failed_deletion(response, bucket):
-            raise failure
-        return True
-
-    return delete
-
-
-def _get(uri: str, etag: str | None = None) -> "Callable[[S3Client], bytes]":
-    """Return the request for the bytes at `uri`, optionally only if they have this ETag.
-
-    botocore compares the body with the length in the response, and with the checksum if the store has one. Corruption
-    on the way is transient and is retried. The same corruption twice means that the object in the store is damaged.
-    """
-    bucket, key = parse_uri(uri)
-    condition = {"IfMatch": f'"{etag}"'} if etag else {}
-    mismatches: set[str] = set()
-
-    def read(s3: "S3Client") -> bytes:
-        try:
-            response = s3.get_object(Bucket=bucket, Key=key, **condition)  # type: ignore[arg-type]
-            with closing(response["Body"]) as body:  # a body that is not read would keep its connection
-                if etag not in (None, response["ETag"].strip('"')):  # some stores ignore the condition
-                    raise PreconditionFailed(f"{uri} does not have the ETag {etag}")
-                data = body.read()
-            _check_md5(response, data, bucket)
-        except FlexibleChecksumError as error:
-            if str(error) in mismatches:
-                raise CorruptObject(f"{uri} is damaged in the store: {error}") from error
-            mismatches.add(str(error))
-            raise
-        return data
-
-    return read
-
-
-def _check_md5(response: Mapping[str, Any], data: bytes, bucket: str) -> None:
-    """Raise `FlexibleChecksumError` if the ETag is an MD5 and `data` has another one.
-
-    The ETag is not an MD5 if the object was uploaded in several parts, is encrypted with a customer's key, or is in an
-    AWS directory bucket.
-    """
-    etag, md5 = response["ETag"].strip('"'), hashlib.md5(data, usedforsecurity=False).hexdigest()
-    encrypted = "SSECustomerAlgorithm" in response or response.get("ServerSideEncryption", "").startswith("aws:kms")
-    if re.fullmatch("[0-9a-f]{32}", etag) and etag != md5 and not (encrypted or bucket.endswith("--x-s3")):
-        raise FlexibleChecksumError(error_msg=f"the ETag is {etag}, but the MD5 of the bytes that were read is {md5}")
 
 
 def retry_policy() -> RetryPolicy:

@@ -67,6 +67,7 @@ LEVELS = (
     {
         "job",
         "s3_errors",
+        "s3_requests",
         "machine",
         "worker_process",
         "ray_worker",
@@ -134,10 +135,13 @@ def test_flows_import_only_their_own_and_lower_levels(module: str) -> None:
     assert not upwards
 
 
+BOTOCORE = ("flows.storage", "flows.s3_errors", "flows.s3_requests")
+
+
 @pytest.mark.parametrize("module", FLOWS)
 def test_only_storage_imports_boto(module: str) -> None:
     assert bool(packages(FLOWS[module]) & {"boto3"}) == (module == "flows.storage")
-    assert bool(packages(FLOWS[module]) & {"botocore"}) == (module in ("flows.storage", "flows.s3_errors"))
+    assert bool(packages(FLOWS[module]) & {"botocore"}) == (module in BOTOCORE)
 
 
 @pytest.mark.parametrize("module", FLOWS)
