@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from flows.local.stack import Stack
 from flows.storage import Storage
 from tests.support.command import Command
@@ -10,6 +12,7 @@ from tests.support.faults import Fault, Proxy
 from tests.support.kills import put_photographs
 
 
+@pytest.mark.soak
 def test_a_run_completes_without_the_event_system(
     stack: Stack,
     storage: Storage,
