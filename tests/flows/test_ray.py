@@ -118,7 +118,11 @@ def test_twenty_random_losses(
         await_more(observer, command)
         match draw.choice(("worker", "worker", "node", "coordinator")):
             case "worker":
-                os.kill(draw.choice(workers(nodes)), signal.SIGKILL)
+                while not (found := workers(nodes)):  # Ray may be starting new ones
+                    assert command.poll() is None, command.communicate()
+                    time.sleep(0.1)
+                with suppress(ProcessLookupError):
+                    os.kill(draw.choice(found), signal.SIGKILL)
             case "node":
                 nodes.nodes.pop().kill()
                 nodes.add()
