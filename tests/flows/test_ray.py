@@ -110,7 +110,8 @@ def test_twenty_random_losses(
     stack: Stack, storage: Storage, source: str, destination: str, nodes: RayNodes, start: Start, tmp_path: Path
 ) -> None:
     put_photographs(storage, source, 100)
-    job = write_job(tmp_path, source, destination, layers=["blocks.0", "blocks.1", "blocks.2"])
+    # Long dreams, so that the run is not finished before the last loss.
+    job = write_job(tmp_path, source, destination, layers=["blocks.0", "blocks.1", "blocks.2"], steps=[1000])
     observer, draw = Observer(storage, job.destination), Random(13)
     on_cluster = ("job.yaml", "--ray", nodes.address, "--json")
     command = start(*on_cluster)
