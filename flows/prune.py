@@ -29,7 +29,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from dreamcore.targets import Target, layers_label
 from flows import history, layout, manifest, run_record
 from flows.manifest import IDENTITY
 from flows.parts import Part, list_parts
@@ -37,14 +36,14 @@ from flows.prefetch import ordered_prefetch, thread_pool
 from flows.pruned import PrunedDreams, read_mark, remove_mark, write_mark, write_record
 from flows.selection import Selection
 from flows.storage import Storage
-from flows.work import dream_key, uri_key
+from flows.summary import main_settings
+from flows.work import Keys, dream_key, uri_key
 
 __all__ = ["OnProgress", "Preview", "preview", "prune"]
 
 _WRITERS = 8
 _COLUMNS = (*IDENTITY, "status", "result_uri", "result_bytes")
 _SETTINGS = ("model", "layers", "octaves", "steps")
-_Keys = NDArray[np.uint64]
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of finished parts and of all parts."""
@@ -64,7 +63,7 @@ class Preview:
     """The parts that have selected rows."""
     dreams: PrunedDreams
     """The selected rows."""
-    named_elsewhere: _Keys
+    named_elsewhere: Keys
     """The `uri_key` of the objects that other rows name, sorted. These objects stay."""
     sheets: tuple[str, ...]
     """Addresses of the contact sheets that go."""
@@ -121,7 +120,7 @@ def _unfinished_run(destination: str, storage: Storage) -> str | None:
             f"`dreamgrid manifest compact {destination}`, then prune"
         )
     mark = run_record.read_mark(destination, storage)
-    if mark and mark["job_id"].endswith("-retry"):
+    if mark and run_record.is_retry(mark):
         raise InvalidInput(
             f"{destination} is held by the unfinished run {mark['run_id']}, which tries failed dreams again: finish "
             f"that run with `dreamgrid run --resume {destination}`, then prune"
@@ -180,7 +179,7 @@ class _Search:
             counts["bytes"] += row["result_bytes"] or 0
 
     def unused_sheets(self, destination: str, storage: Storage) -> Iterator[str]:
-        """Yield the contact sheets of photographs of which every dream is selected."""
+        """Yield the contact sheets of photographs whose dreams are all selected."""
         unused = self.folders - self.other_folders
         images = layout.images_folder(destination)
         for found in storage.list(layout.sheets_folder(destination)) if unused else ():
@@ -206,16 +205,7 @@ class _Search:
 
 def _described_settings(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the main settings of a row, with counts of zero."""
-    layers = (Target(layer=each["name"], channels=each["channels"], weight=each["weight"]) for each in row["layers"])
-    return {
-        "settings_id": row["settings_id"],
-        "model": row["model"],
-        "layers": layers_label(tuple(layers)),
-        "octaves": row["octaves"],
-        "steps": row["steps"],
-        "rows": 0,
-        "bytes": 0,
-    }
+    return {"settings_id": row["settings_id"], **main_settings(row), "rows": 0, "bytes": 0}
 
 
 def prune(storage: Storage, shown: Preview, on_progress: OnProgress) -> str | None:
@@ -273,7 +263,7 @@ def _repeatable(command: str) -> Iterator[None]:
         ) from error
 
 
-def _planned_keys(destination: str, storage: Storage) -> _Keys:
+def _planned_keys(destination: str, storage: Storage) -> Keys:
     """Return the `uri_key` of every dream, and of its `result_place`, that the unfinished run planned, sorted.
 
     The unfinished run may find such an object and write a row for it.
@@ -287,7 +277,7 @@ def _planned_keys(destination: str, storage: Storage) -> _Keys:
 class _Pruner:
     """Deletes the selected rows of parts and their objects."""
 
-    def __init__(self, storage: Storage, shown: Preview, planned: _Keys) -> None:
+    def __init__(self, storage: Storage, shown: Preview, planned: Keys) -> None:
         self.storage, self.shown, self.planned = storage, shown, planned
         self.keys = np.sort(shown.dreams.keys)
 
@@ -333,5 +323,5 @@ def _without(part: bytes, chosen: NDArray[np.bool_]) -> bytes:
     return sink.getvalue()
 
 
-def _numbers(numbers: Iterable[int]) -> _Keys:
+def _numbers(numbers: Iterable[int]) -> Keys:
     return np.array(numbers, np.uint64)

@@ -1,6 +1,7 @@
 """What the rows of a destination say in sum: counts, mean scores, failures."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from flows import manifest
 from flows.manifest import value_counts
 from flows.storage import Storage
 
-__all__ = ["failures", "summarize"]
+__all__ = ["failures", "main_settings", "summarize"]
 
 _SETTINGS_COLUMNS = ["model", "layers", "octaves", "steps", "settings"]
 
@@ -52,14 +53,21 @@ def failures(storage: Storage, destination: str) -> list[dict[str, Any]]:
     return named.sort_by("source_uri").to_pylist()  # type: ignore[no-any-return]
 
 
+def main_settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the main settings of a row in words; the row needs the columns model, layers, octaves and steps."""
+    layers = (Target(layer=each["name"], channels=each["channels"], weight=each["weight"]) for each in row["layers"])
+    return {
+        "model": row["model"],
+        "layers": layers_label(tuple(layers)),
+        "octaves": row["octaves"],
+        "steps": row["steps"],
+    }
+
+
 def _mean_scores(row: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    layers = (Target(layer=each["name"], channels=each["channels"], weight=each["weight"]) for each in point["layers"])
     return {
         "settings_id": row["settings_id"],
-        "model": point["model"],
-        "layers": layers_label(tuple(layers)),
-        "octaves": point["octaves"],
-        "steps": point["steps"],
+        **main_settings(point),
         "dreams": row["score_after_count"],
         "score_before": row["score_before_mean"],
         "score_after": row["score_after_mean"],
