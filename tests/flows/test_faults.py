@@ -39,13 +39,6 @@ RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def proxy(stack: Stack) -> Iterator[Proxy]:
-    """A proxy in front of the stack's store."""
-    with Proxy(stack.s3_url) as running:
-        yield running
-
-
-@pytest.fixture
 def faulty(stack: Stack, proxy: Proxy) -> Storage:
     """The stack's S3 through the proxy. The timeout is long, because no fault that uses this storage hangs."""
     return Storage(RetryPolicy(10, 10), proxy.environment(stack.environment()))

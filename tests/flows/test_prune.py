@@ -13,8 +13,6 @@ import pytest
 from dreamcore.errors import InvalidInput, Unavailable
 from flows import compact_mark, history, layout, manifest, protocol
 from flows.compact import compact
-from flows.cost import CORE, Throughput
-from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.parts import list_parts
@@ -22,12 +20,14 @@ from flows.protocol import FinishedRun
 from flows.prune import Preview, preview, prune
 from flows.pruned import pruned_dreams, read_mark, read_records, remove_mark, write_mark
 from flows.run_record import Run
-from flows.scan import plan_settings, scan
+from flows.scan import plan_settings
 from flows.selection import select
 from flows.shard import dream_shard
 from flows.storage import RetryPolicy, Storage
 from flows.verify import VerifyReport, verify
 from flows.work import Shard
+from tests.support import collections
+from tests.support.collections import executor
 from tests.support.command import Command
 from tests.support.copies import read_destination, write_destination
 from tests.support.faults import Fault, Proxy, first
@@ -37,32 +37,11 @@ from tests.support.shards import put_photograph
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Collection:
+class Collection(collections.Collection):
     """A collection, and the runs and prunes of its destination in this process."""
 
-    def __init__(self, storage: Storage, source: str, destination: str) -> None:
-        self.storage, self.source, self.destination = storage, source, destination
-
-    def job(self, *layers: str, **fields: Any) -> DreamJob:
-        grid = {"layers": list(layers or ("blocks.0", "blocks.1")), "octaves": [1], "steps": [1]}
-        return DreamJob.model_validate(
-            {"source": self.source, "destination": self.destination, "grid": grid, "sheets": 0, **fields}
-        )
-
     def run(self, *layers: str, **fields: Any) -> FinishedRun:
-        def execute(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
-            for shard in shards:
-                yield dream_shard(run, shard, self.storage)
-
-        job = self.job(*layers, **fields)
-        return protocol.run_job(
-            job,
-            plan_settings(job),
-            self.storage,
-            execute,
-            find_sources=lambda each: scan(each, self.storage),
-            throughput=Throughput(1, CORE),
-        )
+        return self.run_job(self.job(*layers, **fields), executor(self.storage))
 
     def preview(self, where: str | None = None, **arguments: Any) -> Preview:
         return preview(self.storage, self.destination, select(where, **arguments))
@@ -260,14 +239,7 @@ def test_rows_of_an_unfinished_run_stay(collection: Collection) -> None:
 
     job = collection.job("blocks.0", "blocks.1", "blocks.2")
     with pytest.raises(Unavailable, match="stopped"):
-        protocol.run_job(
-            job,
-            plan_settings(job),
-            collection.storage,
-            stop_after_one,
-            find_sources=lambda each: scan(each, collection.storage),
-            throughput=Throughput(1, CORE),
-        )
+        collection.run_job(job, stop_after_one)
     before = len(collection.rows())
     assert collection.preview(older_than="0d").summary["rows"] == 8
     collection.prune(older_than="0d")
@@ -339,13 +311,6 @@ def test_another_unfinished_prune_is_named(collection: Collection) -> None:
     write_mark(collection.destination, "dreamgrid prune X --older-than 1d --yes", collection.storage)
     with pytest.raises(InvalidInput, match="finish it with `dreamgrid prune X --older-than 1d --yes`"):
         collection.preview("status = 'failed'")
-
-
-@pytest.fixture
-def proxy(stack: Stack) -> Iterator[Proxy]:
-    """A proxy in front of the stack's store."""
-    with Proxy(stack.s3_url) as running:
-        yield running
 
 
 @pytest.fixture

@@ -16,48 +16,26 @@ from flows.estimate import estimate
 from flows.job import DreamJob
 from flows.parts import list_parts, part_uris
 from flows.plan import Plan
-from flows.protocol import Executor, FinishedRun
+from flows.protocol import FinishedRun
 from flows.run_record import Run
 from flows.scan import plan_settings, scan
 from flows.shard import DreamFunction, dream_shard
 from flows.storage import Storage
 from flows.verify import verify
 from flows.work import Shard
+from tests.support import collections
+from tests.support.collections import executor
 from tests.support.shards import out_of_memory_at, put_photograph
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def executor(storage: Storage, dream: DreamFunction = dream_photographs) -> Executor:
-    def execute(run: Run, shards: Iterator[Shard]) -> Generator[Mapping[str, int], None, None]:
-        for shard in shards:
-            yield dream_shard(run, shard, storage, dream)
-
-    return execute
-
-
-class Collection:
+class Collection(collections.Collection):
     """A collection and its runs in this process."""
-
-    def __init__(self, storage: Storage, source: str, destination: str) -> None:
-        self.storage, self.source, self.destination = storage, source, destination
-
-    def job(self, *layers: str, **fields: Any) -> DreamJob:
-        grid = {"layers": list(layers or ("blocks.0", "blocks.1")), "octaves": [1], "steps": [1]}
-        return DreamJob.model_validate(
-            {"source": self.source, "destination": self.destination, "grid": grid, "sheets": 0, **fields}
-        )
 
     def run(self, job: DreamJob | None = None, dream: DreamFunction = dream_photographs, **fields: Any) -> FinishedRun:
         job = job or self.job(**fields)
-        return protocol.run_job(
-            job,
-            plan_settings(job),
-            self.storage,
-            executor(self.storage, dream),
-            find_sources=lambda each: scan(each, self.storage),
-            throughput=Throughput(1, CORE),
-        )
+        return self.run_job(job, executor(self.storage, dream))
 
     def rows(self) -> list[dict[str, Any]]:
         rows = [dict(row) for row in manifest.read(self.storage, self.destination).to_pylist()]
