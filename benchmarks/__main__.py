@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import collection, dreams, gpu, host, machine, memory, report, scale, steps
+from benchmarks import collection, dreams, gpu, host, machine, memory, nodes, report, scale, steps
 from benchmarks.timing import Row
 from flows.machine import max_memory
 from flows.worker_process import disable_heap_trimming
@@ -57,6 +57,7 @@ def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, li
         "batches": lambda: steps.measure_batches(quick=quick),
         "flat": lambda: dreams.measure_sizes(quick=quick),
         "collection": lambda: collection.measure_collection(quick=quick),
+        "nodes": lambda: nodes.measure_nodes(quick=quick),
         "files": lambda: dreams.measure_files(quick=quick),
         "memory": lambda: memory.measure_memory(quick=quick, soak=soak),
         "scale": lambda: scale.measure_scale(quick=quick, soak=soak),

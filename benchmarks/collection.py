@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,8 @@ from flows.storage import Storage
 
 SIZE = (316, 474)
 """0.15 megapixels."""
+__all__ = ["SIZE", "photograph", "run_flow"]
+
 SOURCE, DESTINATION = "s3://photos/", "s3://dreams/"
 TIMEOUT = 30.0
 """Seconds until Prefect's server must know when the shards ended."""
@@ -84,26 +87,43 @@ def measure_collection(*, quick: bool) -> list[Row]:
     ):
         seconds = seconds_alone(group, range(sample), processes)
         try:
-            spans = run_flow(Path(folder), photographs)
+            times = run_flow(Path(folder), photographs)
         except InvalidInput as error:  # no S3 server for this platform
             return [Row("", "", note=f"not measured: {error}")]
         seconds += seconds_alone(group, range(sample, 2 * sample), processes)
     seconds *= count / (2 * sample)
     case = f"{count} photographs {SIZE[1]}x{SIZE[0]}, {processes} processes"
-    share = {"engine_share": seconds / spans["dreaming"], "engine_share_of_command": seconds / sum(spans.values())}
+    dreaming = times.last_shard - times.first_dream
+    share = {"engine_share": seconds / dreaming, "engine_share_of_command": seconds / (times.ended - times.started)}
     return [
         Row(case, "the dreams alone", seconds * 1000),
-        Row(case, "the dreams in the flow", spans["dreaming"] * 1000, figures=share),
-        Row(case, "start: command, Prefect, workers, torch", spans["before"] * 1000),
-        Row(case, "end: counts and contact sheets", spans["after"] * 1000),
+        Row(case, "the dreams in the flow", dreaming * 1000, figures=share),
+        Row(case, "start: command, Prefect, workers, torch", (times.first_dream - times.started) * 1000),
+        Row(case, "end: counts and contact sheets", (times.ended - times.last_shard) * 1000),
     ]
 
 
-def run_flow(folder: Path, photographs: Sequence[bytes]) -> dict[str, float]:
-    """Run `dreamgrid run` with default settings; return the seconds before, during and after dreaming.
+@dataclass(frozen=True)
+class Times:
+    """When what happened in a run, as Unix timestamps."""
 
-    The servers run already. Dreaming begins when the first photograph is loaded and in turn, and ends when the last
-    shard is written.
+    started: float
+    """The start of the command."""
+    first_dream: float
+    """The first photograph is loaded and in turn."""
+    shards: Sequence[tuple[float, float]]
+    """The start and the end of each shard."""
+    ended: float
+    """The end of the command."""
+
+    @property
+    def last_shard(self) -> float:
+        """The last shard is written."""
+        return max(end for _, end in self.shards)
+
+
+def run_flow(folder: Path, photographs: Sequence[bytes], *options: str) -> Times:
+    """Run `dreamgrid run` with default settings and return its times. The servers run already when it starts.
 
     Raises:
         InvalidInput: there is no S3 server for this platform.
@@ -116,7 +136,7 @@ def run_flow(folder: Path, photographs: Sequence[bytes]) -> dict[str, float]:
             storage.create_bucket(uri)
         for number, data in enumerate(photographs):
             storage.write(f"{SOURCE}{number:04}.jpg", data, "image/jpeg")
-        command = [str(Path(sys.executable).with_name("dreamgrid")), "run", "--json"]
+        command = [str(Path(sys.executable).with_name("dreamgrid")), "run", "--json", *options]
         started = time.time()
         done = subprocess.run(  # noqa: S603 - the command is constant
             [*command, "--source", SOURCE, "--destination", DESTINATION],
@@ -126,26 +146,30 @@ def run_flow(folder: Path, photographs: Sequence[bytes]) -> dict[str, float]:
         if done.returncode or json.loads(done.stdout)["done"] != len(photographs):
             raise RuntimeError(f"the run did not dream all photographs: {done.stderr or done.stdout}")
         created = manifest.read(storage, DESTINATION, ["created_at"])["created_at"].to_pylist()
-        first, last = min(created).timestamp(), last_shard_end(environment["PREFECT_API_URL"])
+        return Times(started, min(created).timestamp(), shard_times(environment["PREFECT_API_URL"]), ended)
     finally:
         embedded.down(folder / ".dreamgrid")
-    return {"before": first - started, "dreaming": last - first, "after": ended - last}
 
 
-def last_shard_end(api: str) -> float:
-    """Return when the last shard of all runs on Prefect's server ended, as a Unix timestamp.
+def shard_times(api: str) -> list[tuple[float, float]]:
+    """Return when each shard of all runs on Prefect's server started and ended, as Unix timestamps.
 
     Raises:
         RuntimeError: the server does not know it after `TIMEOUT` seconds.
     """
     deadline = time.monotonic() + TIMEOUT
     while True:
-        ends = [run["end_time"] for run in _fetch_all(f"{api}/task_runs/filter") if run["name"].startswith("shard ")]
-        if ends and all(ends):
-            return max(datetime.fromisoformat(end).timestamp() for end in ends)
+        shards = [run for run in _fetch_all(f"{api}/task_runs/filter") if run["name"].startswith("shard ")]
+        times = [(run["start_time"], run["end_time"]) for run in shards]
+        if times and all(end for _, end in times):
+            return [(_timestamp(start), _timestamp(end)) for start, end in times]
         if time.monotonic() > deadline:
             raise RuntimeError(f"Prefect's server did not report the end of the shards within {TIMEOUT:.0f} s")
         time.sleep(0.5)
+
+
+def _timestamp(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 def _fetch_all(url: str) -> list[dict[str, Any]]:

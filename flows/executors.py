@@ -1,5 +1,6 @@
 """Where the shards of a run are dreamt: as tasks of a pool of worker processes, on this machine or on a cluster."""
 
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -22,6 +23,14 @@ TICK_SECONDS = 2.0
 """Without a finished shard for this long, no rows are yielded, so that the progress within shards is shown."""
 SUBMITTED_PER_WORKER = 4
 """Submitted and unfinished shards for each worker, if there are many workers, so that none becomes idle."""
+RAY_VARIABLES = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # otherwise Ray's core prints errors of a lost cluster
+    # The shard of a frozen machine runs again when its connection is given up: after this time without data and this
+    # time without an answer. Ray waits for 7 minutes by default. Its servers refuse a question every minute or faster.
+    "RAY_grpc_client_keepalive_time_ms": "61000",
+    "RAY_grpc_client_keepalive_timeout_ms": "20000",
+}
+"""Variables that Ray reads when it is imported."""
 
 
 class WorkerPool(Protocol):
@@ -64,6 +73,8 @@ def check_executor(options: ExecutorOptions) -> None:
     if options.name == "ray":
         if not (find_spec("ray") and find_spec("prefect_ray")):
             raise InvalidInput("Ray is not installed: run `pip install 'dreamgrid[ray]'`, or leave out the executor")
+        for name, value in RAY_VARIABLES.items():
+            os.environ.setdefault(name, value)
         from flows.ray_cluster import check_address
 
         check_address(options.address)

@@ -83,7 +83,6 @@ def open_cluster(options: ExecutorOptions) -> Iterator["RayCluster"]:
 
 def _connect(address: str) -> None:
     """Connect this process to a cluster. Ray replaces the handler of SIGTERM, so all handlers are set again."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise Ray's core prints errors of a lost cluster
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
     try:

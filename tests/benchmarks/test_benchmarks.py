@@ -34,6 +34,7 @@ from benchmarks.contenders import (
     without_bfloat16,
 )
 from benchmarks.gpu import measure_gpu
+from benchmarks.nodes import busy_share
 from benchmarks.processes import ProcessGroup
 from benchmarks.residence import STATUS
 from benchmarks.steps import AGAIN, is_trusted, peak_rows
@@ -202,6 +203,12 @@ def test_the_soak_uses_many_sizes_and_the_largest_come_early(monkeypatch: pytest
     (row,) = memory.measure_memory(quick=False, soak=True)
     assert row.case == "4 dreams, random sizes"
     assert min(row.figures[name] for name in ("mib_early", "mib_middle", "mib_late")) > 100
+
+
+def test_workers_are_idle_only_while_shards_wait() -> None:
+    assert busy_share([(0, 4), (4, 9)], workers=1) == 1
+    assert busy_share([(0, 4), (1, 2), (4, 9)], workers=2) == (4 + 1) / (2 * 4)
+    assert busy_share([(0, 4)], workers=1) == 1
 
 
 def test_the_gpu_section_reports_a_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

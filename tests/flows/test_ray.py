@@ -29,6 +29,9 @@ GRID = {"layers": ["blocks.0", "blocks.1"], "octaves": [2], "steps": [60]}
 REMOTE_SECONDS = 30
 """A stopped run leaves no process on the cluster after this time."""
 
+FROZEN_SECONDS = 150
+"""A run of some seconds ends after this time if one of its machines is frozen."""
+
 LOST = "dreamgrid: the head of the Ray cluster does not answer: start the cluster again"
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -150,7 +153,7 @@ def test_the_shard_of_a_frozen_machine_runs_again(
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     try:
-        output, errors = command.communicate(timeout=600)
+        output, errors = command.communicate(timeout=FROZEN_SECONDS)
     finally:
         for pid in frozen:
             with suppress(ProcessLookupError):

@@ -1,0 +1,53 @@
+"""Section `nodes`: the same collection on one Ray node and on two, with one CPU each."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+from benchmarks.collection import SIZE, photograph, run_flow
+from benchmarks.timing import Row
+from dreamcore.errors import InvalidInput
+from flows.local.ray_nodes import ray_nodes
+
+__all__ = ["busy_share", "measure_nodes"]
+
+COUNTS = (1, 2)
+
+
+def measure_nodes(*, quick: bool) -> list[Row]:
+    """Measure the section `nodes`. The nodes share the cores of this machine with S3, Prefect and the coordinator."""
+    count = 4 if quick else 120
+    photographs = [photograph(SIZE, seed) for seed in range(count)]
+    rows: list[Row] = []
+    for nodes in COUNTS:
+        with (
+            TemporaryDirectory() as folder,
+            mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""),
+            ray_nodes(nodes) as cluster,
+        ):
+            try:
+                times = run_flow(Path(folder), photographs, "--ray", cluster.address)
+            except InvalidInput as error:  # no S3 server for this platform
+                return [Row("", "", note=f"not measured: {error}")]
+        seconds = times.ended - times.started
+        figures = {"busy": busy_share(times.shards, nodes)}
+        if rows:
+            figures["two_nodes"] = (rows[0].wall_ms or 0) / 1000 / seconds
+        contender = f"{nodes} node{'s' * (nodes > 1)}, the whole command"
+        rows.append(Row(f"{count} photographs {SIZE[1]}x{SIZE[0]}", contender, seconds * 1000, figures=figures))
+    return rows
+
+
+def busy_share(shards: Sequence[tuple[float, float]], workers: int) -> float:
+    """Return the share of the workers' time that is spent on shards, while shards wait.
+
+    Args:
+        shards: the start and the end of each shard. A shard waits until it starts.
+        workers: how many shards can run at the same time.
+    """
+    first, last = min(start for start, _ in shards), max(start for start, _ in shards)
+    if first == last:
+        return 1.0
+    return sum(min(end, last) - start for start, end in shards) / (workers * (last - first))
