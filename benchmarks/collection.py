@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,7 @@ from flows.storage import Storage
 
 SIZE = (316, 474)
 """0.15 megapixels."""
-__all__ = ["SIZE", "photograph", "run_flow"]
+__all__ = ["SIZE", "Times", "photograph", "run_flow", "servers"]
 
 SOURCE, DESTINATION = "s3://photos/", "s3://dreams/"
 TIMEOUT = 30.0
@@ -87,7 +88,8 @@ def measure_collection(*, quick: bool) -> list[Row]:
     ):
         seconds = seconds_alone(group, range(sample), processes)
         try:
-            times = run_flow(Path(folder), photographs)
+            with servers(Path(folder), photographs) as environment:
+                times = run_flow(environment, count)
         except InvalidInput as error:  # no S3 server for this platform
             return [Row("", "", note=f"not measured: {error}")]
         seconds += seconds_alone(group, range(sample, 2 * sample), processes)
@@ -122,8 +124,9 @@ class Times:
         return max(end for _, end in self.shards)
 
 
-def run_flow(folder: Path, photographs: Sequence[bytes], *options: str) -> Times:
-    """Run `dreamgrid run` with default settings and return its times. The servers run already when it starts.
+@contextmanager
+def servers(folder: Path, photographs: Sequence[bytes]) -> Iterator[Mapping[str, str]]:
+    """Start S3 and Prefect, upload the photographs and yield the environment of the servers.
 
     Raises:
         InvalidInput: there is no S3 server for this platform.
@@ -136,19 +139,24 @@ def run_flow(folder: Path, photographs: Sequence[bytes], *options: str) -> Times
             storage.create_bucket(uri)
         for number, data in enumerate(photographs):
             storage.write(f"{SOURCE}{number:04}.jpg", data, "image/jpeg")
-        command = [str(Path(sys.executable).with_name("dreamgrid")), "run", "--json", *options]
-        started = time.time()
-        done = subprocess.run(  # noqa: S603 - the command is constant
-            [*command, "--source", SOURCE, "--destination", DESTINATION],
-            cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        ended = time.time()
-        if done.returncode or json.loads(done.stdout)["done"] != len(photographs):
-            raise RuntimeError(f"the run did not dream all photographs: {done.stderr or done.stdout}")
-        created = manifest.read(storage, DESTINATION, ["created_at"])["created_at"].to_pylist()
-        return Times(started, min(created).timestamp(), shard_times(environment["PREFECT_API_URL"]), ended)
+        yield environment
     finally:
         embedded.down(folder / ".dreamgrid")
+
+
+def run_flow(environment: Mapping[str, str], count: int, *options: str) -> Times:
+    """Run `dreamgrid run` with default settings for all photographs of the servers, and return its times."""
+    command = [str(Path(sys.executable).with_name("dreamgrid")), "run", "--json", *options]
+    started = time.time()
+    done = subprocess.run(  # noqa: S603 - the command is constant
+        [*command, "--source", SOURCE, "--destination", DESTINATION],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    ended = time.time()
+    if done.returncode or json.loads(done.stdout)["done"] != count:
+        raise RuntimeError(f"the run did not dream all photographs: {done.stderr or done.stdout}")
+    created = manifest.read(Storage(environment=environment), DESTINATION, ["created_at"])["created_at"].to_pylist()
+    return Times(started, min(created).timestamp(), shard_times(environment["PREFECT_API_URL"]), ended)
 
 
 def shard_times(api: str) -> list[tuple[float, float]]:

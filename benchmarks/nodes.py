@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
-from benchmarks.collection import SIZE, photograph, run_flow
+from benchmarks.collection import SIZE, Times, photograph, run_flow, servers
 from benchmarks.timing import Row
 from dreamcore.errors import InvalidInput
 from flows.local.ray_nodes import ray_nodes
@@ -22,13 +22,9 @@ def measure_nodes(*, quick: bool) -> list[Row]:
     photographs = [photograph(SIZE, seed) for seed in range(count)]
     rows: list[Row] = []
     for nodes in COUNTS:
-        with (
-            TemporaryDirectory() as folder,
-            mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""),
-            ray_nodes(nodes) as cluster,
-        ):
+        with TemporaryDirectory() as folder:
             try:
-                times = run_flow(Path(folder), photographs, "--ray", cluster.address)
+                times = run_on(nodes, Path(folder), photographs)
             except InvalidInput as error:  # no S3 server for this platform
                 return [Row("", "", note=f"not measured: {error}")]
         seconds = times.ended - times.started
@@ -38,6 +34,20 @@ def measure_nodes(*, quick: bool) -> list[Row]:
         contender = f"{nodes} node{'s' * (nodes > 1)}, the whole command"
         rows.append(Row(f"{count} photographs {SIZE[1]}x{SIZE[0]}", contender, seconds * 1000, figures=figures))
     return rows
+
+
+def run_on(nodes: int, folder: Path, photographs: Sequence[bytes]) -> Times:
+    """Dream the photographs on new servers and new nodes, and return the times of the run.
+
+    Raises:
+        InvalidInput: there is no S3 server for this platform.
+    """
+    with (
+        servers(folder, photographs) as environment,
+        mock.patch.dict(os.environ, {**environment, "CUDA_VISIBLE_DEVICES": ""}),  # the nodes inherit it
+        ray_nodes(nodes) as cluster,
+    ):
+        return run_flow(environment, len(photographs), "--ray", cluster.address)
 
 
 def busy_share(shards: Sequence[tuple[float, float]], workers: int) -> float:

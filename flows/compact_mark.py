@@ -38,7 +38,7 @@ def claim(destination: str, storage: Storage) -> tuple[bytes, bool]:
         if resumes:
             return working, True
         try:
-            _check_no_retry(destination, storage)
+            run_record.read_mark_of_no_retry(destination, storage, "compact")
             check_no_prune(destination, storage)
         except InvalidInput:
             storage.delete_if_unchanged(uri, checking)
@@ -60,13 +60,3 @@ def _swap(uri: str, old: bytes | None, new: bytes, storage: Storage) -> bool:
     if found is None or storage.read(uri) != old:
         return False
     return storage.write_if_unchanged(uri, new, run_record.JSON, found.etag)
-
-
-def _check_no_retry(destination: str, storage: Storage) -> None:
-    """Raise `InvalidInput` if a run that tries failed dreams again is unfinished."""
-    mark = run_record.read_mark(destination, storage)
-    if mark is not None and run_record.is_retry(mark):
-        raise InvalidInput(
-            f"{destination} is held by the unfinished run {mark['run_id']}, which tries failed dreams again: finish "
-            f"that run with `dreamgrid run --resume {destination}`, then compact"
-        )

@@ -43,6 +43,8 @@ __all__ = [
 
 _READERS = 8
 _COLUMNS = ("shard", *manifest.IDENTITY, "status")
+_ROWS_PER_GROUP = 2**17
+"""Rows of an index that are decoded together."""
 _INDEX = pa.schema(
     [
         ("shard", pa.int64()),
@@ -123,7 +125,9 @@ def finished_dreams(destination: str, storage: Storage) -> FinishedDreams:
     pruned = pruned_dreams(destination, storage)  # after the rows: a prune removes rows after it has written its record
     keys.append(pruned.keys)
     sources.append(pruned.sources)
-    return FinishedDreams(_sorted(keys), _sorted(failed), _without_repetitions(_sorted(sources)))
+    finished = FinishedDreams(_sorted(keys), _sorted(failed), _without_repetitions(_sorted(sources)))
+    pa.default_memory_pool().release_unused()
+    return finished
 
 
 def _keys_of(index: pa.Table) -> tuple[Keys, Keys, Keys]:
@@ -184,7 +188,7 @@ def has_valid_index(destination: str, run_id: str, storage: Storage) -> bool:
 def write_index(index: pa.Table, destination: str, run_id: str, storage: Storage, *, replace: bool = False) -> None:
     """Write the index of a finished run into the folder of its record, unless it has one; `replace` overwrites it."""
     sink = io.BytesIO()
-    pq.write_table(index, sink, compression="zstd")
+    pq.write_table(index, sink, compression="zstd", row_group_size=_ROWS_PER_GROUP)
     write = storage.write if replace else storage.write_if_absent
     write(layout.index_uri(destination, run_id), sink.getvalue(), manifest.CONTENT_TYPE)
 
@@ -237,7 +241,8 @@ def _parse_index(data: bytes | None, parts: Sequence[Part]) -> pa.Table | None:
     """Return the index in `data`; None if it is missing, damaged, or was built from other parts."""
     try:
         with pq.ParquetFile(pa.BufferReader(data or b"")) as file:
-            index = file.read(use_threads=False)  # with threads, all columns would be in memory twice
+            # With threads, all columns would be in memory twice.
+            index = pa.Table.from_batches(file.iter_batches(_ROWS_PER_GROUP, use_threads=False), file.schema_arrow)
     except (pa.ArrowException, OSError):
         return None
     is_valid = index.schema.equals(_INDEX) and (index.schema.metadata or {}).get(b"parts") == _fingerprint(parts)

@@ -63,7 +63,7 @@ IsDone = Callable[[Keys], NDArray[np.bool_] | bool]
 """Returns which of these dreams are done. A single value stands for all of them."""
 _Bits = NDArray[np.uint8]
 """Which dreams of a batch are missing, one bit for each."""
-_ROWS_PER_BATCH = 10_000
+_ROWS_PER_BATCH = 5_000
 """Rows of a table that exist as Python objects at one time."""
 _BATCHES_PER_BLOCK = 2
 """Batches of photographs that are sorted together, at least."""

@@ -119,12 +119,7 @@ def _unfinished_run(destination: str, storage: Storage) -> str | None:
             f"parts of the manifest of {destination} are being merged: wait for the compaction, or finish it with "
             f"`dreamgrid manifest compact {destination}`, then prune"
         )
-    mark = run_record.read_mark(destination, storage)
-    if mark and run_record.is_retry(mark):
-        raise InvalidInput(
-            f"{destination} is held by the unfinished run {mark['run_id']}, which tries failed dreams again: finish "
-            f"that run with `dreamgrid run --resume {destination}`, then prune"
-        )
+    mark = run_record.read_mark_of_no_retry(destination, storage, "prune")
     return mark["run_id"] if mark else None
 
 

@@ -31,10 +31,11 @@ __all__ = [
     "active_run_id",
     "check_no_compaction",
     "find_run",
-    "is_retry",
     "load_active_run",
     "load_run",
     "planned_results",
+    "read_mark",
+    "read_mark_of_no_retry",
     "replaced_part",
     "resumable_run",
     "shards_with_runs",
@@ -80,7 +81,7 @@ def _claim_id(job: DreamJob) -> str:
     return f"{job.job_id}{'-retry' if job.retry_failed else ''}"
 
 
-def is_retry(mark: Mapping[str, str]) -> bool:
+def _is_retry(mark: Mapping[str, str]) -> bool:
     """Return whether the unfinished run with this mark tries failed dreams again."""
     return mark["job_id"].endswith("-retry")
 
@@ -89,6 +90,21 @@ def read_mark(destination: str, storage: Storage) -> dict[str, str] | None:
     """Return `run_id` and `job_id` of the unfinished run; None if the destination is free."""
     mark = storage.read(layout.active_uri(destination))
     return dict(json.loads(mark)) if mark is not None else None
+
+
+def read_mark_of_no_retry(destination: str, storage: Storage, verb: str) -> dict[str, str] | None:
+    """Return the mark of the unfinished run, as `read_mark`, for a command that cannot work beside a retry.
+
+    Raises:
+        InvalidInput: the run tries failed dreams again. The message says to finish it, then to `verb`.
+    """
+    mark = read_mark(destination, storage)
+    if mark and _is_retry(mark):
+        raise InvalidInput(
+            f"{destination} is held by the unfinished run {mark['run_id']}, which tries failed dreams again: finish "
+            f"that run with `dreamgrid run --resume {destination}`, then {verb}"
+        )
+    return mark
 
 
 def active_run_id(job: DreamJob, storage: Storage) -> str | None:
@@ -101,7 +117,7 @@ def active_run_id(job: DreamJob, storage: Storage) -> str | None:
     if mark is None:
         return None
     if mark["job_id"] != _claim_id(job):
-        other = "which tries failed dreams again" if is_retry(mark) else "of another job"
+        other = "which tries failed dreams again" if _is_retry(mark) else "of another job"
         if mark["job_id"] == job.job_id:
             other = "of this job, which is not a retry"
         raise InvalidInput(

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from dreamcore.errors import ImageError
@@ -33,7 +32,7 @@ from flows.pruned import PrunedDreams, pruned_dreams, read_records
 from flows.run_record import Run
 from flows.s3_errors import CorruptObject, UnreadableObject
 from flows.storage import Storage
-from flows.work import dream_key, uri_key
+from flows.work import Keys, dream_key, uri_key
 
 __all__ = ["MAX_PROBLEMS", "Kind", "Problem", "VerifyReport", "verify"]
 
@@ -57,7 +56,6 @@ _COLUMNS = [*IDENTITY, "status", "settings", "result_uri", "result_bytes", "resu
 _COMPARED = ["source_etag", "settings_id", "settings", "width", "height"]
 """Fields that must agree between an image and its row. The address of the source is not among them: if two sources
 have the same content, they share one dream, whose metadata names one of them."""
-_Keys = NDArray[np.uint64]
 
 
 class Problem(Frozen):
@@ -128,7 +126,7 @@ class _Verifier:
         self.decoders = Decoders(core_count())
 
     def problems(
-        self, listed: _Keys, unfinished: Run | None, on_progress: Callable[[int, int], None]
+        self, listed: Keys, unfinished: Run | None, on_progress: Callable[[int, int], None]
     ) -> Iterator[Problem]:
         """Yield all problems, in several passes. The later passes read S3 again only if they have a problem to name."""
         threads = 2 * core_count()
@@ -232,7 +230,7 @@ class _Verifier:
                     yield Problem(kind="duplicate", uri=identity[0], what=what)
                 first.setdefault(identity, uri)
 
-    def lost(self, dreams: _Keys) -> Iterator[Problem]:
+    def lost(self, dreams: Keys) -> Iterator[Problem]:
         """Yield every dream that a finished run planned and that has no row.
 
         Args:
@@ -249,7 +247,7 @@ class _Verifier:
                 what = f"the record of this run cannot be read: {error}"
                 yield Problem(kind="damaged", uri=layout.run_folder(self.destination, run_id), what=what)
 
-    def orphans(self, keys: set[int], planned: _Keys) -> Iterator[Problem]:
+    def orphans(self, keys: set[int], planned: Keys) -> Iterator[Problem]:
         """Yield the objects with these keys that are in no place that the unfinished run planned.
 
         Another version of Dreamgrid may have begun the run and have given its dreams other labels.
@@ -265,7 +263,7 @@ def _objects(storage: Storage, destination: str) -> Iterator[str]:
     return (info.uri for info in listed if not info.uri.endswith("/"))
 
 
-def _sorted(keys: Iterable[int]) -> _Keys:
+def _sorted(keys: Iterable[int]) -> Keys:
     return np.unique(np.fromiter(keys, np.uint64))
 
 

@@ -141,7 +141,7 @@ def test_scanning_planning_and_submitting_need_bounded_memory(photographs: int, 
 
 
 @pytest.mark.parametrize(
-    ("photographs", "max_memory"), [(100_000, 300), pytest.param(10**6, 350, marks=pytest.mark.soak)]
+    ("photographs", "max_memory"), [(100_000, 240), pytest.param(10**6, 300, marks=pytest.mark.soak)]
 )
 def test_a_night_with_nothing_new_needs_bounded_memory_and_requests(photographs: int, max_memory: int) -> None:
     found = measure("nightly", photographs)
