@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from dreamcore.fields import Output
 from dreamcore.presets import PRESET, PresetName
-from dreamcore.settings import DreamSettings, Output
+from dreamcore.settings import DreamSettings
 from flows.job import DreamJob, ExecutorOptions
 
 PAGE = Path(__file__).with_name("settings.md")

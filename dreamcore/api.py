@@ -17,6 +17,7 @@ from dreamcore.ascent import OnStep
 from dreamcore.batch import DreamRequest, Limits, dream_photographs
 from dreamcore.catalog import resolve_layers
 from dreamcore.errors import ImageError, InvalidInput
+from dreamcore.fields import Reference
 from dreamcore.images import Photograph
 from dreamcore.inputs import ImageLike, read_image, read_images, read_mask
 from dreamcore.memory import bytes_per_pixel, choose_batch_size
@@ -25,7 +26,7 @@ from dreamcore.network import Network
 from dreamcore.octaves import octave_sizes
 from dreamcore.overrides import choose_settings
 from dreamcore.results import Dream
-from dreamcore.settings import DreamSettings, Reference
+from dreamcore.settings import DreamSettings
 from dreamcore.sizes import REFERENCE_PIXELS, default_batch_size, parse_size
 from dreamcore.spec import CUSTOM
 from dreamcore.zoo import PACKAGED

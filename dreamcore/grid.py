@@ -11,12 +11,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandle
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from dreamcore.presets import PRESET, PresetName
-from dreamcore.settings import (
+from dreamcore.fields import (
     L2,
     Carry,
     Clip,
-    DreamSettings,
     Flip,
     Gradient,
     Guide,
@@ -38,8 +36,9 @@ from dreamcore.settings import (
     Tile,
     TotalVariation,
     Weights,
-    expand_preset,
 )
+from dreamcore.presets import PRESET, PresetName
+from dreamcore.settings import DreamSettings, expand_preset
 from dreamcore.targets import Frozen, Layers
 
 __all__ = ["MAX_GRID_POINTS", "Axis", "Grid", "Point"]

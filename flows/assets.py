@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from dreamcore.catalog import resolve_layers
 from dreamcore.errors import ImageError, InvalidInput
+from dreamcore.fields import Reference
 from dreamcore.images import Photograph
-from dreamcore.settings import DreamSettings, Reference
+from dreamcore.settings import DreamSettings
 from dreamcore.sizes import REFERENCE_PIXELS
 from flows.decoder import decode
 from flows.layout import parse_uri

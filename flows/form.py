@@ -14,9 +14,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from dreamcore.errors import InvalidInput
+from dreamcore.fields import Model, Octaves, Steps
 from dreamcore.grid import Grid
 from dreamcore.presets import PresetName
-from dreamcore.settings import Model, Octaves, Steps
 from flows.dream_collection import dream_collection
 from flows.job import DreamJob, explain_validation
 from flows.prefect_names import run_name

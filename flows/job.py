@@ -20,8 +20,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from dreamcore.errors import ErrorKind, InvalidInput
+from dreamcore.fields import MaxPixels, Output
 from dreamcore.grid import Grid
-from dreamcore.settings import DreamSettings, MaxPixels, Output, digest
+from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
 from flows.globs import compile_globs
 from flows.layout import FOLDERS, check_uri, folder_uri

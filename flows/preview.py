@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from dreamcore.catalog import network_spec
 from dreamcore.errors import InvalidInput
+from dreamcore.fields import Output, format_of
 from dreamcore.images import Photograph, encode
-from dreamcore.settings import DreamSettings, Output, format_of
+from dreamcore.settings import DreamSettings
 from dreamcore.targets import layers_label
 from flows.contact import Cell, Title, cell_width, render_pages, scores, thumbnail
 from flows.job import explain_validation

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
+from dreamcore.fields import Output, format_of
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, encode, read_metadata
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Output, format_of, settings_id
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, settings_id
 from dreamcore.targets import Frozen
 from flows.assets import resolve
 from flows.job import explain_validation

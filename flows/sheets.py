@@ -11,7 +11,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dreamcore.errors import ImageError
-from dreamcore.settings import DreamSettings, Reference, digest, nearest_preset
+from dreamcore.fields import Reference
+from dreamcore.settings import DreamSettings, digest, nearest_preset
 from dreamcore.targets import layers_label
 from flows import history, layout, manifest
 from flows.contact import Cell, Title, arrange, cell_width, render_pages, scores, thumbnail, wrap_text

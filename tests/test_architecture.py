@@ -172,7 +172,7 @@ def test_only_the_decoder_decodes_untrusted_images(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["flows.plan", "flows.cost", "flows.work", "flows.job", "flows.layout"])
 def test_plans_and_jobs_know_of_the_core_only_settings(module: str) -> None:
-    settings = {"dreamcore.settings", "dreamcore.targets", "dreamcore.grid", "dreamcore.errors"}
+    settings = {"dreamcore.settings", "dreamcore.fields", "dreamcore.targets", "dreamcore.grid", "dreamcore.errors"}
     assert ours(FLOWS[module]) & CORE.keys() <= settings
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamcore.errors import InvalidInput
+from dreamcore.fields import Output, format_of
 from dreamcore.grid import Grid
-from dreamcore.settings import DreamSettings, Output, format_of
+from dreamcore.settings import DreamSettings
 from flows.cli.options import destination_folder, field_options, json_option, memory_option, metavar_of, take_one
 from flows.job import DreamJob, explain_validation
 from flows.terminal import print_line, print_message, progress, show_json

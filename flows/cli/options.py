@@ -13,9 +13,10 @@ import click
 from pydantic.fields import FieldInfo
 
 from dreamcore.errors import InvalidInput
+from dreamcore.fields import Output, Reference
 from dreamcore.grid import Grid
 from dreamcore.presets import PRESETS
-from dreamcore.settings import DreamSettings, Output, Reference
+from dreamcore.settings import DreamSettings
 from dreamcore.sizes import parse_size
 from dreamcore.targets import Frozen, layers_label
 from flows.job import DreamJob, read_job

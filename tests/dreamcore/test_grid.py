@@ -6,9 +6,10 @@ import pytest
 
 from dreamcore.catalog import resolve_layers
 from dreamcore.errors import InvalidInput
+from dreamcore.fields import Reference
 from dreamcore.grid import Grid
 from dreamcore.presets import PRESETS
-from dreamcore.settings import BUNDLED, DEFAULT_DEPTH, DreamSettings, Reference
+from dreamcore.settings import BUNDLED, DEFAULT_DEPTH, DreamSettings
 from dreamcore.targets import layers_label
 from flows.job import DreamJob, read_job
 from flows.scan import plan_settings

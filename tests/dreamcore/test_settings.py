@@ -14,8 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dreamcore.fields import Output, Reference
 from dreamcore.grid import MAX_GRID_POINTS, Grid
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, Output, Reference, result_id, settings_id
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, result_id, settings_id
 from dreamcore.targets import Target, layers_label
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,5}(\.[A-Za-z0-9_]{1,4}){0,3}", fullmatch=True)

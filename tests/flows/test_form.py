@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from dreamcore.errors import InvalidInput
+from dreamcore.fields import Output
 from dreamcore.grid import Grid
-from dreamcore.settings import DreamSettings, Output
+from dreamcore.settings import DreamSettings
 from dreamcore.targets import layers_label
 from flows.form import AXES, dream_from_form, job_from_form
 from flows.job import DreamJob

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from dreamcore.errors import InvalidInput
-from dreamcore.settings import Output
+from dreamcore.fields import Output
 from flows.job import DreamJob, ExecutorOptions, explain_validation, read_job
 from flows.layout import folder_uri, parse_uri
 from tests.support.command import REPOSITORY

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import click
 import pytest
 
+from dreamcore.fields import Output
 from dreamcore.grid import Grid
-from dreamcore.settings import DreamSettings, Output
+from dreamcore.settings import DreamSettings
 from flows.cli.main import cli
 from flows.cli.options import metavar_of
 from flows.job import DreamJob

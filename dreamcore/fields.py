@@ -1,0 +1,175 @@
+"""The types of the fields of `DreamSettings`: their ranges and descriptions.
+
+This module imports no torch, so that planning a run stays fast.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from dreamcore.targets import Frozen
+
+__all__ = [
+    "L2",
+    "Carry",
+    "Clip",
+    "FileReference",
+    "Flip",
+    "Gradient",
+    "Guide",
+    "Jitter",
+    "Mask",
+    "MaxPixels",
+    "Measure",
+    "Model",
+    "Normalise",
+    "OctaveScale",
+    "Octaves",
+    "OctavesAbove",
+    "Output",
+    "Reference",
+    "Resample",
+    "Rounding",
+    "Seed",
+    "Space",
+    "StepSize",
+    "Steps",
+    "StopAt",
+    "Tile",
+    "TotalVariation",
+    "Weights",
+    "format_of",
+]
+
+
+def format_of(suffix: str) -> str:
+    """Return the file format for a suffix, such as `jpg` for `.JPEG`. The format may be unsupported.
+
+    Example:
+        >>> format_of(".JPEG")
+        'jpg'
+    """
+    return suffix.lstrip(".").lower().replace("jpeg", "jpg")
+
+
+class Output(Frozen):
+    """The file format of a dream."""
+
+    format: Literal["png", "webp", "jpg"] = "png"
+    """File format."""
+    quality: int = Field(default=95, ge=1, le=100)
+    """Quality of jpg and webp, 1 to 100; 100 is lossless webp. png is always lossless."""
+
+    @field_validator("quality")
+    @classmethod
+    def _png_has_no_quality(cls, quality: int, info: ValidationInfo) -> int:
+        """Reset the quality of png, which does not change the file and so must not change `settings_id`."""
+        return cls().quality if info.data.get("format") == "png" else quality
+
+
+class Reference(Frozen):
+    """A file that the settings refer to: its location and the SHA-256 of its content."""
+
+    uri: str = Field(min_length=1)
+    """S3 URI, or a path on this machine."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the file in hex. It identifies the file, wherever the file is stored."""
+
+    def __str__(self) -> str:
+        return self.uri + (f"#sha256={self.sha256}" if self.sha256 else "")
+
+
+def _read_reference(value: object) -> object:
+    """Return the fields of a reference that is written as `URI` or `URI#sha256=HEX`."""
+    if not isinstance(value, str):
+        return value
+    uri, sha256 = re.fullmatch(r"(?s)(.*?)(?:#sha256=([0-9a-fA-F]*))?", value).groups()  # type: ignore[union-attr]
+    return {"uri": uri, "sha256": sha256.lower() if sha256 is not None else None}
+
+
+FileReference = Annotated[Reference, BeforeValidator(_read_reference, json_schema_input_type=str)]
+"""Field type of a file. It accepts a `Reference` or the text `URI` or `URI#sha256=HEX`."""
+
+# `DreamSettings` and `Grid` share these types, with their descriptions.
+
+Model = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="Network: efficientnet_lite0 (bundled), efficientnet_lite1 or efficientnet_lite2 (extras), "
+        "a torchvision name, or timm/NAME.",
+    ),
+]
+Weights = Annotated[
+    FileReference | None,
+    Field(description="Custom weights of the network, as URI#sha256=DIGEST; a safetensors or PyTorch file."),
+]
+Guide = Annotated[
+    FileReference | None,
+    Field(description="Guide image; the dream takes up features of the guide instead of enhancing its own."),
+]
+Mask = Annotated[
+    FileReference | None,
+    Field(
+        description="Mask image, stretched to each image; white areas change, black areas stay, gray areas change less."
+    ),
+]
+Octaves = Annotated[
+    int, Field(ge=1, le=32, description="Number of scales, from coarse to fine; more octaves give larger shapes.")
+]
+OctaveScale = Annotated[float, Field(gt=1, le=4, description="Size ratio of neighbouring octaves.")]
+OctavesAbove = Annotated[int, Field(ge=0, le=31, description="How many of the octaves are larger than the image.")]
+Rounding = Annotated[
+    Literal["nearest", "down"], Field(description="How the sides of an octave are rounded to whole pixels.")
+]
+Resample = Annotated[
+    Literal["bicubic", "bilinear", "zoom"],
+    Field(description="Resizing filter: bicubic (antialiased), bilinear, or zoom (linear, fixed corners)."),
+]
+Steps = Annotated[int, Field(ge=0, le=10_000, description="Gradient ascent steps in each octave.")]
+StepSize = Annotated[
+    float,
+    Field(gt=0, le=1, description="Mean change of a pixel per step; 1 is the distance from black to white."),
+]
+Space = Annotated[
+    Literal["picture", "network"],
+    Field(description="What a step changes: the pixels (picture), or the normalized input of the network (network)."),
+]
+StopAt = Annotated[
+    float | None,
+    BeforeValidator(lambda value: None if value == "none" else value),
+    Field(description="Score at which an octave ends early; none runs all steps."),
+]
+Clip = Annotated[bool, Field(description="Clip the pixels to the range from black to white after every step.")]
+Jitter = Annotated[int, Field(ge=0, le=4096, description="Maximum random shift before each step, in pixels.")]
+Tile = Annotated[
+    int,
+    Field(ge=0, description="Side in pixels of tiles that are scored separately; 0 scores the whole image."),
+]
+Measure = Annotated[
+    Literal["log_mean_square", "mean_square", "half_sum_square", "l2_norm", "mean", "inner_mean_square"],
+    Field(description="Statistic of the activations to maximize; log_mean_square balances the layers of a mix."),
+]
+Gradient = Annotated[
+    Literal["laplacian", "gaussian", "plain"],
+    Field(description="Gradient filter: laplacian (large, soft shapes), gaussian (smooth), or plain (as in 2015)."),
+]
+Normalise = Annotated[
+    Literal["mean_abs", "std", "zero_mean_std", "rms", "adam", "tf2", "keras"],
+    Field(description="Normalization of the gradient before each step: mean absolute value, deviation, RMS or Adam."),
+]
+Carry = Annotated[
+    Literal["detail", "result", "result_8bit"],
+    Field(description="What an octave passes on: its changes (detail), its image (result), or that image in 8 bits."),
+]
+Flip = Annotated[bool, Field(description="Mirror the image in about half of the steps, at random.")]
+TotalVariation = Annotated[
+    float, Field(ge=0, description="Weight of the total variation penalty; larger values give a smoother image.")
+]
+L2 = Annotated[
+    float,
+    Field(ge=0, description="Weight of the penalty on the mean squared change; larger values change the image less."),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="Random seed of jitter and flip.")]
+MaxPixels = Annotated[int, Field(ge=1, description="Images with more pixels are downscaled to this number of pixels.")]
