@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dreamcore.fields import Output
+from dreamcore.looks import LOOK, LookName
 from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings
 from flows.job import DreamJob, ExecutorOptions
@@ -66,13 +67,16 @@ def tables() -> dict[str, list[str]]:
     """Return the rows of each table, by its name on the page."""
     settings = [name for name in DreamSettings.model_fields if name not in DreamJob.model_fields]
     job = [name for name in DreamJob.model_fields if name not in ("grid", "output", "executor")]
-    preset = f"| `preset` |  | {values_of({'enum': get_args(PresetName)})} | {PRESET} |"
+    names = [
+        f"| `{name}` |  | {values_of({'enum': get_args(values)})} | {description} |"
+        for name, values, description in (("preset", PresetName, PRESET), ("look", LookName, LOOK))
+    ]
     nested = [
         row.replace("`", f"`{name}.", 1)
         for name, model in (("output", Output), ("executor", ExecutorOptions))
         for row in rows(model, *model.model_fields)
     ]
-    return {"settings": [preset, *rows(DreamSettings, *settings)], "job": [*rows(DreamJob, *job), *nested]}
+    return {"settings": [*names, *rows(DreamSettings, *settings)], "job": [*rows(DreamJob, *job), *nested]}
 
 
 def page(text: str) -> str:

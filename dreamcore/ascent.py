@@ -16,7 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dreamcore.gradients import filter_gradient, normalizer, penalty_gradient
+from dreamcore.calm import calm_weights
+from dreamcore.color_correlation import natural_steps
+from dreamcore.finish import finish, is_finished
+from dreamcore.gradients import filter_gradient, normalizer, penalty_gradient, slow_near_limits
 from dreamcore.network import Network
 from dreamcore.objective import Objective, measure
 from dreamcore.octaves import Size, carry, images_at, mask_at, octave_sizes, resize
@@ -84,8 +87,9 @@ def ascend(
     octave_scores = []
     for octave, size in enumerate(sizes):  # step 6: repeat, over octaves from coarse to fine
         previous, base = base, images_at(images, sizes, octave, shared)
-        mask = mask_at([sample.mask for sample in samples], size, base)
+        mask = mask_at(batch.masks, size, base)
         dreams = carry(dreams, previous, base, mask, shared) if octave else base
+        weights = batch.weights(dreams, mask)
         tiles = batch.tiles(size, tile_size)
         joint = len(tiles) > 1 and not shared.tile  # memory tiles share one score, tiles of the setting do not
         sums = measure(network, dreams, objective, tiles) if joint else None
@@ -101,10 +105,10 @@ def ascend(
                 score = objective.score(tile_sum, sums)
                 tile.crop(gradient)[:] = _gradient(score, patch)  # step 4: gradient with respect to the image
                 tile_sums.append(tile_sum.detach())
-            gradient = batch.subtract_penalties(gradient, viewed, base, views)
+            gradient = batch.in_step_space(batch.subtract_penalties(gradient, viewed, base, views))
             del viewed, patch, activations, tile_sum, score  # the next lines need memory for several images
             direction = normalize(views.invert(filter_gradient(gradient, shared, step)))
-            dreams = batch.clip(direction.mul_(batch.step_length(active, mask)).add_(dreams))  # step 5: step up
+            dreams = batch.climb(dreams, direction, active, weights)  # step 5: step up
             total = torch.stack(tile_sums).sum(0)
             sums = total if joint else None
             active = active * (objective.score(total).view_as(active) <= batch.stop_at)
@@ -114,8 +118,8 @@ def ascend(
                 break
         measured = measure(network, dreams, objective, tiles)
         octave_scores.append(objective.score(measured))
-    finished = resize(dreams, full, shared.resample).clamp(0, 1)
-    if not (shared.clip and sizes[-1] == full):
+    finished = batch.finish(resize(dreams, full, shared.resample).clamp(0, 1), images)
+    if not batch.is_finished or not (shared.clip and sizes[-1] == full):
         measured = measure(network, finished, objective, even_tiles(full, tile_size, network.spec.min_size))
     skipped = shared.octaves - len(sizes)
     return AscentResult(finished, objective.each(measured), torch.stack(octave_scores, 1), skipped)
@@ -145,6 +149,14 @@ class _Batch:
         self.total_variation = _column([settings.total_variation for settings in self.settings], like)
         self.l2 = _column([settings.l2 for settings in self.settings], like)
         self.penalized = any(settings.total_variation or settings.l2 for settings in self.settings)
+        self.color = natural_steps(_column([settings.color for settings in self.settings], like))
+        self.masks = [sample.mask for sample in samples]
+        self.is_finished = all(map(is_finished, self.settings))
+        self.colored = any(settings.color for settings in self.settings)
+        self.calm = _column([settings.calm for settings in self.settings], like)
+        self.calms = any(settings.calm for settings in self.settings)
+        self.soft_clip = _column([settings.soft_clip for settings in self.settings], like)
+        self.clips_softly = any(settings.soft_clip for settings in self.settings)
         self.unit = network.std if self.shared.space == "network" else None
         """Length in the image of a step of 1 in network space; None: steps are taken in the image itself."""
 
@@ -155,16 +167,39 @@ class _Batch:
         return even_tiles(size, tile_size, self.min_size)
 
     def subtract_penalties(self, gradient: Tensor, viewed: Tensor, base: Tensor, views: Views) -> Tensor:
-        """Return `gradient` (B, 3, H, W) minus the gradient of the penalties, in the space of the steps."""
+        """Return `gradient` (B, 3, H, W) minus the gradient of the penalties."""
         if self.penalized:
             gradient -= penalty_gradient(viewed, views.apply(base), self.total_variation, self.l2)
+        return gradient
+
+    def in_step_space(self, gradient: Tensor) -> Tensor:
+        """Return `gradient` (B, 3, H, W) with the colors of natural images, in the space of the steps."""
+        if self.colored:
+            gradient = torch.einsum("bij,bjhw->bihw", self.color, gradient)
         return gradient if self.unit is None else gradient * self.unit
 
-    def step_length(self, active: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the step length of each sample and, with a mask, of each pixel; 0 for samples that have stopped."""
+    def weights(self, dreams: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Return how much of each step of an octave each pixel takes, (B, 1, H, W) in [0, 1]; None: all of it."""
+        if not self.calms:
+            return mask
+        weights = calm_weights(dreams, self.calm)
+        return weights if mask is None else weights * mask
+
+    def climb(self, dreams: Tensor, direction: Tensor, active: Tensor, weights: Tensor | None) -> Tensor:
+        """Return `dreams` (B, 3, H, W) after a step in `direction`, which the function overwrites."""
+        if self.clips_softly:
+            direction = slow_near_limits(direction, dreams, self.soft_clip)
+        return self.clip(direction.mul_(self.step_length(active, weights)).add_(dreams))
+
+    def step_length(self, active: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the step length of each sample and, with weights, of each pixel; 0 for samples that have stopped."""
         length = self.step_size * active
         length = length if self.unit is None else length * self.unit
-        return length if mask is None else length * mask
+        return length if weights is None else length * weights
+
+    def finish(self, dreams: Tensor, images: Tensor) -> Tensor:
+        """Return the finished dreams of `images`, both (B, 3, H, W), with contrast, colors and blend."""
+        return dreams if self.is_finished else finish(dreams, images, self.masks, self.settings)
 
     def clip(self, dreams: Tensor) -> Tensor:
         """Clip `dreams` to [0, 1] in place if the setting `clip` is on."""

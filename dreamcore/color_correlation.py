@@ -7,7 +7,7 @@ The constants are those of Olah, Mordvintsev and Schubert, "Feature Visualizatio
 import torch
 from torch import Tensor
 
-__all__ = ["COVARIANCE_ROOT", "color_correlation", "correlate_colors", "decorrelate_colors"]
+__all__ = ["COVARIANCE_ROOT", "color_correlation", "correlate_colors", "decorrelate_colors", "natural_steps"]
 
 COVARIANCE_ROOT = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
 """A square root S of the covariance of red, green and blue in [0, 1]: the covariance is S times its transpose.
@@ -50,6 +50,30 @@ def correlate_colors(images: Tensor) -> Tensor:
 def decorrelate_colors(images: Tensor) -> Tensor:
     """Undo `correlate_colors`: return the three independent colors (..., 3, H, W) of `images` (..., 3, H, W)."""
     return _times(torch.linalg.inv(color_correlation(images)), images)
+
+
+def natural_steps(amount: Tensor) -> Tensor:
+    """Return the matrix by which a gradient is multiplied, so that steps change the colors as natural images do.
+
+    The matrix is (1 - amount) I + amount C. C is M times its transpose, scaled so that its entries add up to 3: gray
+    stays as strong as it is, and color becomes weaker. The gradient of the independent colors of `correlate_colors`,
+    turned back into red, green and blue, is C times the gradient, up to that factor.
+
+    Args:
+        amount: the setting `color` of each sample (B,), from 0 to 1.
+
+    Returns:
+        Matrices (B, 3, 3).
+
+    Example:
+        >>> (natural_steps(torch.ones(1)) @ torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]).T).mT[0]
+        tensor([[0.9750, 1.0125, 1.0125],
+                [0.3567, 0.3244, 0.2939]])
+    """
+    root = color_correlation(amount)
+    product = root @ root.T
+    natural = product * 3 / product.sum()
+    return torch.lerp(torch.eye(3).to(amount), natural, amount.view(-1, 1, 1))
 
 
 def _times(matrix: Tensor, images: Tensor) -> Tensor:

@@ -12,13 +12,18 @@ from dreamcore.targets import Frozen
 
 __all__ = [
     "L2",
+    "Blend",
+    "Calm",
     "Carry",
     "Clip",
+    "Color",
+    "Contrast",
     "FileReference",
     "Flip",
     "Gradient",
     "Guide",
     "Jitter",
+    "KeepColors",
     "Mask",
     "MaxPixels",
     "Measure",
@@ -32,6 +37,7 @@ __all__ = [
     "Resample",
     "Rounding",
     "Seed",
+    "SoftClip",
     "Space",
     "StepSize",
     "Steps",
@@ -142,6 +148,43 @@ StopAt = Annotated[
     Field(description="Score at which an octave ends early; none runs all steps."),
 ]
 Clip = Annotated[bool, Field(description="Clip the pixels to the range from black to white after every step.")]
+SoftClip = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="Steps towards white become smaller within this distance of white, and steps towards black within "
+        "this distance of black; 0 turns it off.",
+    ),
+]
+Calm = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="Areas change less where the local contrast (standard deviation of the brightness) is below this; "
+        "0 turns it off.",
+    ),
+]
+Color = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="How much the steps follow the colors of natural images: 0 gives strong, unnatural colors, 1 "
+        "almost only light and dark.",
+    ),
+]
+Blend = Annotated[
+    float, Field(ge=0, lt=1, description="Share of the photograph that is mixed into the finished dream.")
+]
+KeepColors = Annotated[
+    float,
+    Field(ge=0, le=1, description="How much of the colors of the photograph the finished dream takes; 1 takes all."),
+]
+Contrast = Annotated[
+    float, Field(gt=0, le=4, description="Factor of the contrast of the finished dream; below 1 it is flatter.")
+]
 Jitter = Annotated[int, Field(ge=0, le=4096, description="Maximum random shift before each step, in pixels.")]
 Tile = Annotated[
     int,

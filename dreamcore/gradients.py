@@ -20,6 +20,7 @@ __all__ = [
     "normalizer",
     "penalty_gradient",
     "rms",
+    "slow_near_limits",
     "smooth",
     "std",
     "tf2",
@@ -119,6 +120,31 @@ def _rms(gradient: Tensor) -> Tensor:
     """Return the root mean square (B, 1, 1, 1) of each sample, without a temporary copy of the gradient."""
     norm: Tensor = torch.linalg.vector_norm(gradient, dim=_SAMPLE, keepdim=True)
     return norm.div(gradient[0].numel() ** 0.5).clamp_min(_TINY)
+
+
+def slow_near_limits(direction: Tensor, images: Tensor, distance: Tensor) -> Tensor:
+    """Make steps towards white and towards black smaller near white and black: a shoulder and a toe, as in film.
+
+    A step of a channel towards white is multiplied by its distance to white divided by `distance`, at most by 1; a
+    step towards black by its distance to black. Steps away from the near limit stay as they are.
+
+    Args:
+        direction: normalized gradient (B, 3, H, W). The function overwrites it.
+        images: images (B, 3, H, W) in [0, 1].
+        distance: the setting `soft_clip` of each sample (B, 1, 1, 1); a sample with 0 stays as it is.
+
+    Returns:
+        Gradient (B, 3, H, W).
+
+    Example:
+        >>> images = torch.tensor([0.5, 0.95, 0.95]).view(1, 3, 1, 1)
+        >>> direction = torch.tensor([1.0, 1.0, -1.0]).view(1, 3, 1, 1)
+        >>> slow_near_limits(direction, images, torch.full((1, 1, 1, 1), 0.1)).flatten()
+        tensor([ 1.0000,  0.5000, -1.0000])
+    """
+    room = torch.where(direction > 0, 1 - images, images)
+    factor = room.div_(distance.clamp_min(_TINY)).clamp_(0, 1)
+    return direction.mul_(factor.where(distance > 0, 1))
 
 
 class Adam:

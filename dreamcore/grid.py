@@ -13,12 +13,17 @@ from pydantic_core import CoreSchema
 
 from dreamcore.fields import (
     L2,
+    Blend,
+    Calm,
     Carry,
     Clip,
+    Color,
+    Contrast,
     Flip,
     Gradient,
     Guide,
     Jitter,
+    KeepColors,
     Mask,
     Measure,
     Model,
@@ -29,6 +34,7 @@ from dreamcore.fields import (
     Resample,
     Rounding,
     Seed,
+    SoftClip,
     Space,
     Steps,
     StepSize,
@@ -37,8 +43,9 @@ from dreamcore.fields import (
     TotalVariation,
     Weights,
 )
+from dreamcore.looks import LOOK, LookName
 from dreamcore.presets import PRESET, PresetName
-from dreamcore.settings import DreamSettings, expand_preset
+from dreamcore.settings import DreamSettings, expand_names
 from dreamcore.targets import Frozen, Layers
 
 __all__ = ["MAX_GRID_POINTS", "Axis", "Grid", "Point"]
@@ -63,7 +70,7 @@ def _not_empty(values: tuple[_T, ...] | None) -> tuple[_T, ...] | None:
 def _as_json(point: dict[str, Any]) -> dict[str, Any]:
     """Return a point with canonical values, so that equal points compare equal however they are written."""
     try:
-        point = expand_preset(point) if "preset" in point else point
+        point = expand_names(point) if {"preset", "look"} & set(point) else point
         settings = DreamSettings.model_validate(point)
     except ValidationError as error:
         raise ValueError("; ".join(map(_message, error.errors()))) from error
@@ -76,7 +83,7 @@ def _message(detail: Any) -> str:
 
 
 Point = Annotated[dict[str, Any], AfterValidator(_as_json)]
-"""Field type of a single point: fields of `DreamSettings`, and optionally `preset`."""
+"""Field type of a single point: fields of `DreamSettings`, and optionally `preset` or `look`."""
 
 
 class _OneOrMany:
@@ -101,6 +108,7 @@ class Grid(Frozen):
     """
 
     preset: Axis[PresetName] = Field(default=None, description=PRESET)
+    look: Axis[LookName] = Field(default=None, description=LOOK)
     model: Axis[Model] = None
     weights: Axis[Weights] = None
     layers: Axis[Layers] = Field(default=None, description="What to excite: each entry is a layer, or a mix of layers.")
@@ -115,6 +123,9 @@ class Grid(Frozen):
     step_size: Axis[StepSize] = None
     space: Axis[Space] = None
     stop_at: Axis[StopAt] = None
+    color: Axis[Color] = None
+    soft_clip: Axis[SoftClip] = None
+    calm: Axis[Calm] = None
     clip: Axis[Clip] = None
     jitter: Axis[Jitter] = None
     flip: Axis[Flip] = None
@@ -125,6 +136,9 @@ class Grid(Frozen):
     total_variation: Axis[TotalVariation] = None
     l2: Axis[L2] = None
     carry: Axis[Carry] = None
+    contrast: Axis[Contrast] = None
+    keep_colors: Axis[KeepColors] = None
+    blend: Axis[Blend] = None
     seed: Axis[Seed] = None
     points: tuple[Point, ...] = Field(
         default=(), description="Single settings in addition to the combinations of the axes."

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dreamcore.errors import InvalidInput
-from dreamcore.settings import BUNDLED, DreamSettings, expand_preset
+from dreamcore.settings import BUNDLED, DreamSettings, expand_names
 
 __all__ = ["choose_settings"]
 
@@ -17,7 +17,7 @@ def choose_settings(settings: DreamSettings | None, fields: Mapping[str, Any], m
 
     Args:
         settings: whole settings; by default the defaults.
-        fields: settings by name, and `preset`, which overrides `settings` and is overridden by other fields.
+        fields: settings by name, and `preset` or `look`, which override `settings` and are overridden by other fields.
         model: the name of the network that is given; None if the settings choose it.
 
     Raises:
@@ -33,16 +33,16 @@ def choose_settings(settings: DreamSettings | None, fields: Mapping[str, Any], m
     _check_names(fields)
     own = {**fields, "model": model or named or BUNDLED}
     try:
-        own = expand_preset(own) if fields.get("preset") else own
+        own = expand_names(own) if fields.get("preset") or fields.get("look") else own
         return DreamSettings.model_validate({**base, **own})
     except ValidationError as error:
         raise InvalidInput("; ".join(map(_explain, error.errors()))) from error
     except ValueError as error:
-        raise InvalidInput(f"preset: {error}") from error
+        raise InvalidInput(str(error)) from error
 
 
 def _check_names(fields: Mapping[str, Any]) -> None:
-    known = [*DreamSettings.model_fields, "preset"]
+    known = [*DreamSettings.model_fields, "preset", "look"]
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["PRESET", "PRESETS", "Preset", "PresetName"]
+__all__ = ["AS_PUBLISHED", "PRESET", "PRESETS", "Preset", "PresetName"]
 
 PresetName = Literal["google2015", "tf2", "tf2_tiled", "keras", "gordic"]
 """The names of `PRESETS`."""
@@ -33,7 +33,16 @@ class Preset:
     """All other fields of `DreamSettings` that differ from the defaults."""
 
 
+AS_PUBLISHED: Mapping[str, Any] = {
+    "color": 0.0,
+    "soft_clip": 0.0,
+    "calm": 0.0,
+    "keep_colors": 0.0,
+}
+"""What no published program does. These fields are the same in all presets."""
+
 _KERAS_FAMILY = {
+    **AS_PUBLISHED,
     "resample": "bilinear",
     "rounding": "down",
     "step_size": 0.01 / 2,
@@ -57,6 +66,7 @@ PRESETS: dict[PresetName, Preset] = {
         layers="inception4c",
         depths="74%",
         settings={
+            **AS_PUBLISHED,
             "octaves": 4,
             "octave_scale": 1.4,
             "resample": "zoom",
@@ -106,6 +116,7 @@ PRESETS: dict[PresetName, Preset] = {
         layers="features.22",  # relu4_3
         depths="91%",
         settings={
+            **AS_PUBLISHED,
             "octaves": 4,
             "octave_scale": 1.8,
             "resample": "bilinear",

@@ -6,18 +6,23 @@ This module imports no torch, so that planning a run stays fast.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dreamcore.fields import (
     L2,
+    Blend,
+    Calm,
     Carry,
     Clip,
+    Color,
+    Contrast,
     Flip,
     Gradient,
     Guide,
     Jitter,
+    KeepColors,
     Mask,
     MaxPixels,
     Measure,
@@ -30,6 +35,7 @@ from dreamcore.fields import (
     Resample,
     Rounding,
     Seed,
+    SoftClip,
     Space,
     Steps,
     StepSize,
@@ -38,21 +44,24 @@ from dreamcore.fields import (
     TotalVariation,
     Weights,
 )
-from dreamcore.presets import PRESETS
+from dreamcore.looks import LOOKS
+from dreamcore.presets import PRESETS, Preset
 from dreamcore.targets import Frozen, Layers, Target
 
 __all__ = [
     "ALGORITHM_VERSION",
     "BATCH_FIELDS",
     "BUNDLED",
-    "DEFAULT_DEPTH",
+    "DEFAULT_DEPTHS",
     "MAX_SCALE_ABOVE",
     "MIN_TILE",
     "DreamSettings",
+    "RecordedSettings",
     "batch_key",
     "digest",
-    "expand_preset",
-    "nearest_preset",
+    "expand_names",
+    "nearest_name",
+    "read_recorded",
     "result_id",
     "settings_id",
 ]
@@ -62,59 +71,71 @@ ALGORITHM_VERSION = 2
 
 BUNDLED = "efficientnet_lite0"
 """The network whose weights are installed with Dreamgrid."""
-DEFAULT_DEPTH = "65%"
-"""Default objective of other networks: the depth of `blocks.4` in the bundled network."""
+DEFAULT_DEPTHS = "41%=0.3+63%+87%=0.5"
+"""Default objective of other networks: the depths of the default layers of the bundled network."""
 
 
-def expand_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `fields` of settings with the preset replaced by its fields, and with a default for the layers.
+def expand_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `fields` of settings with a preset or look replaced by its fields, and with a default for the layers.
 
     Args:
-        fields: fields of `DreamSettings`, and optionally `preset`. They override the preset.
+        fields: fields of `DreamSettings`, and optionally `preset` or `look`. They override the preset or look.
 
     Raises:
-        ValueError: the preset does not exist.
+        ValueError: the preset or look does not exist, or both are given.
 
     Example:
-        >>> fields = expand_preset({"preset": "gordic", "steps": 3})
+        >>> fields = expand_names({"preset": "gordic", "steps": 3})
         >>> fields["layers"], fields["steps"], fields["step_size"]
         ('91%', 3, 0.09)
     """
     given = dict(fields)
+    preset, look = given.pop("preset", None), given.pop("look", None)
+    if preset and look:
+        raise ValueError(f"the preset {preset} and the look {look} set the same fields; leave one out")
+    if preset or look:
+        known: Mapping[str, Preset] = PRESETS if preset else LOOKS  # type: ignore[assignment]
+        return _fields_of(known, "preset" if preset else "look", preset or look, given)
     model = given.get("model", BUNDLED)
-    name = given.pop("preset", None)
-    if name is None:
-        return given if "layers" in given or model == BUNDLED else {**given, "layers": DEFAULT_DEPTH}
-    if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; choose {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    return {"layers": preset.layers if model == preset.model else preset.depths, **preset.settings, **given}
+    return given if "layers" in given or model == BUNDLED else {**given, "layers": DEFAULT_DEPTHS}
 
 
-def nearest_preset(settings: "DreamSettings") -> str | None:
-    """Return the preset that differs from `settings` in the fewest fields; None if the defaults differ in no more.
+def _fields_of(known: Mapping[str, Preset], kind: str, name: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a preset or look, and `given` over them."""
+    if name not in known:
+        raise ValueError(f"there is no {kind} {name!r}; choose {', '.join(known)}")
+    layers = known[name].layers if given.get("model", BUNDLED) == known[name].model else known[name].depths
+    return {"layers": layers, **known[name].settings, **given}
 
-    Only fields that some preset sets are compared. Network and layers are not.
+
+def nearest_name(settings: "DreamSettings") -> dict[str, str]:
+    """Return the preset or look that differs from `settings` in the fewest fields; empty if the defaults do not more.
+
+    Only fields that some preset or look sets are compared. Network and layers are not.
 
     Example:
-        >>> nearest_preset(DreamSettings(preset="keras", steps=30))
-        'keras'
+        >>> nearest_name(DreamSettings(preset="keras", steps=30))
+        {'preset': 'keras'}
+        >>> nearest_name(DreamSettings(steps=30))
+        {}
     """
-    compared = {name for preset in PRESETS.values() for name in preset.settings}
+    bases: list[tuple[dict[str, str], Mapping[str, Any]]] = [({}, {})]
+    bases += [({"preset": name}, each.settings) for name, each in PRESETS.items()]
+    bases += [({"look": name}, each.settings) for name, each in LOOKS.items()]
+    compared = {name for _, fields in bases for name in fields}
 
     def differing(fields: Mapping[str, Any]) -> int:
         defaults = DreamSettings.model_fields
         return sum(getattr(settings, name) != fields.get(name, defaults[name].default) for name in compared)
 
-    bases: dict[str | None, Mapping[str, Any]] = {None: {}, **{name: each.settings for name, each in PRESETS.items()}}
-    return min(bases, key=lambda name: differing(bases[name]))
+    return min(bases, key=lambda base: differing(base[1]))[0]
 
 
 class DreamSettings(Frozen):
     """Every setting that changes the image of a dream, and no other.
 
-    `preset` may be given together with the fields: it stands for the fields of one of `PRESETS`. Fields that are given
-    explicitly override the preset.
+    `preset` or `look` may be given together with the fields: they stand for the fields of one of `PRESETS` or `LOOKS`.
+    Fields that are given explicitly override them.
 
     Raises:
         ValidationError: a value is out of range, or two settings contradict each other.
@@ -126,9 +147,9 @@ class DreamSettings(Frozen):
         >>> DreamSettings(preset="google2015", steps=20).step_size == 1.5 / 255
         True
 
-        Defaults are not part of the identity, and spelling does not change it:
+        Spelling does not change the identity:
 
-        >>> spelled_out = DreamSettings(octaves=6, layers={"blocks.4": 1})
+        >>> spelled_out = DreamSettings(octaves=6, layers={"blocks.5": 0.5, "blocks.4": 1, "blocks.3": 0.3})
         >>> settings_id(spelled_out, weights="w") == settings_id(DreamSettings(), weights="w")
         True
     """
@@ -136,7 +157,10 @@ class DreamSettings(Frozen):
     model: Model = BUNDLED
     weights: Weights = None
     layers: Layers = Field(
-        default=(Target(layer="blocks.4"),),
+        default=tuple(
+            Target(layer=layer, weight=weight)
+            for layer, weight in (("blocks.3", 0.3), ("blocks.4", 1.0), ("blocks.5", 0.5))
+        ),
         description="What to excite: a layer, or a mix of layers such as blocks.3=0.3+blocks.4.",
     )
     guide: Guide = None
@@ -147,9 +171,12 @@ class DreamSettings(Frozen):
     rounding: Rounding = "nearest"
     resample: Resample = "bicubic"
     steps: Steps = 10
-    step_size: StepSize = 0.008
+    step_size: StepSize = 0.01
     space: Space = "picture"
     stop_at: StopAt = None
+    color: Color = 0.9
+    soft_clip: SoftClip = 0.15
+    calm: Calm = 0.08
     clip: Clip = True
     jitter: Jitter = 32
     flip: Flip = False
@@ -160,14 +187,17 @@ class DreamSettings(Frozen):
     total_variation: TotalVariation = 0.0
     l2: L2 = 0.0
     carry: Carry = "detail"
+    contrast: Contrast = 1.0
+    keep_colors: KeepColors = 0.4
+    blend: Blend = 0.0
     seed: Seed = 0
     max_pixels: MaxPixels = 1_000_000
     output: Output = Output()
 
     @model_validator(mode="before")
     @classmethod
-    def _without_preset(cls, value: object) -> object:
-        return expand_preset(value) if isinstance(value, Mapping) else value
+    def _without_names(cls, value: object) -> object:
+        return expand_names(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -230,11 +260,39 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class _FirstSettings(DreamSettings):
+    """The settings with the defaults of the first dreams. An identity leaves these defaults out, not the present ones.
+
+    So a new default changes the identity of a job that does not name the setting, and older dreams keep theirs.
+    """
+
+    layers: Layers = (Target(layer="blocks.4"),)
+    step_size: StepSize = 0.008
+    color: Color = 0.0
+    soft_clip: SoftClip = 0.0
+    calm: Calm = 0.0
+    keep_colors: KeepColors = 0.0
+
+
+def read_recorded(fields: object) -> DreamSettings:
+    """Return the settings that a run or a dream has recorded, with what older versions did not record.
+
+    Raises:
+        ValidationError: a value is out of range or missing.
+    """
+    first = {name: _FirstSettings.model_fields[name].default for name in _FirstSettings.__annotations__}
+    return DreamSettings.model_validate({**first, **fields} if isinstance(fields, Mapping) else fields)
+
+
+RecordedSettings = Annotated[DreamSettings, BeforeValidator(read_recorded)]
+"""Field type of settings in a record, as `read_recorded` reads them."""
+
+
 def settings_id(settings: DreamSettings, weights: str) -> str:
     """Return the identity of settings and weights: 16 hex digits.
 
-    Fields at their default are left out. So a new setting does not change the identity of existing dreams. A changed
-    default would go unnoticed and must increase `ALGORITHM_VERSION`. Guide and mask count by their content.
+    Fields at the default of the first dreams are left out. So neither a new setting nor a new default changes the
+    identity of existing dreams. Guide and mask count by their content.
 
     Args:
         settings: the settings.
@@ -243,7 +301,8 @@ def settings_id(settings: DreamSettings, weights: str) -> str:
     Raises:
         ValueError: guide or mask have no SHA-256 yet.
     """
-    chosen = settings.model_dump(mode="json", exclude_defaults=True, exclude={"weights", "guide", "mask"})
+    first = _FirstSettings.model_construct(**dict(settings))
+    chosen = first.model_dump(mode="json", exclude_defaults=True, exclude={"weights", "guide", "mask"})
     for name, file in (("guide", settings.guide), ("mask", settings.mask)):
         if file:
             if file.sha256 is None:

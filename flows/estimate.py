@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from dreamcore.catalog import network_spec
 from dreamcore.errors import DreamgridError, InvalidInput
-from dreamcore.settings import DreamSettings, batch_key
+from dreamcore.settings import batch_key, read_recorded
 from dreamcore.sizes import default_batch_size
 from flows import calibration, layout, manifest, run_record, sharing
 from flows.calibration import Calibration, machine_name
@@ -148,7 +148,7 @@ def _drawn_parts(run_id: str, destination: str, store: Storage) -> list[str]:
 def _planned_of(row: Mapping[str, Any], models: Iterable[str]) -> PlannedSettings | None:
     """Return the settings of a row; None if they are of another version or network, whose costs are not known here."""
     with suppress(ValidationError, InvalidInput):
-        settings = DreamSettings.model_validate_json(row["settings"])
+        settings = read_recorded(json.loads(row["settings"]))
         if settings.model in models:
             cost = max(network_spec(settings.model).layer(target.layer).cost for target in settings.layers)
             weights = row["weights_sha256"]

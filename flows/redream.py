@@ -25,7 +25,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.fields import Output, format_of
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, encode, read_metadata
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, settings_id
+from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, RecordedSettings, settings_id
 from dreamcore.targets import Frozen
 from flows.assets import resolve
 from flows.job import explain_validation
@@ -53,7 +53,7 @@ class Description(Frozen):
 
     model_config = ConfigDict(extra="ignore")
 
-    settings: DreamSettings
+    settings: RecordedSettings
     settings_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     weights_sha256: _Word
     algorithm_version: int = Field(ge=0, le=10**9)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dreamcore.errors import ImageError
 from dreamcore.fields import Reference
-from dreamcore.settings import DreamSettings, digest, nearest_preset
+from dreamcore.settings import DreamSettings, digest, nearest_name, read_recorded
 from dreamcore.targets import layers_label
 from flows import history, layout, manifest
 from flows.contact import Cell, Title, arrange, cell_width, render_pages, scores, thumbnail, wrap_text
@@ -143,7 +143,7 @@ def _entries(rows: Sequence[dict[str, Any]]) -> Iterator[_Entry]:
 def read_settings(fields: dict[str, Any]) -> DreamSettings | None:
     """Return the settings of a manifest row; None if another version of Dreamgrid wrote them with other fields."""
     try:
-        return DreamSettings.model_validate(fields)
+        return read_recorded(fields)
     except ValidationError:
         return None
 
@@ -199,8 +199,8 @@ def _row_label(settings: DreamSettings, several_models: bool) -> str:
 def distinguishing_settings(among: Sequence[DreamSettings], excluded: Collection[str]) -> list[str]:
     """Return a label for each of several settings, made of the fields that vary among them.
 
-    If any of them follows a preset, or if more than three fields vary, a label names only the values that differ from
-    the defaults, or from the preset.
+    If any of them follows a preset or look, or if more than three fields vary, a label names only the values that
+    differ from the defaults, or from the preset or look.
 
     Args:
         among: the settings.
@@ -214,15 +214,15 @@ def distinguishing_settings(among: Sequence[DreamSettings], excluded: Collection
         return _shortest_suffix(value.uri, files) if isinstance(value, Reference) else str(value)
 
     varying = [name for name in names if len({value_of(entry, name) for entry in among}) > 1]
-    any_preset = any(map(nearest_preset, among))
-    name_all = not any_preset and len(varying) <= _MAX_VARYING
+    any_name = any(map(nearest_name, among))
+    name_all = not any_name and len(varying) <= _MAX_VARYING
 
     def label(settings: DreamSettings) -> str:
-        preset = nearest_preset(settings)
-        base = DreamSettings.model_validate({"preset": preset} if preset else {})
+        named = nearest_name(settings)
+        base = DreamSettings.model_validate(named)
         shown = [name for name in varying if name_all or value_of(settings, name) != value_of(base, name)]
         values = [f"{name} {value}" for name in shown if (value := value_of(settings, name)) != "None"]
-        return ", ".join([preset, *values] if preset else values) or ("default" if any_preset else "")
+        return ", ".join([*named.values(), *values]) or ("default" if any_name else "")
 
     return [label(settings) for settings in among]
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from dreamcore.errors import ImageError
 from dreamcore.images import read_metadata
-from dreamcore.settings import DreamSettings
+from dreamcore.settings import read_recorded
 from dreamcore.targets import Frozen
 from flows import layout, manifest, run_record
 from flows.decoder import Decoders
@@ -270,7 +270,7 @@ def _sorted(keys: Iterable[int]) -> Keys:
 def _comparable(settings: object) -> dict[str, Any] | None:
     """Return settings in the form of this version, with files by their SHA-256; None if they are not valid here."""
     try:
-        fields = DreamSettings.model_validate(settings).model_dump(mode="json")
+        fields = read_recorded(settings).model_dump(mode="json")
     except ValidationError:
         return None
     return fields | {name: fields[name]["sha256"] for name in ("guide", "mask", "weights") if fields[name]}

@@ -8,7 +8,7 @@ from json.encoder import encode_basestring_ascii
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamcore.settings import DreamSettings, digest
+from dreamcore.settings import RecordedSettings, digest
 from dreamcore.targets import Frozen
 
 __all__ = [
@@ -43,7 +43,7 @@ class Source:
 class PlannedSettings(Frozen):
     """One point of the grid, ready to be dreamt: every layer is named and every file has its SHA-256."""
 
-    settings: DreamSettings
+    settings: RecordedSettings
     settings_id: str
     """Identity of the settings: 16 hex digits."""
     weights: str

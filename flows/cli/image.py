@@ -31,6 +31,13 @@ FILE = click.Path(path_type=Path)
     metavar=metavar_of(Grid.model_fields["preset"]),
     help=Grid.model_fields["preset"].description,
 )
+@click.option(
+    "--look",
+    multiple=True,
+    callback=take_one,
+    metavar=metavar_of(Grid.model_fields["look"]),
+    help=Grid.model_fields["look"].description,
+)
 @field_options(DreamSettings, "output", reference="PATH")
 @click.option(
     "--quality",
@@ -50,6 +57,7 @@ def image(source: Path, result: Path, quality: str | None, stage_scores: bool, *
     Examples:
       dreamgrid image cat.jpg dream.png
       dreamgrid image cat.jpg dream.jpg --layers blocks.3=0.3+blocks.4 --steps 15
+      dreamgrid image cat.jpg dream.png --look creatures
       dreamgrid image cat.jpg dream.png --preset google2015
       dreamgrid image cat.jpg dream.png --guide flowers.jpg --mask sky.png
     """

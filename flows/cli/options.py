@@ -5,7 +5,7 @@ messages.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 from dreamcore.errors import InvalidInput
 from dreamcore.fields import Output, Reference
 from dreamcore.grid import Grid
-from dreamcore.presets import PRESETS
+from dreamcore.looks import LOOKS
+from dreamcore.presets import PRESETS, Preset
 from dreamcore.settings import DreamSettings
 from dreamcore.sizes import parse_size
 from dreamcore.targets import Frozen, layers_label
@@ -202,18 +203,17 @@ def job_from_flags(
         raise InvalidInput("no job is given: name a job file, or give --source and --destination")
     nested = {name: fields for name, fields in (("grid", grid), ("output", output)) if fields}
     job = read_job(file, {**(unfinished or {}), **given, **nested})
-    if "preset" in grid and (names := _settings_over_preset(job.grid, grid)):
-        print_message(f"the job sets {', '.join(names)}: these values override --preset", "yellow")
+    for flag, known in (("preset", PRESETS), ("look", LOOKS)):
+        chosen = [known[name] for name in getattr(job.grid, flag) or () if flag in grid]
+        if names := _settings_over(chosen, job.grid, grid):
+            print_message(f"the job sets {', '.join(names)}: these values override --{flag}", "yellow")
     return job
 
 
-def _settings_over_preset(grid: Grid, flags: Mapping[str, Any]) -> list[str]:
-    """Return the axes that the presets would set, if the job did not set them and no flag does either."""
-    presets = [PRESETS[name] for name in grid.preset or ()]
-    preset_fields = {"layers"}.union(*(preset.settings for preset in presets))
-    return [
-        name for name in Grid.model_fields if name in preset_fields - set(flags) and getattr(grid, name) is not None
-    ]
+def _settings_over(presets: Sequence[Preset], grid: Grid, flags: Mapping[str, Any]) -> list[str]:
+    """Return the axes that the presets or looks would set, if the job did not set them and no flag does either."""
+    fields = {"layers"}.union(*(preset.settings for preset in presets)) if presets else set()
+    return [name for name in Grid.model_fields if name in fields - set(flags) and getattr(grid, name) is not None]
 
 
 def destination_folder(destination: str) -> str:

@@ -9,7 +9,7 @@ from dreamcore.errors import InvalidInput
 from dreamcore.fields import Reference
 from dreamcore.grid import Grid
 from dreamcore.presets import PRESETS
-from dreamcore.settings import BUNDLED, DEFAULT_DEPTH, DreamSettings
+from dreamcore.settings import BUNDLED, DEFAULT_DEPTHS, DreamSettings
 from dreamcore.targets import layers_label
 from flows.job import DreamJob, read_job
 from flows.scan import plan_settings
@@ -66,7 +66,7 @@ def test_presets_use_layers_at_the_same_depth_on_other_networks() -> None:
 
 def test_other_networks_have_a_depth_as_default_objective() -> None:
     found = [(each.model, layers_label(each.layers)) for each in expand(model=[BUNDLED, "googlenet"])]
-    assert found == [(BUNDLED, "blocks.4"), ("googlenet", DEFAULT_DEPTH)]
+    assert found == [(BUNDLED, "blocks.3=0.3+blocks.4+blocks.5=0.5"), ("googlenet", DEFAULT_DEPTHS)]
 
 
 def test_a_point_can_be_a_preset_with_changes() -> None:

@@ -40,6 +40,12 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "octave_scale": st.floats(1, 4, exclude_min=True),
     "steps": st.integers(0, 10_000),
     "step_size": st.floats(0, 1, exclude_min=True),
+    "color": st.floats(0, 1),
+    "soft_clip": st.floats(0, 1),
+    "calm": st.floats(0, 1),
+    "contrast": st.floats(0, 4, exclude_min=True),
+    "keep_colors": st.floats(0, 1),
+    "blend": st.floats(0, 1, exclude_max=True),
     "jitter": st.integers(0, 4096),
     "gradient": st.sampled_from(["laplacian", "gaussian", "plain"]),
     "normalise": st.sampled_from(["mean_abs", "std", "adam"]),
@@ -83,7 +89,7 @@ def test_all_spellings_of_an_objective_are_equal(targets: list[Target]) -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ({"layers": "blocks.4"}, {}),
+        ({"layers": "blocks.5=0.5+blocks.4+blocks.3=0.3"}, {}),
         ({"layers": "blocks.4=1"}, {"layers": {"layer": "blocks.4"}}),
         ({"layers": "a:3,1,3"}, {"layers": "a:1,3"}),
         ({"octave_scale": 2, "step_size": 1}, {"octave_scale": 2.0, "step_size": 1.0}),
@@ -152,16 +158,17 @@ def test_identities_stay_what_they_are() -> None:
     If the same settings give a different image now, increase ALGORITHM_VERSION and pin the new identities here.
     Otherwise find the change of the settings' JSON and undo it.
     """
-    assert settings_id(DreamSettings(), "weights") == "5ccc580ba9bd7871"
-    spelt_out = DreamSettings.model_validate({"layers": "b:2=0.5+a", "octaves": 3, "output": {"format": "jpg"}})
-    assert settings_id(spelt_out, "weights") == "87f9756f449503c9"
+    assert settings_id(DreamSettings.model_validate({"look": "neon"}), "weights") == "5ccc580ba9bd7871"
+    fields = {"look": "neon", "layers": "b:2=0.5+a", "octaves": 3, "output": {"format": "jpg"}}
+    assert settings_id(DreamSettings.model_validate(fields), "weights") == "87f9756f449503c9"
+    assert settings_id(DreamSettings(), "weights") == "8b915701145665cb"
     assert result_id("etag", "0123456789abcdef") == "c66cc19a2f741aba"
 
 
 def test_defaults_stay_what_they_are() -> None:
-    """The identity leaves out defaults, so a changed default must increase ALGORITHM_VERSION.
+    """A job that names no settings gets another look, and other identities, if a default changes.
 
-    A new setting may be added here if its default does not change the image.
+    The value that a new setting had for older dreams belongs into `_FIRST_DEFAULTS`.
     """
     assert ALGORITHM_VERSION == 2
     assert json.loads(DreamSettings().canonical_json()) == {
@@ -176,11 +183,20 @@ def test_defaults_stay_what_they_are() -> None:
         "stop_at": None,
         "clip": True,
         "tile": 0,
-        "layers": [{"layer": "blocks.4", "channels": [], "at": None, "weight": 1.0}],
+        "layers": [
+            {"layer": f"blocks.{number}", "channels": [], "at": None, "weight": weight}
+            for number, weight in ((3, 0.3), (4, 1.0), (5, 0.5))
+        ],
+        "color": 0.9,
+        "soft_clip": 0.15,
+        "calm": 0.08,
+        "contrast": 1.0,
+        "keep_colors": 0.4,
+        "blend": 0.0,
         "octaves": 6,
         "octave_scale": 1.4,
         "steps": 10,
-        "step_size": 0.008,
+        "step_size": 0.01,
         "jitter": 32,
         "flip": False,
         "measure": "log_mean_square",

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from dreamcore.ascent import Sample, ascend
 from dreamcore.network import Network
+from dreamcore.presets import AS_PUBLISHED
 from dreamcore.settings import DreamSettings
 from dreamcore.spec import Layer, NetworkSpec
 from dreamcore.targets import LOGITS
 
 LABELS = tuple("abcdefg")
 SETTINGS = DreamSettings.model_validate(
-    {"model": "tiny", "layers": "deep", "octaves": 2, "steps": 5, "step_size": 0.02, "jitter": 4}
+    {**AS_PUBLISHED, "model": "tiny", "layers": "deep", "octaves": 2, "steps": 5, "step_size": 0.02, "jitter": 4}
 )
 """Fast settings; most tests change one of them with `changed`."""
 

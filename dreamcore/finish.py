@@ -1,0 +1,54 @@
+"""What is done with a finished dream: contrast, the colors of the photograph, and a share of the photograph itself."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dreamcore.settings import DreamSettings
+
+__all__ = ["finish", "is_finished"]
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the brightness: ITU-R BT.601, as in Pillow."""
+
+
+def is_finished(settings: DreamSettings) -> bool:
+    """Return whether a dream with these settings stays as the ascent has left it."""
+    return (settings.contrast, settings.keep_colors, settings.blend) == (1, 0, 0)
+
+
+def finish(dreams: Tensor, images: Tensor, masks: Sequence[Tensor | None], settings: Sequence[DreamSettings]) -> Tensor:
+    """Apply `contrast`, then `keep_colors`, then `blend` to each sample of a batch.
+
+    Args:
+        dreams: dreams (B, 3, H, W) in [0, 1].
+        images: the photographs (B, 3, H, W) in [0, 1].
+        masks: the mask (1, H, W) in [0, 1] of each sample, or None. Where it is 0, nothing changes.
+        settings: the settings of each sample.
+
+    Returns:
+        Images (B, 3, H, W) in [0, 1].
+    """
+    return torch.stack(
+        [
+            dream if is_finished(each) else _finish(dream, image, mask, each)
+            for dream, image, mask, each in zip(dreams, images, masks, settings, strict=True)
+        ]
+    )
+
+
+def _finish(dream: Tensor, image: Tensor, mask: Tensor | None, settings: DreamSettings) -> Tensor:
+    finished = dream
+    if settings.contrast != 1:
+        gray = _brightness(dream).mean()  # as Pillow's ImageEnhance.Contrast
+        finished = torch.lerp(gray.expand_as(dream), dream, settings.contrast)
+        finished = finished if mask is None else torch.lerp(dream, finished, mask)
+    if settings.keep_colors:
+        finished = torch.lerp(finished, image + _brightness(finished) - _brightness(image), settings.keep_colors)
+    return torch.lerp(finished, image, settings.blend).clamp(0, 1)
+
+
+def _brightness(image: Tensor) -> Tensor:
+    """Return the brightness (1, H, W) of `image` (3, H, W)."""
+    return torch.einsum("chw,c->hw", image, image.new_tensor(LUMA))[None]
