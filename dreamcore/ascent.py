@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dreamcore.calm import calm_weights
-from dreamcore.color_correlation import natural_steps
+from dreamcore.color_correlation import mix_colors, natural_steps
 from dreamcore.finish import finish, is_finished
 from dreamcore.gradients import filter_gradient, normalizer, penalty_gradient, slow_near_limits
 from dreamcore.network import Network
@@ -175,7 +175,7 @@ class _Batch:
     def in_step_space(self, gradient: Tensor) -> Tensor:
         """Return `gradient` (B, 3, H, W) with the colors of natural images, in the space of the steps."""
         if self.colored:
-            gradient = torch.einsum("bij,bjhw->bihw", self.color, gradient)
+            gradient = mix_colors(gradient, self.color)
         return gradient if self.unit is None else gradient * self.unit
 
     def weights(self, dreams: Tensor, mask: Tensor | None) -> Tensor | None:

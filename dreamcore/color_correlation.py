@@ -7,7 +7,14 @@ The constants are those of Olah, Mordvintsev and Schubert, "Feature Visualizatio
 import torch
 from torch import Tensor
 
-__all__ = ["COVARIANCE_ROOT", "color_correlation", "correlate_colors", "decorrelate_colors", "natural_steps"]
+__all__ = [
+    "COVARIANCE_ROOT",
+    "color_correlation",
+    "correlate_colors",
+    "decorrelate_colors",
+    "mix_colors",
+    "natural_steps",
+]
 
 COVARIANCE_ROOT = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
 """A square root S of the covariance of red, green and blue in [0, 1]: the covariance is S times its transpose.
@@ -74,6 +81,17 @@ def natural_steps(amount: Tensor) -> Tensor:
     product = root @ root.T
     natural = product * 3 / product.sum()
     return torch.lerp(torch.eye(3).to(amount), natural, amount.view(-1, 1, 1))
+
+
+def mix_colors(gradient: Tensor, matrices: Tensor) -> Tensor:
+    """Return the pixels of each sample of `gradient` (B, 3, H, W) times the matrix of the sample, of (B, 3, 3).
+
+    A matrix product would round differently in a batch and alone.
+    """
+    mixed = matrices[:, :, 0, None, None] * gradient[:, 0:1]
+    for color in (1, 2):
+        mixed.addcmul_(matrices[:, :, color, None, None], gradient[:, color : color + 1])
+    return mixed
 
 
 def _times(matrix: Tensor, images: Tensor) -> Tensor:

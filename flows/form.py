@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema
 from dreamcore.errors import InvalidInput
 from dreamcore.fields import Model, Octaves, Steps
 from dreamcore.grid import Grid
+from dreamcore.looks import LookName
 from dreamcore.presets import PresetName
 from flows.dream_collection import dream_collection
 from flows.job import DreamJob, explain_validation
@@ -24,7 +25,7 @@ from flows.run_report import Report
 
 __all__ = ["dream_from_form", "job_from_form"]
 
-AXES = ("layers", "octaves", "steps", "model", "preset")
+AXES = ("look", "layers", "octaves", "steps", "model", "preset")
 """The axes of the grid with a field of their own. All others are entries of `more`."""
 
 
@@ -55,7 +56,8 @@ Layer = Annotated[str, Field(min_length=1)]
 def dream_from_form(
     source: Address,
     destination: Address,
-    layers: list[Layer] = [],  # noqa: B006 - Prefect shows an empty list as a list, and None as a choice of types
+    look: list[LookName] = [],  # noqa: B006 - Prefect shows an empty list as a list, and None as a choice of types
+    layers: list[Layer] = [],  # noqa: B006
     octaves: list[Octaves] = [],  # noqa: B006
     steps: list[Steps] = [],  # noqa: B006
     model: list[Model] = [],  # noqa: B006
@@ -69,8 +71,10 @@ def dream_from_form(
     Args:
         source: S3 prefix of the photographs, or the address of one photograph. Example: s3://photos/incoming/
         destination: S3 prefix for dreams, manifest and contact sheets. Example: s3://dreams/nightly/
+        look: Looks with names. Settings given explicitly override the look. Empty: the default look.
         layers: What to excite. Each item is a layer (blocks.4), a mix with weights (blocks.3=0.3+blocks.4), channels
-            of a layer (blocks.4:12,17), a class (logits:285) or a depth (65%). Empty: blocks.4.
+            of a layer (blocks.4:12,17), a class (logits:285) or a depth (65%).
+            Empty: blocks.3=0.3+blocks.4+blocks.5=0.5.
         octaves: Number of scales, 1 to 32. More octaves give larger shapes. Empty: 6.
         steps: Gradient ascent steps in each octave, 0 to 10000. Empty: 10.
         model: Networks. Each item is efficientnet_lite0 (bundled), a torchvision name, or timm/NAME.
@@ -81,6 +85,7 @@ def dream_from_form(
             {"retry_failed": true} tries failed dreams of earlier runs again. {"executor": "ray"} uses a Ray cluster.
     """
     axes: dict[str, list[Any]] = {
+        "look": look,
         "layers": layers,
         "octaves": octaves,
         "steps": steps,

@@ -226,7 +226,7 @@ def test_planning_with_the_bundled_network_imports_no_torch() -> None:
 
 def test_a_grid_has_an_axis_for_every_setting_except_those_of_the_whole_job() -> None:
     assert [name for name in DreamSettings.model_fields if name not in ("max_pixels", "output")] == [
-        name for name in Grid.model_fields if name not in ("preset", "points")
+        name for name in Grid.model_fields if name not in ("preset", "look", "points")
     ]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreamcore.presets import PRESETS, PresetName
+from dreamcore.looks import LOOKS, LookName
+from dreamcore.presets import AS_PUBLISHED, PRESETS, PresetName
 from dreamcore.settings import DreamSettings
 from flows.job import WITHOUT_EFFECT_ON_DREAMS, DreamJob
 
@@ -42,9 +43,21 @@ def test_the_page_of_presets_lists_their_settings(name: PresetName) -> None:
     text, default = (DOCS / "presets.md").read_text(), DreamSettings()
     row = re.findall(rf"^\| `{name}` \| (`.*) \|$", text, re.MULTILINE)[-1]
     found = {field: yaml.safe_load(value.strip("`")) for field, value in re.findall(r"`(\w+)` (\S+?)(?:,|$)", row)}
-    expected = {field: value for field, value in PRESETS[name].settings.items() if getattr(default, field) != value}
+    own = {field: value for field, value in PRESETS[name].settings.items() if field not in AS_PUBLISHED}
+    expected = {field: value for field, value in own.items() if getattr(default, field) != value}
     numbers = {field: pytest.approx(value, rel=0.001) for field, value in expected.items() if type(value) is float}
     assert found == expected | numbers
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_the_page_of_looks_lists_their_settings(name: LookName) -> None:
+    section = (DOCS / "looks.md").read_text().split(f"## {name.capitalize()}\n")[1].split("\n## ")[0]
+    assert f"--look {name}" in section
+    assert f"`{LOOKS[name].layers}`" in section
+    found = {
+        field: yaml.safe_load(value.strip("`")) for field, value in re.findall(r"`(\w+)` ([\d.]+?)(?:,|\.\n)", section)
+    }
+    assert found == LOOKS[name].settings
 
 
 def test_pages_name_the_fields_that_may_change_when_a_run_is_resumed() -> None:

@@ -185,6 +185,7 @@ def test_the_form_has_only_plain_fields(deployed: dict[str, DeploymentResponse])
     assert {name: (field["type"], field.get("items", {}).get("type")) for name, field in form.items()} == {
         "source": ("string", None),
         "destination": ("string", None),
+        "look": ("array", "string"),
         "layers": ("array", "string"),
         "octaves": ("array", "integer"),
         "steps": ("array", "integer"),

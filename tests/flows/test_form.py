@@ -67,7 +67,8 @@ def test_the_form_states_the_defaults() -> None:
     fields = dream_from_form.parameters.properties
     defaults = DreamSettings()
     for name in AXES:
-        default = {"layers": layers_label(defaults.layers), "preset": "none"}.get(name) or getattr(defaults, name)
+        fixed = {"layers": layers_label(defaults.layers), "preset": "none", "look": "the default look"}
+        default = fixed.get(name) or getattr(defaults, name)
         assert fields[name]["description"].endswith(f"Empty: {default}.")
         assert fields[name]["default"] == []
 
