@@ -192,7 +192,7 @@ Seed = Annotated[
     Field(
         ge=0,
         lt=2**63,
-        description="Random seed of jitter, flip and transforms.",
+        description="Random seed of jitter, flip, transforms and noise.",
     ),
 ]
 MaxPixels = Annotated[int, Field(ge=1, description="Images with more pixels are downscaled to this number of pixels.")]
