@@ -10,7 +10,7 @@ The method is that of Mordvintsev, Olah and Tyka, "Inceptionism: Going Deeper in
 6. Repeat, over octaves from coarse to fine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from dreamcore.canvas import Canvas, Pixels
 from dreamcore.fourier import Spectrum
 from dreamcore.gradients import filter_gradient, normalizer, penalty_gradient
-from dreamcore.network import Network
+from dreamcore.network import LayerActivations, Network
 from dreamcore.objective import Objective, measure
 from dreamcore.octaves import Size, carry, images_at, mask_at, octave_sizes, resize
 from dreamcore.settings import DreamSettings
@@ -91,7 +91,7 @@ def ascend(
         dreams = carry(dreams, previous, base, mask, shared) if octave else base
         tiles = batch.tiles(view_size(size, shared), tile_size)
         joint = len(tiles) > 1 and not shared.tile  # memory tiles share one score, tiles of the setting do not
-        sums = measure(network, dreams, objective, batch.tiles(size, tile_size)) if joint else None
+        sums = measure(network, dreams, objective, batch.tiles(size, tile_size), base) if joint else None
         active, canvas = torch.ones_like(batch.step_size), batch.canvas(dreams, base, mask)
         for step in range(shared.steps):
             views = choose_views(batch.settings, octave, step, size, random_tile_offset=joint)
@@ -100,12 +100,15 @@ def ascend(
             for tile in tiles:
                 patch = tile.crop(viewed).detach().requires_grad_()
                 activations = network.sample_activations(patch, objective.layers)  # step 1: forward to the layers
-                tile_sum = objective.sums(activations, views.locator(tile), tile.edges(views.size))  # step 3: measure
+                source = batch.source_activations(base, views, tile)
+                tile_sum = objective.sums(  # step 3: measure
+                    activations, views.locator(tile), tile.edges(views.size), source
+                )
                 score = objective.score(tile_sum, sums)
                 tile.crop(gradient)[:] = _gradient(score, patch)  # step 4: gradient with respect to the image
                 tile_sums.append(tile_sum.detach())
             gradient = batch.subtract_penalties(gradient, viewed, base, views)
-            del viewed, patch, activations, tile_sum, score  # the next lines need memory for several images
+            del viewed, patch, activations, source, tile_sum, score  # the next lines need memory for several images
             canvas.step(views.pull_back(filter_gradient(gradient, shared, step)), active)  # step 5: step up
             total = torch.stack(tile_sums).sum(0)
             sums = total if joint else None
@@ -137,9 +140,12 @@ class _Batch:
     def __init__(self, network: Network, samples: Sequence[Sample]) -> None:
         self.settings = [sample.settings for sample in samples]
         self.shared = self.settings[0]
-        self.min_size = network.spec.min_size
+        self.network, self.min_size = network, network.spec.min_size
         targets = [settings.layers for settings in self.settings]
-        self.objective = Objective(network, targets, self.shared.measure, [sample.guide for sample in samples])
+        anchors = [settings.stay_near for settings in self.settings]
+        guides = [sample.guide for sample in samples]
+        self.objective = Objective(network, targets, self.shared.measure, guides, anchors)
+        self.anchored = any(anchors)
         like = samples[0].image
         self.step_size = _column([settings.step_size for settings in self.settings], like)
         stop_at = [torch.inf if settings.stop_at is None else settings.stop_at for settings in self.settings]
@@ -163,6 +169,17 @@ class _Batch:
         if self.shared.space == "fourier":
             return Spectrum(start, normalize, self.step_size, base, mask)
         return Pixels(start, normalize, self.step_length(mask), self.clip)
+
+    def source_activations(
+        self, base: Tensor, views: Views | Transforms, tile: Tile
+    ) -> Mapping[str, LayerActivations] | None:
+        """Return the activations of a tile of the source images `base` (B, 3, H, W) in the same views.
+
+        The result is None if no sample stays near its source image.
+        """
+        if not self.anchored:
+            return None
+        return self.objective.source_activations(self.network, tile.crop(views.apply(base)))
 
     def subtract_penalties(self, gradient: Tensor, viewed: Tensor, base: Tensor, views: Views | Transforms) -> Tensor:
         """Return `gradient` (B, 3, H, W) minus the gradient of the penalties, in the space of the steps."""

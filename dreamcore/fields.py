@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from dreamcore.targets import Frozen
+from dreamcore.targets import AnchorLayer, Frozen
 
 __all__ = [
     "L2",
@@ -33,6 +33,7 @@ __all__ = [
     "Rounding",
     "Seed",
     "Space",
+    "StayNear",
     "StepSize",
     "Steps",
     "StopAt",
@@ -186,6 +187,13 @@ TotalVariation = Annotated[
 L2 = Annotated[
     float,
     Field(ge=0, description="Weight of the penalty on the mean squared change; larger values change the image less."),
+]
+StayNear = Annotated[
+    AnchorLayer | None,
+    Field(
+        description="Feature accentuation: the activations of this layer stay near those of the image, as "
+        "LAYER=WEIGHT; larger weights keep more of the image."
+    ),
 ]
 Seed = Annotated[
     int,

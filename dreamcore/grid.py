@@ -30,6 +30,7 @@ from dreamcore.fields import (
     Rounding,
     Seed,
     Space,
+    StayNear,
     Steps,
     StepSize,
     StopAt,
@@ -126,6 +127,7 @@ class Grid(Frozen):
     normalise: Axis[Normalise] = None
     total_variation: Axis[TotalVariation] = None
     l2: Axis[L2] = None
+    stay_near: Axis[StayNear] = None
     carry: Axis[Carry] = None
     seed: Axis[Seed] = None
     points: tuple[Point, ...] = Field(

@@ -31,6 +31,7 @@ from dreamcore.fields import (
     Rounding,
     Seed,
     Space,
+    StayNear,
     Steps,
     StepSize,
     StopAt,
@@ -161,6 +162,7 @@ class DreamSettings(Frozen):
     normalise: Normalise = "mean_abs"
     total_variation: TotalVariation = 0.0
     l2: L2 = 0.0
+    stay_near: StayNear = None
     carry: Carry = "detail"
     seed: Seed = 0
     max_pixels: MaxPixels = 1_000_000
@@ -189,6 +191,12 @@ class DreamSettings(Frozen):
         if 0 < self.tile < MIN_TILE:
             raise ValueError(f"tile is {self.tile} pixels; use {MIN_TILE} or more, or 0 for the whole image")
         return self
+
+    @property
+    def layer_names(self) -> frozenset[str]:
+        """The layers whose activations the ascent needs: those of the objective, and the one to stay near."""
+        anchors = {self.stay_near.layer} if self.stay_near else set()
+        return frozenset({target.layer for target in self.layers} | anchors)
 
     def canonical_json(self) -> str:
         """Return these settings as JSON. Equal settings give the same text."""

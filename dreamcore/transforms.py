@@ -28,8 +28,9 @@ _FIRST_JITTER, _SECOND_JITTER = 8, 4
 _SCALES = [1 + (number - 5) / 50 for number in range(11)]
 _ANGLES = [*range(-10, 11), *[0] * 5]
 """In degrees. As in lucid, the angle 0 is more frequent."""
-_SMALLEST_CROP, _LARGEST_CROP = 0.05, 0.99
-"""Sides of a crop, as shares of the sides of the image."""
+_SMALLEST_CROP, _LARGEST_CROP = 0.25, 0.99
+"""Sides of a crop, as shares of the sides of the image. Hamblin et al. average sixteen crops in each step, the smallest
+with 0.05 of the sides. With one crop in each step, such small crops leave specks."""
 
 
 def view_size(size: Size, settings: DreamSettings) -> Size:
@@ -78,7 +79,7 @@ class Transform:
         """Return the transform of one step. It depends on the arguments alone.
 
         With `transforms` at `lucid`: pad 12, jitter 8, change of scale by up to 10 %, rotation by up to 10 degrees,
-        jitter 4. With `crops`: a random crop, enlarged to the size of the image, as in Hamblin et al., "Feature
+        jitter 4. With `crops`: a random crop, enlarged to the size of the image, similar to Hamblin et al., "Feature
         Accentuation" (2024).
 
         Args:

@@ -71,6 +71,7 @@ DIFFERENCES: dict[str, list[dict[str, Any]]] = {
     "masks": [{}, {"mask": 1}, {"mask": 2}],
     "spectra": [{"space": "fourier", **each} for each in ({}, {"mask": 1}, {"seed": 2, "step_size": 0.05})],
     "transforms": [{"transforms": "lucid", **each} for each in ({}, {"seed": 1}, {"seed": 2, "flip": True})],
+    "anchors": [{}, {"stay_near": "stem=2"}, {"stay_near": "body=5", "layers": "deep:3"}],
     "crops": [{"transforms": "crops", **each} for each in ({}, {"seed": 1}, {"layers": "deep@0.4,0.6"})],
 }
 

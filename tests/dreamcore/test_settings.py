@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from dreamcore.fields import Output, Reference
 from dreamcore.grid import MAX_GRID_POINTS, Grid
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, result_id, settings_id
-from dreamcore.targets import Target, layers_label
+from dreamcore.targets import Anchor, Target, layers_label
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,5}(\.[A-Za-z0-9_]{1,4}){0,3}", fullmatch=True)
 WEIGHTS = st.decimals(-10, 10, places=2).map(float).filter(bool)
@@ -49,6 +49,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "transforms": st.sampled_from(["shift", "lucid", "crops"]),
     "total_variation": st.floats(0, 10),
     "l2": st.floats(0, 10),
+    "stay_near": st.none() | st.builds(Anchor, layer=NAMES, weight=st.floats(0.01, 10)),
     "seed": st.integers(0, 2**63 - 1),
     "max_pixels": st.integers(1, 10**9),
     "output": st.builds(Output, format=st.sampled_from(["png", "webp", "jpg"]), quality=st.integers(1, 100)),
@@ -190,6 +191,7 @@ def test_defaults_stay_what_they_are() -> None:
         "normalise": "mean_abs",
         "total_variation": 0.0,
         "l2": 0.0,
+        "stay_near": None,
         "carry": "detail",
         "seed": 0,
         "max_pixels": 1_000_000,
@@ -224,6 +226,8 @@ def test_identities_are_the_same_in_every_process(hash_seed: str) -> None:
         ({"layers": 4}, "is not an objective"),
         ({"octaves": 0}, "greater than or equal to 1"),
         ({"octave_scale": 1}, "greater than 1"),
+        ({"stay_near": "a:3=2"}, "has channels or a place; write LAYER or LAYER=WEIGHT"),
+        ({"stay_near": "a=-1"}, "greater than 0"),
         ({"step_size": float("inf")}, "step_size"),
         ({"seed": -1}, "seed"),
         ({"gradient": "sobel"}, "'laplacian', 'gaussian' or 'plain'"),
