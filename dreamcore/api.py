@@ -243,16 +243,12 @@ def _check_memory(network: Network, settings: DreamSettings, max_memory: int | N
     if max_memory is None:
         return
     try:
-        bytes_per_pixel(network, _layers(settings))
+        bytes_per_pixel(network, settings.layer_names)
     except Exception as error:  # the estimate runs the module's own code on the meta device
         raise InvalidInput(
             f"max_memory: the memory of {network.spec.model} cannot be estimated, because it does not run on the meta "
             "device: leave max_memory out, or lower max_pixels"
         ) from error
-
-
-def _layers(settings: DreamSettings) -> set[str]:
-    return {target.layer for target in settings.layers}
 
 
 def _octaves(photograph: Photograph, settings: DreamSettings, network: Network) -> list[tuple[int, int]]:
@@ -296,7 +292,7 @@ def _batches(
         largest = max(_octaves(photographs[names[0]], settings, network))
         size = default_batch_size(network.device.type, largest[0] * largest[1])
         if max_memory is not None:
-            size = min(size, choose_batch_size(network, _layers(settings), largest, max_memory))
+            size = min(size, choose_batch_size(network, settings.layer_names, largest, max_memory))
         for first in range(0, len(names), size):
             yield names[first : first + size]
 

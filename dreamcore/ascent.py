@@ -10,21 +10,24 @@ The method is that of Mordvintsev, Olah and Tyka, "Inceptionism: Going Deeper in
 6. Repeat, over octaves from coarse to fine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dreamcore.calm import calm_weights
+from dreamcore.canvas import Canvas, Pixels
 from dreamcore.color_correlation import mix_colors, natural_steps
 from dreamcore.finish import finish, is_finished
+from dreamcore.fourier import Spectrum
 from dreamcore.gradients import filter_gradient, normalizer, penalty_gradient, slow_near_limits
-from dreamcore.network import Network
+from dreamcore.network import LayerActivations, Network
 from dreamcore.objective import Objective, measure
 from dreamcore.octaves import Size, carry, images_at, mask_at, octave_sizes, resize
 from dreamcore.settings import DreamSettings
 from dreamcore.tiles import Tile, even_tiles, fixed_tiles
+from dreamcore.transforms import Transforms, choose_views, view_size
 from dreamcore.views import Views
 
 __all__ = ["AscentResult", "OnStep", "Sample", "ascend"]
@@ -89,26 +92,27 @@ def ascend(
         previous, base = base, images_at(images, sizes, octave, shared)
         mask = mask_at(batch.masks, size, base)
         dreams = carry(dreams, previous, base, mask, shared) if octave else base
-        weights = batch.weights(dreams, mask)
-        tiles = batch.tiles(size, tile_size)
+        tiles = batch.tiles(view_size(size, shared), tile_size)
         joint = len(tiles) > 1 and not shared.tile  # memory tiles share one score, tiles of the setting do not
-        sums = measure(network, dreams, objective, tiles) if joint else None
-        active, normalize = torch.ones_like(batch.step_size), normalizer(shared.normalise)
+        sums = measure(network, dreams, objective, batch.tiles(size, tile_size), base) if joint else None
+        active, canvas = torch.ones_like(batch.step_size), batch.canvas(dreams, base, mask)
         for step in range(shared.steps):
-            views = Views.choose(batch.settings, octave, step, size, random_tile_offset=joint)
-            viewed = views.apply(dreams)
+            views = choose_views(batch.settings, octave, step, size, random_tile_offset=joint)
+            viewed = views.apply(canvas.image())
             gradient, tile_sums = torch.empty_like(viewed), []
             for tile in tiles:
                 patch = tile.crop(viewed).detach().requires_grad_()
                 activations = network.sample_activations(patch, objective.layers)  # step 1: forward to the layers
-                tile_sum = objective.sums(activations, views.locator(tile), tile.edges(size))  # step 3: measure
+                source = batch.source_activations(base, views, tile)
+                tile_sum = objective.sums(  # step 3: measure
+                    activations, views.locator(tile), tile.edges(views.size), source
+                )
                 score = objective.score(tile_sum, sums)
                 tile.crop(gradient)[:] = _gradient(score, patch)  # step 4: gradient with respect to the image
                 tile_sums.append(tile_sum.detach())
             gradient = batch.in_step_space(batch.subtract_penalties(gradient, viewed, base, views))
-            del viewed, patch, activations, tile_sum, score  # the next lines need memory for several images
-            direction = normalize(views.invert(filter_gradient(gradient, shared, step)))
-            dreams = batch.climb(dreams, direction, active, weights)  # step 5: step up
+            del viewed, patch, activations, source, tile_sum, score  # the next lines need memory for several images
+            canvas.step(views.pull_back(filter_gradient(gradient, shared, step)), active)  # step 5: step up
             total = torch.stack(tile_sums).sum(0)
             sums = total if joint else None
             active = active * (objective.score(total).view_as(active) <= batch.stop_at)
@@ -116,7 +120,8 @@ def ascend(
                 on_step(octave * shared.steps + step + 1, len(sizes) * shared.steps)
             if batch.may_stop_early and not active.any():
                 break
-        measured = measure(network, dreams, objective, tiles)
+        dreams = canvas.image()
+        measured = measure(network, dreams, objective, batch.tiles(size, tile_size))
         octave_scores.append(objective.score(measured))
     finished = batch.finish(resize(dreams, full, shared.resample).clamp(0, 1), images)
     if not batch.is_finished or not (shared.clip and sizes[-1] == full):
@@ -138,9 +143,12 @@ class _Batch:
     def __init__(self, network: Network, samples: Sequence[Sample]) -> None:
         self.settings = [sample.settings for sample in samples]
         self.shared = self.settings[0]
-        self.min_size = network.spec.min_size
+        self.network, self.min_size = network, network.spec.min_size
         targets = [settings.layers for settings in self.settings]
-        self.objective = Objective(network, targets, self.shared.measure, [sample.guide for sample in samples])
+        anchors = [settings.stay_near for settings in self.settings]
+        guides = [sample.guide for sample in samples]
+        self.objective = Objective(network, targets, self.shared.measure, guides, anchors)
+        self.anchored = any(anchors)
         like = samples[0].image
         self.step_size = _column([settings.step_size for settings in self.settings], like)
         stop_at = [torch.inf if settings.stop_at is None else settings.stop_at for settings in self.settings]
@@ -152,7 +160,8 @@ class _Batch:
         self.color = natural_steps(_column([settings.color for settings in self.settings], like))
         self.masks = [sample.mask for sample in samples]
         self.is_finished = all(map(is_finished, self.settings))
-        self.colored = any(settings.color for settings in self.settings)
+        # In Fourier space, the colors are independent of one another already.
+        self.colored = self.shared.space != "fourier" and any(settings.color for settings in self.settings)
         self.calm = _column([settings.calm for settings in self.settings], like)
         self.calms = any(settings.calm for settings in self.settings)
         self.soft_clip = _column([settings.soft_clip for settings in self.settings], like)
@@ -166,7 +175,25 @@ class _Batch:
             return fixed_tiles(size, self.shared.tile, self.min_size)
         return even_tiles(size, tile_size, self.min_size)
 
-    def subtract_penalties(self, gradient: Tensor, viewed: Tensor, base: Tensor, views: Views) -> Tensor:
+    def canvas(self, start: Tensor, base: Tensor, mask: Tensor | None) -> Canvas:
+        """Return what the steps of an octave change. It shows the images `start` (B, 3, H, W) first."""
+        normalize = normalizer(self.shared.normalise)
+        if self.shared.space == "fourier":
+            return Spectrum(start, normalize, self.step_size, base, mask)
+        return Pixels(start, normalize, self.step_length(self.weights(start, mask)), self.slow, self.clip)
+
+    def source_activations(
+        self, base: Tensor, views: Views | Transforms, tile: Tile
+    ) -> Mapping[str, LayerActivations] | None:
+        """Return the activations of a tile of the source images `base` (B, 3, H, W) in the same views.
+
+        The result is None if no sample stays near its source image.
+        """
+        if not self.anchored:
+            return None
+        return self.objective.source_activations(self.network, tile.crop(views.apply(base)))
+
+    def subtract_penalties(self, gradient: Tensor, viewed: Tensor, base: Tensor, views: Views | Transforms) -> Tensor:
         """Return `gradient` (B, 3, H, W) minus the gradient of the penalties."""
         if self.penalized:
             gradient -= penalty_gradient(viewed, views.apply(base), self.total_variation, self.l2)
@@ -178,24 +205,21 @@ class _Batch:
             gradient = mix_colors(gradient, self.color)
         return gradient if self.unit is None else gradient * self.unit
 
-    def weights(self, dreams: Tensor, mask: Tensor | None) -> Tensor | None:
+    def weights(self, start: Tensor, mask: Tensor | None) -> Tensor | None:
         """Return how much of each step of an octave each pixel takes, (B, 1, H, W) in [0, 1]; None: all of it."""
         if not self.calms:
             return mask
-        weights = calm_weights(dreams, self.calm)
+        weights = calm_weights(start, self.calm)
         return weights if mask is None else weights * mask
 
-    def climb(self, dreams: Tensor, direction: Tensor, active: Tensor, weights: Tensor | None) -> Tensor:
-        """Return `dreams` (B, 3, H, W) after a step in `direction`, which the function overwrites."""
-        if self.clips_softly:
-            direction = slow_near_limits(direction, dreams, self.soft_clip)
-        return self.clip(direction.mul_(self.step_length(active, weights)).add_(dreams))
-
-    def step_length(self, active: Tensor, weights: Tensor | None) -> Tensor:
-        """Return the step length of each sample and, with weights, of each pixel; 0 for samples that have stopped."""
-        length = self.step_size * active
-        length = length if self.unit is None else length * self.unit
+    def step_length(self, weights: Tensor | None) -> Tensor:
+        """Return the step length of each sample and, with weights, of each pixel."""
+        length = self.step_size if self.unit is None else self.step_size * self.unit
         return length if weights is None else length * weights
+
+    def slow(self, direction: Tensor, images: Tensor) -> Tensor:
+        """Return `direction` (B, 3, H, W), smaller where `images` are near white or black. It is overwritten."""
+        return slow_near_limits(direction, images, self.soft_clip) if self.clips_softly else direction
 
     def finish(self, dreams: Tensor, images: Tensor) -> Tensor:
         """Return the finished dreams of `images`, both (B, 3, H, W), with contrast, colors and blend."""

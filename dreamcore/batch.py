@@ -165,7 +165,7 @@ def dream_photographs(
         sizes = octave_sizes((height, width), requests[0].settings, network.spec.min_size)
     except ImageError as error:
         return [error] * len(requests)
-    layers = {target.layer for request in requests for target in request.settings.layers}
+    layers = frozenset[str]().union(*(request.settings.layer_names for request in requests))
     batch_size, tile = _choose_batch_and_tile(network, layers, max(sizes), len(requests), limits)
     results: list[Dream | ImageError] = []
     for first in range(0, len(requests), batch_size):
@@ -289,9 +289,7 @@ def _to_dreams(
     after = observations(network, result.images, scores, tiles, stages=limits.stages)
     finite = result.images.flatten(1).isfinite().all(1) & result.octave_scores.isfinite().all(1)
     pixels, octave_scores = to_pixels(result.images), result.octave_scores.tolist()
-    precisions = network.precisions(
-        [frozenset(target.layer for target in request.settings.layers) for request in requests]
-    )
+    precisions = network.precisions([request.settings.layer_names for request in requests])
     on_cuda = network.device.type == "cuda"
     return [
         Dream(

@@ -64,7 +64,12 @@ def resolve_layers(settings: DreamSettings, spec: NetworkSpec | None = None) -> 
         targets[target.name] = target.model_copy(update={"weight": weight})
     if cancelled := [name for name, target in targets.items() if not target.weight]:
         raise InvalidInput(f"the weights of {cancelled[0]} of {settings.model} add up to 0: change a weight or a depth")
-    return settings.model_copy(update={"layers": canonical_order(tuple(targets.values()))})
+    anchor = settings.stay_near
+    if anchor:
+        layer = known.resolve_depth(Target(layer=anchor.layer)).layer
+        known.check_channels(layer, ())
+        anchor = anchor.model_copy(update={"layer": layer})
+    return settings.model_copy(update={"layers": canonical_order(tuple(targets.values())), "stay_near": anchor})
 
 
 def weights_identity_of(settings: DreamSettings) -> str:

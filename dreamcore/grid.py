@@ -36,11 +36,13 @@ from dreamcore.fields import (
     Seed,
     SoftClip,
     Space,
+    StayNear,
     Steps,
     StepSize,
     StopAt,
     Tile,
     TotalVariation,
+    Transforms,
     Weights,
 )
 from dreamcore.looks import LOOK, LookName
@@ -129,12 +131,14 @@ class Grid(Frozen):
     clip: Axis[Clip] = None
     jitter: Axis[Jitter] = None
     flip: Axis[Flip] = None
+    transforms: Axis[Transforms] = None
     tile: Axis[Tile] = None
     measure: Axis[Measure] = None
     gradient: Axis[Gradient] = None
     normalise: Axis[Normalise] = None
     total_variation: Axis[TotalVariation] = None
     l2: Axis[L2] = None
+    stay_near: Axis[StayNear] = None
     carry: Axis[Carry] = None
     contrast: Axis[Contrast] = None
     keep_colors: Axis[KeepColors] = None

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 from dreamcore.network import LayerActivations, Network, index
-from dreamcore.targets import LOGITS, Target
+from dreamcore.targets import LOGITS, Anchor, Target
 from dreamcore.tiles import INSIDE, Edges, Tile
 
 __all__ = ["MEASURES", "Objective", "Position", "measure"]
 
 _TINY = 1e-20
 """Added to a mean square, so that a layer of zeros scores -46 and not minus infinity."""
+
+_BLUNT = 1e-4
+"""Rounds off the kink of the relative distance at 0, where an ascent begins and a root has no gradient."""
 
 _BORDER = 2
 """Positions along each edge of the image that `inner_mean_square` leaves out, as keras-io does."""
@@ -52,6 +55,7 @@ class Objective:
         targets: the targets of each sample.
         measure: a key of `MEASURES`, for all samples.
         guides: the guide image (3, h, w) in [0, 1] of each sample, or None.
+        anchors: the layer at which each sample stays near its source image, or None; by default none for all samples.
 
     Raises:
         InvalidInput: the network has no such layer.
@@ -63,10 +67,17 @@ class Objective:
         targets: Sequence[Sequence[Target]],
         measure: str,
         guides: Sequence[Tensor | None],
+        anchors: Sequence[Anchor | None] = (),
     ) -> None:
         self.targets, self.measure = targets, measure
-        self.layers = [frozenset(target.layer for target in each) for each in targets]
-        shape = len(targets), max(len(each) for each in targets)
+        layers = [frozenset(target.layer for target in each) for each in targets]
+        self._anchors = [*anchors] or [None] * len(targets)
+        self._anchor_layers = frozenset(anchor.layer for anchor in self._anchors if anchor)
+        self.layers = [
+            each | {anchor.layer} if anchor else each for each, anchor in zip(layers, self._anchors, strict=True)
+        ]
+        """The layers whose activations each sample needs."""
+        shape = len(targets), max(len(each) for each in targets) + bool(self._anchor_layers)
         self.weights = torch.zeros(shape, device=network.device)
         self._plain_mean = torch.zeros(shape, dtype=torch.bool, device=network.device)
         """(B, targets): whether a target is measured by its mean, whatever `measure` is."""
@@ -77,24 +88,38 @@ class Objective:
             for column, target in enumerate(each):
                 self.weights[sample, column] = target.weight
                 self._plain_mean[sample, column] = guide is not None or target.layer == LOGITS
-            key = id(guide), self.layers[sample]
+            key = id(guide), layers[sample]
             if key not in known:
-                known[key] = {} if guide is None else network.features(guide[None], self.layers[sample])
+                known[key] = {} if guide is None else network.features(guide[None], layers[sample])
             self._guide_features.append(known[key])
+            if anchor := self._anchors[sample]:
+                self.weights[sample, -1] = -anchor.weight
+
+    @torch.no_grad()
+    def source_activations(self, network: Network, images: Tensor) -> dict[str, LayerActivations]:
+        """Return the activations of `images` (B, 3, H, W), the source images, at the layers of all anchors."""
+        if not self._anchor_layers:
+            return {}
+        return network.sample_activations(images, [self._anchor_layers] * len(images))
 
     def sums(
         self,
         activations: Mapping[str, LayerActivations],
         locate: Callable[[int, Position], Position | None],
         edges: Edges,
+        source: Mapping[str, LayerActivations] | None = None,
     ) -> Tensor:
         """Return the total and count (B, targets, 2) of each sample's targets.
+
+        If a sample has an anchor, there is one more column: the squared distance from the source image at the layer of
+        the anchor, and the sum of the squared activations of the source image.
 
         Args:
             activations: activations of the network's layers for a tile.
             locate: function of (sample, position in its image) that returns the position in the tile, or None if the
                 position is outside the tile.
             edges: which edges of the tile are edges of the image.
+            source: the `source_activations` for the same tile. Without them, no distance is measured.
         """
         # Targets that differ only in the sample are computed together.
         groups: dict[tuple[str, tuple[int, ...], Position | None, int], list[tuple[int, int]]] = {}
@@ -117,12 +142,26 @@ class Objective:
             sample_index, column_index = index(samples, sums.device), index(columns, sums.device)
             sums[sample_index, column_index, 0] = total
             sums[sample_index, column_index, 1] = count
+        for sample, anchor in enumerate(self._anchors if source else ()):
+            if anchor and source:
+                known = _select(source[anchor.layer], (sample,), (), None)
+                features = _select(activations[anchor.layer], (sample,), (), None)
+                sums[sample, -1, 0] = (features - known).square().sum()
+                sums[sample, -1, 1] = known.square().sum()
         return sums
 
     def each(self, sums: Tensor) -> Tensor:
-        """Return the measured value (B, targets) of each target from its `sums` (B, targets, 2)."""
+        """Return the measured value (B, targets) of each target from its `sums` (B, targets, 2).
+
+        The last column of a sample with an anchor is the distance from the source image, relative to the norm of the
+        source image's activations.
+        """
         total, count = sums[..., 0], sums[..., 1].clamp_min(1)
-        return torch.where(self._plain_mean, total / count, MEASURES[self.measure](total, count))
+        values = torch.where(self._plain_mean, total / count, MEASURES[self.measure](total, count))
+        if not self._anchor_layers:
+            return values
+        distance = _relative_distance(sums[:, -1, 0], sums[:, -1, 1])
+        return torch.cat([values[:, :-1], distance[:, None]], 1)
 
     def score(self, sums: Tensor, whole: Tensor | None = None) -> Tensor:
         """Return the score (B,) of each sample: the weighted sum of the measured values of its targets.
@@ -175,6 +214,19 @@ def _without_border(features: Tensor, edges: Edges) -> Tensor:
     return features[:, :, rows, columns]
 
 
+def _relative_distance(total: Tensor, norm: Tensor) -> Tensor:
+    """Return the distance (B,) of activations from those of the source image, relative to the norm of the latter.
+
+    This is the regularizer of Hamblin et al., "Feature Accentuation" (2024), divided by a norm that does not change.
+
+    Args:
+        total: squared distance (B,).
+        norm: squared norm (B,) of the activations of the source image; 0 if the distance was not measured.
+    """
+    distance: Tensor = (total / norm.clamp_min(_TINY) + _BLUNT**2).sqrt() - _BLUNT
+    return distance
+
+
 def _similarity(features: Tensor, guide: Tensor) -> tuple[Tensor, int]:
     """Return the similarity (b,) of each sample to a guide, summed over its positions, and the number of positions.
 
@@ -194,7 +246,9 @@ def _similarity(features: Tensor, guide: Tensor) -> tuple[Tensor, int]:
 
 
 @torch.no_grad()
-def measure(network: Network, images: Tensor, objective: Objective, tiles: Sequence[Tile]) -> Tensor:
+def measure(
+    network: Network, images: Tensor, objective: Objective, tiles: Sequence[Tile], source: Tensor | None = None
+) -> Tensor:
     """Return the totals and counts of whole images, computed tile by tile.
 
     Args:
@@ -202,6 +256,8 @@ def measure(network: Network, images: Tensor, objective: Objective, tiles: Seque
         images: images (B, 3, H, W) in [0, 1].
         objective: the objectives of the batch.
         tiles: tiles that cover the images.
+        source: the source images (B, 3, H, W), to measure the distance from them as well. It is measured only if a
+            sample has an anchor.
 
     Returns:
         Totals and counts (B, targets, 2).
@@ -214,6 +270,7 @@ def measure(network: Network, images: Tensor, objective: Objective, tiles: Seque
             activations,
             lambda _sample, at, tile=tile: tile.locate(at, size),  # type: ignore[misc]
             tile.edges(size),
+            None if source is None else objective.source_activations(network, tile.crop(source)),
         )
         parts.append(sums)
     return torch.stack(parts).sum(0)

@@ -37,11 +37,13 @@ from dreamcore.fields import (
     Seed,
     SoftClip,
     Space,
+    StayNear,
     Steps,
     StepSize,
     StopAt,
     Tile,
     TotalVariation,
+    Transforms,
     Weights,
 )
 from dreamcore.looks import LOOKS
@@ -180,12 +182,14 @@ class DreamSettings(Frozen):
     clip: Clip = True
     jitter: Jitter = 32
     flip: Flip = False
+    transforms: Transforms = "shift"
     tile: Tile = 0
     measure: Measure = "log_mean_square"
     gradient: Gradient = "laplacian"
     normalise: Normalise = "mean_abs"
     total_variation: TotalVariation = 0.0
     l2: L2 = 0.0
+    stay_near: StayNear = None
     carry: Carry = "detail"
     contrast: Contrast = 1.0
     keep_colors: KeepColors = 0.4
@@ -218,6 +222,12 @@ class DreamSettings(Frozen):
             raise ValueError(f"tile is {self.tile} pixels; use {MIN_TILE} or more, or 0 for the whole image")
         return self
 
+    @property
+    def layer_names(self) -> frozenset[str]:
+        """The layers whose activations the ascent needs: those of the objective, and the one to stay near."""
+        anchors = {self.stay_near.layer} if self.stay_near else set()
+        return frozenset({target.layer for target in self.layers} | anchors)
+
     def canonical_json(self) -> str:
         """Return these settings as JSON. Equal settings give the same text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -239,6 +249,7 @@ BATCH_FIELDS = [
     "steps",
     "space",
     "clip",
+    "transforms",
     "tile",
     "measure",
     "gradient",

@@ -35,7 +35,7 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = ["LOGITS", "Frozen", "Layers", "Target", "canonical_order", "layers_label"]
+__all__ = ["LOGITS", "Anchor", "AnchorLayer", "Frozen", "Layers", "Target", "canonical_order", "layers_label"]
 
 LOGITS = "logits"
 """Name of the layer after all other layers: the score of each class before the softmax."""
@@ -178,3 +178,29 @@ Layers = Annotated[
 def layers_label(objective: tuple[Target, ...]) -> str:
     """Return an objective in the text syntax, such as `blocks.3=0.3+blocks.4`."""
     return "+".join(map(str, objective))
+
+
+class Anchor(Frozen):
+    """A layer at which the activations of the dream stay near those of the source image."""
+
+    layer: str = Field(min_length=1)
+    """Dotted module name, such as `blocks.3`, or a depth such as `50%`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Weight of the relative distance in the score."""
+
+    def __str__(self) -> str:
+        return self.layer if self.weight == 1 else f"{self.layer}={self.weight:g}"
+
+
+def _read_anchor(value: object) -> object:
+    """Return the fields of an anchor that is written as `LAYER` or `LAYER=WEIGHT`."""
+    if not isinstance(value, str):
+        return value
+    fields = _parse_target(value)
+    if fields["channels"] or fields["at"]:
+        raise ValueError(f"{value!r} has channels or a place; write LAYER or LAYER=WEIGHT")
+    return {"layer": fields["layer"], "weight": fields["weight"]}
+
+
+AnchorLayer = Annotated[Anchor, BeforeValidator(_read_anchor, json_schema_input_type=str)]
+"""Field type of an anchor. It accepts an `Anchor` or the text `LAYER` or `LAYER=WEIGHT`."""

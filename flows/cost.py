@@ -136,6 +136,13 @@ def step_kind(planned: PlannedSettings) -> str:
 
     The name ends with the cost of the deepest layer, after the last `|`.
     """
-    settings, guide = planned.settings, "guide" if planned.settings.guide else ""
-    parts = (settings.model, planned.weights[:16], settings.gradient, settings.measure, settings.tile, guide)
+    settings = planned.settings
+    extra = {
+        "guide": settings.guide,
+        "near": settings.stay_near,
+        "fourier": settings.space == "fourier",
+        "transforms": settings.transforms != "shift",
+    }
+    extras = "+".join(name for name, used in extra.items() if used)
+    parts = (settings.model, planned.weights[:16], settings.gradient, settings.measure, settings.tile, extras)
     return "|".join(map(str, (*parts, planned.cost)))

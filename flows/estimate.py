@@ -150,7 +150,7 @@ def _planned_of(row: Mapping[str, Any], models: Iterable[str]) -> PlannedSetting
     with suppress(ValidationError, InvalidInput):
         settings = read_recorded(json.loads(row["settings"]))
         if settings.model in models:
-            cost = max(network_spec(settings.model).layer(target.layer).cost for target in settings.layers)
+            cost = max(network_spec(settings.model).layer(layer).cost for layer in settings.layer_names)
             weights = row["weights_sha256"]
             return PlannedSettings(settings=settings, settings_id=row["settings_id"], weights=weights, cost=cost)
     return None

@@ -86,7 +86,7 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
     planned: dict[str, PlannedSettings] = {}
     for settings in resolved:
         spec, weights = network_spec(settings.model), weights_identity_of(settings)
-        cost = max(spec.layer(target.layer).cost for target in settings.layers)
+        cost = max(spec.layer(layer).cost for layer in settings.layer_names)
         identity = settings_id(settings, weights)
         planned[identity] = PlannedSettings(settings=settings, settings_id=identity, weights=weights, cost=cost)
     return tuple(planned.values())

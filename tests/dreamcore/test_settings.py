@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from dreamcore.fields import Output, Reference
 from dreamcore.grid import MAX_GRID_POINTS, Grid
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, result_id, settings_id
-from dreamcore.targets import Target, layers_label
+from dreamcore.targets import Anchor, Target, layers_label
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,5}(\.[A-Za-z0-9_]{1,4}){0,3}", fullmatch=True)
 WEIGHTS = st.decimals(-10, 10, places=2).map(float).filter(bool)
@@ -32,7 +32,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "mask": st.none() | FILES,
     "rounding": st.sampled_from(["nearest", "down"]),
     "resample": st.sampled_from(["bicubic", "bilinear", "zoom"]),
-    "space": st.sampled_from(["picture", "network"]),
+    "space": st.sampled_from(["picture", "network", "fourier"]),
     "stop_at": st.none() | st.floats(-10, 10),
     "clip": st.booleans(),
     "tile": st.just(0) | st.integers(64, 1024),
@@ -52,8 +52,10 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "measure": st.sampled_from(["log_mean_square", "mean"]),
     "carry": st.sampled_from(["detail", "result"]),
     "flip": st.booleans(),
+    "transforms": st.sampled_from(["shift", "lucid", "crops"]),
     "total_variation": st.floats(0, 10),
     "l2": st.floats(0, 10),
+    "stay_near": st.none() | st.builds(Anchor, layer=NAMES, weight=st.floats(0.01, 10)),
     "seed": st.integers(0, 2**63 - 1),
     "max_pixels": st.integers(1, 10**9),
     "output": st.builds(Output, format=st.sampled_from(["png", "webp", "jpg"]), quality=st.integers(1, 100)),
@@ -199,11 +201,13 @@ def test_defaults_stay_what_they_are() -> None:
         "step_size": 0.01,
         "jitter": 32,
         "flip": False,
+        "transforms": "shift",
         "measure": "log_mean_square",
         "gradient": "laplacian",
         "normalise": "mean_abs",
         "total_variation": 0.0,
         "l2": 0.0,
+        "stay_near": None,
         "carry": "detail",
         "seed": 0,
         "max_pixels": 1_000_000,
@@ -238,6 +242,8 @@ def test_identities_are_the_same_in_every_process(hash_seed: str) -> None:
         ({"layers": 4}, "is not an objective"),
         ({"octaves": 0}, "greater than or equal to 1"),
         ({"octave_scale": 1}, "greater than 1"),
+        ({"stay_near": "a:3=2"}, "has channels or a place; write LAYER or LAYER=WEIGHT"),
+        ({"stay_near": "a=-1"}, "greater than 0"),
         ({"step_size": float("inf")}, "step_size"),
         ({"seed": -1}, "seed"),
         ({"gradient": "sobel"}, "'laplacian', 'gaussian' or 'plain'"),
