@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -72,6 +72,17 @@ class Network:
         self.plain = plain
         self._shortcuts: dict[str, bool] = {}
         self._backward_dtypes_of: dict[frozenset[str], list[str]] = {}
+
+    def with_labels(self, labels: Sequence[str]) -> "Network":
+        """Return this network with other names for its classes. Both share their weights.
+
+        Raises:
+            InvalidInput: the network has another number of classes.
+        """
+        self.spec.check_labels(labels)
+        renamed = copy(self)
+        renamed.labels = tuple(labels)
+        return renamed
 
     @cached_property
     def _optimized(self) -> tuple[nn.Module, frozenset[str]]:

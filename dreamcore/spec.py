@@ -3,11 +3,11 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from dreamcore.errors import InvalidInput
-from dreamcore.targets import Target
+from dreamcore.targets import LOGITS, Target
 
 __all__ = ["CUSTOM", "Layer", "NetworkSpec"]
 
@@ -74,6 +74,19 @@ class NetworkSpec:
         if self.model.startswith(CUSTOM):
             return "`network_from_module(module).spec.layers` lists all layers"
         return f"`dreamgrid layers {self.model}` lists all layers"
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 if the network is not a classifier."""
+        return next((layer.channels for layer in self.layers if layer.name == LOGITS), 0)
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raise `InvalidInput` unless there is one name for each class."""
+        if len(labels) != self.classes:
+            raise InvalidInput(
+                f"there are {len(labels)} names of classes, but {self.model} has {self.classes} classes: give one name "
+                "for each class, in their order"
+            )
 
     def check_channels(self, layer: str, channels: Iterable[int]) -> None:
         """Raise `InvalidInput` if the network has no such layer or the layer has no such channel."""
