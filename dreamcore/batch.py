@@ -76,7 +76,7 @@ def observe_photographs(
     height, width = requests[0].photograph.pixels.shape[:2]
     octave_sizes((height, width), requests[0].settings, network.spec.min_size)  # raises `too_small`
     layers = {target.layer for target in targets}
-    batch_size, tile = _choose_batch_and_tile(network, layers, (height, width), len(requests), limits)
+    batch_size, tile = _choose_batch_and_tile(network, layers, (height, width), requests, limits)
     found: list[Observation] = []
     for first in range(0, len(requests), batch_size):
         found += _observe_batch(network, requests[first : first + batch_size], targets, tile, limits)
@@ -161,12 +161,12 @@ def dream_photographs(
     for request in requests:
         _check_request(network, request)
     height, width = requests[0].photograph.pixels.shape[:2]
+    layers = frozenset[str]().union(*(request.settings.layer_names for request in requests))
     try:
         sizes = octave_sizes((height, width), requests[0].settings, network.spec.min_size)
+        batch_size, tile = _choose_batch_and_tile(network, layers, max(sizes), requests, limits)
     except ImageError as error:
         return [error] * len(requests)
-    layers = frozenset[str]().union(*(request.settings.layer_names for request in requests))
-    batch_size, tile = _choose_batch_and_tile(network, layers, max(sizes), len(requests), limits)
     results: list[Dream | ImageError] = []
     for first in range(0, len(requests), batch_size):
         results += _dream_batch(network, requests[first : first + batch_size], tile, limits, on_step)
@@ -183,15 +183,26 @@ def _check_request(network: Network, request: DreamRequest) -> None:
 
 
 def _choose_batch_and_tile(
-    network: Network, layers: Collection[str], size: tuple[int, int], count: int, limits: Limits
+    network: Network,
+    layers: Collection[str],
+    size: tuple[int, int],
+    requests: Sequence[DreamRequest],
+    limits: Limits,
 ) -> tuple[int, int]:
-    """Return the batch size for `count` images of `size` (H, W), and the side of their tiles or 0."""
+    """Return the batch size for `requests` with images of `size` (H, W), and the side of their memory tiles or 0.
+
+    Raises:
+        ImageError: `out_of_memory`: the images need memory tiles, and the network is a vision transformer.
+    """
     if limits.max_memory is None:
-        return count, 0
-    return (
-        choose_batch_size(network, layers, size, limits.max_memory),
-        choose_tile(network, layers, size, limits.max_memory),
-    )
+        return len(requests), 0
+    batch_size = choose_batch_size(network, layers, size, limits.max_memory)
+    tile = choose_tile(network, layers, size, limits.max_memory)
+    if not (tile and network.spec.transformer):
+        return batch_size, tile
+    if not requests[0].settings.tile:
+        raise _out_of_memory(network, f"{size[1]}x{size[0]} pixels do not fit into the memory")
+    return batch_size, 0  # the tiles of the setting are small
 
 
 def _dream_batch(
@@ -218,7 +229,7 @@ def _dream_batch(
             for each in _dream_batch(network, part, tile, limits, on_step)
         ]
     if requests[0].settings.tile:
-        return [_out_of_memory()]
+        return [_out_of_memory(network)]
     try:
         smaller = _smaller_tile(tile, requests[0].photograph.pixels.shape[:2], network)
     except ImageError as error:
@@ -229,13 +240,17 @@ def _dream_batch(
 def _smaller_tile(tile: int, size: tuple[int, ...], network: Network) -> int:
     """Return half the side of the tiles of an image of `size` (H, W); raise ImageError if that is too small."""
     smaller = min(tile or max(size), int((size[0] * size[1]) ** 0.5)) // 2
-    if smaller < max(MIN_TILE, network.spec.min_size):
-        raise _out_of_memory()
+    if network.spec.transformer or smaller < max(MIN_TILE, network.spec.min_size):
+        raise _out_of_memory(network)
     return smaller
 
 
-def _out_of_memory() -> ImageError:
-    return ImageError("out_of_memory", "not enough memory, even in a batch of one: lower max_pixels")
+def _out_of_memory(network: Network, reason: str = "not enough memory, even in a batch of one") -> ImageError:
+    remedy = "lower max_pixels"
+    if network.spec.transformer:
+        reason += ", and a vision transformer is not computed in memory tiles: each position depends on all others"
+        remedy += ", or give the setting tile, for example 224"
+    return ImageError("out_of_memory", f"{reason}: {remedy}")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -26,6 +27,8 @@ __all__ = [
 
 PROBE_SIDE = 256
 """Side in pixels of the image with which the memory per pixel is measured."""
+TRANSFORMER_PROBE_SIDE = 1024
+"""The same for vision transformers: attention that is not fused needs more bytes per pixel in larger images."""
 ALLOCATOR_OVERHEAD = 1.5
 """Ratio of the real memory to that of the tensors: workspaces of convolutions, and fragmentation."""
 FULL_SIZE_IMAGES = 7
@@ -63,6 +66,16 @@ class Allocations(TorchDispatchMode):
         return output
 
 
+class _FusedAttention(TorchFunctionMode):
+    """Computes attention, while active, by the fused kernel, as CPUs and GPUs do. The meta device would not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention and given.get("attn_mask") is None:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]
+        return func(*args, **given)
+
+
 def bytes_per_pixel(network: Network, layers: Collection[str]) -> float:
     """Return the memory of one step up to `layers`, forward and backward, in bytes per pixel of the image.
 
@@ -80,8 +93,8 @@ _measured: WeakKeyDictionary[Network, dict[frozenset[str], float]] = WeakKeyDict
 
 def _measure(network: Network, layers: Collection[str]) -> float:
     structure = network.without_weights(layers)
-    side = max(PROBE_SIDE, network.spec.min_size)
-    with Allocations() as allocations:
+    side = max(TRANSFORMER_PROBE_SIDE if network.spec.transformer else PROBE_SIDE, network.spec.min_size)
+    with _FusedAttention(), Allocations() as allocations:
         image = torch.zeros(1, 3, side, side, device="meta", requires_grad=True)
         activations = structure.activations(image, layers)
         score = sum(features.square().sum() for features in activations.values())

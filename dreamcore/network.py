@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -72,6 +72,17 @@ class Network:
         self.plain = plain
         self._shortcuts: dict[str, bool] = {}
         self._backward_dtypes_of: dict[frozenset[str], list[str]] = {}
+
+    def with_labels(self, labels: Sequence[str]) -> "Network":
+        """Return this network with other names for its classes. Both share their weights.
+
+        Raises:
+            InvalidInput: the network has another number of classes.
+        """
+        self.spec.check_labels(labels)
+        renamed = copy(self)
+        renamed.labels = tuple(labels)
+        return renamed
 
     @cached_property
     def _optimized(self) -> tuple[nn.Module, frozenset[str]]:
@@ -174,7 +185,10 @@ class Network:
                 module(padded)
             except _StopForward:
                 return {
-                    name: LayerActivations(each.samples, _crop_padding(each.features, images, padded))
+                    name: LayerActivations(
+                        each.samples,
+                        _crop_padding(_as_map(each.features, padded, self.spec.layer(name).stride), images, padded),
+                    )
                     for name, each in activations.items()
                 }
         missing = set().union(*wanted) - set(activations)
@@ -299,6 +313,21 @@ def _backward_recorder(names: set[str], name: str) -> Any:
 
 def _forward_hook(capture: Callable[[str, Tensor], Tensor | None], name: str) -> Any:
     return lambda _module, _inputs, output: capture(name, output)
+
+
+def _as_map(features: Tensor, images: Tensor, stride: int) -> Tensor:
+    """Return tokens (B, N, C) as a map (B, C, h, w). Return other activations unchanged.
+
+    Args:
+        features: the activations of a layer.
+        images: the images (B, 3, H, W) in the network.
+        stride: the stride of the layer in pixels: the side of a patch.
+    """
+    if features.ndim != 3:
+        return features
+    height, width = (side // stride for side in images.shape[-2:])
+    patches = features[:, -height * width :]  # the class token and registers come before the patches
+    return patches.transpose(1, 2).reshape(len(patches), -1, height, width)
 
 
 def _crop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from dreamcore.errors import InvalidInput
-from dreamcore.targets import Target
+from dreamcore.targets import LOGITS, Target
 
 __all__ = ["CUSTOM", "Layer", "NetworkSpec"]
 
@@ -27,7 +27,8 @@ class Layer:
     stride: int
     """Distance of neighbouring positions of the layer, in pixels of the image."""
     cost: int
-    """Multiply-adds per pixel of the image, from the image up to this layer."""
+    """Multiply-adds per pixel of the image, from the image up to this layer. The attention of a transformer needs more
+    in larger images; its cost is that of an image of 224 pixels."""
     receptive_field: int | None = None
     """Side in pixels of the part of the image that influences one position; None: the whole image."""
 
@@ -51,6 +52,8 @@ class NetworkSpec:
     """The layers in the order in which they run."""
     multiple: int = 1
     """The network accepts sides that are multiples of this. Images are padded to the next multiple."""
+    transformer: bool = False
+    """The network is a vision transformer: its layers return tokens, and each position depends on the whole image."""
 
     def layer(self, name: str) -> Layer:
         """Return the layer called `name`.
@@ -75,6 +78,19 @@ class NetworkSpec:
             return "`network_from_module(module).spec.layers` lists all layers"
         return f"`dreamgrid layers {self.model}` lists all layers"
 
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 if the network is not a classifier."""
+        return next((layer.channels for layer in self.layers if layer.name == LOGITS), 0)
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raise `InvalidInput` unless there is one name for each class."""
+        if len(labels) != self.classes:
+            raise InvalidInput(
+                f"there are {len(labels)} names of classes, but {self.model} has {self.classes} classes: give one name "
+                "for each class, in their order"
+            )
+
     def check_channels(self, layer: str, channels: Iterable[int]) -> None:
         """Raise `InvalidInput` if the network has no such layer or the layer has no such channel."""
         found = self.layer(layer)
@@ -91,9 +107,9 @@ class NetworkSpec:
         A stage is a module that contains modules. The stages are those at the smallest depth of nesting that has at
         least four of them: `layer1` to `layer4` of a ResNet, or the convolutions and `inception3a` to `inception5b` of
         a GoogLeNet. If no depth has four (as in a VGG), the stages are the last layers at each stride. Layers whose
-        receptive field is the whole image are not stages.
+        receptive field is the whole image are not stages, except in a vision transformer, whose stages are its blocks.
         """
-        local = [layer for layer in self.layers if layer.receptive_field]
+        local = [layer for layer in self.layers if layer.receptive_field or self.transformer]
         parents = {layer.name.rpartition(".")[0] for layer in self.layers}
         for depth in range(max(layer.name.count(".") for layer in self.layers)):
             parts = [layer for layer in local if layer.name.count(".") == depth and layer.name in parents]

@@ -20,6 +20,8 @@ MAX_NESTING = 3
 """Nested state dicts are unwrapped at most this many times. A pickle can contain itself."""
 DATA_PARALLEL = "module."
 """`nn.DataParallel` puts this prefix before the name of every tensor."""
+PARALLEL_FEATURES = "features.module."
+"""The same prefix if only the convolutions of an AlexNet or a VGG were trained in parallel."""
 BATCH_COUNTER = ".num_batches_tracked"
 """A counter that only training uses. Some files lack it."""
 _REMEDY = "save only the tensors, with torch.save(network.state_dict(), ...) or as safetensors"
@@ -55,7 +57,10 @@ def read_tensors(data: bytes, sha256: str, name: str) -> dict[str, Tensor]:
                 f"{name} contains more than plain tensors: {key!r} is a {type(entry).__name__}; {_REMEDY}"
             )
     prefix = DATA_PARALLEL if all(key.startswith(DATA_PARALLEL) for key in content) else ""
-    return {key.removeprefix(prefix): tensor.detach() for key, tensor in content.items()}
+    return {
+        key.removeprefix(prefix).replace(PARALLEL_FEATURES, "features."): tensor.detach()
+        for key, tensor in content.items()
+    }
 
 
 def class_count(module: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:

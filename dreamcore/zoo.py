@@ -46,6 +46,9 @@ PACKAGED = {
 
 _TIMM = "timm/"
 
+_DYNAMIC = {"vision_transformer", "vision_transformer_hybrid", "deit", "eva"}
+"""timm's modules with vision transformers that take images of any size if they are built with `dynamic_img_size`."""
+
 _Triple = tuple[float, float, float]
 
 
@@ -80,7 +83,8 @@ def build(model: str, *, pretrained: bool, classes: int | None = None) -> nn.Mod
         if not _is_timm(model):
             return _from_torchvision(name, pretrained, classes)
         packaged = pretrained and model in PACKAGED
-        module: nn.Module = timm.create_model(name, pretrained=pretrained and not packaged, num_classes=classes)
+        options: dict[str, Any] = {"num_classes": classes, **_size_options(name)}
+        module: nn.Module = timm.create_model(name, pretrained=pretrained and not packaged, **options)
         return _with_packaged_weights(module, model) if packaged else module
 
 
@@ -140,6 +144,12 @@ def sha256_of(path: Path) -> str:
 def _is_timm(model: str) -> bool:
     """Return whether timm builds the network. It builds the packaged networks, too."""
     return model in PACKAGED or model.startswith(_TIMM)
+
+
+def _size_options(name: str) -> dict[str, bool]:
+    """Return the option with which timm's vision transformers interpolate their positions to the size of the image."""
+    package = timm.models.model_entrypoint(name.partition(".")[0]).__module__
+    return {"dynamic_img_size": True} if package.rpartition(".")[2] in _DYNAMIC else {}
 
 
 def _timm_cfg(module: nn.Module) -> dict[str, Any]:

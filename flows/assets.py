@@ -1,15 +1,20 @@
-"""The files that settings refer to: guides, masks and weights. Each is identified by its SHA-256."""
+"""The files that settings and jobs refer to: guides, masks, weights and labels.
+
+Guides, masks and weights are identified by their SHA-256. Labels do not change a dream.
+"""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamcore.catalog import resolve_layers
+from dreamcore.catalog import network_spec, resolve_layers
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.fields import Reference
 from dreamcore.images import Photograph
+from dreamcore.labels import read_labels
 from dreamcore.settings import DreamSettings
 from dreamcore.sizes import REFERENCE_PIXELS
 from flows.decoder import decode
@@ -19,7 +24,7 @@ from flows.storage import FAIL_FAST, Storage, storage
 if TYPE_CHECKING:
     from dreamcore.network import Network
 
-__all__ = ["load_guide_and_mask", "load_image", "network_for", "read", "resolve"]
+__all__ = ["check_labels", "load_guide_and_mask", "load_image", "network_for", "read", "resolve"]
 
 
 def _fail_fast_storage() -> Storage:
@@ -47,11 +52,42 @@ def resolve(
         reference = getattr(settings, name)
         if reference is None:
             continue
-        if not (local or reference.uri.startswith("s3://")):
-            raise InvalidInput(f"{name}: {reference.uri!r} is not an S3 address, and a run reads files only from S3")
+        if not local:
+            _check_is_in_s3(reference, name)
         sha256 = _sha256(reference, name, open_storage)
         settings = settings.model_copy(update={name: reference.model_copy(update={"sha256": sha256})})
     return settings
+
+
+def _check_is_in_s3(reference: Reference, name: str) -> None:
+    if not reference.uri.startswith("s3://"):
+        raise InvalidInput(f"{name}: {reference.uri!r} is not an S3 address, and a run reads files only from S3")
+
+
+def check_labels(
+    labels: Reference | None,
+    settings: Sequence[DreamSettings],
+    open_storage: Callable[[], Storage] = _fail_fast_storage,
+) -> None:
+    """Check the labels file of a job, as far as this needs no weights.
+
+    Args:
+        labels: the file; None if the job has none.
+        settings: every point of the job's grid.
+        open_storage: returns the access to S3.
+
+    Raises:
+        InvalidInput: the file is not in S3 or is no labels file, or a network with its own weights has another number
+            of classes.
+        Unavailable: S3 failed.
+    """
+    if labels is None:
+        return
+    _check_is_in_s3(labels, "labels")
+    names = read_labels(read(labels, "labels", open_storage), f"labels: {labels.uri}")
+    with _naming(labels):
+        for model in {each.model for each in settings if not each.weights}:
+            network_spec(model).check_labels(names)
 
 
 @lru_cache(maxsize=64)
@@ -138,22 +174,41 @@ def _load_network_with(model: str, weights: Reference, device: str) -> "Network"
     return load_network_with(model, data, str(weights.sha256), weights.uri, device)
 
 
-def network_for(settings: DreamSettings, device: str) -> "Network":
+@lru_cache(maxsize=8)
+def _with_labels(network: "Network", labels: Reference) -> "Network":
+    names = read_labels(read(labels, "labels"), f"labels: {labels.uri}")
+    with _naming(labels):
+        return network.with_labels(names)
+
+
+@contextmanager
+def _naming(labels: Reference) -> Iterator[None]:
+    """Put the labels file before the message of an error."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(f"labels: {labels.uri}: {error}") from error
+
+
+def network_for(settings: DreamSettings, device: str, labels: Reference | None = None) -> "Network":
     """Return the network of resolved settings with its weights. Networks are loaded once per process.
 
     Args:
         settings: resolved settings.
         device: where the network computes, such as `cpu` or `cuda:0`.
+        labels: a file with the names of the classes; None for the names that the library knows.
 
     Raises:
-        InvalidInput: the weights file does not have the SHA-256 of the settings, or does not fit the network.
+        InvalidInput: the weights file does not have the SHA-256 of the settings, or does not fit the network. Or the
+            labels file does not exist, is no labels file, or has another number of names than the network has classes.
         Unavailable: S3 failed, or the library's weights cannot be downloaded.
     """
     from dreamcore.models import load_network  # imports torch, which a process that only checks settings avoids
 
-    if not settings.weights:
-        return load_network(settings.model, device)
-    network = _load_network_with(settings.model, settings.weights, device)
-    for target in settings.layers:  # custom weights may have other classes than the network's own
-        network.spec.check_channels(target.layer, target.channels)
-    return network
+    if settings.weights:
+        network = _load_network_with(settings.model, settings.weights, device)
+        for target in settings.layers:  # custom weights may have other classes than the network's own
+            network.spec.check_channels(target.layer, target.channels)
+    else:
+        network = load_network(settings.model, device)
+    return _with_labels(network, labels) if labels else network

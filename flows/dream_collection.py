@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from dreamcore.fields import Reference
 from flows import events, run_record
 from flows.artifacts import show
 from flows.cancellation import clean_termination
@@ -125,6 +126,7 @@ def submit_shard(pool: WorkerPool, progress: str | None, run: Run, shard: Shard)
         "run_id": run.run_id,
         "shard": shard,
         "stage_scores": run.job.stage_scores,
+        "labels": run.job.labels,
         "progress": None if pool.is_remote else progress,
     }
     return pool.submit(dream_shard, parameters)
@@ -132,18 +134,24 @@ def submit_shard(pool: WorkerPool, progress: str | None, run: Run, shard: Shard)
 
 @task(task_run_name="shard {shard.number}", **with_retries)
 def dream_shard(
-    destination: str, run_id: str, shard: Shard, *, stage_scores: bool, progress: str | None
+    destination: str,
+    run_id: str,
+    shard: Shard,
+    *,
+    stage_scores: bool,
+    labels: Reference | None,
+    progress: str | None,
 ) -> ShardResult:
     """Dream one shard in a worker process, which reads the record of the run from S3.
 
-    `stage_scores` may differ from the job that the run was started with.
+    `stage_scores` and `labels` may differ from those of the job that the run was started with.
     """
     from flows import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()
     run_of_part = shard.run_of_part(run_id)
     with shard_counter(progress, f"{run_of_part}-{shard.number}") as count:
-        run = _load_run(destination, run_id, stage_scores)
+        run = _load_run(destination, run_id, stage_scores, labels)
         rows = shards.dream_shard(run, shard, storage(), on_row=lambda row: count(row.error_kind))
     seconds = round(time.perf_counter() - started, 3)
     failures, node = dict(count.failures), socket.gethostname()
@@ -156,7 +164,8 @@ def dream_shard(
 
 
 @lru_cache(maxsize=1)
-def _load_run(destination: str, run_id: str, stage_scores: bool) -> Run:
+def _load_run(destination: str, run_id: str, stage_scores: bool, labels: Reference | None) -> Run:
     """Read the record of a run once per process, because it may have hundreds of settings."""
     run = run_record.load_run(destination, run_id, storage())
-    return run.model_copy(update={"job": run.job.model_copy(update={"stage_scores": stage_scores})})
+    changed = {"stage_scores": stage_scores, "labels": labels}
+    return run.model_copy(update={"job": run.job.model_copy(update=changed)})

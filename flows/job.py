@@ -20,7 +20,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from dreamcore.errors import ErrorKind, InvalidInput
-from dreamcore.fields import MaxPixels, Output
+from dreamcore.fields import FileReference, MaxPixels, Output
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
@@ -98,7 +98,16 @@ class ExecutorOptions(Frozen):
 
 # An inventory only says how the photographs are found. If it counted, the job of the next night, with a new inventory,
 # could not continue an unfinished run, although the frozen plan of that run needs no inventory.
-WITHOUT_EFFECT_ON_DREAMS = {"executor", "sheets", "stage_scores", "max_failures", "strict", "retry_failed", "inventory"}
+WITHOUT_EFFECT_ON_DREAMS = {
+    "executor",
+    "sheets",
+    "stage_scores",
+    "max_failures",
+    "strict",
+    "retry_failed",
+    "inventory",
+    "labels",
+}
 """Fields that are not part of `job_id`."""
 
 
@@ -150,6 +159,11 @@ class DreamJob(Frozen):
     output: Output = Field(default=Output(), description="The file format of the dreams.")
     stage_scores: bool = Field(
         default=False, description="Also score every stage of the network before and after the dream."
+    )
+    labels: FileReference | None = Field(
+        default=None,
+        description="Names of the classes of your own network: a file with one name per line, or a JSON list.",
+        examples=["s3://weights/places.txt"],
     )
     max_failures: float = Field(
         default=0.5,

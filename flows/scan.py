@@ -12,7 +12,7 @@ from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.image_formats import has_image_suffix
 from dreamcore.settings import settings_id
 from flows import layout, normal_forms
-from flows.assets import resolve
+from flows.assets import check_labels, resolve
 from flows.globs import compile_globs
 from flows.history import FinishedDreams
 from flows.inventory import Inventory
@@ -79,6 +79,7 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
     """
     try:
         resolved = [resolve(settings) for settings in job.settings()]
+        check_labels(job.labels, resolved)
     except ValidationError as error:
         raise InvalidInput(f"grid: {explain_validation(error)}") from error
     except Unavailable as error:

@@ -103,7 +103,8 @@ def _replace_part(
     before and after. They keep the ids of the earlier run.
     """
     owner = load_run(run.destination, replaces.run_id, storage)
-    owner = owner.model_copy(update={"job": owner.job.model_copy(update={"stage_scores": run.job.stage_scores})})
+    measured = {"stage_scores": run.job.stage_scores, "labels": run.job.labels}
+    owner = owner.model_copy(update={"job": owner.job.model_copy(update=measured)})
     uri = layout.part_uri(owner.destination, owner.run_id, shard.number, replaces.last)
     found, part = storage.find(uri), storage.read(uri)
     if found and part and found.etag == replaces.etag:
@@ -240,7 +241,7 @@ class _Dreamer:
 
     def _dream_batch(self, outcomes: Sequence[_Outcome]) -> Iterator[_Outcome]:
         """Dream photographs of one size under settings with one `batch_key`."""
-        network = network_for(outcomes[0].planned.settings, self.device)
+        network = network_for(outcomes[0].planned.settings, self.device, self.run.job.labels)
         try:
             requests = self._requests(network, outcomes)
         except ImageError as error:  # images of this size cannot even be observed

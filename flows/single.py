@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamcore.errors import ImageError, InvalidInput
+from dreamcore.fields import Reference
 from dreamcore.images import Photograph, encode, from_pillow
 from dreamcore.settings import DreamSettings
 from flows.assets import load_guide_and_mask, network_for, resolve
@@ -31,7 +32,13 @@ NOISE = "noise:"
 
 
 def dream_file(
-    source: Path, result: Path, settings: DreamSettings, on_step: "OnStep", *, stages: bool = False
+    source: Path,
+    result: Path,
+    settings: DreamSettings,
+    on_step: "OnStep",
+    *,
+    stages: bool = False,
+    labels: Reference | None = None,
 ) -> "Dream":
     """Dream the image in `source`, or noise, and write the dream with its settings inside to `result`.
 
@@ -41,6 +48,7 @@ def dream_file(
         settings: the settings of the dream. Guide, mask and weights may be files of this machine.
         on_step: called after every step with the finished and the total number of steps.
         stages: whether to score every stage of the network before and after.
+        labels: a file with the names of the network's classes.
 
     Returns:
         The dream and its measurements.
@@ -49,17 +57,22 @@ def dream_file(
         InvalidInput: a file, the network or a layer does not exist, or `result` cannot be written or is an input.
         ImageError: the file is not an image, or cannot be dreamt.
     """
-    files = [file.uri for file in (settings.guide, settings.mask, settings.weights) if file]
+    files = [file.uri for file in (settings.guide, settings.mask, settings.weights, labels) if file]
     check_output_path(result, source, *files)
     settings = resolve(settings, local=True)
     photograph = read_source(source, settings)
-    dream = dream_resolved(photograph, settings, on_step, stages=stages)
+    dream = dream_resolved(photograph, settings, on_step, stages=stages, labels=labels)
     write_file(result, encode(dream.pixels, settings.output.format, settings.output.quality, description(dream)))
     return dream
 
 
 def dream_resolved(
-    photograph: Photograph, settings: DreamSettings, on_step: "OnStep", *, stages: bool = False
+    photograph: Photograph,
+    settings: DreamSettings,
+    on_step: "OnStep",
+    *,
+    stages: bool = False,
+    labels: Reference | None = None,
 ) -> "Dream":
     """Dream a photograph on the device of this machine.
 
@@ -68,6 +81,7 @@ def dream_resolved(
         settings: resolved settings: their layers and files exist.
         on_step: called after every step with the finished and the total number of steps.
         stages: whether to score every stage of the network before and after.
+        labels: a file with the names of the network's classes.
     """
     # This imports torch, which takes seconds. Errors in files are reported before.
     from dreamcore.batch import DreamRequest, Limits, dream_photograph
@@ -78,7 +92,7 @@ def dream_resolved(
         disable_heap_trimming(memory)
     guide, mask = load_guide_and_mask(settings)
     request = DreamRequest(photograph, settings, guide, mask)
-    return dream_photograph(network_for(settings, device), request, Limits(memory, stages), on_step)
+    return dream_photograph(network_for(settings, device, labels), request, Limits(memory, stages), on_step)
 
 
 def description(dream: "Dream") -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamcore.errors import InvalidInput
-from dreamcore.fields import Output, format_of
+from dreamcore.fields import FileReference, Output, format_of
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings
 from flows.cli.options import destination_folder, field_options, json_option, memory_option, metavar_of, take_one
@@ -46,13 +46,22 @@ FILE = click.Path(path_type=Path)
     metavar=metavar_of(Output.model_fields["quality"]),
     help=f"Quality of a .jpg or .webp file.  [default: {Output.model_fields['quality'].default}]",
 )
+@click.option(
+    "--labels",
+    multiple=True,
+    callback=take_one,
+    metavar="PATH",
+    help=DreamJob.model_fields["labels"].description,
+)
 @click.option("--stage-scores", is_flag=True, help=DreamJob.model_fields["stage_scores"].description)
 @memory_option
-def image(source: Path, result: Path, quality: str | None, stage_scores: bool, **flags: Any) -> None:
+def image(
+    source: Path, result: Path, quality: str | None, labels: str | None, stage_scores: bool, **flags: Any
+) -> None:
     """Dream one image, without S3 or Prefect.
 
     IN is an image file, or noise:WIDTHxHEIGHT to begin with noise, which depends on the seed.
-    OUT ends in .png, .webp or .jpg. Guide, mask and weights may be files or S3 addresses.
+    OUT ends in .png, .webp or .jpg. Guide, mask, weights and labels may be files or S3 addresses.
 
     \b
     Examples:
@@ -63,18 +72,19 @@ def image(source: Path, result: Path, quality: str | None, stage_scores: bool, *
       dreamgrid image cat.jpg dream.png --guide flowers.jpg --mask sky.png
       dreamgrid image noise:640x480 dream.png --seed 7
     """
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     output = {"format": format_of(result.suffix), **({"quality": quality} if quality else {})}
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         settings = DreamSettings.model_validate({**given, "output": output})
+        names = TypeAdapter(FileReference | None).validate_python(labels)
     except ValidationError as error:
         raise InvalidInput(explain_validation(error)) from error
     from flows.single import dream_file
 
     with progress("dreaming") as show_progress:
-        dream = dream_file(source, result, settings, show_progress, stages=stage_scores)
+        dream = dream_file(source, result, settings, show_progress, stages=stage_scores, labels=names)
     _print_dream(result, dream)
 
 

@@ -79,9 +79,30 @@ def loaded(model: str, spec: NetworkSpec, classes: int | None = None) -> Network
         lambda state: saved(OrderedDict(state)),
         lambda state: saved({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}),
         lambda state: saved({"epoch": 9, "arch": "resnet18", "model": {"state_dict": state}}),
+        lambda state: saved(
+            {
+                "epoch": 90,
+                "arch": "resnet18",
+                "best_prec1": 54.7,
+                "state_dict": {
+                    f"module.{key}": tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")
+                },
+            },
+            _use_new_zipfile_serialization=False,
+        ),
         lambda state: safetensors.torch.save({f"module.{key}": tensor for key, tensor in state.items()}),
     ],
-    ids=["safetensors", "pth", "old pth", "pickle 3", "ordered", "DataParallel", "checkpoint", "safe DataParallel"],
+    ids=[
+        "safetensors",
+        "pth",
+        "old pth",
+        "pickle 3",
+        "ordered",
+        "DataParallel",
+        "checkpoint",
+        "Places365",
+        "safe DataParallel",
+    ],
 )
 def test_a_network_gives_the_activations_of_the_saved_one(write: Callable[[dict[str, Tensor]], bytes]) -> None:
     data = write(random_weights())
@@ -92,6 +113,15 @@ def test_a_network_gives_the_activations_of_the_saved_one(write: Callable[[dict[
     expected = loaded("resnet18", known).activations(picture(), LAYERS)
     for layer, activations in network.activations(picture(), LAYERS).items():
         assert torch.equal(activations, expected[layer])
+
+
+def test_a_network_whose_convolutions_alone_were_trained_in_parallel_is_loaded() -> None:
+    """PyTorch's example program of 2017, with which Places365 was trained, saves AlexNet and VGG like this."""
+    state = random_weights("squeezenet1_1")
+    renamed = {key.replace("features.", "features.module."): tensor for key, tensor in state.items()}
+    assert set(renamed) != set(state)
+    found = load("squeezenet1_1", saved({"state_dict": renamed})).module.state_dict()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in state.items())
 
 
 @pytest.mark.parametrize(

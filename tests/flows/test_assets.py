@@ -237,6 +237,39 @@ def test_classes_of_custom_weights_are_named_by_number(storage: Storage, source:
         assert sum(each["p"] for each in classes) == pytest.approx(1, abs=1e-4)
 
 
+def test_a_labels_file_names_the_classes_of_custom_weights_and_changes_no_dream(
+    storage: Storage, source: str, destination: str
+) -> None:
+    put_photograph(storage, source + "cat.png")
+    weights = put(storage, f"{destination}assets/small.safetensors", small_network(classes=3))
+    put(storage, f"{destination}assets/names.txt", b"ant\nbee\nhouse mouse\n")
+    axes: dict[str, Any] = {"model": "squeezenet1_1", "weights": weights, "layers": "features.3"}
+    job = {"labels": f"{destination}assets/names.txt"}
+    (plain,) = dreamt(storage, source, f"{destination}plain/", **axes)
+    (named,) = dreamt(storage, source, f"{destination}named/", job=job, **axes)
+    names = dict(zip(("class 0", "class 1", "class 2"), ("ant", "bee", "house mouse"), strict=True))
+    for column in ("classes_before", "classes_after"):
+        assert [names[each["label"]] for each in plain[column]] == [each["label"] for each in named[column]]
+    assert (plain["pixels"] == named["pixels"]).all()
+    assert (plain["settings_id"], plain["result_id"]) == (named["settings_id"], named["result_id"])
+    assert job_of(source, destination, job=job).job_id == job_of(source, destination).job_id
+
+
+def test_labels_for_another_number_of_classes_are_refused(storage: Storage, source: str, destination: str) -> None:
+    put_photograph(storage, source + "cat.png")
+    weights = put(storage, f"{destination}assets/small.safetensors", small_network(classes=3))
+    names = f"{destination}assets/names.txt"
+    put(storage, names, b"ant\nbee\n")
+    with pytest.raises(InvalidInput, match=rf"^labels: {names}: there are 2 names of classes, but {BUNDLED} has 1000"):
+        plan_settings(job_of(source, destination, job={"labels": names}))
+    axes: dict[str, Any] = {"model": "squeezenet1_1", "weights": weights, "layers": "features.3"}
+    with pytest.raises(InvalidInput, match=rf"^labels: {names}: there are 2 names of classes, but squeezenet1_1 has 3"):
+        dreamt(storage, source, destination, job={"labels": names}, **axes)
+    for uri, message in (("names.txt", "'names.txt' is not an S3 address"), (f"{names}.json", "does not exist")):
+        with pytest.raises(InvalidInput, match=f"^labels: .*{message}"):
+            plan_settings(job_of(source, destination, job={"labels": uri}))
+
+
 def test_a_photograph_too_small_for_the_network_fails_alone(storage: Storage, source: str, destination: str) -> None:
     put_photograph(storage, source + "cat.png")
     storage.write(source + "tiny.png", png(pixels(10, 12)), "image/png")

@@ -153,6 +153,16 @@ def test_custom_weights_need_no_layers_and_no_download(dreamgrid_inprocess: Comm
     assert "top classes after: class " in output
 
 
+def test_a_labels_file_names_the_classes(dreamgrid_inprocess: Command, tmp_path: Path) -> None:
+    weights = custom_weights(tmp_path / "own.safetensors")
+    (tmp_path / "names.json").write_text('["ant", "bee", "cat"]')
+    own = ("--model", "squeezenet1_1", "--weights", weights)
+    found, output = dream_image(dreamgrid_inprocess, tmp_path, *own, "--labels", "names.json", *QUICK)
+    assert {each["label"] for each in found["classes_after"]} == {"ant", "bee", "cat"}
+    assert f"top classes after: {found['classes_after'][0]['label']} " in output
+    assert "names.json" not in json.dumps(found)
+
+
 def test_an_image_that_exceeds_the_memory_is_computed_in_tiles(dreamgrid_inprocess: Command, tmp_path: Path) -> None:
     write_image(tmp_path / "large.png", 700, 900)
     found, _ = dream_image(
@@ -224,6 +234,10 @@ REFUSED = {
     "guide that is not an image": (("--guide", "page.png"), "guide: page.png: not an image"),
     "damaged mask": (("--mask", "half.jpg"), "mask: half.jpg: JPEG: "),
     "wrong digest of the guide": (("--guide", f"cat.png#sha256={'0' * 64}"), "guide: cat.png has the SHA-256 "),
+    "labels of another network": (
+        ("--labels", "names.txt"),
+        "labels: names.txt: there are 2 names of classes, but efficientnet_lite0 has 1000 classes",
+    ),
     "wrong digest of the weights": (("--weights", f"page.png#sha256={'0' * 64}"), "weights: page.png has the SHA-256 "),
     "weights that are no tensors": (
         ("--weights", "page.png#sha256=" + hashlib.sha256(b"<html>").hexdigest()),
@@ -239,6 +253,7 @@ def test_wrong_input_is_reported_in_one_line_and_nothing_is_written(
     arguments, message = REFUSED[case]
     (tmp_path / "page.png").write_text("<html>")
     (tmp_path / "half.jpg").write_bytes(half_a_jpeg())
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
     done = dreamgrid_inprocess("image", "cat.png", "dream.png", *arguments, **UNREACHABLE)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.strip().splitlines()
