@@ -4,6 +4,8 @@ The constants are those of Olah, Mordvintsev and Schubert, "Feature Visualizatio
 `optvis/param/color.py`. There they were measured on the photographs of ImageNet.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,7 @@ def color_correlation(like: Tensor) -> Tensor:
         >>> color_correlation(torch.zeros(())).norm(dim=0)
         tensor([1.0000, 0.2755, 0.1334])
     """
-    root = torch.tensor(COVARIANCE_ROOT, device=like.device, dtype=like.dtype)
-    norms: Tensor = torch.linalg.vector_norm(root, dim=0)
-    return root / norms.max()
+    return _matrices(like.device, like.dtype)[0]
 
 
 def correlate_colors(images: Tensor) -> Tensor:
@@ -56,7 +56,15 @@ def correlate_colors(images: Tensor) -> Tensor:
 
 def decorrelate_colors(images: Tensor) -> Tensor:
     """Undo `correlate_colors`: return the three independent colors (..., 3, H, W) of `images` (..., 3, H, W)."""
-    return _times(torch.linalg.inv(color_correlation(images)), images)
+    return _times(_matrices(images.device, images.dtype)[1], images)
+
+
+@lru_cache
+def _matrices(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return M (3, 3) and its inverse, cached: a new tensor at each step would make a GPU wait."""
+    root = torch.tensor(COVARIANCE_ROOT, dtype=torch.float64)
+    matrix = root / torch.linalg.vector_norm(root, dim=0).max()
+    return matrix.to(device, dtype), torch.linalg.inv(matrix).to(device, dtype)
 
 
 def natural_steps(amount: Tensor) -> Tensor:

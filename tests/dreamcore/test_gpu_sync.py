@@ -50,6 +50,7 @@ def test_operations_that_would_make_a_gpu_wait_are_recorded() -> None:
     [
         {},
         {"gradient": "gaussian", "total_variation": 0.1, "normalise": "adam"},
+        {"space": "fourier", "normalise": "adam", "stay_near": "blocks.0"},
         {"octaves_above": 1, "flip": True, "space": "network", "measure": "inner_mean_square"},
     ],
 )
