@@ -80,7 +80,7 @@ def test_the_file_tree_is_complete(package: str) -> None:
     (tree,) = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", text, re.MULTILINE)
     named = set(re.findall(r"^  ([\w/.]+) ", tree, re.MULTILINE))
     files = {path.name for path in (ROOT / package).iterdir() if path.suffix in (".py", ".json")}
-    folders = {f"{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
+    folders = {f"{path.name}/" for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert named | {"__init__.py"} == files | folders
 
 
