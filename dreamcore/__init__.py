@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dreamcore.errors import DreamgridError, ImageError, InvalidInput, Unavailable
     from dreamcore.grid import Grid
     from dreamcore.models import load_network, network_from_module
+    from dreamcore.noise import noise_image
     from dreamcore.results import Dream
     from dreamcore.settings import DreamSettings
 
@@ -37,6 +38,7 @@ __all__ = [
     "load_network",
     "network_from_module",
     "network_spec",
+    "noise_image",
 ]
 
 _MODULES = {
@@ -51,6 +53,7 @@ _MODULES = {
     "load_network": "models",
     "network_from_module": "models",
     "network_spec": "catalog",
+    "noise_image": "noise",
 }
 """The module of each public name."""
 

@@ -16,12 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dreamcore.canvas import Canvas, Pixels
+from dreamcore.fourier import Spectrum
 from dreamcore.gradients import filter_gradient, normalizer, penalty_gradient
 from dreamcore.network import Network
 from dreamcore.objective import Objective, measure
 from dreamcore.octaves import Size, carry, images_at, mask_at, octave_sizes, resize
 from dreamcore.settings import DreamSettings
 from dreamcore.tiles import Tile, even_tiles, fixed_tiles
+from dreamcore.transforms import Transforms, choose_views, view_size
 from dreamcore.views import Views
 
 __all__ = ["AscentResult", "OnStep", "Sample", "ascend"]
@@ -86,25 +89,24 @@ def ascend(
         previous, base = base, images_at(images, sizes, octave, shared)
         mask = mask_at([sample.mask for sample in samples], size, base)
         dreams = carry(dreams, previous, base, mask, shared) if octave else base
-        tiles = batch.tiles(size, tile_size)
+        tiles = batch.tiles(view_size(size, shared), tile_size)
         joint = len(tiles) > 1 and not shared.tile  # memory tiles share one score, tiles of the setting do not
-        sums = measure(network, dreams, objective, tiles) if joint else None
-        active, normalize = torch.ones_like(batch.step_size), normalizer(shared.normalise)
+        sums = measure(network, dreams, objective, batch.tiles(size, tile_size)) if joint else None
+        active, canvas = torch.ones_like(batch.step_size), batch.canvas(dreams, base, mask)
         for step in range(shared.steps):
-            views = Views.choose(batch.settings, octave, step, size, random_tile_offset=joint)
-            viewed = views.apply(dreams)
+            views = choose_views(batch.settings, octave, step, size, random_tile_offset=joint)
+            viewed = views.apply(canvas.image())
             gradient, tile_sums = torch.empty_like(viewed), []
             for tile in tiles:
                 patch = tile.crop(viewed).detach().requires_grad_()
                 activations = network.sample_activations(patch, objective.layers)  # step 1: forward to the layers
-                tile_sum = objective.sums(activations, views.locator(tile), tile.edges(size))  # step 3: measure
+                tile_sum = objective.sums(activations, views.locator(tile), tile.edges(views.size))  # step 3: measure
                 score = objective.score(tile_sum, sums)
                 tile.crop(gradient)[:] = _gradient(score, patch)  # step 4: gradient with respect to the image
                 tile_sums.append(tile_sum.detach())
             gradient = batch.subtract_penalties(gradient, viewed, base, views)
             del viewed, patch, activations, tile_sum, score  # the next lines need memory for several images
-            direction = normalize(views.invert(filter_gradient(gradient, shared, step)))
-            dreams = batch.clip(direction.mul_(batch.step_length(active, mask)).add_(dreams))  # step 5: step up
+            canvas.step(views.pull_back(filter_gradient(gradient, shared, step)), active)  # step 5: step up
             total = torch.stack(tile_sums).sum(0)
             sums = total if joint else None
             active = active * (objective.score(total).view_as(active) <= batch.stop_at)
@@ -112,7 +114,8 @@ def ascend(
                 on_step(octave * shared.steps + step + 1, len(sizes) * shared.steps)
             if batch.may_stop_early and not active.any():
                 break
-        measured = measure(network, dreams, objective, tiles)
+        dreams = canvas.image()
+        measured = measure(network, dreams, objective, batch.tiles(size, tile_size))
         octave_scores.append(objective.score(measured))
     finished = resize(dreams, full, shared.resample).clamp(0, 1)
     if not (shared.clip and sizes[-1] == full):
@@ -154,16 +157,22 @@ class _Batch:
             return fixed_tiles(size, self.shared.tile, self.min_size)
         return even_tiles(size, tile_size, self.min_size)
 
-    def subtract_penalties(self, gradient: Tensor, viewed: Tensor, base: Tensor, views: Views) -> Tensor:
+    def canvas(self, start: Tensor, base: Tensor, mask: Tensor | None) -> Canvas:
+        """Return what the steps of an octave change. It shows the images `start` (B, 3, H, W) first."""
+        normalize = normalizer(self.shared.normalise)
+        if self.shared.space == "fourier":
+            return Spectrum(start, normalize, self.step_size, base, mask)
+        return Pixels(start, normalize, self.step_length(mask), self.clip)
+
+    def subtract_penalties(self, gradient: Tensor, viewed: Tensor, base: Tensor, views: Views | Transforms) -> Tensor:
         """Return `gradient` (B, 3, H, W) minus the gradient of the penalties, in the space of the steps."""
         if self.penalized:
             gradient -= penalty_gradient(viewed, views.apply(base), self.total_variation, self.l2)
         return gradient if self.unit is None else gradient * self.unit
 
-    def step_length(self, active: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the step length of each sample and, with a mask, of each pixel; 0 for samples that have stopped."""
-        length = self.step_size * active
-        length = length if self.unit is None else length * self.unit
+    def step_length(self, mask: Tensor | None) -> Tensor:
+        """Return the step length of each sample and, with a mask, of each pixel."""
+        length = self.step_size if self.unit is None else self.step_size * self.unit
         return length if mask is None else length * mask
 
     def clip(self, dreams: Tensor) -> Tensor:

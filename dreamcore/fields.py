@@ -38,6 +38,7 @@ __all__ = [
     "StopAt",
     "Tile",
     "TotalVariation",
+    "Transforms",
     "Weights",
     "format_of",
 ]
@@ -130,11 +131,19 @@ Resample = Annotated[
 Steps = Annotated[int, Field(ge=0, le=10_000, description="Gradient ascent steps in each octave.")]
 StepSize = Annotated[
     float,
-    Field(gt=0, le=1, description="Mean change of a pixel per step; 1 is the distance from black to white."),
+    Field(
+        gt=0,
+        le=1,
+        description="Mean change of a pixel per step; 1 is the distance from black to white. In Fourier space: of a "
+        "coefficient.",
+    ),
 ]
 Space = Annotated[
-    Literal["picture", "network"],
-    Field(description="What a step changes: the pixels (picture), or the normalized input of the network (network)."),
+    Literal["picture", "network", "fourier"],
+    Field(
+        description="What a step changes: the pixels (picture), the normalized input of the network (network), or the "
+        "spectrum of the image with decorrelated colors, as in lucid (fourier)."
+    ),
 ]
 StopAt = Annotated[
     float | None,
@@ -163,6 +172,13 @@ Carry = Annotated[
     Literal["detail", "result", "result_8bit"],
     Field(description="What an octave passes on: its changes (detail), its image (result), or that image in 8 bits."),
 ]
+Transforms = Annotated[
+    Literal["shift", "lucid", "crops"],
+    Field(
+        description="Random transforms before each step: shift by `jitter` (shift); shift, scale and rotation on gray "
+        "padding (lucid); or enlarged crops (crops)."
+    ),
+]
 Flip = Annotated[bool, Field(description="Mirror the image in about half of the steps, at random.")]
 TotalVariation = Annotated[
     float, Field(ge=0, description="Weight of the total variation penalty; larger values give a smoother image.")
@@ -171,5 +187,12 @@ L2 = Annotated[
     float,
     Field(ge=0, description="Weight of the penalty on the mean squared change; larger values change the image less."),
 ]
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="Random seed of jitter and flip.")]
+Seed = Annotated[
+    int,
+    Field(
+        ge=0,
+        lt=2**63,
+        description="Random seed of jitter, flip, transforms and noise.",
+    ),
+]
 MaxPixels = Annotated[int, Field(ge=1, description="Images with more pixels are downscaled to this number of pixels.")]

@@ -35,6 +35,7 @@ from dreamcore.fields import (
     StopAt,
     Tile,
     TotalVariation,
+    Transforms,
     Weights,
 )
 from dreamcore.presets import PRESET, PresetName
@@ -118,6 +119,7 @@ class Grid(Frozen):
     clip: Axis[Clip] = None
     jitter: Axis[Jitter] = None
     flip: Axis[Flip] = None
+    transforms: Axis[Transforms] = None
     tile: Axis[Tile] = None
     measure: Axis[Measure] = None
     gradient: Axis[Gradient] = None

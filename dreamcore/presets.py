@@ -1,8 +1,8 @@
-"""Published DeepDream programs as settings; `docs/presets.md` shows an image of each.
+"""Published programs as settings; `docs/presets.md` shows an image of each.
 
-A preset reproduces every step of its program. It does not choose the network. On the network of the program it excites
-the layers of the program. On any other network it excites the layers at the same depth. The depth of a layer is the
-share of the network's multiply-adds up to that layer.
+A preset reproduces every step of its program; the comment of `lucid` names two exceptions. A preset does not choose the
+network. On the network of the program it excites the layers of the program. On any other network it excites the layers
+at the same depth. The depth of a layer is the share of the network's multiply-adds up to that layer.
 
 Images are in [0, 1] here. So the step sizes of programs that work in [-1, 1] or [0, 255] are divided by 2 or by 255.
 """
@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 __all__ = ["PRESET", "PRESETS", "Preset", "PresetName"]
 
-PresetName = Literal["google2015", "tf2", "tf2_tiled", "keras", "gordic"]
+PresetName = Literal["google2015", "tf2", "tf2_tiled", "keras", "gordic", "lucid"]
 """The names of `PRESETS`."""
-PRESET = "A published DeepDream program; settings given explicitly override the preset."
+PRESET = "A published program; settings given explicitly override the preset."
 """Description of the field `preset`."""
 
 
@@ -117,6 +117,24 @@ PRESETS: dict[PresetName, Preset] = {
             "gradient": "gaussian",
             "normalise": "zero_mean_std",
             "carry": "result",
+        },
+    ),
+    # Olah, Mordvintsev and Schubert: lucid, `render_vis` with its defaults, for feature visualization. Name a channel
+    # and begin with noise. Two differences: all views of a step have one size, so that samples with different scales
+    # share a batch; and each gradient is divided by its RMS before Adam, as everywhere in Dreamgrid.
+    "lucid": Preset(
+        model="googlenet",
+        layers="inception4a",  # mixed4a
+        depths="62.5%",
+        settings={
+            "octaves": 1,
+            "steps": 512,
+            "step_size": 0.05,
+            "space": "fourier",
+            "transforms": "lucid",
+            "measure": "mean",
+            "gradient": "plain",
+            "normalise": "adam",
         },
     ),
 }

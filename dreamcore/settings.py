@@ -36,6 +36,7 @@ from dreamcore.fields import (
     StopAt,
     Tile,
     TotalVariation,
+    Transforms,
     Weights,
 )
 from dreamcore.presets import PRESETS
@@ -153,6 +154,7 @@ class DreamSettings(Frozen):
     clip: Clip = True
     jitter: Jitter = 32
     flip: Flip = False
+    transforms: Transforms = "shift"
     tile: Tile = 0
     measure: Measure = "log_mean_square"
     gradient: Gradient = "laplacian"
@@ -209,6 +211,7 @@ BATCH_FIELDS = [
     "steps",
     "space",
     "clip",
+    "transforms",
     "tile",
     "measure",
     "gradient",

@@ -117,11 +117,11 @@ class Views:
             return self.each[0].apply(images)
         return torch.stack([view.apply(image) for view, image in zip(self.each, images, strict=True)])
 
-    def invert(self, images: Tensor) -> Tensor:
-        """Undo `apply`: return the original of each view in `images` (B, C, H, W)."""
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """Return the gradient (B, C, H, W) with respect to the images from that with respect to the views."""
         if len(set(self.each)) == 1:
-            return self.each[0].invert(images)
-        return torch.stack([view.invert(image) for view, image in zip(self.each, images, strict=True)])
+            return self.each[0].invert(gradient)
+        return torch.stack([view.invert(one) for view, one in zip(self.each, gradient, strict=True)])
 
     def locator(self, tile: Tile) -> Callable[[int, tuple[float, float]], tuple[float, float] | None]:
         """Return a function of (sample, position in its image) that gives the position in `tile` of the sample's view.

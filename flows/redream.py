@@ -31,7 +31,15 @@ from flows.assets import resolve
 from flows.job import explain_validation
 from flows.layout import parse_uri
 from flows.manifest import find_results
-from flows.single import check_output_path, decode_named, description, dream_resolved, read_file, write_file
+from flows.single import (
+    check_output_path,
+    decode_named,
+    description,
+    dream_resolved,
+    read_file,
+    read_source,
+    write_file,
+)
 from flows.storage import FAIL_FAST, Storage
 from flows.terminal import one_line
 
@@ -172,7 +180,7 @@ def redream(
     Args:
         dream: a file or an S3 address: a dream of a run or of `dreamgrid image`.
         result: the file to write; its suffix determines the format.
-        source: the photograph; None reads the version that the description names from S3.
+        source: the photograph, or `noise:WIDTHxHEIGHT`; None reads the version that the description names from S3.
         on_step: called after every step with the finished and the total number of steps.
         files: `guide`, `mask` and `weights` as files, if they are not where the description says.
 
@@ -279,9 +287,8 @@ def _output(then: Output, result: Path) -> Output:
 
 def _read_photograph(then: Description, source: Path | None, dream: str) -> Photograph:
     """Return the photograph from `source`, or from S3 in the version that was dreamt."""
-    limit = then.settings.max_pixels
     if source is not None:
-        return decode_named(read_file(source), source, limit)
+        return read_source(source, then.settings)
     if then.source_uri is None or then.source_etag is None:
         raise InvalidInput(f"{dream} names no source in S3 (dreams of `dreamgrid image` name none): {REMEDY}")
     uri = one_line(then.source_uri)
@@ -293,7 +300,7 @@ def _read_photograph(then: Description, source: Path | None, dream: str) -> Phot
         raise InvalidInput(f"{uri} {reason}: {REMEDY}") from error
     except (InvalidInput, Unavailable) as error:
         raise type(error)(f"{one_line(str(error))}; or {REMEDY}") from error
-    return decode_named(data, uri, limit)
+    return decode_named(data, uri, then.settings.max_pixels)
 
 
 def _with_files(settings: DreamSettings, files: Mapping[str, Path], dream: str) -> DreamSettings:

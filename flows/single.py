@@ -1,10 +1,11 @@
 """Dream one image from file to file, without S3 or Prefect."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamcore.errors import ImageError, InvalidInput
-from dreamcore.images import Photograph, encode
+from dreamcore.images import Photograph, encode, from_pillow
 from dreamcore.settings import DreamSettings
 from flows.assets import load_guide_and_mask, network_for, resolve
 from flows.decoder import decode
@@ -21,17 +22,21 @@ __all__ = [
     "dream_file",
     "dream_resolved",
     "read_file",
+    "read_source",
     "write_file",
 ]
+
+NOISE = "noise:"
+"""Prefix of a source that is noise, such as `noise:512x512`."""
 
 
 def dream_file(
     source: Path, result: Path, settings: DreamSettings, on_step: "OnStep", *, stages: bool = False
 ) -> "Dream":
-    """Dream the image in `source`, and write the dream with its settings inside to `result`.
+    """Dream the image in `source`, or noise, and write the dream with its settings inside to `result`.
 
     Args:
-        source: the image file.
+        source: the image file, or `noise:WIDTHxHEIGHT`.
         result: the file to write.
         settings: the settings of the dream. Guide, mask and weights may be files of this machine.
         on_step: called after every step with the finished and the total number of steps.
@@ -47,7 +52,7 @@ def dream_file(
     files = [file.uri for file in (settings.guide, settings.mask, settings.weights) if file]
     check_output_path(result, source, *files)
     settings = resolve(settings, local=True)
-    photograph = decode_named(read_file(source), source, settings.max_pixels)
+    photograph = read_source(source, settings)
     dream = dream_resolved(photograph, settings, on_step, stages=stages)
     write_file(result, encode(dream.pixels, settings.output.format, settings.output.quality, description(dream)))
     return dream
@@ -97,6 +102,33 @@ def check_output_path(result: Path, *inputs: str | Path) -> None:
         raise InvalidInput(f"the folder {folder} does not exist: create it, or write {result.name} to another folder")
     if any(result.exists() and Path(file).exists() and result.samefile(file) for file in inputs):
         raise InvalidInput(f"{result} is an input of this dream and would be overwritten: name another output file")
+
+
+def read_source(source: Path, settings: DreamSettings) -> Photograph:
+    """Return the image in `source`, or the noise that `noise:WIDTHxHEIGHT` names.
+
+    Args:
+        source: the image file, or the size of the noise.
+        settings: `max_pixels` limits the size of the image, `seed` determines the noise.
+
+    Raises:
+        InvalidInput: the file cannot be read, or the size of the noise is malformed or above `max_pixels`.
+        ImageError: the file is not an image.
+    """
+    if not str(source).startswith(NOISE):
+        return decode_named(read_file(source), source, settings.max_pixels)
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", str(source).removeprefix(NOISE))
+    if not match:
+        raise InvalidInput(f"{source} is not a size of noise: write noise:WIDTHxHEIGHT, such as noise:512x512")
+    width, height = int(match[1]), int(match[2])
+    if width * height > settings.max_pixels:
+        raise InvalidInput(
+            f"{source} has {width * height:,} pixels, more than max_pixels ({settings.max_pixels:,}): give a smaller "
+            "size or a larger max_pixels"
+        )
+    from dreamcore.noise import noise_image  # this imports torch
+
+    return from_pillow(noise_image(width, height, settings.seed))
 
 
 def read_file(path: Path) -> bytes:

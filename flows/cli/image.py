@@ -44,6 +44,7 @@ FILE = click.Path(path_type=Path)
 def image(source: Path, result: Path, quality: str | None, stage_scores: bool, **flags: Any) -> None:
     """Dream one image, without S3 or Prefect.
 
+    IN is an image file, or noise:WIDTHxHEIGHT to begin with noise, which depends on the seed.
     OUT ends in .png, .webp or .jpg. Guide, mask and weights may be files or S3 addresses.
 
     \b
@@ -52,6 +53,7 @@ def image(source: Path, result: Path, quality: str | None, stage_scores: bool, *
       dreamgrid image cat.jpg dream.jpg --layers blocks.3=0.3+blocks.4 --steps 15
       dreamgrid image cat.jpg dream.png --preset google2015
       dreamgrid image cat.jpg dream.png --guide flowers.jpg --mask sky.png
+      dreamgrid image noise:640x480 dream.png --seed 7
     """
     from pydantic import ValidationError
 
@@ -80,7 +82,7 @@ def _print_dream(result: Path, dream: "Dream") -> None:
 
 @click.command()
 @click.argument("names", metavar="{RESULT OUT | DEST ID [OUT]}", nargs=-1, required=True)
-@click.option("--source", type=FILE, help="The photograph, if it is no longer in S3.")
+@click.option("--source", type=FILE, help="The photograph, if it is no longer in S3; or noise:WIDTHxHEIGHT.")
 @click.option("--guide", type=FILE, help="The guide, if it is not in S3.")
 @click.option("--mask", type=FILE, help="The mask, if it is not in S3.")
 @click.option("--weights", type=FILE, help="The custom weights of the network, if they are not in S3.")

@@ -69,6 +69,9 @@ DIFFERENCES: dict[str, list[dict[str, Any]]] = {
     "penalties": [{}, {"total_variation": 5}, {"l2": 100}],
     "guides": [{}, {"guide": 1}, {"guide": 2, "layers": "body"}],
     "masks": [{}, {"mask": 1}, {"mask": 2}],
+    "spectra": [{"space": "fourier", **each} for each in ({}, {"mask": 1}, {"seed": 2, "step_size": 0.05})],
+    "transforms": [{"transforms": "lucid", **each} for each in ({}, {"seed": 1}, {"seed": 2, "flip": True})],
+    "crops": [{"transforms": "crops", **each} for each in ({}, {"seed": 1}, {"layers": "deep@0.4,0.6"})],
 }
 
 
@@ -98,9 +101,10 @@ SHARED = st.fixed_dictionaries(
         "measure": st.sampled_from(["log_mean_square", "mean_square", "mean"]),
         "gradient": st.sampled_from(["laplacian", "gaussian", "plain"]),
         "normalise": st.sampled_from(["mean_abs", "std", "adam"]),
-        "space": st.sampled_from(["picture", "network"]),
+        "space": st.sampled_from(["picture", "network", "fourier"]),
         "carry": st.sampled_from(["detail", "result"]),
         "clip": st.booleans(),
+        "transforms": st.sampled_from(["shift", "lucid", "crops"]),
         "octaves": st.integers(1, 2),
         "steps": st.integers(0, 3),
     }

@@ -28,6 +28,8 @@ LAYERS = {
     "keras": "stem+body=1.5+body_bend=2+deep=2.5",
     "gordic": "body_bend",
 }
+PROGRAMS = list(LAYERS)
+"""The DeepDream programs. `test_fourier.py` compares the preset `lucid` with its program."""
 STEPS = 6
 """Steps to compare in an octave; after more steps, rounding errors grow too large."""
 
@@ -85,7 +87,7 @@ def psnr(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 60), (torch.float64, 120)], ids=["float32", "float64"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PROGRAMS)
 def test_every_step_of_the_first_octave_equals_the_program(
     preset: str, dtype: torch.dtype, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +104,7 @@ def test_every_step_of_the_first_octave_equals_the_program(
         assert psnr(start if one.shape == start.shape else one * 0, other) < 60, "the step changes the image"
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PROGRAMS)
 def test_the_whole_dream_equals_the_program(preset: str) -> None:
     """One step per octave in float64 also compares the transition between octaves."""
     start, settings = picture(230, 270)[0].double(), settings_of(preset, steps=1)
@@ -153,7 +155,7 @@ def test_explicit_settings_override_the_preset() -> None:
 
 
 def test_an_unknown_preset_is_rejected_with_the_names_of_all_presets() -> None:
-    with pytest.raises(ValueError, match="no preset 'google'; choose google2015, tf2, tf2_tiled, keras, gordic"):
+    with pytest.raises(ValueError, match="no preset 'google'; choose google2015, tf2, tf2_tiled, keras, gordic, lucid"):
         DreamSettings.model_validate({"preset": "google"})
 
 

@@ -71,16 +71,27 @@ def test_an_image_needs_no_s3_and_no_prefect(dreamgrid: Command, tmp_path: Path)
         assert image.width / image.height == pytest.approx(451 / 300, rel=0.02)
 
 
+def test_a_dream_begins_with_noise_and_is_reproduced(dreamgrid_inprocess: Command, tmp_path: Path) -> None:
+    """The noise is made anew from the seed inside the dream."""
+    found, _ = dream_image(dreamgrid_inprocess, tmp_path, *QUICK, "--seed", "7", source="noise:64x48")
+    assert (found["width"], found["height"], found["settings"]["seed"]) == (64, 48, 7)
+    again = dreamgrid_inprocess("redream", "dream.png", "again.png", "--source", "noise:64x48", **UNREACHABLE)
+    assert (again.returncode, "the same pixels as dream.png" in again.stdout) == (0, True), again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (("noise:64", "out.png"), 2, "noise:64 is not a size of noise: write noise:WIDTHxHEIGHT"),
+        (("noise:2000x2000", "out.png"), 2, "4,000,000 pixels, more than max_pixels (1,000,000)"),
+        (("noise:0x20", "out.png"), 2, "give sides of at least 1"),
         (("page.jpg", "out.png"), 1, "page.jpg: "),
         (("missing.jpg", "out.png"), 2, "missing.jpg cannot be read"),
         (("page.jpg", "out.gif"), 2, "'png', 'webp' or 'jpg', not 'gif'"),
         (("page.jpg", "no/folder/out.png"), 2, "no/folder does not exist: create it, or write out.png to another"),
         (("page.jpg", "out.png", "--steps", "many"), 2, "steps: "),
     ],
-    ids=["not an image", "no file", "wrong suffix", "no folder", "wrong setting"],
+    ids=["no size", "too large", "no side", "not an image", "no file", "wrong suffix", "no folder", "wrong setting"],
 )
 def test_what_cannot_be_dreamt_is_reported(
     arguments: tuple[str, ...], code: int, message: str, dreamgrid_inprocess: Command, tmp_path: Path
