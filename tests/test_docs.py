@@ -14,7 +14,7 @@ from flows.job import WITHOUT_EFFECT_ON_DREAMS, DreamJob
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FOLDERS = ("", "docs/", "deployments/", "examples/", "examples/*/")
+FOLDERS = ("", "docs/", "docs/atlas/", "deployments/", "examples/", "examples/*/")
 PAGES = [path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder}*.md"))]
 README = (ROOT / "README.md").read_text()
 
