@@ -31,8 +31,8 @@ ASCENT: dict[str, Any] = {
     "measure": DreamSettings.model_fields["measure"].default,
 }
 """How pictures are dreamt: as lucid does, but with a coarse octave first, which saves most of the steps. The Gaussian
-filter removes fine dots. With the default measure, a photograph that is dreamt with the same layer and channel shows the
-motifs of the picture."""
+filter removes fine dots. Because of the default measure, a photograph that is dreamt with the same layer and channel
+shows the motifs of the picture."""
 
 
 def picture_size(spec: NetworkSpec, layer: str) -> int:

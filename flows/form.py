@@ -70,8 +70,8 @@ def dream_from_form(
         source: S3 prefix of the photographs, or the address of one photograph. Example: s3://photos/incoming/
         destination: S3 prefix for dreams, manifest and contact sheets. Example: s3://dreams/nightly/
         layers: What to excite. Each item is a layer (blocks.4), a mix with weights (blocks.3=0.3+blocks.4), channels
-            of a layer (blocks.4:12,17), a class (logits:285) or a depth (65%). Empty: blocks.4. docs/atlas shows every
-            channel of the bundled network, and `dreamgrid atlas` draws those of any network.
+            of a layer (blocks.4:12,17), a class (logits:285) or a depth (65%). The command `dreamgrid atlas` draws what
+            each channel reacts to. Empty: blocks.4.
         octaves: Number of scales, 1 to 32. More octaves give larger shapes. Empty: 6.
         steps: Gradient ascent steps in each octave, 0 to 10000. Empty: 10.
         model: Networks. Each item is efficientnet_lite0 (bundled), a torchvision name, or timm/NAME.
