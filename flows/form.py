@@ -73,8 +73,8 @@ def dream_from_form(
         destination: S3 prefix for dreams, manifest and contact sheets. Example: s3://dreams/nightly/
         look: Looks with names. Settings given explicitly override the look. Empty: the default look.
         layers: What to excite. Each item is a layer (blocks.4), a mix with weights (blocks.3=0.3+blocks.4), channels
-            of a layer (blocks.4:12,17), a class (logits:285) or a depth (65%).
-            Empty: blocks.3=0.3+blocks.4+blocks.5=0.5.
+            of a layer (blocks.4:12,17), a class (logits:285) or a depth (65%). The command `dreamgrid atlas` draws what
+            each channel reacts to. Empty: blocks.3=0.3+blocks.4+blocks.5=0.5.
         octaves: Number of scales, 1 to 32. More octaves give larger shapes. Empty: 6.
         steps: Gradient ascent steps in each octave, 0 to 10000. Empty: 10.
         model: Networks. Each item is efficientnet_lite0 (bundled), a torchvision name, or timm/NAME.

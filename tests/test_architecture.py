@@ -28,6 +28,7 @@ CORE, FLOWS = modules_of("dreamcore"), modules_of("flows")
 # A module of flows imports modules of its own level or of lower levels, without circles.
 LEVELS = (
     {
+        "cli.atlas",
         "cli.image",
         "cli.main",
         "cli.manifest",
@@ -45,7 +46,7 @@ LEVELS = (
     {"executors", "artifacts", "cancellation", "progress", "prefect_names", "events"},
     {"process_pool", "ray_cluster"},
     {"protocol", "compact"},
-    {"shard", "scan", "verify", "prune", "preview", "redream", "single", "retry"},
+    {"shard", "scan", "verify", "prune", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"},
     {"run_rows", "run_report", "sharing", "compact_mark"},
     {"run_record"},
     {
@@ -207,7 +208,7 @@ def test_no_module_has_a_name_without_meaning() -> None:
         ("flows.plan", {"torch", "prefect", "boto3"}),
         ("flows.job", {"torch", "prefect", "boto3"}),
         ("flows.protocol", {"torch", "prefect"}),
-        ("flows.redream, flows.preview", {"torch", "prefect"}),
+        ("flows.redream, flows.preview, flows.atlas", {"torch", "prefect"}),
         ("flows.dream_collection, flows.form, flows.process_pool", {"torch", "ray", "prefect_ray"}),
     ],
 )

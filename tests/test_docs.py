@@ -15,7 +15,7 @@ from flows.job import WITHOUT_EFFECT_ON_DREAMS, DreamJob
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FOLDERS = ("", "docs/", "deployments/", "examples/", "examples/*/")
+FOLDERS = ("", "docs/", "docs/atlas/", "deployments/", "examples/", "examples/*/")
 PAGES = [path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder}*.md"))]
 README = (ROOT / "README.md").read_text()
 
@@ -93,7 +93,7 @@ def test_the_file_tree_is_complete(package: str) -> None:
     (tree,) = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", text, re.MULTILINE)
     named = set(re.findall(r"^  ([\w/.]+) ", tree, re.MULTILINE))
     files = {path.name for path in (ROOT / package).iterdir() if path.suffix in (".py", ".json")}
-    folders = {f"{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
+    folders = {f"{path.name}/" for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert named | {"__init__.py"} == files | folders
 
 

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import click
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
+from flows.cli.atlas import atlas
 from flows.cli.image import image, redream
 from flows.cli.manifest import manifest
 from flows.cli.networks import layers, models
@@ -59,7 +60,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, run, plan, image, redream, models, layers, manifest, prune, sheet, up, down, status, env):
+for _command in (demo, run, plan, image, redream, models, layers, atlas, manifest, prune, sheet, up, down, status, env):
     cli.add_command(_command)
 
 
@@ -88,7 +89,7 @@ def main(
     except InvalidInput as error:
         _fail(error, 2)
     except Stopped as error:
-        _fail(error, 3, f"Nothing is lost. Give {error.command} to resume the run.")
+        _fail(error, 3, f"Nothing is lost. Give {error.command} to resume {error.what}.")
     except Unavailable as error:
         _fail(error, 3)
     except DreamgridError as error:

@@ -31,11 +31,12 @@ class Stopped(Unavailable):
     Args:
         message: what stopped the run.
         command: the command that resumes the run.
+        what: what the command resumes.
     """
 
-    def __init__(self, message: str, command: str) -> None:
+    def __init__(self, message: str, command: str, what: str = "the run") -> None:
         super().__init__(message)
-        self.command = command
+        self.command, self.what = command, what
 
 
 class _RetryFailedCommand(click.Command):
