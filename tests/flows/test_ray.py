@@ -222,36 +222,52 @@ def test_a_node_runs_as_many_tasks_as_its_resources_allow(
     assert TaskResources(cpus, gpus).tasks_on(node) == tasks
 
 
+def stop_on_cluster(
+    start: Start, nodes: RayNodes, observer: Observer, stop: Callable[[int, int], None], number: int, code: int
+) -> None:
+    """Start the job of `write_job` on the cluster, stop it by a signal, and check what it leaves."""
+    command = start("job.yaml", "--ray", nodes.address)
+    await_more(observer, command)
+    stop(command.pid, number)
+    errors = command.communicate(timeout=60)[1]
+    assert command.returncode == code, errors
+    assert code < 0 or "to resume the run" in errors
+    wait_until(lambda: not workers(nodes), REMOTE_SECONDS)
+
+
+def finish_on_this_machine(start: Start, observer: Observer, job: DreamJob) -> None:
+    """Resume the job in processes of this machine."""
+    command = start("job.yaml", "--json")
+    output, errors = command.communicate(timeout=300)
+    assert command.returncode == 0, errors
+    assert json.loads(output)["planned"] == 32
+    observer.check_finished(job)
+
+
 def test_stopped_runs_leave_nothing_on_the_cluster_and_are_resumed(
+    stack: Stack, storage: Storage, source: str, destination: str, nodes: RayNodes, start: Start, tmp_path: Path
+) -> None:
+    put_photographs(storage, source, 16)
+    job = write_job(tmp_path, source, destination)
+    observer = Observer(storage, job.destination)
+    stop_on_cluster(start, nodes, observer, os.killpg, signal.SIGKILL, -9)
+    stop_on_cluster(start, nodes, observer, os.kill, signal.SIGINT, 3)
+    finish_on_this_machine(start, observer, job)
+
+
+@pytest.mark.soak
+def test_a_terminated_run_and_a_run_without_its_head_are_resumed(
     stack: Stack, storage: Storage, source: str, destination: str, nodes: RayNodes, start: Start, tmp_path: Path
 ) -> None:
     """The last test of this file, because it kills the head."""
     put_photographs(storage, source, 16)
     job = write_job(tmp_path, source, destination)
     observer = Observer(storage, job.destination)
-    on_cluster = ("job.yaml", "--ray", nodes.address)
-    for stop, number, code in (
-        (os.killpg, signal.SIGKILL, -9),
-        (os.kill, signal.SIGINT, 3),
-        (os.killpg, signal.SIGTERM, 3),
-    ):
-        command = start(*on_cluster)
-        await_more(observer, command)
-        stop(command.pid, number)
-        errors = command.communicate(timeout=60)[1]
-        assert command.returncode == code, errors
-        assert code < 0 or "to resume the run" in errors
-        wait_until(lambda: not workers(nodes), REMOTE_SECONDS)
-
-    command = start(*on_cluster)
+    stop_on_cluster(start, nodes, observer, os.killpg, signal.SIGTERM, 3)
+    command = start("job.yaml", "--ray", nodes.address)
     await_more(observer, command)
     nodes.nodes[0].kill()
     errors = command.communicate(timeout=120)[1]
     assert command.returncode == 3, errors
     assert [line for line in errors.splitlines() if "Ray" in line] == [LOST]
-
-    command = start("job.yaml", "--json")  # in processes of this machine
-    output, errors = command.communicate(timeout=300)
-    assert command.returncode == 0, errors
-    assert json.loads(output)["planned"] == 32
-    observer.check_finished(job)
+    finish_on_this_machine(start, observer, job)
