@@ -110,6 +110,16 @@ WITHOUT_EFFECT_ON_DREAMS = {
 }
 """Fields that are not part of `job_id`."""
 
+# fmt: off
+_FIRST_AXES = {
+    "preset", "model", "weights", "layers", "guide", "mask", "octaves", "octave_scale", "octaves_above", "rounding",
+    "resample", "steps", "step_size", "space", "stop_at", "clip", "jitter", "flip", "tile", "measure", "gradient",
+    "normalise", "total_variation", "l2", "carry", "seed", "points",
+}
+# fmt: on
+"""Fields of a grid that are part of `job_id` also when they are not given. Later axes count only when they are given,
+so that a run of a version without them can be resumed. This list never changes."""
+
 
 def _check_inventory(uri: str | None) -> str | None:
     if uri is not None:
@@ -209,11 +219,12 @@ class DreamJob(Frozen):
     def job_id(self) -> str:
         """Identity of the work: 16 hex digits. It does not depend on how the job is written.
 
-        Fields that change no dream do not count. An empty `exclude` does not count either, so that runs of versions
-        without this field can be resumed.
+        Fields that change no dream do not count. Fields of later versions count only when they are given, so that runs
+        of versions without these fields can be resumed.
         """
         left_out = WITHOUT_EFFECT_ON_DREAMS | (set() if self.exclude else {"exclude"})
-        return digest(self.model_dump(mode="json", exclude=left_out))
+        axes = {name for name in Grid.model_fields if name not in _FIRST_AXES and getattr(self.grid, name) is None}
+        return digest(self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "grid": axes}))
 
     def settings(self) -> tuple[DreamSettings, ...]:
         """Return the settings of every point of the grid."""

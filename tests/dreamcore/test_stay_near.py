@@ -78,7 +78,7 @@ def test_the_distance_of_an_image_is_that_of_its_tiles_together() -> None:
 
 
 def test_the_layer_to_stay_near_is_checked_and_may_be_a_depth() -> None:
-    settings = DreamSettings.model_validate({"stay_near": "30%=2"})
+    settings = DreamSettings.model_validate({"layers": "blocks.4", "stay_near": "30%=2"})
     assert settings.stay_near == Anchor(layer="30%", weight=2)
     assert str(settings.stay_near) == "30%=2"
     assert resolve_layers(settings).stay_near == Anchor(layer="blocks.2", weight=2)

@@ -89,6 +89,8 @@ def test_the_same_work_has_the_same_job_id(one: dict[str, Any], other: dict[str,
         {"max_pixels": 5},
         {"output": {"format": "jpg"}},
         {"exclude": ["*.gif"]},
+        {"grid": {"transforms": "lucid"}},
+        {"grid": {"stay_near": "blocks.1"}},
     ],
 )
 def test_other_work_has_another_job_id(fields: dict[str, Any]) -> None:

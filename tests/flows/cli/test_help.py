@@ -83,7 +83,9 @@ def test_help_shows_the_type_of_each_setting(command: str, dreamgrid_inprocess: 
     reference = "PATH" if command == "image" else "URI"
     for flag in (
         "--gradient [laplacian|gaussian|plain]",
-        "--preset [google2015|tf2|tf2_tiled|keras|gordic]",
+        "--preset [google2015|tf2|tf2_tiled|keras|gordic|lucid]",
+        "--transforms [shift|lucid|crops]",
+        "--stay-near TEXT",
         "--clip [true|false]",
         "--octaves [1..32]",
         "--step-size FLOAT",
