@@ -25,6 +25,7 @@ from dreamcore.models import IMAGENET_MEAN, IMAGENET_STD, check_device, custom_n
 from dreamcore.network import Network
 from dreamcore.octaves import octave_sizes
 from dreamcore.overrides import choose_settings
+from dreamcore.ranking import choose_channels
 from dreamcore.results import Dream
 from dreamcore.settings import DreamSettings
 from dreamcore.sizes import REFERENCE_PIXELS, default_batch_size, parse_size
@@ -271,7 +272,8 @@ def _dream_all(
     finished: dict[str, Dream] = {}
     for names in _batches(network, photographs, settings, max_memory):
         guide, mask = references["guide"], references["mask"]
-        requests = [DreamRequest(photographs[name], settings, guide, mask) for name in names]
+        chosen = {name: choose_channels(network, settings, photographs[name].pixels) for name in names}
+        requests = [DreamRequest(photographs[name], chosen[name], guide, mask) for name in names]
         with progress.batch(len(names), steps[names[0]]) as on_batch_step:
             dreams = dream_photographs(network, requests, Limits(max_memory), on_batch_step)
         for name, dreamt in zip(names, dreams, strict=True):

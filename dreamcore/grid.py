@@ -1,10 +1,15 @@
 """Grids of settings: axes that are combined, and single points.
 
+The axis of a number accepts ranges such as `4-8`, which are expanded here. A sweep over channels such as `blocks.4:*`
+stays one value until `catalog.expand_layers` expands it, because it depends on the network.
+
 This module imports no torch, so that planning a run stays fast.
 """
 
 import itertools
 import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, ValidationError, model_validator
@@ -48,19 +53,28 @@ from dreamcore.fields import (
 from dreamcore.looks import LOOK, LookName
 from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings, expand_names
+from dreamcore.sweeps import MAX_GRID_POINTS, read_range
 from dreamcore.targets import Frozen, Layers
 
-__all__ = ["MAX_GRID_POINTS", "Axis", "Grid", "Point"]
-
-MAX_GRID_POINTS = 10_000
-"""Largest number of points in a grid, duplicates included."""
+__all__ = ["MAX_GRID_POINTS", "Axis", "FloatAxis", "Grid", "IntegerAxis", "Point"]
 
 _T = TypeVar("_T")
+_RANGE_PATTERN = "^[0-9.eE+-]+-[0-9.eE+-]+(/[0-9]+)?$"
+"""Pattern of a range in the JSON schema. Prefect shows it in messages, so it is short; `read_range` is stricter."""
 
 
 def _as_list(value: object) -> object:
     """Wrap a single value of an axis in a tuple."""
     return value if value is None or isinstance(value, (list, tuple)) else (value,)
+
+
+def _read_ranges(value: object, *, whole: bool) -> object:
+    """Return the values of an axis with each range of numbers expanded. Any other value stays as it is."""
+    values = _as_list(value)
+    if not isinstance(values, (list, tuple)):
+        return values
+    expanded = (read_range(each, whole=whole) if isinstance(each, str) else None for each in values)
+    return [one for each, numbers in zip(values, expanded, strict=True) for one in numbers or [each]]
 
 
 def _not_empty(values: tuple[_T, ...] | None) -> tuple[_T, ...] | None:
@@ -88,19 +102,41 @@ Point = Annotated[dict[str, Any], AfterValidator(_as_json)]
 """Field type of a single point: fields of `DreamSettings`, and optionally `preset` or `look`."""
 
 
+@dataclass(frozen=True)
 class _OneOrMany:
     """Let the JSON schema of an axis accept one value as well as a list, with the description of the value."""
 
+    ranges: bool = False
+    """Whether a value may be a range of numbers."""
+
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         many, null = handler(schema)["anyOf"]
-        one = many["items"]
+        one, ranges = many["items"], []
         description = {"description": one["description"]} if "description" in one else {}
-        choices = [{**many, "title": "List", "minItems": 1}, {"title": "One value", **one}, null]
+        if self.ranges:
+            ranges = [{"type": "string", "title": "Range", "pattern": _RANGE_PATTERN}]
+            many = {**many, "items": {"anyOf": [one, *ranges]}}
+        choices = [{**many, "title": "List", "minItems": 1}, {"title": "One value", **one}, *ranges, null]
         return {"anyOf": choices, **description}
 
 
-Axis = Annotated[tuple[_T, ...] | None, BeforeValidator(_as_list), AfterValidator(_not_empty), _OneOrMany()]
+_Values = tuple[_T, ...] | None
+Axis = Annotated[_Values[_T], BeforeValidator(_as_list), AfterValidator(_not_empty), _OneOrMany()]
 """Field type of an axis: one value or a list of values; None leaves the setting at its default."""
+IntegerAxis = Annotated[
+    _Values[_T],
+    BeforeValidator(partial(_read_ranges, whole=True)),
+    AfterValidator(_not_empty),
+    _OneOrMany(ranges=True),
+]
+"""Field type of an axis of whole numbers, which also accepts ranges such as `4-8`."""
+FloatAxis = Annotated[
+    _Values[_T],
+    BeforeValidator(partial(_read_ranges, whole=False)),
+    AfterValidator(_not_empty),
+    _OneOrMany(ranges=True),
+]
+"""Field type of an axis of numbers, which also accepts ranges such as `0.004-0.012/5`."""
 
 
 class Grid(Frozen):
@@ -113,37 +149,40 @@ class Grid(Frozen):
     look: Axis[LookName] = Field(default=None, description=LOOK)
     model: Axis[Model] = None
     weights: Axis[Weights] = None
-    layers: Axis[Layers] = Field(default=None, description="What to excite: each entry is a layer, or a mix of layers.")
+    layers: Axis[Layers] = Field(
+        default=None,
+        description="What to excite: each entry is a layer, a mix of layers, or a sweep over channels (blocks.4:0-63).",
+    )
     guide: Axis[Guide] = None
     mask: Axis[Mask] = None
-    octaves: Axis[Octaves] = None
-    octave_scale: Axis[OctaveScale] = None
-    octaves_above: Axis[OctavesAbove] = None
+    octaves: IntegerAxis[Octaves] = None
+    octave_scale: FloatAxis[OctaveScale] = None
+    octaves_above: IntegerAxis[OctavesAbove] = None
     rounding: Axis[Rounding] = None
     resample: Axis[Resample] = None
-    steps: Axis[Steps] = None
-    step_size: Axis[StepSize] = None
+    steps: IntegerAxis[Steps] = None
+    step_size: FloatAxis[StepSize] = None
     space: Axis[Space] = None
-    stop_at: Axis[StopAt] = None
-    color: Axis[Color] = None
-    soft_clip: Axis[SoftClip] = None
-    calm: Axis[Calm] = None
+    stop_at: FloatAxis[StopAt] = None
+    color: FloatAxis[Color] = None
+    soft_clip: FloatAxis[SoftClip] = None
+    calm: FloatAxis[Calm] = None
     clip: Axis[Clip] = None
-    jitter: Axis[Jitter] = None
+    jitter: IntegerAxis[Jitter] = None
     flip: Axis[Flip] = None
     transforms: Axis[Transforms] = None
-    tile: Axis[Tile] = None
+    tile: IntegerAxis[Tile] = None
     measure: Axis[Measure] = None
     gradient: Axis[Gradient] = None
     normalise: Axis[Normalise] = None
-    total_variation: Axis[TotalVariation] = None
-    l2: Axis[L2] = None
+    total_variation: FloatAxis[TotalVariation] = None
+    l2: FloatAxis[L2] = None
     stay_near: Axis[StayNear] = None
     carry: Axis[Carry] = None
-    contrast: Axis[Contrast] = None
-    keep_colors: Axis[KeepColors] = None
-    blend: Axis[Blend] = None
-    seed: Axis[Seed] = None
+    contrast: FloatAxis[Contrast] = None
+    keep_colors: FloatAxis[KeepColors] = None
+    blend: FloatAxis[Blend] = None
+    seed: IntegerAxis[Seed] = None
     points: tuple[Point, ...] = Field(
         default=(), description="Single settings in addition to the combinations of the axes."
     )
@@ -162,7 +201,7 @@ class Grid(Frozen):
         return {name: values for name, values in axes.items() if values is not None}
 
     def expand(self, **fixed: object) -> tuple[DreamSettings, ...]:
-        """Return the settings of the grid without duplicates, in a stable order.
+        """Return the settings of the grid without duplicates, in a stable order. Sweeps over channels stay as written.
 
         The last axis varies fastest. The single points come last.
 

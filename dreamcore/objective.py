@@ -1,10 +1,12 @@
 """Objectives: how strongly images excite the targets of their settings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from dreamcore.errors import InvalidInput
 from dreamcore.network import LayerActivations, Network, index
 from dreamcore.targets import LOGITS, Anchor, Target
 from dreamcore.tiles import INSIDE, Edges, Tile
@@ -19,6 +21,9 @@ _BLUNT = 1e-4
 
 _BORDER = 2
 """Positions along each edge of the image that `inner_mean_square` leaves out, as keras-io does."""
+
+_MIN_COSINE = 0.1
+"""Smallest cosine similarity by which a direction is multiplied, as in lucid: at 0 the gradient would vanish."""
 
 _MAX_PRODUCTS = 2**22
 """Largest number of dot products with a guide's features that are in memory at the same time."""
@@ -58,7 +63,7 @@ class Objective:
         anchors: the layer at which each sample stays near its source image, or None; by default none for all samples.
 
     Raises:
-        InvalidInput: the network has no such layer.
+        InvalidInput: the network has no such layer, or a target has a sweep.
     """
 
     def __init__(
@@ -87,7 +92,9 @@ class Objective:
         for sample, (each, guide) in enumerate(zip(targets, guides, strict=True)):
             for column, target in enumerate(each):
                 self.weights[sample, column] = target.weight
-                self._plain_mean[sample, column] = guide is not None or target.layer == LOGITS
+                self._plain_mean[sample, column] = guide is not None or target.layer == LOGITS or bool(target.direction)
+                if target.sweep:
+                    raise InvalidInput(f"{target.name} has no channels yet: resolve the settings first")
             key = id(guide), layers[sample]
             if key not in known:
                 known[key] = {} if guide is None else network.features(guide[None], layers[sample])
@@ -121,22 +128,29 @@ class Objective:
             edges: which edges of the tile are edges of the image.
             source: the `source_activations` for the same tile. Without them, no distance is measured.
         """
-        # Targets that differ only in the sample are computed together.
-        groups: dict[tuple[str, tuple[int, ...], Position | None, int], list[tuple[int, int]]] = {}
+        # Targets that differ only in the sample or the weight are computed together.
+        groups: dict[Hashable, list[tuple[int, int]]] = {}
+        places: dict[tuple[int, int], Position | None] = {}
         for sample, targets in enumerate(self.targets):
             for column, target in enumerate(targets):
                 at = locate(sample, target.at) if target.at else None
                 if at or not target.at:
                     guide = id(self._guide_features[sample].get(target.layer))
-                    groups.setdefault((target.layer, target.channels, at, guide), []).append((sample, column))
+                    what = target.layer, target.channels, target.direction, target.cosine, at, guide
+                    groups.setdefault(what, []).append((sample, column))
+                    places[sample, column] = at
         dtype = next(iter(activations.values())).features.dtype
         sums = torch.zeros((*self.weights.shape, 2), device=self.weights.device, dtype=dtype)
-        for (layer, channels, at, _), members in groups.items():
+        for members in groups.values():
             samples, columns = zip(*members, strict=True)
-            features = _select(activations[layer], samples, channels, at)
+            target, at = self.targets[samples[0]][columns[0]], places[members[0]]
+            layer, channels = target.layer, target.channels
+            features = _select(activations[layer], samples, () if target.direction else channels, at)
             guide = self._guide_features[samples[0]].get(layer)
             if guide is not None:
                 total, count = _similarity(features, _select_channels(guide, channels)[0])
+            elif target.direction:
+                total, count = _projection(features, target)
             else:
                 total, count = _total(features, "mean" if layer == LOGITS else self.measure, INSIDE if at else edges)
             sample_index, column_index = index(samples, sums.device), index(columns, sums.device)
@@ -225,6 +239,28 @@ def _relative_distance(total: Tensor, norm: Tensor) -> Tensor:
     """
     distance: Tensor = (total / norm.clamp_min(_TINY) + _BLUNT**2).sqrt() - _BLUNT
     return distance
+
+
+def _projection(features: Tensor, target: Target) -> tuple[Tensor, int]:
+    """Return the dot products (b,) with the direction of a target, summed over positions, and their number.
+
+    Each dot product is multiplied by the cosine similarity to the power `target.cosine`. With a power, a position
+    scores only as far as it has nothing besides the direction. This is `direction(..., cossim_pow)` of lucid (Olah,
+    Mordvintsev and Schubert, "Feature Visualization", 2017).
+    """
+    positions = features.flatten(2) if features.ndim == 4 else features[..., None]  # (b, C, P)
+    factors = _tensor(target.direction, positions.device).to(positions.dtype)
+    dots = torch.einsum("bcp,c->bp", _select_channels(positions, target.channels), factors)
+    if target.cosine:
+        lengths = (positions.square().sum(1) + _TINY).sqrt() * factors.norm()  # (b, P)
+        dots = dots * (dots / lengths).clamp_min(_MIN_COSINE) ** target.cosine
+    return dots.sum(1), positions.shape[2]
+
+
+@lru_cache(maxsize=4096)
+def _tensor(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return `numbers` on `device`, cached as by `index`."""
+    return torch.tensor(numbers, device=device)
 
 
 def _similarity(features: Tensor, guide: Tensor) -> tuple[Tensor, int]:

@@ -1,7 +1,7 @@
 """Targets, the parts of an objective: layers, channels and positions, with weights, and their text syntax.
 
-A target is written `LAYER:CHANNELS@X,Y=WEIGHT`. Only the layer is required. A `+` joins targets to a mix. A layer may
-also be a depth such as `65%`, a share of the network's multiply-adds.
+A target is written `LAYER:CHANNELS^POWER@X,Y=WEIGHT`. Only the layer is required. A `+` joins targets to a mix. A layer
+may also be a depth such as `65%`, a share of the network's multiply-adds. `docs/settings.md` has a table of the syntax.
 
 This module imports no torch, so that planning a run stays fast.
 
@@ -9,9 +9,9 @@ Example:
     >>> from dreamcore.settings import DreamSettings
     >>> mix = DreamSettings(layers="blocks.3=0.3 + blocks.4:12@0.5,0.25").layers
     >>> mix[0]
-    Target(layer='blocks.3', channels=(), at=None, weight=0.3)
-    >>> mix[1]
-    Target(layer='blocks.4', channels=(12,), at=(0.5, 0.25), weight=1.0)
+    Target(layer='blocks.3', channels=(), at=None, weight=0.3, direction=(), cosine=0.0, sweep='')
+    >>> mix[1].channels, mix[1].at, mix[1].weight
+    ((12,), (0.5, 0.25), 1.0)
     >>> layers_label(mix)
     'blocks.3=0.3+blocks.4:12@0.5,0.25'
 
@@ -31,9 +31,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     WithJsonSchema,
+    field_validator,
+    model_serializer,
     model_validator,
 )
+
+from dreamcore.sweeps import Channels, read_channels
 
 __all__ = ["LOGITS", "Anchor", "AnchorLayer", "Frozen", "Layers", "Target", "canonical_order", "layers_label"]
 
@@ -69,28 +74,61 @@ class Target(Frozen):
     """Position (x, y) in the image, each from 0 to 1; with one channel this is a neuron."""
     weight: float = 1.0
     """Weight in the mix; a negative weight suppresses."""
+    direction: tuple[float, ...] = ()
+    """Coefficient of each channel. The channels are then one direction in the space of the layer's channels."""
+    cosine: float = Field(default=0.0, ge=0)
+    """Power of the cosine similarity by which a direction is multiplied; 0 leaves it out."""
+    sweep: str = ""
+    """Text for channels that are not known yet, such as `*`, `0-63`, `top16` or `(top16)`; see `sweeps`."""
+
+    @field_validator("sweep")
+    @classmethod
+    def _check_sweep(cls, sweep: str) -> str:
+        if sweep and read_channels(sweep).sweep != sweep:
+            raise ValueError(f"{sweep!r} is not a sweep; write *, 0-63, top16 or weakest16")
+        return sweep
 
     @model_validator(mode="after")
     def _can_be_excited(self) -> Self:
         if self.weight == 0:
             raise ValueError(f"the weight of {self.layer} is 0; remove the layer instead")
+        if self.sweep and (self.channels or self.direction):
+            raise ValueError(f"{self.layer} has channels and the sweep {self.sweep}; give only one of them")
+        if self.direction and len(self.direction) != len(self.channels):
+            raise ValueError(f"the direction of {self.layer} needs one coefficient for each of its channels")
+        if self.direction and len(set(self.channels)) < len(self.channels):
+            raise ValueError(f"the direction of {self.layer} names a channel twice; give it one coefficient")
+        if 0 in self.direction:
+            raise ValueError(f"the direction of {self.layer} has a coefficient 0; remove its channel instead")
+        if self.cosine and not (self.channels or self.sweep):
+            raise ValueError(f"{self.layer}^{self.cosine:g} needs a direction: write {self.layer}:12^{self.cosine:g}")
         if self.layer == LOGITS and self.at:
             raise ValueError(f"{LOGITS} have no position in the image; remove @{self.at[0]:g},{self.at[1]:g}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _leave_out_new_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out fields that targets of earlier versions did not have, so that no identity changes."""
+        new = [name for name in ("direction", "cosine", "sweep") if not getattr(self, name)]
+        return {name: value for name, value in serialize(self).items() if name not in new}
+
     @property
     def name(self) -> str:
         """The target without its weight, such as `blocks.4`, `blocks.4:12,17` or `blocks.4:12@0.5,0.3`."""
-        channels = ":" + ",".join(map(str, self.channels)) if self.channels else ""
+        factors = [f"*{factor:g}" for factor in self.direction] or [""] * len(self.channels)
+        channels = ",".join(f"{channel}{factor}" for channel, factor in zip(self.channels, factors, strict=True))
+        chosen = channels or self.sweep
+        cosine = f"^{self.cosine:g}" if self.cosine else ""
         position = f"@{self.at[0]:g},{self.at[1]:g}" if self.at else ""
-        return self.layer + channels + position
+        return self.layer + (f":{chosen}" if chosen else "") + cosine + position
 
     def __str__(self) -> str:
         return self.name if self.weight == 1 else f"{self.name}={self.weight:g}"
 
 
 _TARGET = re.compile(
-    r"(?P<layer>[^:@=+\s]+)(:(?P<channels>\d+(,\d+)*))?(@(?P<at>[\d.]+,[\d.]+))?(=(?P<weight>[^:=+\s]+))?"
+    r"(?P<layer>[^:@=+^\s]+)(:(?P<channels>[^:@=+^\s]+))?(\^(?P<cosine>[\d.]+))?"
+    r"(@(?P<at>[\d.]+,[\d.]+))?(=(?P<weight>[^:=+\s]+))?"
 )
 
 
@@ -98,9 +136,12 @@ def _parse_target(text: str) -> dict[str, Any]:
     match = _TARGET.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a target; write LAYER, LAYER=WEIGHT, LAYER:CHANNEL,CHANNEL or LAYER@X,Y")
-    channels = [int(c) for c in match["channels"].split(",")] if match["channels"] else []
+    try:
+        chosen = (read_channels(match["channels"]) if match["channels"] else Channels())._asdict()
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a target; {error}") from error
     at = match["at"].split(",") if match["at"] else None
-    return {"layer": match["layer"], "channels": channels, "at": at, "weight": match["weight"] or 1.0}
+    return {**chosen, "layer": match["layer"], "cosine": match["cosine"] or 0, "at": at, "weight": match["weight"] or 1}
 
 
 def _read_objective(value: object) -> object:
@@ -132,11 +173,14 @@ def canonical_order(targets: tuple[Target, ...]) -> tuple[Target, ...]:
     The order of a mix does not change the image, so it must not change `settings_id` either.
 
     Raises:
-        ValueError: there is no target, or one appears twice.
+        ValueError: there is no target, one appears twice, or several have a sweep.
     """
     if not targets:
         raise ValueError("an objective needs at least one layer")
-    targets = tuple(t.model_copy(update={"channels": tuple(sorted(set(t.channels)))}) for t in targets)
+    targets = tuple(map(_with_sorted_channels, targets))
+    sweeps = [target.name for target in targets if target.sweep]
+    if len(sweeps) > 1:
+        raise ValueError(f"{' and '.join(sweeps)} are both sweeps, but a mix may have one: name channels in the others")
     names = [target.name for target in targets]
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
@@ -144,11 +188,25 @@ def canonical_order(targets: tuple[Target, ...]) -> tuple[Target, ...]:
     return tuple(sorted(targets, key=lambda target: target.name))
 
 
+def _with_sorted_channels(target: Target) -> Target:
+    if target.direction:
+        pairs = sorted(zip(target.channels, target.direction, strict=True))
+    else:
+        pairs = [(channel, 1.0) for channel in sorted(set(target.channels))]
+    is_direction = target.direction or target.cosine
+    return target.model_copy(
+        update={
+            "channels": tuple(channel for channel, _ in pairs),
+            "direction": tuple(factor for _, factor in pairs) if is_direction else (),
+        }
+    )
+
+
 _SPELLINGS: list[dict[str, Any]] = [
     {
         "type": "string",
         "title": "Text",
-        "description": "blocks.4, blocks.3=0.3+blocks.4, blocks.4:12@0.5,0.3",
+        "description": "blocks.4, blocks.3=0.3+blocks.4, blocks.4:12@0.5,0.3, blocks.4:12*0.8,17*-0.3, blocks.4:0-63",
     },
     {"type": "object", "title": "Mix", "additionalProperties": {"type": "number"}},
     {
@@ -159,6 +217,9 @@ _SPELLINGS: list[dict[str, Any]] = [
             "channels": {"type": "array", "items": {"type": "integer"}},
             "at": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
             "weight": {"type": "number"},
+            "direction": {"type": "array", "items": {"type": "number"}},
+            "cosine": {"type": "number", "minimum": 0},
+            "sweep": {"type": "string"},
         },
         "required": ["layer"],
         "additionalProperties": False,
@@ -197,7 +258,7 @@ def _read_anchor(value: object) -> object:
     if not isinstance(value, str):
         return value
     fields = _parse_target(value)
-    if fields["channels"] or fields["at"]:
+    if any(fields[name] for name in ("channels", "sweep", "cosine", "at")):
         raise ValueError(f"{value!r} has channels or a place; write LAYER or LAYER=WEIGHT")
     return {"layer": fields["layer"], "weight": fields["weight"]}
 

@@ -24,7 +24,7 @@ from flows.storage import FAIL_FAST, Storage, storage
 if TYPE_CHECKING:
     from dreamcore.network import Network
 
-__all__ = ["check_labels", "load_guide_and_mask", "load_image", "network_for", "read", "resolve"]
+__all__ = ["check_labels", "load_guide_and_mask", "load_image", "network_for", "read", "resolve", "resolve_files"]
 
 
 def _fail_fast_storage() -> Storage:
@@ -47,7 +47,13 @@ def resolve(
             settings name, or a guide or mask is not an image.
         Unavailable: S3 failed.
     """
-    settings = resolve_layers(settings)
+    return resolve_files(resolve_layers(settings), local=local, open_storage=open_storage)
+
+
+def resolve_files(
+    settings: DreamSettings, *, local: bool = False, open_storage: Callable[[], Storage] = _fail_fast_storage
+) -> DreamSettings:
+    """Return the settings with the SHA-256 of every file filled in. Arguments and errors are those of `resolve`."""
     for name in ("guide", "mask", "weights"):
         reference = getattr(settings, name)
         if reference is None:

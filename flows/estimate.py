@@ -20,6 +20,7 @@ from dreamcore.settings import batch_key, read_recorded
 from dreamcore.sizes import default_batch_size
 from flows import calibration, layout, manifest, run_record, sharing
 from flows.calibration import Calibration, machine_name
+from flows.channels import unwanted_dreams, without
 from flows.cost import (
     CORE,
     GPU,
@@ -322,6 +323,8 @@ def estimate(
     finished = finished_dreams(job.destination, store)
     run, frozen, refusal = _resumable(job, settings)
     pixels = _open_some(found.sources, store)
+    is_new_plan = not (run and frozen) and not job.retry_failed
+    unwanted = unwanted_dreams(found.sources, settings if is_new_plan else (), store)
 
     def planned_work() -> tuple[int, _Work]:
         work = _Work(pixels, job.sheets)
@@ -331,8 +334,8 @@ def estimate(
             again = plan_retry(job, store)
             total, todo = again.dreams, iter(again)
         else:
-            total = len(found.sources) * len(settings)
-            todo = iter(make_plan(found.sources, settings, finished, throughput(settings)))
+            total = len(found.sources) * len(settings) - len(unwanted)
+            todo = iter(make_plan(found.sources, settings, without(unwanted, finished), throughput(settings)))
         for shard in todo:
             work.add(shard, _settings_of(job, shard, settings))
         return total, work

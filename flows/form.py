@@ -26,11 +26,11 @@ from flows.run_report import Report
 __all__ = ["dream_from_form", "job_from_form"]
 
 AXES = ("look", "layers", "octaves", "steps", "model", "preset")
-"""The axes of the grid with a field of their own. All others are entries of `more`."""
+"""The axes of the grid with a field of their own. All others are entries of `more`, and so are ranges of these axes."""
 
 
 class _OtherFields:
-    """Let the JSON schema of `more` accept the other fields of a job and the other axes of the grid, and nothing else.
+    """Let the JSON schema of `more` accept the other fields of a job and the axes of the grid, and nothing else.
 
     The forms of Prefect show `properties` as boxes. They ignore `propertyNames` and `patternProperties`, which its
     server checks, and show a text field.
@@ -40,7 +40,7 @@ class _OtherFields:
         fields: dict[str, Any] = {}
         for model in (DreamJob, Grid):
             fields |= handler.resolve_ref_schema(handler(model.__pydantic_core_schema__))["properties"]
-        others = {name: field for name, field in fields.items() if name not in ("source", "destination", "grid", *AXES)}
+        others = {name: field for name, field in fields.items() if name not in ("source", "destination", "grid")}
         return {
             **handler(schema),
             "propertyNames": {"enum": sorted(others)},
@@ -73,8 +73,9 @@ def dream_from_form(
         destination: S3 prefix for dreams, manifest and contact sheets. Example: s3://dreams/nightly/
         look: Looks with names. Settings given explicitly override the look. Empty: the default look.
         layers: What to excite. Each item is a layer (blocks.4), a mix with weights (blocks.3=0.3+blocks.4), channels
-            of a layer (blocks.4:12,17), a class (logits:285) or a depth (65%). The command `dreamgrid atlas` draws what
-            each channel reacts to. Empty: blocks.3=0.3+blocks.4+blocks.5=0.5.
+            of a layer (blocks.4:12,17), a class (logits:285), a depth (65%) or a sweep over channels (blocks.4:0-63,
+            blocks.4:* or blocks.4:top16). The command `dreamgrid atlas` draws what each channel reacts to.
+            Empty: blocks.3=0.3+blocks.4+blocks.5=0.5.
         octaves: Number of scales, 1 to 32. More octaves give larger shapes. Empty: 6.
         steps: Gradient ascent steps in each octave, 0 to 10000. Empty: 10.
         model: Networks. Each item is efficientnet_lite0 (bundled), a torchvision name, or timm/NAME.
@@ -82,6 +83,7 @@ def dream_from_form(
         preset: Published DeepDream programs. Settings given explicitly override the preset. Empty: none.
         more: Other settings and job fields by name, as in a job file.
             Example: {"jitter": [16, 32], "max_pixels": 500000, "output": {"format": "jpg"}}
+            {"steps": "4-8", "step_size": "0.004-0.012/5"} gives ranges.
             {"retry_failed": true} tries failed dreams of earlier runs again. {"executor": "ray"} uses a Ray cluster.
     """
     axes: dict[str, list[Any]] = {
@@ -102,7 +104,7 @@ def job_from_form(source: str, destination: str, axes: Mapping[str, Any], more: 
         source: S3 prefix or address of the photographs.
         destination: S3 prefix of the dreams.
         axes: the lists of the form. An empty list leaves its setting at the default.
-        more: fields of `DreamJob` and axes of `Grid` that have no field in the form.
+        more: fields of `DreamJob` that have no field in the form, and axes of `Grid` whose field is empty or missing.
 
     Raises:
         InvalidInput: a field is wrong, or `more` repeats a field of the form.
@@ -112,9 +114,9 @@ def job_from_form(source: str, destination: str, axes: Mapping[str, Any], more: 
         >>> [(settings.octaves, settings.steps, settings.jitter) for settings in job.settings()]
         [(4, 10, 16), (6, 10, 16)]
     """
-    if repeated := {"source", "destination", "grid", *AXES} & more.keys():
-        raise InvalidInput(f"more: {', '.join(sorted(repeated))} cannot be given here: use the fields of the form")
     given = {name: values for name, values in axes.items() if values}
+    if repeated := {"source", "destination", "grid", *given} & more.keys():
+        raise InvalidInput(f"more: {', '.join(sorted(repeated))} cannot be given here: use the fields of the form")
     grid = given | {name: value for name, value in more.items() if name in Grid.model_fields}
     fields = {name: value for name, value in more.items() if name not in Grid.model_fields}
     try:

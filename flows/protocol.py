@@ -29,6 +29,7 @@ from typing import Protocol
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows import history, layout, manifest, run_record, run_report, run_rows, sharing
+from flows.channels import TooManyPhotographs, unwanted_dreams, without
 from flows.cost import Throughput
 from flows.job import DreamJob
 from flows.plan import Plan, Sources, make_plan
@@ -39,7 +40,7 @@ from flows.run_record import Run
 from flows.run_report import Report
 from flows.scan import Scan
 from flows.storage import Storage
-from flows.work import PlannedSettings, Shard
+from flows.work import Keys, PlannedSettings, Shard
 
 __all__ = ["Executor", "FinishedRun", "OnProgress", "abandon", "resumable", "run_job"]
 
@@ -93,7 +94,8 @@ def run_job(
         on_progress: called during the run.
 
     Raises:
-        InvalidInput: another job's run is unfinished in the destination; nothing was started.
+        InvalidInput: another job's run is unfinished in the destination, or photographs choose their channels and
+            there are too many of them; nothing was started.
         Unavailable: the run stopped and can be resumed.
         DreamgridError: too many dreams failed, or the run was abandoned by another process.
     """
@@ -112,7 +114,9 @@ def run_job(
         elif not plan:
             found, finished = find_sources(job), history.finished_dreams(job.destination, storage)
             found = found.with_warnings(finished)
-            plan = freeze(run, make_plan(found.sources, settings, finished, throughput), storage)
+            unwanted = choose_channels(run, found.sources, storage)
+            plan = make_plan(found.sources, settings, without(unwanted, finished), throughput)
+            plan = freeze(run, plan, storage)
             if not plan:
                 release(job.destination, run.run_id, storage)
                 failures = finished.failures(found.sources, settings)
@@ -129,6 +133,8 @@ def resumable() -> Iterator[None]:
     """After the claim, invalid input (such as credentials that expired) stops the run so that it can be resumed."""
     try:
         yield
+    except TooManyPhotographs:  # the run has ended
+        raise
     except InvalidInput as error:
         raise Unavailable(str(error)) from error
 
@@ -180,6 +186,20 @@ def give_up_during_compaction(run: Run, storage: Storage) -> Plan | None:
         release(run.destination, run.run_id, storage)
         raise
     return None
+
+
+def choose_channels(run: Run, sources: Sources, storage: Storage) -> Keys:
+    """Return the dreams that are left out because photographs choose their channels; see `unwanted_dreams`.
+
+    Raises:
+        TooManyPhotographs: there are too many to be measured. The destination is released.
+    """
+    try:
+        return unwanted_dreams(sources, run.settings, storage)
+    except TooManyPhotographs:
+        if not freeze(run, _empty_plan(), storage):  # otherwise another attempt found fewer photographs, and runs
+            release(run.destination, run.run_id, storage)
+        raise
 
 
 def freeze(run: Run, plan: Plan, storage: Storage) -> Plan:

@@ -7,12 +7,13 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from dreamcore.catalog import network_spec, weights_identity_of
+from dreamcore.catalog import expand_layers, network_spec, weights_identity_of
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.image_formats import has_image_suffix
-from dreamcore.settings import settings_id
+from dreamcore.settings import DreamSettings, settings_id
+from dreamcore.sweeps import MAX_GRID_POINTS, Rank
 from flows import layout, normal_forms
-from flows.assets import check_labels, resolve
+from flows.assets import check_labels, resolve_files
 from flows.globs import compile_globs
 from flows.history import FinishedDreams
 from flows.inventory import Inventory
@@ -72,25 +73,52 @@ class Scan:
 def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
     """Return every point of the job's grid, resolved and with its identity and cost. Called once per run.
 
-    Points that turn out to be the same, such as two depths with the same nearest layer, are returned once.
+    A sweep over channels is expanded here. Points that turn out to be the same, such as two depths with the same
+    nearest layer, are returned once.
 
     Raises:
-        InvalidInput: a network, layer, channel or file does not exist, or S3 cannot be reached.
+        InvalidInput: a network, layer, channel or file does not exist, S3 cannot be reached, or there are more than
+            `MAX_GRID_POINTS` points.
     """
+    planned: dict[str, PlannedSettings] = {}
     try:
-        resolved = [resolve(settings) for settings in job.settings()]
-        check_labels(job.labels, resolved)
+        for settings, rank in _expanded(job):
+            weights = weights_identity_of(settings)
+            identity = settings_id(settings, weights)
+            ranks: tuple[Rank, ...] = (rank,) if rank else ()
+            if twin := planned.get(identity):
+                ranks = tuple(dict.fromkeys((*twin.ranks, *ranks))) if twin.ranks and ranks else ()
+            planned[identity] = PlannedSettings(
+                settings=settings, settings_id=identity, weights=weights, cost=_cost(settings), ranks=ranks
+            )
+        check_labels(job.labels, [each.settings for each in planned.values()])
     except ValidationError as error:
         raise InvalidInput(f"grid: {explain_validation(error)}") from error
     except Unavailable as error:
         raise InvalidInput(str(error)) from error
-    planned: dict[str, PlannedSettings] = {}
-    for settings in resolved:
-        spec, weights = network_spec(settings.model), weights_identity_of(settings)
-        cost = max(spec.layer(layer).cost for layer in settings.layer_names)
-        identity = settings_id(settings, weights)
-        planned[identity] = PlannedSettings(settings=settings, settings_id=identity, weights=weights, cost=cost)
     return tuple(planned.values())
+
+
+def _expanded(job: DreamJob) -> Iterator[tuple[DreamSettings, Rank | None]]:
+    """Yield every point of the job's grid, resolved, with the rank that says which photographs it is for."""
+    points = 0
+    for settings in job.settings():
+        files: DreamSettings | None = None
+        for expanded, rank in expand_layers(settings):
+            points += 1
+            if points > MAX_GRID_POINTS:
+                raise InvalidInput(
+                    f"the grid has more than {MAX_GRID_POINTS:,} points, with each channel of its sweeps: shorten an "
+                    "axis, or name fewer channels"
+                )
+            files = files or resolve_files(settings)
+            update = {"guide": files.guide, "mask": files.mask, "weights": files.weights}
+            yield expanded.model_copy(update=update), rank
+
+
+def _cost(settings: DreamSettings) -> int:
+    spec = network_spec(settings.model)
+    return max(spec.layer(layer).cost for layer in settings.layer_names)
 
 
 def check_access(job: DreamJob) -> None:

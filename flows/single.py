@@ -85,14 +85,16 @@ def dream_resolved(
     """
     # This imports torch, which takes seconds. Errors in files are reported before.
     from dreamcore.batch import DreamRequest, Limits, dream_photograph
+    from dreamcore.ranking import choose_channels
 
     device = choose_device()
     memory = max_memory(device)
     if device == "cpu":
         disable_heap_trimming(memory)
     guide, mask = load_guide_and_mask(settings)
-    request = DreamRequest(photograph, settings, guide, mask)
-    return dream_photograph(network_for(settings, device, labels), request, Limits(memory, stages), on_step)
+    network = network_for(settings, device, labels)
+    request = DreamRequest(photograph, choose_channels(network, settings, photograph.pixels), guide, mask)
+    return dream_photograph(network, request, Limits(memory, stages), on_step)
 
 
 def description(dream: "Dream") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamcore.settings import RecordedSettings, digest
+from dreamcore.sweeps import Rank
 from dreamcore.targets import Frozen
 
 __all__ = [
@@ -50,6 +51,8 @@ class PlannedSettings(Frozen):
     """Identity of the network's weights."""
     cost: int
     """Multiply-adds of one forward pass per pixel of the image, up to the deepest target layer."""
+    ranks: tuple[Rank, ...] = ()
+    """Which photographs are dreamt under these settings: those of one of these ranks; if empty, all photographs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ LEVELS = (
     {"process_pool", "ray_cluster"},
     {"protocol", "compact"},
     {"shard", "scan", "verify", "prune", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"},
+    {"channels"},
     {"run_rows", "run_report", "sharing", "compact_mark"},
     {"run_record"},
     {
@@ -173,7 +174,7 @@ def test_only_the_decoder_decodes_untrusted_images(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["flows.plan", "flows.cost", "flows.work", "flows.job", "flows.layout"])
 def test_plans_and_jobs_know_of_the_core_only_settings(module: str) -> None:
-    settings = {"dreamcore.settings", "dreamcore.fields", "dreamcore.targets", "dreamcore.grid", "dreamcore.errors"}
+    settings = {f"dreamcore.{name}" for name in ("settings", "fields", "targets", "sweeps", "grid", "errors")}
     assert ours(FLOWS[module]) & CORE.keys() <= settings
 
 

@@ -9,7 +9,15 @@ from dreamcore.errors import InvalidInput
 from dreamcore.fields import FileReference, Output, format_of
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings
-from flows.cli.options import destination_folder, field_options, json_option, memory_option, metavar_of, take_one
+from flows.cli.options import (
+    destination_folder,
+    field_options,
+    json_option,
+    memory_option,
+    metavar_of,
+    refuse_ranges,
+    take_one,
+)
 from flows.job import DreamJob, explain_validation
 from flows.terminal import print_line, print_message, progress, show_json
 
@@ -67,6 +75,7 @@ def image(
     Examples:
       dreamgrid image cat.jpg dream.png
       dreamgrid image cat.jpg dream.jpg --layers blocks.3=0.3+blocks.4 --steps 15
+      dreamgrid image cat.jpg dream.png --layers "blocks.4:(top16)"
       dreamgrid image cat.jpg dream.png --look creatures
       dreamgrid image cat.jpg dream.png --preset google2015
       dreamgrid image cat.jpg dream.png --guide flowers.jpg --mask sky.png
@@ -76,6 +85,7 @@ def image(
 
     output = {"format": format_of(result.suffix), **({"quality": quality} if quality else {})}
     given = {name: value for name, value in flags.items() if value is not None}
+    refuse_ranges(given)
     try:
         settings = DreamSettings.model_validate({**given, "output": output})
         names = TypeAdapter(FileReference | None).validate_python(labels)

@@ -5,6 +5,7 @@ from typing import Any
 import click
 from rich.table import Column, Table
 
+from dreamcore.targets import layers_label
 from flows.cli.options import destination_folder, json_option
 from flows.terminal import console, one_line, print_line, printable, progress, show_json
 
@@ -77,10 +78,11 @@ def _scores_table(points: list[dict[str, Any]]) -> Table:
     others = [next(differences) if each else "settings of another version of Dreamgrid" for each in settings]
     if any(others):
         table.add_column("other settings", overflow="fold")
-    for point, other in zip(points, others, strict=True):
+    for point, each, other in zip(points, settings, others, strict=True):
+        layers = layers_label(each.layers) if each else point["layers"]  # the column has no positions and directions
         scores = (f"{point['score_before']:.2f}", f"{point['score_after']:.2f}")
         numbers = (str(point[name]) for name in ("octaves", "steps", "dreams"))
-        table.add_row(point["layers"], *numbers, *scores, *([printable(other)] if other else []))
+        table.add_row(layers, *numbers, *scores, *([printable(other)] if other else []))
     return table
 
 

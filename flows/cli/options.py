@@ -5,6 +5,7 @@ messages.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -19,6 +20,7 @@ from dreamcore.looks import LOOKS
 from dreamcore.presets import PRESETS, Preset
 from dreamcore.settings import DreamSettings
 from dreamcore.sizes import parse_size
+from dreamcore.sweeps import NUMBER_RANGE
 from dreamcore.targets import Frozen, layers_label
 from flows.job import DreamJob, read_job
 from flows.layout import folder_uri
@@ -32,6 +34,7 @@ __all__ = [
     "json_option",
     "memory_option",
     "metavar_of",
+    "refuse_ranges",
     "take_one",
     "values_of",
 ]
@@ -95,6 +98,25 @@ def take_one(_context: click.Context, option: click.Parameter, values: tuple[str
         several = ", or use `dreamgrid run`, which dreams every combination" if option.name in Grid.model_fields else ""
         raise InvalidInput(f"{option.opts[0]} is given {len(values)} times: give it once{several}")
     return values[0] if values else None
+
+
+def refuse_ranges(flags: Mapping[str, str]) -> None:
+    """Refuse a range of numbers such as `4-8`, for a command that makes one dream.
+
+    Args:
+        flags: the texts of the given flags by field.
+
+    Raises:
+        InvalidInput: a number is a range.
+    """
+    for name, text in flags.items():
+        is_axis = name in Grid.model_fields and name in DreamSettings.model_fields
+        is_number = is_axis and {int, float} & set(_types_in(DreamSettings.model_fields[name].annotation))
+        if is_number and re.match(NUMBER_RANGE, text):
+            raise InvalidInput(
+                f"--{name.replace('_', '-')} {text} stands for several values, and this command makes one dream: give "
+                "one value, or use `dreamgrid run`, which dreams every combination"
+            )
 
 
 def values_of(annotation: object) -> tuple[str, ...]:

@@ -149,6 +149,7 @@ def run(
     Examples:
       dreamgrid run job.yaml
       dreamgrid run job.yaml --layers blocks.3 --layers blocks.4 --octaves 6
+      dreamgrid run job.yaml --layers "blocks.4:0-63" --steps 4-8 --step-size 0.004-0.012/5
       dreamgrid run --source s3://photos/cat.jpg --destination s3://dreams/cat/
       dreamgrid run --resume s3://dreams/nightly/
       dreamgrid run job.yaml --retry-failed out_of_memory

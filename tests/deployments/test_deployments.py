@@ -270,7 +270,8 @@ def test_the_schedule_creates_runs(client: SyncPrefectClient, deployed: dict[str
 @pytest.mark.parametrize(
     "fields",
     [
-        {"layers": ["blocks.4", "blocks.3=0.3+blocks.4", "blocks.4:12,17"]},
+        {"layers": ["blocks.4", "blocks.3=0.3+blocks.4", "blocks.4:12,17", "blocks.4:0-63", "blocks.4:top16"]},
+        {"more": {"steps": "4-8", "step_size": ["0.004-0.012/5", 0.02], "layers": "blocks.4:*"}},
         {"octaves": [2, 4], "steps": [1, 2], "model": ["efficientnet_lite0"], "preset": ["keras", "tf2"]},
         {"more": {"jitter": 16, "octave_scale": [1.3, 1.5], "clip": None, "guide": "s3://photos/guide.png"}},
         {"more": {"points": [{"layers": "blocks.3", "octaves": 2}], "output": {"format": "jpg", "quality": 80}}},
@@ -278,7 +279,7 @@ def test_the_schedule_creates_runs(client: SyncPrefectClient, deployed: dict[str
         {"more": {"retry_failed": ["damaged", "out_of_memory"], "exclude": ["*.tmp"]}},
         {},
     ],
-    ids=["layers", "lists", "settings", "points and output", "job fields", "lists of the job", "nothing"],
+    ids=["layers", "sweeps", "lists", "settings", "points and output", "job fields", "lists of the job", "nothing"],
 )
 def test_the_server_accepts_every_field(
     client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], fields: dict[str, Any]
@@ -303,8 +304,9 @@ def test_the_server_accepts_every_field(
         ({"layers": [""]}, "'' should be non-empty"),
         ({"preset": ["kera"]}, "'kera' is not one of"),
         ({"more": {"octavs": [4]}}, "'octavs' is not one of"),
-        ({"more": {"octaves": [4]}}, "'octaves' is not one of"),
-        ({"more": {"seed": "one"}}, "'one' is not valid under any of the given schemas"),
+        ({"more": {"octaves": ["many"]}}, "'many' does not match"),
+        ({"more": {"grid": {"octaves": [4]}}}, "'grid' is not one of"),
+        ({"more": {"seed": "one"}}, "'one' does not match"),
         ({"more": {"output": {"format": "gif"}}}, "'gif' is not one of"),
         ({"more": {"executor": "dask"}}, "'dask' is not valid under any of the given schemas"),
     ],

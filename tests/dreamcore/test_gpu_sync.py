@@ -59,7 +59,7 @@ def test_a_step_never_makes_a_gpu_wait(settings: dict[str, Any]) -> None:
     network = Network(build(BUNDLED, pretrained=False).to("meta"), network_spec(BUNDLED), device="meta")
     samples = [
         Sample(IMAGE, DreamSettings(layers=layers, octaves=2, steps=3, **settings))
-        for layers in ("blocks.4", "blocks.2:3,5=0.5+blocks.3", "blocks.1@0.5,0.5")
+        for layers in ("blocks.4", "blocks.2:3,5=0.5+blocks.3", "blocks.1@0.5,0.5", "blocks.3:3*2,5*-1^2")
     ]
     counts: list[int] = []
     with CpuTensors() as recorder:

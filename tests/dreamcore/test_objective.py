@@ -6,11 +6,16 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dreamcore.ascent import Sample, ascend
+from dreamcore.catalog import resolve_layers
+from dreamcore.errors import InvalidInput
 from dreamcore.network import LayerActivations, Network
 from dreamcore.objective import MEASURES, Objective, measure
 from dreamcore.observation import observe
+from dreamcore.settings import DreamSettings
 from dreamcore.targets import Target
 from dreamcore.tiles import fixed_tiles, whole_image
 from tests.support.references import guided_gradient
@@ -96,6 +101,81 @@ def test_each_sample_has_a_separate_objective() -> None:
         assert together[sample].item() == pytest.approx(alone, abs=1e-4)
 
 
+# --- directions
+
+
+def lucid_direction(features: NDArray[np.float32], vector: NDArray[np.float64], power: float) -> float:
+    """`direction(layer, vector, cossim_pow)` of lucid, for features (C, h, w)."""
+    x = features.astype(np.float64).transpose(1, 2, 0)  # lucid has the channels last
+    dot = (x * vector).sum(-1)
+    cosine = dot / np.sqrt((x**2).sum(-1)) / np.sqrt((vector**2).sum())
+    return float((dot * np.maximum(0.1, cosine) ** power).mean())
+
+
+@pytest.mark.parametrize("power", [0, 0.5, 1, 2])
+def test_a_direction_is_scored_as_in_lucid_whatever_the_measure_is(power: float) -> None:
+    vector = np.array([0, 0.8, 0, 0, -0.3, 2])
+    expected = [lucid_direction(sample, vector, power) for sample in random_activations().numpy()]
+    layers = f"a:5*2,1*0.8,4*-0.3^{power}"
+    for method in ("mean_square", LOG):
+        assert score({"a": random_activations()}, layers, method).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_direction_of_one_channel_is_the_mean_of_the_channel() -> None:
+    for method in (LOG, "mean"):
+        found = score({"a": random_activations()}, "a:3*1", method)
+        torch.testing.assert_close(found, random_activations()[:, 3].mean((1, 2)))
+
+
+def test_the_cosine_power_prefers_positions_with_nothing_else() -> None:
+    """Both samples have the same channel 0, and one has other channels, too."""
+    pure = torch.zeros(2, 6, 5, 4)
+    pure[:, 0] = 1
+    pure[1, 1:] = 1
+    activations = {"a": pure}
+    assert score(activations, "a:0*1").tolist() == pytest.approx([1, 1])
+    assert score(activations, "a:0^2").tolist() == pytest.approx([1, 1 / 6])
+
+
+def test_a_direction_has_a_finite_gradient_at_zero_and_where_it_is_negative() -> None:
+    features = torch.cat([torch.zeros(1, 6, 5, 4), -random_activations()[:1].abs()]).requires_grad_()
+    (gradient,) = torch.autograd.grad(score({"a": features}, "a:1*0.5,2*2^2").sum(), features)
+    assert gradient.isfinite().all()
+    assert gradient[1, [1, 2]].abs().min() > 0
+
+
+def test_a_direction_at_a_position_and_of_classes() -> None:
+    at = score({"a": random_activations()}, "a:1*2,2*-1@0.3,0.9")
+    torch.testing.assert_close(at, 2 * random_activations()[:, 1, 4, 1] - random_activations()[:, 2, 4, 1])
+    logits = torch.randn(2, 7, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(score({"logits": logits}, "logits:1*2,2*-1"), 2 * logits[:, 1] - logits[:, 2])
+
+
+def test_directions_of_a_batch_are_computed_as_alone_and_the_ascent_raises_them() -> None:
+    network = tiny_network()
+    both = torch.cat([picture(seed=1), picture(seed=2)])
+    all_settings = [changed(layers="deep:1*0.5,3*-2^2"), changed(layers="deep:1*0.5,3*2+stem:2*1")]
+    result = ascend(network, [Sample(image, each) for image, each in zip(both, all_settings, strict=True)]).images
+    for sample, each in enumerate(all_settings):
+        alone = ascend(network, [Sample(both[sample], each)]).images
+        torch.testing.assert_close(result[sample : sample + 1], alone, atol=1e-4, rtol=0)
+        before, after = (
+            observe(network, image, each.layers, LOG)[0].score(each.layers) for image in (both[sample][None], alone)
+        )
+        assert after > before
+
+
+def test_a_target_without_channels_yet_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"deep:top1 has no channels yet: resolve the settings first"):
+        Objective(tiny_network(), [changed(layers="deep:top1").layers], LOG, [None])
+
+
+def test_a_direction_and_a_guide_are_refused_together() -> None:
+    settings = DreamSettings.model_validate({"layers": "blocks.4:3^2", "guide": "guide.png"})
+    with pytest.raises(InvalidInput, match=r"blocks.4:3\*1\^2 is a direction, which a guide replaces"):
+        resolve_layers(settings)
+
+
 # --- guides
 
 
@@ -146,12 +226,13 @@ def test_sums_over_tiles_equal_the_sums_of_the_whole_image(method: str) -> None:
         centre = torch.zeros_like(weight)
         centre[:, :, weight.shape[2] // 2, weight.shape[3] // 2] = 1
         weight.mul_(centre)
-    targets = changed(layers="stem:1,2+deep=-2+stem@0.1,0.9+logits:3").layers
+    targets = changed(layers="stem:1,2+deep=-2+stem@0.1,0.9+logits:3+stem:1*2,3*-1^2").layers
     images = torch.cat([picture(64, 96, seed=1), picture(64, 96, seed=2)])
     objective = Objective(network, [targets, targets[:2]], method, [None, None])
     expected = objective.each(measure(network, images, objective, whole_image((64, 96))))
     found = objective.each(measure(network, images, objective, fixed_tiles((64, 96), 32, 16)))
-    torch.testing.assert_close(found[:, [0, 2, 3]], expected[:, [0, 2, 3]], rtol=1e-3, atol=1e-3)
+    local = [column for column, target in enumerate(targets) if target.layer != "logits"]
+    torch.testing.assert_close(found[:, local], expected[:, local], rtol=1e-3, atol=1e-3)
 
 
 # --- observations

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jsonschema
 import pytest
 
 from dreamcore.errors import InvalidInput
@@ -48,7 +49,8 @@ def test_lists_are_axes_and_other_fields_are_settings_or_fields_of_the_job() -> 
         ({"layers": ["blocks.4=heavy"]}, {}, "layers"),
         ({"octaves": [99]}, {}, r"octaves\[0\]: input should be less than or equal to 32, not 99"),
         ({}, {"octavs": 4}, "octavs: unknown field"),
-        ({}, {"octaves": 4}, "more: octaves cannot be given here: use the fields of the form"),
+        ({"octaves": [3]}, {"octaves": 4}, "more: octaves cannot be given here: use the fields of the form"),
+        ({}, {"octaves": "8-4"}, "the range 8-4 is empty"),
         ({}, {"grid": {"jitter": 3}, "source": "s3://a/"}, "more: grid, source cannot be given here"),
         ({}, {"jitter": "much"}, "jitter"),
     ],
@@ -56,6 +58,17 @@ def test_lists_are_axes_and_other_fields_are_settings_or_fields_of_the_job() -> 
 def test_a_wrong_field_is_named(axes: dict[str, list[Any]], more: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         job_from_form(*ADDRESSES, axes, more)
+
+
+def test_ranges_are_written_into_more_and_sweeps_into_the_field_of_the_layers() -> None:
+    job = job_from_form(*ADDRESSES, {"layers": ["blocks.4:0-63"], "steps": []}, {"steps": "4-8", "l2": "0-1/3"})
+    grid = {"layers": "blocks.4:0-63", "steps": [4, 5, 6, 7, 8], "l2": [0, 0.5, 1]}
+    assert job == DreamJob.model_validate({"source": ADDRESSES[0], "destination": ADDRESSES[1], "grid": grid})
+    schema = jsonschema.Draft202012Validator(
+        dream_from_form.parameters.properties["more"]["patternProperties"]["^steps$"]
+    )
+    found = {repr(value): schema.is_valid(value) for value in ("4-8", [4, "6-8"], 4, "many", ["many"])}
+    assert found == {"'4-8'": True, "[4, '6-8']": True, "4": True, "'many'": False, "['many']": False}
 
 
 def test_source_and_destination_are_checked() -> None:

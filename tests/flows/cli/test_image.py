@@ -19,8 +19,12 @@ from PIL import Image
 
 from dreamcore.catalog import network_spec, resolve_layers
 from dreamcore.images import decode, read_metadata
+from dreamcore.models import load_network
 from dreamcore.presets import PRESETS, PresetName
-from dreamcore.settings import BUNDLED, DreamSettings
+from dreamcore.ranking import ranked_channels
+from dreamcore.results import to_tensor
+from dreamcore.settings import BUNDLED, DreamSettings, settings_id
+from dreamcore.sweeps import Ranking
 from dreamcore.zoo import build
 from tests.support.command import DREAMGRID, PHOTOS, Command
 from tests.support.tiny import pixels
@@ -112,6 +116,34 @@ def test_a_dream_contains_the_settings_of_its_preset(dreamgrid_inprocess: Comman
     settings = resolve_layers(DreamSettings.model_validate({"preset": preset, **given}))
     assert DreamSettings.model_validate(found["settings"]) == settings
     assert {target.layer for target in settings.layers} <= {layer.name for layer in network_spec(BUNDLED).layers}
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "message"),
+    [
+        ("--layers", "blocks.0:*", "blocks.0:* stands for 16 objectives, and one dream has one: use `dreamgrid run`"),
+        ("--layers", "blocks.0:top2", "write blocks.0:(top2) for the channels together"),
+        ("--steps", "4-8", "--steps 4-8 stands for several values, and this command makes one dream"),
+        ("--step-size", "0.1-0.2/3", "--step-size 0.1-0.2/3 stands for several values"),
+        ("--stop-at", "-2--1/3", "use `dreamgrid run`, which dreams every combination"),
+    ],
+)
+def test_sweeps_and_ranges_are_refused_with_the_command_that_dreams_them(
+    flag: str, text: str, message: str, dreamgrid_inprocess: Command
+) -> None:
+    done = dreamgrid_inprocess("image", "cat.png", "dream.png", flag, text)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+
+
+def test_channels_that_the_photograph_chooses_are_in_the_dream(
+    dreamgrid_inprocess: Command, tmp_path: Path, cat: Path
+) -> None:
+    found, _ = dream_image(dreamgrid_inprocess, tmp_path, "--layers", "blocks.0:(top2)", *QUICK)
+    (target,) = found["settings"]["layers"]
+    network, image = load_network(BUNDLED, "cpu"), to_tensor(decode(cat.read_bytes()).pixels)[0]
+    assert target["channels"] == sorted(ranked_channels(network, image, Ranking("top", 2, "blocks.0", None)))
+    assert found["settings_id"] == settings_id(DreamSettings.model_validate(found["settings"]), found["weights_sha256"])
 
 
 def test_a_dream_does_not_contain_the_folders_of_guide_and_mask(
