@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dreamcore.settings import BUNDLED
 from flows.atlas import draw_sheets
-from flows.atlas_pictures import plan_atlas
+from flows.atlas_pictures import finished_layers, plan_atlas
 
 FOLDER = Path(__file__).with_name("atlas")
 SIDE = 72
@@ -18,10 +18,13 @@ MAX_BYTES = 300_000
 
 def main(atlas: Path) -> None:
     """Write one sheet for each main layer of the bundled network, in the best quality that `MAX_BYTES` allow."""
-    for layer in plan_atlas(BUNDLED, None, atlas):
-        sheets = (draw_sheets(layer, SIDE, quality)[0] for quality in range(85, 0, -5))
-        data = next(sheet for sheet in sheets if len(sheet) <= MAX_BYTES)
-        FOLDER.joinpath(f"{layer.layer.name}.webp").write_bytes(data)
+    planned = plan_atlas(BUNDLED, None, atlas)
+    names = [each.layer.name for each in planned]
+    for layer in finished_layers(planned[0]):
+        if layer.layer.name in names:
+            sheets = (draw_sheets(layer, SIDE, quality)[0] for quality in range(85, 0, -5))
+            data = next(sheet for sheet in sheets if len(sheet) <= MAX_BYTES)
+            FOLDER.joinpath(f"{layer.layer.name}.webp").write_bytes(data)
 
 
 if __name__ == "__main__":
