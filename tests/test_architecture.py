@@ -72,6 +72,7 @@ LEVELS = (
         "machine",
         "worker_process",
         "ray_worker",
+        "movie",
         "prefetch",
         "sandbox",
         "retries",
