@@ -14,7 +14,7 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 # Index of another PyTorch build, for example for an older driver; pytorch.org's install page shows its address.
 ARG TORCH_INDEX=
-# Extras of the package, such as `ray` or `heic,jxl`.
+# Extras of the package, such as `ray`, `video` or `heic,jxl`.
 ARG EXTRAS=
 WORKDIR /app
 RUN python -m venv /opt/venv

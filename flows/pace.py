@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["LINE_SECONDS", "Display", "Meter", "Pace", "ShardCounter", "ShardCounts", "Snapshot", "shard_counter"]
+__all__ = [
+    "LINE_SECONDS",
+    "Display",
+    "Meter",
+    "Pace",
+    "ShardCounter",
+    "ShardCounts",
+    "Snapshot",
+    "duration",
+    "shard_counter",
+]
 
 LINE_SECONDS = 30.0
 """Seconds between two lines of progress, where there is no progress bar."""
@@ -42,7 +52,7 @@ class Snapshot:
             return ""
         rate = f"{self.rate:.1f} a second" if self.rate >= 1 else f"{self.rate * 60:.1f} a minute"
         left = self.planned - self.finished
-        return f"{rate}, about {_duration(left / self.rate)} left" if left > 0 else rate
+        return f"{rate}, about {duration(left / self.rate)} left" if left > 0 else rate
 
     def __str__(self) -> str:
         """Return one line, such as `120 of 900 dreams, 2.1 a second, about 6 min left`."""
@@ -50,11 +60,11 @@ class Snapshot:
         return f"{counts}, {self.pace}" if self.pace else counts
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a duration in the unit that needs one or two digits.
 
     Example:
-        >>> _duration(340), _duration(20000)
+        >>> duration(340), duration(20000)
         ('6 min', '5.6 h')
     """
     if seconds < 90:

@@ -10,10 +10,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flows.pace import LINE_SECONDS, Display, Snapshot
+from flows.pace import LINE_SECONDS, Display, Snapshot, duration
 
 __all__ = [
     "console",
+    "frame_progress",
     "listing_progress",
     "one_line",
     "print_line",
@@ -77,6 +78,35 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=screen) as bar:
         line = bar.add_task(what, total=None, visible=False)
         yield lambda finished, planned: bar.update(line, completed=finished, total=planned, visible=True)
+
+
+@contextmanager
+def frame_progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of a movie on standard error: a bar on a terminal, otherwise a line every half minute.
+
+    Args:
+        clock: returns seconds.
+
+    Yields:
+        A function that is called with the finished and the total number of frames.
+    """
+    if screen.is_terminal:
+        with progress("frames") as show:
+            yield show
+        return
+    counted, started, printed = 0, 0.0, clock()
+
+    def show_line(finished: int, planned: int) -> None:
+        nonlocal counted, started, printed
+        if not counted:  # the first frame takes longer than the others
+            counted, started = finished, clock()
+        elif clock() - printed >= LINE_SECONDS or finished == planned:
+            printed = clock()
+            each = (printed - started) / (finished - counted)
+            left = f", about {duration(each * (planned - finished))} left" if finished < planned else ""
+            screen.print(f"{finished:,} of {planned:,} frames, {each:.2f} s each{left}", soft_wrap=True)
+
+    yield show_line
 
 
 @contextmanager

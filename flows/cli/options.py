@@ -41,6 +41,8 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+NO_DEFAULTS: Mapping[str, Any] = {}
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
 
 
@@ -60,7 +62,9 @@ memory_option = click.option(
 )
 
 
-def field_options(model: type[Frozen], *leave_out: str, reference: str = "URI") -> Callable[[Command], Command]:
+def field_options(
+    model: type[Frozen], *leave_out: str, reference: str = "URI", defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> Callable[[Command], Command]:
     """Return a decorator that adds a flag for each field of `model`.
 
     The flag of an axis of `Grid` and `--exclude` may be given several times, any other flag once.
@@ -69,6 +73,7 @@ def field_options(model: type[Frozen], *leave_out: str, reference: str = "URI") 
         model: the settings, the grid, the output or the job.
         leave_out: fields without a flag.
         reference: what help shows for a field that refers to a file: `URI` or `PATH`.
+        defaults: what help shows as the defaults of some fields, instead of those of `model`.
     """
 
     def decorate(command: Command) -> Command:
@@ -80,7 +85,7 @@ def field_options(model: type[Frozen], *leave_out: str, reference: str = "URI") 
                 multiple=True,
                 callback=None if model is Grid or name == "exclude" else take_one,
                 metavar=metavar_of(field, reference),
-                help=_help(name, field),
+                help=_help(name, field, defaults.get(name, field.default)),
             )
             command = option(command)
         return command
@@ -182,11 +187,11 @@ def _described_field(model: type[Frozen], name: str) -> FieldInfo:
     return owner.model_fields[name]
 
 
-def _help(name: str, field: FieldInfo) -> str:
-    """Return the description of a field, with its default and the bounds that its metavar does not show."""
+def _help(name: str, field: FieldInfo, value: Any) -> str:
+    """Return the description of a field, with its default `value` and the bounds that its metavar does not show."""
     notes = []
-    if not field.is_required() and field.default not in (None, ()):
-        default = layers_label(field.default) if name == "layers" else field.default
+    if not field.is_required() and value not in (None, ()):
+        default = layers_label(value) if name == "layers" else value
         notes.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
     if (bounds := _range(field)) and ".." not in metavar_of(field):
         notes.append(bounds)

@@ -1,0 +1,206 @@
+"""`dreamgrid zoom`: a movie that zooms into one image while it is dreamt."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dreamcore.errors import InvalidInput, Unavailable
+from dreamcore.grid import Grid
+from dreamcore.keyframes import Moment, Motion
+from dreamcore.settings import DreamSettings
+from flows.cli.options import field_options, json_option, memory_option, metavar_of, take_one
+from flows.cli.run import Stopped
+from flows.job import explain_validation
+from flows.pace import duration
+from flows.terminal import frame_progress, print_line, print_message, show_json
+from flows.zoom_options import DEFAULTS, ZoomOptions
+
+if TYPE_CHECKING:
+    from flows.zoom_plan import ZoomPlan
+
+__all__ = ["zoom"]
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("result", metavar="OUT")
+@field_options(ZoomOptions, "loop", "free_colors")
+@click.option("--loop", is_flag=True, help="Let the last seconds lead back to the first frame, without a cut.")
+@click.option(
+    "--free-colors",
+    is_flag=True,
+    help="Let the colors intensify from frame to frame. By default all frames have the palette of the photograph.",
+)
+@field_options(Motion, "center")
+@click.option(
+    "--center",
+    multiple=True,
+    callback=take_one,
+    metavar="X,Y",
+    help=f"{Motion.model_fields['center'].description}  [default: 0.5,0.5]",
+)
+@click.option(
+    "--keyframe",
+    "keyframe_texts",
+    multiple=True,
+    metavar="YAML",
+    help="Settings that are reached at a time, such as '{at: 5, layers: blocks.3, zoom: 1.5}'. Give one for each time.",
+)
+@click.option("--keyframes", "file", type=click.Path(path_type=Path), help="A YAML file with a list of keyframes.")
+@click.option(
+    "--preset",
+    multiple=True,
+    callback=take_one,
+    metavar=metavar_of(Grid.model_fields["preset"]),
+    help=Grid.model_fields["preset"].description,
+)
+@click.option(
+    "--look",
+    multiple=True,
+    callback=take_one,
+    metavar=metavar_of(Grid.model_fields["look"]),
+    help=Grid.model_fields["look"].description,
+)
+@field_options(DreamSettings, "output", "max_pixels", reference="PATH", defaults=DEFAULTS)
+@memory_option
+@json_option
+def zoom(
+    source: str, result: str, keyframe_texts: tuple[str, ...], file: Path | None, as_json: bool, **flags: Any
+) -> None:
+    """Make a movie that zooms into one image while it is dreamt.
+
+    IN is a photograph and OUT a movie that ends in .mp4; each is a file or an S3 address. Every frame is the frame
+    before it, seen from a bit nearer and dreamt again. The frames are kept in a folder beside OUT. If the command is
+    stopped, give it again: it continues with the next frame. A poster and a small animated preview are written, too.
+
+    Needs the extra dreamgrid[video].
+
+    \b
+    Examples:
+      dreamgrid zoom cat.jpg cat.mp4
+      dreamgrid zoom cat.jpg cat.mp4 --loop --seconds 12 --layers blocks.3 --center 0.4,0.3
+      dreamgrid zoom cat.jpg cat.mp4 --keyframe '{at: 5, layers: blocks.3}' --keyframe '{at: 10, rotate: -10}'
+    """
+    from flows.zoom_plan import estimate, plan_zoom
+
+    given = {name: value for name, value in flags.items() if value not in (None, False)}
+    plan = plan_zoom(source, result, _start(given), _options(given), _keyframes(keyframe_texts, file))
+    remaining = len(plan.frames) - plan.finished
+    _announce(plan, remaining, estimate(plan))
+    started = time.monotonic()
+    _make(plan)
+    seconds = time.monotonic() - started
+    if as_json:
+        show_json(_to_json(plan, remaining, seconds))
+    else:
+        width, height = plan.size
+        length = f"{len(plan.frames):,} frames, {width} x {height}, {plan.options.fps:g} fps"
+        print_line(f"{plan.outputs.movie}: {length}")
+        print_line(f"poster: {plan.outputs.poster}")
+        print_line(f"preview: {plan.outputs.preview}")
+        print_line(f"frames: {plan.folder.address} (a longer zoom reuses them; delete them if you need no other)")
+
+
+def _start(given: dict[str, Any]) -> Moment:
+    """Return settings and motion at the start, from the flags."""
+    from pydantic import ValidationError
+
+    own = {name: given[name] for name in (*DreamSettings.model_fields, "preset", "look") if name in given}
+    motion = {name: given[name] for name in Motion.model_fields if name in given}
+    try:
+        return Moment(DreamSettings.model_validate({**DEFAULTS, **own}), Motion.model_validate(motion))
+    except ValidationError as error:
+        raise InvalidInput(explain_validation(error)) from error
+
+
+def _options(given: dict[str, Any]) -> ZoomOptions:
+    from pydantic import ValidationError
+
+    try:
+        return ZoomOptions.model_validate({name: given[name] for name in ZoomOptions.model_fields if name in given})
+    except ValidationError as error:
+        raise InvalidInput(explain_validation(error)) from error
+
+
+def _keyframes(texts: Sequence[str], file: Path | None) -> list[Any]:
+    """Return the keyframes of a file and of flags.
+
+    Raises:
+        InvalidInput: the file cannot be read or is not a list, or a text is not YAML.
+    """
+    keyframes: list[Any] = []
+    if file:
+        try:
+            listed = _read_yaml(file.read_text(encoding="utf-8"), str(file))
+        except OSError as error:
+            raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{file} is not UTF-8 text from byte {error.start + 1}: save it as UTF-8") from error
+        if not isinstance(listed, list):
+            raise InvalidInput(
+                f"{file} is not a list of keyframes: write one per line, as `- {{at: 5, layers: blocks.3}}`"
+            )
+        keyframes += listed
+    return keyframes + [_read_yaml(text, "--keyframe") for text in texts]
+
+
+def _read_yaml(text: str, name: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _announce(plan: "ZoomPlan", remaining: int, seconds: float) -> None:
+    width, height = plan.size
+    text = f"{len(plan.frames):,} frames of {width} x {height}"
+    if plan.finished:
+        text += f", {plan.finished:,} of them finished earlier"
+    if remaining:
+        text += f"; about {seconds / remaining:.2g} s each, {duration(seconds)} in all"
+    print_message(text, "default")
+
+
+def _make(plan: "ZoomPlan") -> None:
+    """Dream the frames and write the movie.
+
+    Raises:
+        Stopped: a signal or an infrastructure failure stopped the zoom; the finished frames are kept.
+    """
+    from flows.zoom import dream_frames, write_movie
+
+    finished = plan.finished
+
+    def count(now: int, planned: int) -> None:
+        nonlocal finished
+        finished = now
+        show(now, planned)
+
+    try:
+        with frame_progress() as show:
+            dream_frames(plan, count)
+        write_movie(plan)
+    except (KeyboardInterrupt, Unavailable) as error:
+        why = f": {error}" if isinstance(error, Unavailable) else ""
+        raise Stopped(f"stopped after frame {finished} of {len(plan.frames)}{why}", "the same command") from error
+
+
+def _to_json(plan: "ZoomPlan", dreamt: int, seconds: float) -> dict[str, Any]:
+    width, height = plan.size
+    return {
+        "movie": plan.outputs.movie,
+        "poster": plan.outputs.poster,
+        "preview": plan.outputs.preview,
+        "frames_folder": plan.folder.address,
+        "frames": len(plan.frames),
+        "dreamt": dreamt,
+        "width": width,
+        "height": height,
+        "fps": plan.options.fps,
+        "seconds": round(seconds, 3),
+    }
