@@ -126,8 +126,9 @@ def dream_photograph(
         >>> from dreamcore.images import Photograph
         >>> from dreamcore.models import load_network
         >>> from dreamcore.settings import DreamSettings
-        >>> photograph = Photograph(np.full((32, 32, 3), 128, np.uint8), width=32, height=32)
-        >>> settings = DreamSettings(octaves=1, steps=1)
+        >>> pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+        >>> photograph = Photograph(pixels, width=32, height=32)
+        >>> settings = DreamSettings(octaves=1, steps=3)
         >>> dream = dream_photograph(load_network(settings.model), DreamRequest(photograph, settings))
         >>> dream.pixels.shape
         (32, 32, 3)

@@ -51,4 +51,5 @@ def _finish(dream: Tensor, image: Tensor, mask: Tensor | None, settings: DreamSe
 
 def _brightness(image: Tensor) -> Tensor:
     """Return the brightness (1, H, W) of `image` (3, H, W)."""
-    return torch.einsum("chw,c->hw", image, image.new_tensor(LUMA))[None]
+    brightness: Tensor = LUMA[0] * image[0] + LUMA[1] * image[1] + LUMA[2] * image[2]
+    return brightness[None]
