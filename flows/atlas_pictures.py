@@ -22,7 +22,8 @@ from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import encode, read_metadata
 from dreamcore.settings import DreamSettings
 from dreamcore.spec import Layer, NetworkSpec
-from dreamcore.targets import LOGITS
+from dreamcore.sweeps import ranked, sweep_channels
+from dreamcore.targets import LOGITS, Target
 from flows.assets import network_for
 from flows.job import explain_validation
 from flows.machine import batch_size, choose_device, gpu_count, max_memory, worker_count
@@ -94,7 +95,7 @@ def plan_atlas(model: str, objective: str | None, out: Path) -> list[AtlasLayer]
 
     Args:
         model: the name of the network.
-        objective: a layer, a depth such as `65%`, or channels of a layer such as `blocks.4:12,17`; None for the main
+        objective: a layer, a depth such as `65%`, or channels of a layer such as `blocks.4:0-31`; None for the main
             layers of the network.
         out: the folder of the atlas.
 
@@ -122,11 +123,14 @@ def _read_layer(spec: NetworkSpec, objective: str) -> tuple[Layer, tuple[int, ..
         targets = DreamSettings.model_validate({"model": spec.model, "layers": objective}).layers
     except ValidationError as error:
         raise InvalidInput(explain_validation(error)) from error
-    if len(targets) > 1 or targets[0].at or targets[0].weight != 1:
-        raise InvalidInput(f"an atlas shows one layer or some of its channels, such as blocks.4:12,17, not {objective}")
-    target = spec.resolve_depth(targets[0])
-    spec.check_channels(target.layer, target.channels)
-    return spec.layer(target.layer), target.channels
+    (target, *others) = map(spec.resolve_depth, targets)
+    plain = Target(layer=target.layer, channels=target.channels, sweep=target.sweep)
+    if others or target != plain or ranked(target.sweep):
+        raise InvalidInput(f"an atlas shows one layer or some of its channels, such as blocks.4:0-31, not {objective}")
+    layer = spec.layer(target.layer)
+    channels = tuple(sweep_channels(target.sweep, layer.channels)) if target.sweep else target.channels
+    spec.check_channels(layer.name, channels)
+    return layer, channels
 
 
 def draw_missing(layers: Sequence[AtlasLayer]) -> Generator[tuple[AtlasLayer, int], None, None]:

@@ -30,7 +30,7 @@ def atlas(model: str, layer: str | None, out: Path, as_json: bool) -> None:
     """Draw what each channel of a layer reacts to, from noise.
 
     Without LAYER, the main layers of the network are drawn. LAYER is a layer of `dreamgrid layers`, a depth such as
-    65%, some channels of a layer, or logits for the classes.
+    65%, channels such as blocks.4:0-31, or logits for the classes.
 
     The folder gets a picture for each channel, a contact sheet for each layer, and a page to open in a browser. A
     command that was stopped goes on with the missing pictures when it is given again. Pictures of other settings

@@ -25,7 +25,7 @@ from tests.support.command import DREAMGRID, Command, await_end_of_group
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-SIX = "blocks.0:0,1,2,3,4,5"
+SIX = "blocks.0:0-5"
 ONE_PROCESS = {"DREAMGRID_WORKERS": "1"}
 
 
@@ -172,6 +172,9 @@ def test_a_sheet_has_sixteen_columns(tmp_path: Path) -> None:
         ((BUNDLED, "blocks.0:16"), "channel 16 does not exist in blocks.0"),
         ((BUNDLED, "blocks.0+blocks.1"), "an atlas shows one layer or some of its channels"),
         ((BUNDLED, "blocks.0:3@0.5,0.5"), "an atlas shows one layer or some of its channels"),
+        ((BUNDLED, "blocks.0:3*0.5"), "an atlas shows one layer or some of its channels"),
+        ((BUNDLED, "blocks.0:top3"), "an atlas shows one layer or some of its channels"),
+        ((BUNDLED, "blocks.0:4-16"), "channel 16 does not exist in blocks.0"),
         ((BUNDLED, "blocks.0:x"), "'blocks.0:x' is not a target"),
         ((BUNDLED, "130%"), "a depth is between 0% and 100%"),
         ((BUNDLED, "blocks.0", "--out", "s3://atlas/"), "is an S3 address: name a folder of this machine"),
