@@ -92,7 +92,10 @@ def test_only_missing_pictures_are_drawn(dreamgrid_inprocess: Command, tmp_path:
     assert (folder / "0002.webp").read_bytes() == expected
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGKILL, "1"), (signal.SIGINT, "2")])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGKILL, "1"), pytest.param(signal.SIGINT, "2", marks=pytest.mark.soak)],
+)
 def test_a_stopped_atlas_goes_on(
     number: signal.Signals, workers: str, dreamgrid_inprocess: Command, tmp_path: Path
 ) -> None:
