@@ -157,15 +157,11 @@ class _Batch:
         self.total_variation = _column([settings.total_variation for settings in self.settings], like)
         self.l2 = _column([settings.l2 for settings in self.settings], like)
         self.penalized = any(settings.total_variation or settings.l2 for settings in self.settings)
-        self.color = natural_steps(_column([settings.color for settings in self.settings], like))
+        self.color = natural_steps(self.shared.color, like)
         self.masks = [sample.mask for sample in samples]
         self.is_finished = all(map(is_finished, self.settings))
         # In Fourier space, the colors are independent of one another already.
-        self.colored = self.shared.space != "fourier" and any(settings.color for settings in self.settings)
-        self.calm = _column([settings.calm for settings in self.settings], like)
-        self.calms = any(settings.calm for settings in self.settings)
-        self.soft_clip = _column([settings.soft_clip for settings in self.settings], like)
-        self.clips_softly = any(settings.soft_clip for settings in self.settings)
+        self.colored = self.shared.color > 0 and self.shared.space != "fourier"
         self.unit = network.std if self.shared.space == "network" else None
         """Length in the image of a step of 1 in network space; None: steps are taken in the image itself."""
 
@@ -207,9 +203,9 @@ class _Batch:
 
     def weights(self, start: Tensor, mask: Tensor | None) -> Tensor | None:
         """Return how much of each step of an octave each pixel takes, (B, 1, H, W) in [0, 1]; None: all of it."""
-        if not self.calms:
+        if not self.shared.calm:
             return mask
-        weights = calm_weights(start, self.calm)
+        weights = calm_weights(start, self.shared.calm)
         return weights if mask is None else weights * mask
 
     def step_length(self, weights: Tensor | None) -> Tensor:
@@ -219,7 +215,8 @@ class _Batch:
 
     def slow(self, direction: Tensor, images: Tensor) -> Tensor:
         """Return `direction` (B, 3, H, W), smaller where `images` are near white or black. It is overwritten."""
-        return slow_near_limits(direction, images, self.soft_clip) if self.clips_softly else direction
+        distance = self.shared.soft_clip
+        return slow_near_limits(direction, images, distance) if distance else direction
 
     def finish(self, dreams: Tensor, images: Tensor) -> Tensor:
         """Return the finished dreams of `images`, both (B, 3, H, W), with contrast, colors and blend."""

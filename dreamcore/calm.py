@@ -11,7 +11,7 @@ LEAST = 0.1
 """Smallest weight. Even an image of one color can begin to dream."""
 
 
-def calm_weights(images: Tensor, calm: Tensor) -> Tensor:
+def calm_weights(images: Tensor, calm: float) -> Tensor:
     """Return how much of a step each pixel takes: all of it in areas with contrast, a tenth in areas without.
 
     An octave gets its weights from the result of the octave before. So where large shapes have appeared in a sky, they
@@ -19,8 +19,7 @@ def calm_weights(images: Tensor, calm: Tensor) -> Tensor:
 
     Args:
         images: images (B, 3, H, W) in [0, 1].
-        calm: the setting `calm` of each sample (B, 1, 1, 1): the contrast from which a pixel takes the whole step. A
-            sample with 0 has the weight 1 everywhere.
+        calm: the setting `calm`, above 0: the contrast from which a pixel takes the whole step.
 
     Returns:
         Weights (B, 1, H, W) in [0.1, 1].
@@ -28,12 +27,12 @@ def calm_weights(images: Tensor, calm: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> sky_and_trees = torch.cat([torch.ones(1, 3, 64, 64), torch.rand(1, 3, 64, 64)], 2)
-        >>> weights = calm_weights(sky_and_trees, torch.full((1, 1, 1, 1), 0.08))
+        >>> weights = calm_weights(sky_and_trees, 0.08)
         >>> round(weights[0, 0, 0, 0].item(), 3), round(weights[0, 0, 127, 0].item(), 3)
         (0.1, 1.0)
     """
-    contrast = local_contrast(images).div_(calm.clamp_min(1e-12)).clamp_(0, 1)
-    return (LEAST + (1 - LEAST) * _smooth(contrast)).where(calm > 0, 1)
+    contrast = local_contrast(images).div_(calm).clamp_(0, 1)
+    return LEAST + (1 - LEAST) * _smooth(contrast)
 
 
 def local_contrast(images: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def local_contrast(images: Tensor) -> Tensor:
 def _smooth(image: Tensor) -> Tensor:
     """Return the mean of the mean of a window around each pixel of `image` (B, 1, H, W)."""
     height, width = (min(REACH, side - 1) for side in image.shape[-2:])
-    for _ in range(2):
-        padded = F.pad(image, (width, width, height, height), mode="reflect")
-        image = F.avg_pool2d(padded, (2 * height + 1, 2 * width + 1), stride=1)
+    for _ in range(2):  # one window after the other along each side: a square window takes many times as long
+        image = F.avg_pool2d(F.pad(image, (0, 0, height, height), mode="reflect"), (2 * height + 1, 1), stride=1)
+        image = F.avg_pool2d(F.pad(image, (width, width, 0, 0), mode="reflect"), (1, 2 * width + 1), stride=1)
     return image

@@ -67,7 +67,7 @@ def _matrices(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return matrix.to(device, dtype), torch.linalg.inv(matrix).to(device, dtype)
 
 
-def natural_steps(amount: Tensor) -> Tensor:
+def natural_steps(amount: float, like: Tensor) -> Tensor:
     """Return the matrix by which a gradient is multiplied, so that steps change the colors as natural images do.
 
     The matrix is (1 - amount) I + amount C. C is M times its transpose, scaled so that its entries add up to 3: gray
@@ -75,30 +75,27 @@ def natural_steps(amount: Tensor) -> Tensor:
     turned back into red, green and blue, is C times the gradient, up to that factor.
 
     Args:
-        amount: the setting `color` of each sample (B,), from 0 to 1.
+        amount: the setting `color`, from 0 to 1.
+        like: a tensor of the device and dtype to return.
 
     Returns:
-        Matrices (B, 3, 3).
+        Matrix (3, 3).
 
     Example:
-        >>> (natural_steps(torch.ones(1)) @ torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]).T).mT[0]
+        >>> (natural_steps(1, torch.zeros(())) @ torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]).T).T
         tensor([[0.9750, 1.0125, 1.0125],
                 [0.3567, 0.3244, 0.2939]])
     """
-    root = color_correlation(amount)
+    root = color_correlation(like)
     product = root @ root.T
-    natural = product * 3 / product.sum()
-    return torch.lerp(torch.eye(3).to(amount), natural, amount.view(-1, 1, 1))
+    return torch.lerp(torch.eye(3).to(product), product * 3 / product.sum(), amount)
 
 
-def mix_colors(gradient: Tensor, matrices: Tensor) -> Tensor:
-    """Return the pixels of each sample of `gradient` (B, 3, H, W) times the matrix of the sample, of (B, 3, 3).
-
-    A matrix product would round differently in a batch and alone.
-    """
-    mixed = matrices[:, :, 0, None, None] * gradient[:, 0:1]
-    for color in (1, 2):
-        mixed.addcmul_(matrices[:, :, color, None, None], gradient[:, color : color + 1])
+def mix_colors(gradient: Tensor, matrix: Tensor) -> Tensor:
+    """Return `matrix` (3, 3) times each pixel of `gradient` (B, 3, H, W)."""
+    mixed = torch.empty_like(gradient)
+    for sample, into in zip(gradient, mixed, strict=True):  # a product of the whole batch would round differently
+        torch.mm(matrix, sample.flatten(1), out=into.view(3, -1))
     return mixed
 
 

@@ -122,7 +122,7 @@ def _rms(gradient: Tensor) -> Tensor:
     return norm.div(gradient[0].numel() ** 0.5).clamp_min(_TINY)
 
 
-def slow_near_limits(direction: Tensor, images: Tensor, distance: Tensor) -> Tensor:
+def slow_near_limits(direction: Tensor, images: Tensor, distance: float) -> Tensor:
     """Make steps towards white and towards black smaller near white and black: a shoulder and a toe, as in film.
 
     A step of a channel towards white is multiplied by its distance to white divided by `distance`, at most by 1; a
@@ -131,7 +131,7 @@ def slow_near_limits(direction: Tensor, images: Tensor, distance: Tensor) -> Ten
     Args:
         direction: normalized gradient (B, 3, H, W). The function overwrites it.
         images: images (B, 3, H, W) in [0, 1].
-        distance: the setting `soft_clip` of each sample (B, 1, 1, 1); a sample with 0 stays as it is.
+        distance: the setting `soft_clip`, above 0.
 
     Returns:
         Gradient (B, 3, H, W).
@@ -139,12 +139,11 @@ def slow_near_limits(direction: Tensor, images: Tensor, distance: Tensor) -> Ten
     Example:
         >>> images = torch.tensor([0.5, 0.95, 0.95]).view(1, 3, 1, 1)
         >>> direction = torch.tensor([1.0, 1.0, -1.0]).view(1, 3, 1, 1)
-        >>> slow_near_limits(direction, images, torch.full((1, 1, 1, 1), 0.1)).flatten()
+        >>> slow_near_limits(direction, images, 0.1).flatten()
         tensor([ 1.0000,  0.5000, -1.0000])
     """
     room = torch.where(direction > 0, 1 - images, images)
-    factor = room.div_(distance.clamp_min(_TINY)).clamp_(0, 1)
-    return direction.mul_(factor.where(distance > 0, 1))
+    return direction.mul_(room.clamp_(0, distance).div_(distance))
 
 
 class Adam:
