@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dreamcore.errors import InvalidInput
 from flows.cli.options import json_option
-from flows.terminal import console, print_line, progress, screen, show_json
+from flows.terminal import console, print_line, progress, show_json
 
 if TYPE_CHECKING:
     from dreamcore.spec import NetworkSpec
@@ -73,7 +73,8 @@ def layers(model: str, size: tuple[int, int] | None, preview: tuple[Path, Path] 
     """List the layers of a network, or preview their dreams.
 
     The order is that of a forward pass. For each layer the table shows its channels, its width and height for an image
-    of the given size, its stride and its receptive field in pixels of the image, and its cost.
+    of the given size, its stride and its receptive field in pixels of the image, and its cost. `dreamgrid atlas` draws
+    what each channel of a layer reacts to.
 
     \b
     Examples:
@@ -100,7 +101,6 @@ def layers(model: str, size: tuple[int, int] | None, preview: tuple[Path, Path] 
         return
     table = _layers_table(network, sizes, (width, height))
     Console(width=max(console.width, 140)).print(table)  # wide, so that no name is cut
-    screen.print(f"`dreamgrid atlas {model} LAYER` draws what each channel of a layer reacts to.", soft_wrap=True)
 
 
 def _layers_table(network: "NetworkSpec", sizes: dict[str, tuple[int, int]], size: tuple[int, int]) -> Table:

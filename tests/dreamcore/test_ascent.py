@@ -159,6 +159,7 @@ VALUES: dict[str, list[Any]] = {
     "tile": [64],
     "total_variation": [5],
     "l2": [100],
+    "stay_near": ["body=5"],
     "seed": [1],
 }
 """Values of settings that take numbers or files, to compare with the value in `SETTINGS`."""
