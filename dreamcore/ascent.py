@@ -110,9 +110,10 @@ def ascend(
                 score = objective.score(tile_sum, sums)
                 tile.crop(gradient)[:] = _gradient(score, patch)  # step 4: gradient with respect to the image
                 tile_sums.append(tile_sum.detach())
-            gradient = batch.in_step_space(batch.subtract_penalties(gradient, viewed, base, views))
+            gradient = batch.subtract_penalties(gradient, viewed, base, views)
             del viewed, patch, activations, source, tile_sum, score  # the next lines need memory for several images
-            canvas.step(views.pull_back(filter_gradient(gradient, shared, step)), active)  # step 5: step up
+            gradient = filter_gradient(batch.in_step_space(gradient), shared, step)
+            canvas.step(views.pull_back(gradient), active)  # step 5: step up
             total = torch.stack(tile_sums).sum(0)
             sums = total if joint else None
             active = active * (objective.score(total).view_as(active) <= batch.stop_at)
@@ -196,7 +197,7 @@ class _Batch:
         return gradient
 
     def in_step_space(self, gradient: Tensor) -> Tensor:
-        """Return `gradient` (B, 3, H, W) with the colors of natural images, in the space of the steps."""
+        """Return `gradient` (B, 3, H, W) with natural colors, in the space of the steps. It is overwritten."""
         if self.colored:
             gradient = mix_colors(gradient, self.color)
         return gradient if self.unit is None else gradient * self.unit

@@ -18,6 +18,8 @@ __all__ = [
     "natural_steps",
 ]
 
+_PIXELS = 2**20
+"""Pixels that are multiplied at a time, so that large images need no second copy."""
 COVARIANCE_ROOT = ((0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03))
 """A square root S of the covariance of red, green and blue in [0, 1]: the covariance is S times its transpose.
 
@@ -92,11 +94,11 @@ def natural_steps(amount: float, like: Tensor) -> Tensor:
 
 
 def mix_colors(gradient: Tensor, matrix: Tensor) -> Tensor:
-    """Return `matrix` (3, 3) times each pixel of `gradient` (B, 3, H, W)."""
-    mixed = torch.empty_like(gradient)
-    for sample, into in zip(gradient, mixed, strict=True):  # a product of the whole batch would round differently
-        torch.mm(matrix, sample.flatten(1), out=into.view(3, -1))
-    return mixed
+    """Return `matrix` (3, 3) times each pixel of `gradient` (B, 3, H, W), which the function overwrites."""
+    for sample in gradient:  # a product of the whole batch would round differently
+        for pixels in sample.flatten(1).split(_PIXELS, 1):
+            pixels.copy_(matrix @ pixels)
+    return gradient
 
 
 def _times(matrix: Tensor, images: Tensor) -> Tensor:

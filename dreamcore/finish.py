@@ -22,7 +22,7 @@ def finish(dreams: Tensor, images: Tensor, masks: Sequence[Tensor | None], setti
     """Apply `contrast`, then `keep_colors`, then `blend` to each sample of a batch.
 
     Args:
-        dreams: dreams (B, 3, H, W) in [0, 1].
+        dreams: dreams (B, 3, H, W) in [0, 1]. The function overwrites them.
         images: the photographs (B, 3, H, W) in [0, 1].
         masks: the mask (1, H, W) in [0, 1] of each sample, or None. Where it is 0, nothing changes.
         settings: the settings of each sample.
@@ -30,12 +30,10 @@ def finish(dreams: Tensor, images: Tensor, masks: Sequence[Tensor | None], setti
     Returns:
         Images (B, 3, H, W) in [0, 1].
     """
-    return torch.stack(
-        [
-            dream if is_finished(each) else _finish(dream, image, mask, each)
-            for dream, image, mask, each in zip(dreams, images, masks, settings, strict=True)
-        ]
-    )
+    for dream, image, mask, each in zip(dreams, images, masks, settings, strict=True):
+        if not is_finished(each):
+            dream.copy_(_finish(dream, image, mask, each))
+    return dreams
 
 
 def _finish(dream: Tensor, image: Tensor, mask: Tensor | None, settings: DreamSettings) -> Tensor:
@@ -45,8 +43,9 @@ def _finish(dream: Tensor, image: Tensor, mask: Tensor | None, settings: DreamSe
         finished = torch.lerp(gray.expand_as(dream), dream, settings.contrast)
         finished = finished if mask is None else torch.lerp(dream, finished, mask)
     if settings.keep_colors:
-        finished = torch.lerp(finished, image + _brightness(finished) - _brightness(image), settings.keep_colors)
-    return torch.lerp(finished, image, settings.blend).clamp(0, 1)
+        colors = image + (_brightness(finished) - _brightness(image))
+        finished = torch.lerp(finished, colors, settings.keep_colors)
+    return finished.lerp(image, settings.blend).clamp_(0, 1) if settings.blend else finished.clamp_(0, 1)
 
 
 def _brightness(image: Tensor) -> Tensor:

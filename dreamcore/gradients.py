@@ -142,7 +142,8 @@ def slow_near_limits(direction: Tensor, images: Tensor, distance: float) -> Tens
         >>> slow_near_limits(direction, images, 0.1).flatten()
         tensor([ 1.0000,  0.5000, -1.0000])
     """
-    room = torch.where(direction > 0, 1 - images, images)
+    room = 1 - images
+    torch.where(direction > 0, room, images, out=room)
     return direction.mul_(room.clamp_(0, distance).div_(distance))
 
 

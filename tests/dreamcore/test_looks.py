@@ -61,8 +61,8 @@ def test_samples_of_one_batch_may_be_finished_differently() -> None:
 
 def test_colors_are_mixed_in_a_batch_exactly_as_alone() -> None:
     gradient, matrix = torch.randn(3, 3, 37, 51), natural_steps(0.9, torch.zeros(()))
-    mixed = mix_colors(gradient, matrix)
-    assert torch.equal(mixed[1:2], mix_colors(gradient[1:2], matrix))
+    mixed = mix_colors(gradient.clone(), matrix)
+    assert torch.equal(mixed[1:2], mix_colors(gradient[1:2].clone(), matrix))
     torch.testing.assert_close(mixed, torch.einsum("ij,bjhw->bihw", matrix, gradient))
 
 
