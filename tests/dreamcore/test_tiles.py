@@ -13,6 +13,7 @@ from dreamcore.ascent import Sample, ascend
 from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.observation import observe
+from dreamcore.presets import AS_PUBLISHED
 from dreamcore.settings import BUNDLED, DreamSettings
 from dreamcore.tiles import Tile, even_tiles, fixed_tiles, whole_image
 from dreamcore.views import View
@@ -105,7 +106,7 @@ def test_no_tile_is_smaller_than_the_network_accepts(tile: int, independent: boo
 
 # --- dreams in tiles
 
-PLAIN = {"octaves": 1, "steps": 1, "gradient": "plain", "jitter": 0, "step_size": 1e-3}
+PLAIN = {**AS_PUBLISHED, "octaves": 1, "steps": 1, "gradient": "plain", "jitter": 0, "step_size": 1e-3}
 
 
 def test_every_pixel_changes_and_the_mean_change_of_the_image_is_step_size() -> None:
