@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamcore.catalog import network_spec, resolve_layers
+from dreamcore.catalog import network_spec, resolve_layers, weights_identity_of
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.fields import Reference
 from dreamcore.images import Photograph
 from dreamcore.labels import read_labels
-from dreamcore.settings import DreamSettings
+from dreamcore.settings import DreamSettings, settings_id
 from dreamcore.sizes import REFERENCE_PIXELS
 from flows.decoder import decode
 from flows.layout import parse_uri
@@ -24,7 +24,16 @@ from flows.storage import FAIL_FAST, Storage, storage
 if TYPE_CHECKING:
     from dreamcore.network import Network
 
-__all__ = ["check_labels", "load_guide_and_mask", "load_image", "network_for", "read", "resolve", "resolve_files"]
+__all__ = [
+    "can_repeat",
+    "check_labels",
+    "load_guide_and_mask",
+    "load_image",
+    "network_for",
+    "read",
+    "resolve",
+    "resolve_files",
+]
 
 
 def _fail_fast_storage() -> Storage:
@@ -48,6 +57,19 @@ def resolve(
         Unavailable: S3 failed.
     """
     return resolve_files(resolve_layers(settings), local=local, open_storage=open_storage)
+
+
+def can_repeat(settings: DreamSettings, identity: str, store: Storage) -> bool:
+    """Return whether recorded settings still have their `settings_id`: the same algorithm, network and files.
+
+    Raises:
+        Unavailable: S3 failed.
+    """
+    try:
+        resolved = resolve(settings, open_storage=lambda: store)
+        return settings_id(resolved, weights_identity_of(resolved)) == identity
+    except InvalidInput:
+        return False
 
 
 def resolve_files(

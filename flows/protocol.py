@@ -159,9 +159,7 @@ def claim(job: DreamJob, settings: Sequence[PlannedSettings], storage: Storage) 
         elif (plan := run_record.read_plan(job.destination, active, storage)) is not None and not plan:
             release(job.destination, active, storage)  # that run had nothing to do and was stopped before its release
         else:
-            run = run.model_copy(update={"run_id": active})
-            run_record.check_unchanged(run, storage)
-            return run, plan
+            return run_record.as_started(run.model_copy(update={"run_id": active}), storage), plan
 
 
 def give_up_during_compaction(run: Run, storage: Storage) -> Plan | None:

@@ -13,11 +13,8 @@ from itertools import groupby
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dreamcore.catalog import weights_identity_of
-from dreamcore.errors import InvalidInput
-from dreamcore.settings import settings_id
 from flows import history, manifest, run_record
-from flows.assets import resolve
+from flows.assets import can_repeat
 from flows.job import DreamJob
 from flows.parts import Part
 from flows.plan import Plan, freeze_retry
@@ -114,9 +111,5 @@ class _Search:
         """Return whether the settings have the same identity now: the same algorithm, network and files."""
         identity = planned.settings_id
         if identity not in self._known:
-            try:
-                settings = resolve(planned.settings, open_storage=lambda: self.storage)
-                self._known[identity] = settings_id(settings, weights_identity_of(settings)) == identity
-            except InvalidInput:
-                self._known[identity] = False
+            self._known[identity] = can_repeat(planned.settings, identity, self.storage)
         return self._known[identity]

@@ -19,6 +19,7 @@ from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import result_id
 from dreamcore.targets import Frozen
 from flows import layout, manifest
+from flows.assets import can_repeat
 from flows.job import DreamJob
 from flows.parts import list_parts
 from flows.plan import Plan
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "active_job",
     "active_run_id",
+    "as_started",
     "check_no_compaction",
     "find_run",
     "load_active_run",
@@ -168,16 +170,23 @@ def resumable_run(
         check_no_compaction(job.destination, storage)
     if active is None or (plan is not None and not plan):
         return None
-    run = Run(run_id=active, job=job, settings=tuple(settings))
-    check_unchanged(run, storage)
-    return run, plan
+    return as_started(Run(run_id=active, job=job, settings=tuple(settings)), storage), plan
 
 
-def check_unchanged(run: Run, storage: Storage) -> None:
-    """Raise `InvalidInput` if the settings of a run are not those it was started with."""
+def as_started(run: Run, storage: Storage) -> Run:
+    """Return an unfinished run with the settings it was started with.
+
+    The version of Dreamgrid that started it may have had other defaults.
+
+    Raises:
+        InvalidInput: dreams with these settings cannot be made any more, because files have changed.
+    """
     started = _load(run.destination, run.run_id, storage) or run
-    if [each.settings_id for each in started.settings] != [each.settings_id for each in run.settings]:
+    if [each.settings_id for each in started.settings] == [each.settings_id for each in run.settings]:
+        return run
+    if not all(can_repeat(each.settings, each.settings_id, storage) for each in started.settings):
         raise InvalidInput(f"the unfinished run {run.run_id} was started with {_CHANGED}")
+    return run.model_copy(update={"settings": started.settings})
 
 
 # --- any run

@@ -1,8 +1,10 @@
 """Imports point in one direction, and lists that must agree do agree."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from graphlib import TopologicalSorter
@@ -248,3 +250,12 @@ def test_the_columns_of_the_manifest_are_the_published_ones() -> None:
         result_id
     """
     assert [field.name for field in fields(Row)] == published.split()
+
+
+def test_no_two_tests_on_the_servers_have_the_same_name() -> None:
+    """The fixtures `source` and `destination` name a prefix after the test, in servers that tests share."""
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    found = [each for text in texts for each in re.findall(r"^def (test_\w+)\((.*?)\) -> None", text, re.M | re.S)]
+    counts = Counter(name for name, _ in found)
+    on_servers = {name for name, arguments in found if re.search(r"\b(source|destination|collection): ", arguments)}
+    assert not [name for name in on_servers if counts[name] > 1]

@@ -64,7 +64,7 @@ def test_each_photograph_gets_the_channels_that_it_ranks_first(collection: Colle
     assert (report.planned, report.done, report.failed) == (11, 8, 3)
 
 
-def test_a_second_run_dreams_only_new_photographs(collection: Collection) -> None:
+def test_a_second_run_measures_only_new_photographs(collection: Collection) -> None:
     job = collection.job("blocks.1:top2", "blocks.1:5")
     assert estimate(job)["planned"] == 3 * 2 + 3 - sum("blocks.1:5" in each for each in tops(collection))
     collection.run_job(job, executor(collection.storage))

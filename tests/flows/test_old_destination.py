@@ -20,6 +20,7 @@ SOURCE, DESTINATION = "s3://photos/old/", "s3://dreams/old/"
 FIRST_JOB = (
     *("--source", SOURCE, "--destination", DESTINATION),
     *("--layers", "blocks.0", "--layers", "blocks.1=0.3+blocks.0", "--octaves", "1", "--steps", "1"),
+    *("--look", "neon"),  # the default of then
 )
 DREAM = f"{DESTINATION}images/trip/100%25 red.png/blocks.0+blocks.1=0.3-1x1-4ab0a64b1e884317.png"
 
