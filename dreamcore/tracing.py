@@ -192,7 +192,7 @@ class _Trace:
         return stride if max(depths.values(), default=0) >= MIN_BLOCKS else 0
 
     def as_transformer(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-        """Return the layers with the costs of all operations, hardly any of which is a convolution in a transformer."""
+        """Return the layers with the costs of all operations. A transformer has almost no convolutions."""
         return tuple(replace(layer, cost=self.costs[layer.name]) for layer in layers if layer.name not in self.oblong)
 
 

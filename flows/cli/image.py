@@ -7,7 +7,6 @@ import click
 
 from dreamcore.errors import InvalidInput
 from dreamcore.fields import FileReference, Output, format_of
-from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings
 from flows.cli.options import (
     destination_folder,
@@ -15,6 +14,7 @@ from flows.cli.options import (
     json_option,
     memory_option,
     metavar_of,
+    one_name_option,
     refuse_ranges,
     take_one,
 )
@@ -32,20 +32,8 @@ FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("source", metavar="IN", type=FILE)
 @click.argument("result", metavar="OUT", type=FILE)
-@click.option(
-    "--preset",
-    multiple=True,
-    callback=take_one,
-    metavar=metavar_of(Grid.model_fields["preset"]),
-    help=Grid.model_fields["preset"].description,
-)
-@click.option(
-    "--look",
-    multiple=True,
-    callback=take_one,
-    metavar=metavar_of(Grid.model_fields["look"]),
-    help=Grid.model_fields["look"].description,
-)
+@one_name_option("preset")
+@one_name_option("look")
 @field_options(DreamSettings, "output", reference="PATH")
 @click.option(
     "--quality",

@@ -34,6 +34,7 @@ __all__ = [
     "json_option",
     "memory_option",
     "metavar_of",
+    "one_name_option",
     "refuse_ranges",
     "take_one",
     "values_of",
@@ -122,6 +123,12 @@ def refuse_ranges(flags: Mapping[str, str]) -> None:
                 f"--{name.replace('_', '-')} {text} stands for several values, and this command makes one dream: give "
                 "one value, or use `dreamgrid run`, which dreams every combination"
             )
+
+
+def one_name_option(field: str) -> Callable[[Command], Command]:
+    """Return the option of a command that makes one image, for the field `preset` or `look` of a grid."""
+    axis = Grid.model_fields[field]
+    return click.option(f"--{field}", multiple=True, callback=take_one, metavar=metavar_of(axis), help=axis.description)
 
 
 def values_of(annotation: object) -> tuple[str, ...]:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamcore.errors import InvalidInput, Unavailable
-from dreamcore.grid import Grid
 from dreamcore.keyframes import Moment, Motion
 from dreamcore.settings import DreamSettings
-from flows.cli.options import field_options, json_option, memory_option, metavar_of, take_one
+from flows.cli.options import field_options, json_option, memory_option, one_name_option, take_one
 from flows.cli.run import Stopped
 from flows.job import explain_validation
 from flows.pace import duration
@@ -50,20 +49,8 @@ __all__ = ["zoom"]
     help="Settings that are reached at a time, such as '{at: 5, layers: blocks.3, zoom: 1.5}'. Give one for each time.",
 )
 @click.option("--keyframes", "file", type=click.Path(path_type=Path), help="A YAML file with a list of keyframes.")
-@click.option(
-    "--preset",
-    multiple=True,
-    callback=take_one,
-    metavar=metavar_of(Grid.model_fields["preset"]),
-    help=Grid.model_fields["preset"].description,
-)
-@click.option(
-    "--look",
-    multiple=True,
-    callback=take_one,
-    metavar=metavar_of(Grid.model_fields["look"]),
-    help=Grid.model_fields["look"].description,
-)
+@one_name_option("preset")
+@one_name_option("look")
 @field_options(DreamSettings, "output", "max_pixels", reference="PATH", defaults=DEFAULTS)
 @memory_option
 @json_option

@@ -23,7 +23,7 @@ from tests.support.shards import put_photograph
 
 @pytest.fixture
 def collection(storage: Storage, source: str, destination: str) -> Collection:
-    """Three photographs, of which one is broken."""
+    """Three photographs. One of them is broken."""
     for number in (1, 2):
         put_photograph(storage, f"{source}{number}.png", seed=number)
     storage.write(source + "broken.png", b"no photograph", "image/png")
