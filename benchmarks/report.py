@@ -46,6 +46,7 @@ FIGURES = {
     "engine_share_of_command": "{:.1%} of the whole command",
     "busy": "{:.1%} busy while shards wait",
     "two_nodes": "{:.2f}x one node",
+    "two_nodes_shards": "{:.2f}x one node",
     "seconds_per_megapixel": "{:.3f} s/MP",
     "bytes_per_pixel": "{:.2f} bytes/pixel",
     "mib_before": "{:.0f} MiB before",
