@@ -5,10 +5,12 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -86,7 +88,8 @@ def _connect(address: str) -> None:
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
+        with _without_native_messages():
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
         # Without this, Ray prints on standard output when a process or a machine dies.
         ray._private.worker.print_to_stdstream = _log_message
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -94,6 +97,21 @@ def _connect(address: str) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _without_native_messages() -> Iterator[None]:
+    """Drop what is written to file descriptor 2: Ray's core reports there that it has read RAY_BACKEND_LOG_LEVEL."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _disconnect() -> None:
