@@ -144,6 +144,7 @@ def run(
 
     JOB is a YAML file. Flags override its fields, or describe the whole job; only `points` has no flag. Flags of
     settings may be given several times: every photograph is then dreamt under every combination of their values.
+    --source may be given several times, too: the photographs of all these addresses are dreamt.
 
     \b
     Examples:
