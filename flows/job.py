@@ -129,12 +129,13 @@ def _as_list(value: object) -> object:
 MAX_SOURCES = 5000
 """Largest number of sources in a list: Prefect's server refuses parameters of more than 512 KiB."""
 _MAX_SOURCES_BYTES = 400_000
+"""As JSON, in which other characters than ASCII take six bytes."""
 _SOURCE_FIELDS = ("source", "sources")
 
 
 def _sorted_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
     """Return the sources without repetitions in a fixed order, which the identity of the job needs."""
-    size = sum(len(check_uri(uri).encode()) for uri in sources)
+    size = sum(len(json.dumps(check_uri(uri))) for uri in sources)
     if len(sources) > MAX_SOURCES or size > _MAX_SOURCES_BYTES:
         raise ValueError(
             f"there are {len(sources):,} sources with {size:,} bytes of text, but a job takes {MAX_SOURCES:,} with "

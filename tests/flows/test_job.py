@@ -299,9 +299,9 @@ def test_a_missing_file_is_reported_with_its_name(tmp_path: Path) -> None:
         ),
         (
             {"source": None, "sources": ["s3://a/"] * 5001},
-            "there are 5,001 sources with 35,007 bytes of text, but a job",
+            "there are 5,001 sources with 45,009 bytes of text, but a job",
         ),
-        ({"source": None, "sources": [f"s3://a/{'x' * 400_000}"]}, "there are 1 sources with 400,007 bytes of text"),
+        ({"source": None, "sources": [f"s3://a/{'x' * 400_000}"]}, "there are 1 sources with 400,009 bytes of text"),
         ({"max_pixels": 0}, "max_pixels: input should be greater than or equal to 1, not 0"),
         (
             {"retry_failed": ["demaged"]},
