@@ -105,7 +105,7 @@ class SyntheticStore:
             return range(-(-self._count // ROWS_PER_PART)), part
         if prefix == JOB.source:
             return range(self._count), photograph
-        if not prefix.startswith(JOB.source):
+        if not prefix.startswith(JOB.addresses):
             return range(0), photograph
         folder = prefix.removeprefix(f"{JOB.source}2026/").rstrip("/")
         return range(int(folder), self._count, FOLDERS), photograph

@@ -113,7 +113,7 @@ def find_photographs(job: DreamJob) -> Scan:
     found, log = scan(job, storage(), listing_progress()), get_run_logger()
     if found.inventory:
         log.info("read %s instead of listing the source", found.inventory)
-    log.info("%d photographs in %s; %d ignored", len(found.sources), job.source, found.ignored)
+    log.info("%d photographs in %s; %d ignored", len(found.sources), job.source_in_words, found.ignored)
     if found.ignored:
         log.info("ignored: %s", found.ignored_in_words)
     return found

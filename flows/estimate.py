@@ -276,24 +276,27 @@ class _Work:
             heapq.heapreplace(ends, ends[0] + seconds)
         return machine.start_seconds * max(1.0, min(machine.processes, self.shards) / cores) + max(ends)
 
-    def requests(self, objects: int, earlier_runs: int, processes: int) -> dict[str, int]:
+    def requests(self, objects: int, earlier_runs: int, processes: int, sources: Sequence[str] = ()) -> dict[str, int]:
         """Return the number of requests to S3 of a run without failures, by method.
 
         Args:
             objects: objects below the source.
             earlier_runs: runs in the destination whose index is read.
             processes: number of worker processes.
+            sources: the list of sources, if the job has one. Each photograph is looked up twice.
         """
-        lists = 8 + max(0, -(-objects // 1000) - 1)
+        photographs = sum(not uri.endswith("/") for uri in sources)
+        lists = 8 + max(0, -(-objects // 1000) - 1, len(sources) - photographs - 1)
+        heads = 1 + 2 * photographs
         if not self.shards:
-            return {"get": 6 + earlier_runs, "head": 1, "put": 5, "list": lists - 3}
+            return {"get": 6 + earlier_runs, "head": heads, "put": 5, "list": lists - 3}
         lists += self.shards // sharing.LOOK_AGAIN
         get = 5 + earlier_runs + min(processes, self.shards) + self.works + 2 * self.shards
         put = 7 + self.dreams + 2 * self.shards
-        if photographs := len(self.sheet_sources):
-            get += 1 + earlier_runs + self.sheet_shards + photographs + self.sheet_dreams
-            put, lists = put + photographs, lists + 1
-        return {"get": get, "head": 1 + self.shards, "put": put, "list": lists + self.works}
+        if drawn := len(self.sheet_sources):
+            get += 1 + earlier_runs + self.sheet_shards + drawn + self.sheet_dreams
+            put, lists = put + drawn, lists + 1
+        return {"get": get, "head": heads + self.shards, "put": put, "list": lists + self.works}
 
 
 def estimate(
@@ -348,7 +351,7 @@ def estimate(
     seconds = work.elapsed_seconds(machine)
     runs = sum(1 for _ in run_record.finished_run_ids(job.destination, store))
     return {
-        "source": job.source,
+        "source": job.source_in_words,
         "destination": job.destination,
         "resumes": run.run_id if run else None,
         "refused": refusal,
@@ -363,7 +366,7 @@ def estimate(
         "estimated_seconds_of_one_process": round(sum(work.seconds_of_shards(machine)), 1),
         "estimated_seconds": round(seconds, 1),
         "estimated_from": origin,
-        "estimated_requests": work.requests(len(found.sources) + found.ignored, runs, machine.processes),
+        "estimated_requests": work.requests(len(found.sources) + found.ignored, runs, machine.processes, job.sources),
         "price_per_hour": price_per_hour,
         "estimated_cost": None if price_per_hour is None else round(seconds / 3600 * price_per_hour, 4),
     }

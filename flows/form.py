@@ -23,10 +23,14 @@ from flows.job import DreamJob, explain_validation
 from flows.prefect_names import run_name
 from flows.run_report import Report
 
-__all__ = ["dream_from_form", "job_from_form"]
+__all__ = ["ADDRESSES", "dream_from_form", "job_from_form"]
 
 AXES = ("look", "layers", "octaves", "steps", "model", "preset")
 """The axes of the grid with a field of their own. All others are entries of `more`, and so are ranges of these axes."""
+
+
+ADDRESSES = ("source", "sources", "destination")
+"""The fields of the form with addresses. Exactly one of the first two is given."""
 
 
 class _OtherFields:
@@ -40,7 +44,7 @@ class _OtherFields:
         fields: dict[str, Any] = {}
         for model in (DreamJob, Grid):
             fields |= handler.resolve_ref_schema(handler(model.__pydantic_core_schema__))["properties"]
-        others = {name: field for name, field in fields.items() if name not in ("source", "destination", "grid")}
+        others = {name: field for name, field in fields.items() if name not in (*ADDRESSES, "grid")}
         return {
             **handler(schema),
             "propertyNames": {"enum": sorted(others)},
@@ -49,14 +53,17 @@ class _OtherFields:
 
 
 Address = Annotated[str, Field(pattern="^s3://[^/]+")]
+AddressOrEmpty = Annotated[str, Field(pattern="^(s3://[^/]+.*)?$")]
 Layer = Annotated[str, Field(min_length=1)]
 
 
 @flow(name=dream_collection.name, flow_run_name=run_name)
 def dream_from_form(
-    source: Address,
+    source: AddressOrEmpty = "",
+    sources: list[Address] = [],  # noqa: B006 - Prefect shows an empty list as a list, and None as a choice of types
+    *,
     destination: Address,
-    look: list[LookName] = [],  # noqa: B006 - Prefect shows an empty list as a list, and None as a choice of types
+    look: list[LookName] = [],  # noqa: B006
     layers: list[Layer] = [],  # noqa: B006
     octaves: list[Octaves] = [],  # noqa: B006
     steps: list[Steps] = [],  # noqa: B006
@@ -70,6 +77,7 @@ def dream_from_form(
 
     Args:
         source: S3 prefix of the photographs, or the address of one photograph. Example: s3://photos/incoming/
+        sources: Instead of the source: several prefixes and addresses of photographs. Empty: the source.
         destination: S3 prefix for dreams, manifest and contact sheets. Example: s3://dreams/nightly/
         look: Looks with names. Settings given explicitly override the look. Empty: the default look.
         layers: What to excite. Each item is a layer (blocks.4), a mix with weights (blocks.3=0.3+blocks.4), channels
@@ -94,15 +102,15 @@ def dream_from_form(
         "model": model,
         "preset": preset,
     }
-    return dream_collection.fn(job_from_form(source, destination, axes, more))
+    addresses = {"source": source, "sources": sources, "destination": destination}
+    return dream_collection.fn(job_from_form(addresses, axes, more))
 
 
-def job_from_form(source: str, destination: str, axes: Mapping[str, Any], more: Mapping[str, Any]) -> DreamJob:
+def job_from_form(addresses: Mapping[str, Any], axes: Mapping[str, Any], more: Mapping[str, Any]) -> DreamJob:
     """Return the job that a form describes.
 
     Args:
-        source: S3 prefix or address of the photographs.
-        destination: S3 prefix of the dreams.
+        addresses: `source` or `sources`, and `destination`. An empty one counts as not given.
         axes: the lists of the form. An empty list leaves its setting at the default.
         more: fields of `DreamJob` that have no field in the form, and axes of `Grid` whose field is empty or missing.
 
@@ -110,16 +118,18 @@ def job_from_form(source: str, destination: str, axes: Mapping[str, Any], more: 
         InvalidInput: a field is wrong, or `more` repeats a field of the form.
 
     Example:
-        >>> job = job_from_form("s3://photos/", "s3://dreams/", {"octaves": [4, 6], "steps": []}, {"jitter": 16})
+        >>> addresses = {"source": "s3://photos/", "destination": "s3://dreams/"}
+        >>> job = job_from_form(addresses, {"octaves": [4, 6], "steps": []}, {"jitter": 16})
         >>> [(settings.octaves, settings.steps, settings.jitter) for settings in job.settings()]
         [(4, 10, 16), (6, 10, 16)]
     """
     given = {name: values for name, values in axes.items() if values}
-    if repeated := {"source", "destination", "grid", *given} & more.keys():
+    if repeated := {*ADDRESSES, "grid", *given} & more.keys():
         raise InvalidInput(f"more: {', '.join(sorted(repeated))} cannot be given here: use the fields of the form")
     grid = given | {name: value for name, value in more.items() if name in Grid.model_fields}
     fields = {name: value for name, value in more.items() if name not in Grid.model_fields}
     try:
-        return DreamJob.model_validate({"source": source, "destination": destination, **fields, "grid": Grid(**grid)})
+        places = {name: value for name, value in addresses.items() if value}
+        return DreamJob.model_validate({**places, **fields, "grid": Grid(**grid)})
     except ValidationError as error:
         raise InvalidInput(explain_validation(error)) from error

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticKnownError
 
 from dreamcore.errors import ErrorKind, InvalidInput
 from dreamcore.fields import FileReference, MaxPixels, Output
@@ -29,6 +29,7 @@ from flows.layout import FOLDERS, check_uri, folder_uri
 
 __all__ = [
     "AUTO",
+    "MAX_SOURCES",
     "WITHOUT_EFFECT_ON_DREAMS",
     "DreamJob",
     "ExecutorName",
@@ -121,16 +122,34 @@ _FIRST_AXES = {
 so that a run of a version without them can be resumed. This list never changes."""
 
 
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+MAX_SOURCES = 5000
+"""Largest number of sources in a list: Prefect's server refuses parameters of more than 512 KiB."""
+_MAX_SOURCES_BYTES = 400_000
+"""As JSON, in which other characters than ASCII take six bytes."""
+_SOURCE_FIELDS = ("source", "sources")
+
+
+def _sorted_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the sources without repetitions in a fixed order, which the identity of the job needs."""
+    size = sum(len(json.dumps(check_uri(uri))) for uri in sources)
+    if len(sources) > MAX_SOURCES or size > _MAX_SOURCES_BYTES:
+        raise ValueError(
+            f"there are {len(sources):,} sources with {size:,} bytes of text, but a job takes {MAX_SOURCES:,} with "
+            f"{_MAX_SOURCES_BYTES:,} bytes: name folders, or write several jobs"
+        )
+    return tuple(sorted(set(sources)))
+
+
 def _check_inventory(uri: str | None) -> str | None:
     if uri is not None:
         check_uri(uri)
         if not uri.endswith(("/", ".json")):
             raise ValueError(f"{uri} is neither the address of a manifest.json nor a folder with a slash at its end")
     return uri
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
 
 
 def _sorted_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -142,10 +161,16 @@ def _sorted_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 class DreamJob(Frozen):
     """The photographs to dream, the settings, and the destination of the dreams."""
 
-    source: Annotated[str, AfterValidator(check_uri)] = Field(
+    source: Annotated[str, AfterValidator(check_uri)] | None = Field(
+        default=None,
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 prefix of the photographs, or the address of one photograph.",
         examples=["s3://photos/incoming/"],
+    )
+    sources: Annotated[tuple[str, ...], BeforeValidator(_as_list), AfterValidator(_sorted_sources)] = Field(
+        default=(),
+        description="Instead of `source`: a list of S3 prefixes and addresses of single photographs.",
+        examples=[["s3://photos/2025/cat.jpg", "s3://photos/2026/"]],
     )
     destination: Annotated[str, AfterValidator(folder_uri)] = Field(
         json_schema_extra={"pattern": "^s3://[^/]+"},
@@ -204,16 +229,54 @@ class DreamJob(Frozen):
             raise ValueError("the grid is empty: give an axis such as layers: [blocks.4], or leave out the grid")
         return grid
 
+    @model_validator(mode="before")
+    @classmethod
+    def _need_a_source(cls, fields: object) -> object:
+        """Leave out the one of `source` and `sources` that is empty. If both are, `source` is missing."""
+        if not isinstance(fields, Mapping):
+            return fields
+        empty = [name for name in _SOURCE_FIELDS if fields.get(name) in (None, [], ())]
+        given = {name: value for name, value in fields.items() if name not in empty}
+        return {**given, "source": None} if len(empty) == len(_SOURCE_FIELDS) else given
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _report_missing_source(cls, source: object) -> object:
+        if source is None:
+            raise PydanticKnownError("missing")
+        return source
+
+    @model_validator(mode="after")
+    def _have_one_kind_of_source(self) -> Self:
+        if self.source and self.sources:
+            raise ValueError("source and sources are both given: write all addresses into sources")
+        if self.inventory and self.sources:
+            raise ValueError("an inventory takes the place of one listing: give one source, or leave out the inventory")
+        return self
+
     @model_validator(mode="after")
     def _separate_source_and_destination(self) -> Self:
-        if self.source.rstrip("/") + "/" == self.destination:
-            raise ValueError(f"source and destination are both {self.destination}: choose another destination")
-        for folder in FOLDERS:
-            if f"{self.source}/".startswith(f"{self.destination}{folder}/"):
-                raise ValueError(
-                    f"the source {self.source} is inside the results in {self.destination}: choose another source"
-                )
+        for source in self.addresses:
+            if source.rstrip("/") + "/" == self.destination:
+                raise ValueError(f"source and destination are both {self.destination}: choose another destination")
+            for folder in FOLDERS:
+                if f"{source}/".startswith(f"{self.destination}{folder}/"):
+                    raise ValueError(
+                        f"the source {source} is inside the results in {self.destination}: choose another source"
+                    )
         return self
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses where the photographs are: the one source, or all sources of the list."""
+        return (self.source,) if self.source else self.sources
+
+    @property
+    def source_in_words(self) -> str:
+        """The source for messages: its address, or the length of the list and its first address."""
+        if len(self.addresses) == 1:
+            return self.addresses[0]
+        return f"a list of {len(self.sources):,} sources that begins with {self.sources[0]}"
 
     @property
     def job_id(self) -> str:
@@ -222,7 +285,7 @@ class DreamJob(Frozen):
         Fields that change no dream do not count. Fields of later versions count only when they are given, so that runs
         of versions without these fields can be resumed.
         """
-        left_out = WITHOUT_EFFECT_ON_DREAMS | (set() if self.exclude else {"exclude"})
+        left_out = WITHOUT_EFFECT_ON_DREAMS | {name for name in ("exclude", "sources") if not getattr(self, name)}
         axes = {name for name in Grid.model_fields if name not in _FIRST_AXES and getattr(self.grid, name) is None}
         return digest(self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "grid": axes}))
 
@@ -237,12 +300,14 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
     Args:
         path: the job file; None if `overrides` describes the whole job.
         overrides: values by field. A mapping for `grid`, `output` or `executor` replaces only the entries that it
-            names.
+            names. `source` or `sources` replaces both.
 
     Raises:
         InvalidInput: the file does not exist or is not YAML, or a field is wrong; the message names the field.
     """
     fields = _read_yaml(path) if path else {}
+    if any(overrides.get(name) for name in _SOURCE_FIELDS):
+        fields = {name: value for name, value in fields.items() if name not in _SOURCE_FIELDS}
     for name, value in overrides.items():
         if not isinstance(value, Mapping):
             fields[name] = value

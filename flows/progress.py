@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
+from pathlib import Path
 from uuid import UUID
 
 import httpx  # Prefect's client raises its errors
-from prefect import get_run_logger
+from prefect import get_run_logger, runtime
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
@@ -21,7 +23,7 @@ from flows.rates import RunPace
 from flows.run_record import Run
 from flows.work import ShardResult
 
-__all__ = ["Progress", "listing_progress", "on_progress"]
+__all__ = ["Progress", "ProgressFile", "listing_progress", "on_progress"]
 
 on_progress: ContextVar[Display | None] = ContextVar("on_progress", default=None)
 """Set by a caller in the same process that wants to show the progress."""
@@ -126,6 +128,47 @@ class _LiveArtifact:
         else:
             return
         self._shown = now
+
+
+class ProgressFile:
+    """Writes the progress of a run into a file as JSON, and passes it on to another display.
+
+    The file has `run_id`, `flow_run` (the page of the flow run), `listed`, `finished`, `planned` and `seconds_left`.
+    What is not known is null. If the file cannot be written, the run goes on without it.
+
+    Args:
+        path: the file.
+        display: shows the progress, too.
+        has_page: whether the Prefect server has a page of its flow runs after the run.
+    """
+
+    def __init__(self, path: Path, display: Display, *, has_page: bool) -> None:
+        self._path, self._display, self._has_page = path, display, has_page
+        names = ("run_id", "flow_run", "listed", "finished", "planned", "seconds_left")
+        self._values: dict[str, object] = dict.fromkeys(names)
+
+    def start(self, run_id: str, destination: str) -> None:
+        """Write which run has begun."""
+        self._display.start(run_id, destination)
+        self._write(run_id=run_id, flow_run=runtime.flow_run.ui_url if self._has_page else None)
+
+    def listed(self, count: int) -> None:
+        """Write how many objects have been listed."""
+        self._display.listed(count)
+        self._write(listed=count)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Write the progress."""
+        self._display.show(snapshot)
+        left = (snapshot.planned - snapshot.finished) / snapshot.rate if snapshot.rate else None
+        self._write(finished=snapshot.finished, planned=snapshot.planned, seconds_left=left)
+
+    def _write(self, **values: object) -> None:
+        self._values |= values
+        with suppress(OSError):
+            partial = self._path.with_name(f"{self._path.name}.partial")
+            partial.write_text(json.dumps(self._values))
+            partial.replace(self._path)  # a reader never sees half of it
 
 
 def _move_bar(bar: UUID, snapshot: Snapshot) -> None:

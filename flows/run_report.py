@@ -63,6 +63,7 @@ class Report(Frozen):
     machine: str | None = None
     """The machine that finished the run: processor, GPUs, workers. Estimates use the runs of machines like this one."""
     source: str
+    """Address of the photographs, or the length of the list of sources and its first address."""
     destination: str
     manifest: str
     """Address of the manifest, for any reader of Parquet."""
@@ -164,7 +165,7 @@ def completed(
         not_retried=plan.not_retried,
         seconds=round(seconds, 3),
         machine=machine_name(),
-        source=run.job.source,
+        source=run.job.source_in_words,
         destination=run.destination,
         manifest=layout.manifest_folder(run.destination),
         sheets=layout.sheets_folder(run.destination) if drawn else None,
@@ -179,7 +180,7 @@ def nothing_to_do(job: DreamJob, photographs: int, failures: Failures) -> Report
         photographs=photographs,
         photographs_failed_earlier=failures.photographs,
         failed_earlier=failures.dreams,
-        source=job.source,
+        source=job.source_in_words,
         destination=job.destination,
         manifest=layout.manifest_folder(job.destination),
     )
@@ -192,7 +193,7 @@ def nothing_to_retry(job: DreamJob, plan: Plan) -> Report:
         state="nothing to do",
         retry_failed=job.retry_failed,
         not_retried=plan.not_retried,
-        source=job.source,
+        source=job.source_in_words,
         destination=job.destination,
         manifest=layout.manifest_folder(job.destination),
     )

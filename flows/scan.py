@@ -1,9 +1,11 @@
 """Checks before a run, and the search for its photographs: settings, access and sources."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Self
+from itertools import takewhile
+from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,6 +24,7 @@ from flows.layout import parse_uri
 from flows.listing import OnListed, list_objects
 from flows.photographs import Selection, describe_ignored
 from flows.plan import Sources
+from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
 from flows.work import PlannedSettings, Source
 
@@ -31,6 +34,10 @@ OUTSIDE = "outside the source"
 """Kind of an object that an inventory has and that is not below the source."""
 MAX_DESTINATIONS = 20
 """Destinations below a source that reports name."""
+_READERS = 32
+"""Entries of a list of sources that are looked up at a time."""
+_NAMED = 3
+"""Missing entries of a list of sources that a message names."""
 
 
 @dataclass(frozen=True)
@@ -132,32 +139,58 @@ def check_access(job: DreamJob) -> None:
     """
     store = Storage(FAIL_FAST)
     try:
-        store.check_bucket(job.source)
+        for uri in {parse_uri(uri)[0]: uri for uri in job.addresses}.values():
+            store.check_bucket(uri)
         store.check_bucket(job.destination)
         if job.inventory:
-            Inventory(store, job.inventory, job.source)
+            _inventory(job, store)
         else:
-            _check_source(job, store)
+            _check_sources(job, store)
     except Unavailable as error:
         raise InvalidInput(str(error)) from error
 
 
-def _check_source(job: DreamJob, store: Storage) -> None:
-    """Raise `InvalidInput` if the source is neither an object nor a folder with objects in it.
+def _check_sources(job: DreamJob, store: Storage) -> None:
+    """Raise `InvalidInput` if a source is neither an object nor a folder with objects in it.
 
     A source that ends with a slash may be empty, because a nightly job may start before the first photograph arrives.
     A job that tries failed dreams again does not list its source.
     """
-    if job.source.endswith("/") or not parse_uri(job.source)[1] or job.retry_failed or _exists(job.source, store):
+    if job.retry_failed:
         return
-    if store.find(layout.active_uri(job.destination)):
-        return  # the unfinished run continues with its frozen plan, even if its photographs have been removed
-    if hint := _other_form(job.source, store):
+    uris = [uri for uri in job.addresses if not _is_folder(uri)]
+    missing = [uri for uri, exists in _looked_up(_exists, uris, store) if not exists]
+    if not missing or store.find(layout.active_uri(job.destination)):
+        return  # an unfinished run continues with its frozen plan, even if its photographs have been removed
+    if hint := _other_form(missing[0], store):
         raise InvalidInput(hint)
+    if len(missing) > 1:
+        more = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
+        raise InvalidInput(
+            f"{len(missing):,} of {len(job.sources):,} sources are neither a photograph nor a folder: "
+            f"{', '.join(missing[:_NAMED])}{more}: correct them, or leave them out"
+        )
     raise InvalidInput(
-        f"there is neither a photograph nor a folder {job.source}: correct it, or write {job.source}/ for a folder "
+        f"there is neither a photograph nor a folder {missing[0]}: correct it, or write {missing[0]}/ for a folder "
         "that is still empty"
     )
+
+
+def _is_folder(uri: str) -> bool:
+    """Return whether an address can only be that of a folder."""
+    return uri.endswith("/") or not parse_uri(uri)[1]
+
+
+_Found = TypeVar("_Found")
+
+
+def _looked_up(
+    find: Callable[[str, Storage], _Found], uris: Sequence[str], store: Storage
+) -> Iterator[tuple[str, _Found]]:
+    """Yield each address with what `find` returns for it. Several requests run at a time."""
+    with thread_pool(_READERS) as readers:
+        found = ordered_prefetch(readers, lambda uri: find(uri, store), uris, _READERS)
+        yield from zip(uris, found, strict=True)
 
 
 def _exists(uri: str, store: Storage) -> bool:
@@ -202,42 +235,122 @@ def store_warning(destination: str, store: Storage | None = None, *, replacing: 
 
 
 def scan(job: DreamJob, store: Storage, on_listed: OnListed = lambda _count: None) -> Scan:
-    """Find every photograph of the source, and count the other objects.
+    """Find every photograph of the sources, and count the other objects.
 
-    `photographs` decides what a photograph is. An object that the source names itself is one. The destination of this
-    job is left out and not counted if it lies below the source.
+    `photographs` decides what a photograph is. An object that the job names itself is one. The destination of this job
+    is left out and not counted if it lies below a source. What two sources of a list cover is found once: the longest
+    address decides.
+
+    The name of a photograph is its key below the source, or the last part of the key if the source is a photograph.
+    With a list, the name is the whole address with its bucket. So no two photographs have the same name, and the name
+    does not depend on the other entries.
 
     Args:
         job: the job. Its inventory is read instead of a listing, if it has one.
         store: access to S3.
         on_listed: called again and again with the number of objects found so far.
     """
-    folder = job.source.rstrip("/") + "/"
-    # If the source lies below the destination, the job's validation ensures that it is not in a folder of results.
-    own_results = () if folder.startswith(job.destination) else job.destination
-    selection = Selection(compile_globs(job.exclude))
-    inventory = Inventory(store, job.inventory, job.source) if job.inventory else None
-    named = None if inventory else _named_object(job.source, store)
+    inventory = _inventory(job, store) if job.inventory else None
+    named = {} if inventory else _named_objects(job, store)
+    files = Selection(compile_globs(job.exclude))
+    folders = _folders(job, named)
+
+    def objects(folder: _Folder, before: int) -> Iterator[ObjectInfo]:
+        def count(listed: int) -> None:
+            on_listed(before + listed)
+
+        return inventory.objects(folder.uri, count) if inventory else list_objects(store, folder.uri, count)
 
     def sources() -> Iterator[Source]:
-        if named:
-            if selection.accepts_named(name := named.uri.rpartition("/")[2]):
-                yield Source(named.uri, name, named.etag, named.size)
-            return
-        for info in inventory.objects(folder, on_listed) if inventory else list_objects(store, folder, on_listed):
-            name = info.uri[len(folder) :]
-            if not info.uri.startswith(own_results) and selection.accepts(name, info.size):
-                yield Source(info.uri, name, info.etag, info.size)
+        for info in named.values():
+            if files.accepts_named(name := info.uri.rpartition("/")[2]):
+                yield _source(info, _long_name(info.uri) if job.sources else name)
+        listed = 0
+        for folder in folders:
+            for info in objects(folder, listed):
+                listed += 1
+                if info.uri not in named and folder.accepts(info):
+                    yield _source(info, _long_name(info.uri) if job.sources else folder.key(info.uri))
 
     found = Sources(sources())
-    if selection.has_late_results:
-        found = Sources(source for source in found if not selection.drops_late(source.name))
-    destinations = tuple(folder + key for key in selection.destinations)
+    if late := [folder for folder in folders if folder.selection.has_late_results]:
+        found = Sources(source for source in found if not any(folder.drops_late(source.uri) for folder in late))
+    kinds = _added(each.kinds for each in (files, *(folder.selection for folder in folders)))
+    destinations = tuple(sorted({folder.uri + key for folder in folders for key in folder.selection.destinations}))
     if inventory:
         outside = {OUTSIDE: inventory.outside} if inventory.outside else {}
-        return Scan(found, selection.kinds | outside, destinations, inventory=inventory.manifest_uri)
-    hint = None if found or selection.kinds else _other_form(job.source, store)
-    return Scan(found, selection.kinds, destinations, (hint,) if hint else ())
+        return Scan(found, kinds | outside, destinations, inventory=inventory.manifest_uri)
+    hints = () if found or kinds else filter(None, (_other_form(uri, store) for uri in job.addresses[:_NAMED]))
+    return Scan(found, kinds, destinations, tuple(hints))
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """One folder of photographs, and what is selected of it."""
+
+    uri: str
+    """Its address, with a slash at its end."""
+    others: tuple[str, ...]
+    """Addresses below it that do not count: the destination of the job, and folders that are sources themselves."""
+    selection: Selection
+
+    def key(self, uri: str) -> str:
+        """Return the key below this folder."""
+        return uri[len(self.uri) :]
+
+    def accepts(self, info: ObjectInfo) -> bool:
+        """Return whether an object is a photograph of this source, and count it if it is none."""
+        return not info.uri.startswith(self.others) and self.selection.accepts(self.key(info.uri), info.size)
+
+    def drops_late(self, uri: str) -> bool:
+        """Return whether an object that was accepted is a result of a destination that was found after it."""
+        is_here = uri.startswith(self.uri) and not uri.startswith(self.others)
+        return is_here and self.selection.drops_late(self.key(uri))
+
+
+def _folders(job: DreamJob, named: Mapping[str, ObjectInfo]) -> list[_Folder]:
+    """Return the sources of a job that are folders."""
+    uris = sorted({uri.rstrip("/") + "/" for uri in job.addresses if uri not in named})
+    is_excluded = compile_globs(job.exclude)
+    folders = []
+    for position, uri in enumerate(uris):
+        # If a source lies below the destination, the job's validation ensures that it is not in a folder of results.
+        own_results = () if uri.startswith(job.destination) else (job.destination,)
+        folders.append(_Folder(uri, (*own_results, *_inner(uris[position:])), Selection(is_excluded)))
+    return folders
+
+
+def _inner(uris: Sequence[str]) -> Iterator[str]:
+    """Yield the folders inside the first one of a sorted list."""
+    return takewhile(lambda uri: uri.startswith(uris[0]), uris[1:])
+
+
+def _source(info: ObjectInfo, name: str) -> Source:
+    return Source(info.uri, name, info.etag, info.size)
+
+
+def _long_name(uri: str) -> str:
+    """Return the name of a photograph of a list of sources: its bucket and its key."""
+    return uri.removeprefix("s3://")
+
+
+def _added(kinds: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up counts by kind, largest first."""
+    total = Counter[str]()
+    for each in kinds:
+        total.update(each)
+    return dict(total.most_common())
+
+
+def _inventory(job: DreamJob, store: Storage) -> Inventory:
+    (source,) = job.addresses
+    return Inventory(store, str(job.inventory), source)
+
+
+def _named_objects(job: DreamJob, store: Storage) -> dict[str, ObjectInfo]:
+    """Return the objects that the job names itself, by address. Its other sources are folders."""
+    found = _looked_up(_named_object, [uri for uri in job.addresses if not _is_folder(uri)], store)
+    return {uri: info for uri, info in found if info}
 
 
 def _named_object(source: str, store: Storage) -> ObjectInfo | None:
@@ -245,7 +358,5 @@ def _named_object(source: str, store: Storage) -> ObjectInfo | None:
 
     If an object and a folder have the same name, the suffix decides.
     """
-    if source.endswith("/") or not parse_uri(source)[1]:
-        return None
     named = store.find(source)
     return named if named and (has_image_suffix(source) or not _has_objects(source, store)) else None

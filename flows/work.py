@@ -35,7 +35,7 @@ class Source:
 
     uri: str
     name: str
-    """The key below the source prefix. `uri` ends with it."""
+    """The name in the destination: the key below the source prefix, or bucket and key. `uri` ends with it."""
     etag: str
     size: int
     """Size of the file in bytes."""

@@ -43,6 +43,7 @@ LEVELS = (
         "cli.stack",
         "cli.zoom",
     },
+    {"gallery.job_runs", "gallery.jobs"},
     {"form"},
     {"dream_collection"},
     {"estimate"},

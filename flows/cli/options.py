@@ -43,6 +43,8 @@ __all__ = [
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 NO_DEFAULTS: Mapping[str, Any] = {}
+_REPEATED = ("source", "exclude")
+"""Flags of a job that may be given several times. Several sources are a list."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value on standard output.")
 
@@ -68,7 +70,7 @@ def field_options(
 ) -> Callable[[Command], Command]:
     """Return a decorator that adds a flag for each field of `model`.
 
-    The flag of an axis of `Grid` and `--exclude` may be given several times, any other flag once.
+    The flag of an axis of `Grid`, `--source` and `--exclude` may be given several times, any other flag once.
 
     Args:
         model: the settings, the grid, the output or the job.
@@ -84,7 +86,7 @@ def field_options(
                 "--" + name.replace("_", "-"),
                 name,
                 multiple=True,
-                callback=None if model is Grid or name == "exclude" else take_one,
+                callback=None if model is Grid or name in _REPEATED else take_one,
                 metavar=metavar_of(field, reference),
                 help=_help(name, field, defaults.get(name, field.default)),
             )
@@ -210,7 +212,7 @@ def job_options(command: Command) -> Command:
     for decorate in (
         field_options(Output),
         field_options(Grid, "points"),
-        field_options(DreamJob, "grid", "output", "strict", "retry_failed", "executor"),
+        field_options(DreamJob, "sources", "grid", "output", "strict", "retry_failed", "executor"),
         click.argument("job", required=False, type=click.Path(path_type=Path)),
     ):
         command = decorate(command)
@@ -231,6 +233,8 @@ def job_from_flags(
         InvalidInput: no job is given, or a field is wrong.
     """
     given = {name: value for name, value in flags.items() if value not in (None, ())}
+    if sources := given.pop("source", None):
+        given |= {"source": sources[0], "sources": ()} if len(sources) == 1 else {"source": None, "sources": sources}
     grid = {name: given.pop(name) for name in list(given) if name in Grid.model_fields}
     output = {name: given.pop(name) for name in list(given) if name in Output.model_fields}
     if file is None and not given and not unfinished:

@@ -127,6 +127,13 @@ def _demo_on_cluster(job: DreamJob) -> int:
     help="Try the failed dreams of the destination again, and dream nothing new: all, or those of an error kind. "
     "May be given several times.",
 )
+@click.option(
+    "--progress",
+    "progress_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the progress as JSON into this file: finished and planned dreams, and the seconds left.",
+)
 @click.option("--strict", is_flag=True, help=DreamJob.model_fields["strict"].description)
 @json_option
 def run(
@@ -136,6 +143,7 @@ def run(
     resume: str | None,
     abandon: bool,
     retry_failed: tuple[str, ...],
+    progress_file: Path | None,
     strict: bool,
     as_json: bool,
     **flags: Any,
@@ -144,6 +152,7 @@ def run(
 
     JOB is a YAML file. Flags override its fields, or describe the whole job; only `points` has no flag. Flags of
     settings may be given several times: every photograph is then dreamt under every combination of their values.
+    --source may be given several times, too: the photographs of all these addresses are dreamt.
 
     \b
     Examples:
@@ -170,7 +179,7 @@ def run(
         if the_job.executor.name != "processes":
             raise click.UsageError("--workers sets the processes of this machine: leave it out, Ray starts the workers")
         os.environ["DREAMGRID_WORKERS"] = str(workers)
-    report, failure = _run(the_job, abandon=abandon)
+    report, failure = _run(the_job, abandon=abandon, progress_file=progress_file)
     if as_json:
         show_json(report.model_dump(mode="json"))
     else:
@@ -193,7 +202,9 @@ def _unfinished_job(destination: str) -> dict[str, Any]:
     return run_record.active_job(destination_folder(destination), storage.storage())
 
 
-def _run(job: DreamJob, *, abandon: bool = False) -> "tuple[Report, FailedRun | None]":
+def _run(
+    job: DreamJob, *, abandon: bool = False, progress_file: Path | None = None
+) -> "tuple[Report, FailedRun | None]":
     """Run the flow in this process under a progress bar.
 
     Returns:
@@ -219,17 +230,18 @@ def _run(job: DreamJob, *, abandon: bool = False) -> "tuple[Report, FailedRun | 
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     # Workers that are killed at Ctrl-C leave semaphores behind. They are cleaned up, so the warning is not needed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-    _connect_prefect()
+    is_permanent = _connect_prefect()
     if abandon:
         protocol.abandon(job.destination, storage.storage())
     run_record.active_run_id(job, storage.storage())
 
     from flows.dream_collection import checked_settings, dream_collection
-    from flows.progress import on_progress
+    from flows.progress import ProgressFile, on_progress
 
     command = "the same command without --abandon" if abandon else "the same command"
-    with run_progress() as show_progress, _stopped_errors(command):
-        progress_token, settings_token = on_progress.set(show_progress), checked_settings.set(settings)
+    with run_progress() as display, _stopped_errors(command):
+        shown = ProgressFile(progress_file, display, has_page=is_permanent) if progress_file else display
+        progress_token, settings_token = on_progress.set(shown), checked_settings.set(settings)
         try:
             return dream_collection(job), None  # type: ignore[return-value]  # Prefect returns the data of the state
         except run_report.FailedRun as failure:
@@ -256,8 +268,11 @@ def _stopped_errors(command: str) -> Iterator[None]:
         raise Stopped("stopped", command) from error
 
 
-def _connect_prefect() -> None:
+def _connect_prefect() -> bool:
     """Check that the Prefect server of `PREFECT_API_URL` can be used. Without that setting, start a temporary server.
+
+    Returns:
+        Whether the server stays after this command.
 
     Raises:
         InvalidInput: the settings of Prefect are wrong, or the server does not start, does not respond, refuses access
@@ -288,7 +303,7 @@ def _connect_prefect() -> None:
         drop_socks_proxies()
         os.environ["PREFECT_API_URL"] = start_prefect()
         refresh_global_settings_context()
-        return
+        return False
     url: object = "PREFECT_API_URL"
     try:
         url = httpx.URL(address).copy_with(username=None, password=None)
@@ -303,6 +318,7 @@ def _connect_prefect() -> None:
             f"no usable Prefect server at {url} ({_describe_prefect_error(error)}): start one there, or correct "
             "PREFECT_API_URL, for example to http://127.0.0.1:4200/api"
         ) from error
+    return True
 
 
 def _describe_settings_error(error: Exception) -> str:

@@ -31,12 +31,13 @@ def prepare() -> DreamJob:
     if not photographs:
         raise InvalidInput(f"{EXAMPLES / 'photos'} has no photographs: run the demo in a checkout of the repository")
     job = read_job(EXAMPLES / "demo.yaml", {})
-    storage().create_bucket(job.source)
+    (source,) = job.addresses
+    storage().create_bucket(source)
     storage().create_bucket(job.destination)
     for path in photographs:
         data = path.read_bytes()
-        if storage().read(job.source + path.name) != data:
-            storage().write(job.source + path.name, data, f"image/{path.suffix[1:].replace('jpg', 'jpeg')}")
+        if storage().read(source + path.name) != data:
+            storage().write(source + path.name, data, f"image/{path.suffix[1:].replace('jpg', 'jpeg')}")
     return job
 
 

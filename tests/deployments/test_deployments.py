@@ -27,7 +27,7 @@ from prefect.states import Cancelling, Scheduled
 from dreamcore.settings import DreamSettings
 from flows import manifest
 from flows.dream_collection import dream_collection
-from flows.form import dream_from_form, job_from_form
+from flows.form import ADDRESSES, dream_from_form, job_from_form
 from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.storage import Storage
@@ -130,8 +130,9 @@ def contains_mark(environ: Path, mark: str) -> bool:
 
 def job_of(parameters: dict[str, Any]) -> DreamJob:
     """Return the job that these parameters of a deployment describe."""
-    axes = {name: values for name, values in parameters.items() if name not in ("source", "destination", "more")}
-    return job_from_form(parameters["source"], parameters["destination"], axes, parameters.get("more", {}))
+    addresses = {name: value for name, value in parameters.items() if name in ADDRESSES}
+    axes = {name: values for name, values in parameters.items() if name not in (*ADDRESSES, "more")}
+    return job_from_form(addresses, axes, parameters.get("more", {}))
 
 
 def photograph() -> bytes:
@@ -180,10 +181,11 @@ def test_all_deployments_have_a_description_and_enforce_their_schema(deployed: d
 def test_the_form_has_only_plain_fields(deployed: dict[str, DeploymentResponse]) -> None:
     """Prefect shows `anyOf` as a choice of types with the text 'Property is type "None"', and `properties` as boxes."""
     schema = deployed["grid"].parameter_openapi_schema or {}
-    assert schema["required"] == ["source", "destination"]
+    assert schema["required"] == ["destination"]
     form = schema["properties"]
     assert {name: (field["type"], field.get("items", {}).get("type")) for name, field in form.items()} == {
         "source": ("string", None),
+        "sources": ("array", "string"),
         "destination": ("string", None),
         "look": ("array", "string"),
         "layers": ("array", "string"),
@@ -295,9 +297,10 @@ def test_the_server_accepts_every_field(
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({}, "'source' is a required property"),
+        ({}, "'destination' is a required property"),
         ({"source": "s3://photos/"}, "'destination' is a required property"),
         ({"source": "photos", "destination": "s3://dreams/"}, "'photos' does not match"),
+        ({"sources": ["photos"]}, "'photos' does not match"),
         ({"octaves": ["many"]}, "'many' is not of type"),
         ({"octaves": [99]}, "99 is greater than the maximum"),
         ({"octaves": 4}, "4 is not of type 'array'"),

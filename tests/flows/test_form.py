@@ -13,12 +13,12 @@ from dreamcore.targets import layers_label
 from flows.form import AXES, dream_from_form, job_from_form
 from flows.job import DreamJob
 
-ADDRESSES = ("s3://photos/", "s3://dreams/")
+ADDRESSES = {"source": "s3://photos/", "destination": "s3://dreams/"}
 
 
 def test_empty_lists_keep_the_defaults() -> None:
-    job = job_from_form(*ADDRESSES, {name: [] for name in AXES}, {})
-    assert job == DreamJob(source=ADDRESSES[0], destination=ADDRESSES[1])
+    job = job_from_form(ADDRESSES, {name: [] for name in AXES}, {})
+    assert job == DreamJob.model_validate(ADDRESSES)
     assert job.settings() == (DreamSettings(),)
 
 
@@ -32,10 +32,9 @@ def test_lists_are_axes_and_other_fields_are_settings_or_fields_of_the_job() -> 
     }
     more = {"jitter": [0, 8], "points": [{"steps": 3}], "sheets": 0, "output": {"format": "jpg"}}
     grid = {"layers": "blocks.3=0.3+blocks.4", "octaves": [2, 4], "preset": "keras", "jitter": [0, 8]}
-    assert job_from_form(*ADDRESSES, axes, more) == DreamJob.model_validate(
+    assert job_from_form(ADDRESSES, axes, more) == DreamJob.model_validate(
         {
-            "source": ADDRESSES[0],
-            "destination": ADDRESSES[1],
+            **ADDRESSES,
             "grid": {**grid, "points": [{"steps": 3}]},
             "sheets": 0,
             "output": Output(format="jpg"),
@@ -57,13 +56,13 @@ def test_lists_are_axes_and_other_fields_are_settings_or_fields_of_the_job() -> 
 )
 def test_a_wrong_field_is_named(axes: dict[str, list[Any]], more: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        job_from_form(*ADDRESSES, axes, more)
+        job_from_form(ADDRESSES, axes, more)
 
 
 def test_ranges_are_written_into_more_and_sweeps_into_the_field_of_the_layers() -> None:
-    job = job_from_form(*ADDRESSES, {"layers": ["blocks.4:0-63"], "steps": []}, {"steps": "4-8", "l2": "0-1/3"})
+    job = job_from_form(ADDRESSES, {"layers": ["blocks.4:0-63"], "steps": []}, {"steps": "4-8", "l2": "0-1/3"})
     grid = {"layers": "blocks.4:0-63", "steps": [4, 5, 6, 7, 8], "l2": [0, 0.5, 1]}
-    assert job == DreamJob.model_validate({"source": ADDRESSES[0], "destination": ADDRESSES[1], "grid": grid})
+    assert job == DreamJob.model_validate({**ADDRESSES, "grid": grid})
     schema = jsonschema.Draft202012Validator(
         dream_from_form.parameters.properties["more"]["patternProperties"]["^steps$"]
     )
@@ -73,7 +72,18 @@ def test_ranges_are_written_into_more_and_sweeps_into_the_field_of_the_layers() 
 
 def test_source_and_destination_are_checked() -> None:
     with pytest.raises(InvalidInput, match="source and destination are both"):
-        job_from_form("s3://photos/", "s3://photos/", {}, {})
+        job_from_form({**ADDRESSES, "destination": "s3://photos/"}, {}, {})
+
+
+def test_a_list_of_sources_takes_the_place_of_the_source() -> None:
+    places = {"source": "", "sources": ["s3://photos/a.jpg", "s3://more/"], "destination": "s3://dreams/"}
+    assert job_from_form(places, {}, {}).addresses == ("s3://more/", "s3://photos/a.jpg")
+    with pytest.raises(InvalidInput, match="source and sources are both given"):
+        job_from_form({**places, "source": "s3://photos/"}, {}, {})
+    with pytest.raises(InvalidInput, match="source: this field is required"):
+        job_from_form({**places, "sources": []}, {}, {})
+    checked = dream_from_form.validate_parameters(places)
+    assert (checked["sources"], checked["source"]) == (places["sources"], "")
 
 
 def test_the_form_states_the_defaults() -> None:

@@ -70,6 +70,11 @@ def test_a_folder_ends_with_one_slash() -> None:
         ({"exclude": "*.gif"}, {"exclude": ["*.gif"]}),
         ({"exclude": ["b", "a", "b"]}, {"exclude": ["a", "b"]}),
         ({"exclude": []}, {}),
+        ({"sources": [], "inventory": None}, {}),
+        (
+            {"source": None, "sources": ["s3://b/", "s3://a/", "s3://b/"]},
+            {"source": None, "sources": ["s3://a/", "s3://b/"]},
+        ),
         ({"strict": True, "retry_failed": True}, {"retry_failed": ["damaged"]}),
         ({"executor": "ray"}, {"executor": {"name": "ray", "address": "10.0.0.1:6379", "gpus": 0.5}}),
         ({"executor": "ray"}, {}),
@@ -83,6 +88,7 @@ def test_the_same_work_has_the_same_job_id(one: dict[str, Any], other: dict[str,
     "fields",
     [
         {"source": "s3://photos/other/"},
+        {"source": None, "sources": ["s3://photos/in/"]},
         {"destination": "s3://dreams/other/"},
         {"grid": {"octaves": 3}},
         {"grid": {"points": [{"octaves": 3}]}},
@@ -156,6 +162,18 @@ def test_overrides_replace_single_entries_of_the_file(tmp_path: Path) -> None:
     assert read.grid.octaves == (3, 4)
     assert read.grid.steps == (7,)
     assert read.output.format == "webp"
+
+
+def test_a_source_replaces_a_list_of_sources_and_the_other_way_round(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("sources: [s3://b/x.jpg, s3://a/]\ndestination: s3://d/\n")
+    assert read_job(path, {}).addresses == ("s3://a/", "s3://b/x.jpg")
+    assert read_job(path, {}).source_in_words == "a list of 2 sources that begins with s3://a/"
+    assert read_job(path, {"source": "s3://c/"}).addresses == ("s3://c/",)
+    path.write_text("source: s3://a/\ndestination: s3://d/\n")
+    assert read_job(path, {"sources": ["s3://c/"]}).addresses == ("s3://c/",)
+    kept = read_job(path, {"sources": ["s3://c/", "s3://b/"]})
+    assert DreamJob.model_validate_json(kept.model_dump_json()) == kept
 
 
 def test_overrides_alone_are_a_job() -> None:
@@ -271,6 +289,19 @@ def test_a_missing_file_is_reported_with_its_name(tmp_path: Path) -> None:
         ({"exclude": ["*.gif", ""]}, "exclude: '' is not a pattern: write for example *.gif or drafts/"),
         ({"exclude": "[z-a]"}, "exclude: '[z-a]' is not a pattern: bad character range z-a"),
         ({"exclude": 3}, "exclude: input should be a valid tuple, not 3"),
+        ({"sources": ["s3://a/"]}, "source and sources are both given: write all addresses into sources"),
+        ({"source": None}, "source: this field is required"),
+        ({"source": None, "sources": ["s3://a/", "b"]}, "sources: 'b' is not an S3 address: write s3://BUCKET/PREFIX/"),
+        ({"source": None, "sources": "s3://a/", "inventory": "s3://i/"}, "an inventory takes the place of one listing"),
+        (
+            {"source": None, "sources": ["s3://a/", "s3://dreams/out/images/x"]},
+            "the source s3://dreams/out/images/x is",
+        ),
+        (
+            {"source": None, "sources": ["s3://a/"] * 5001},
+            "there are 5,001 sources with 45,009 bytes of text, but a job",
+        ),
+        ({"source": None, "sources": [f"s3://a/{'x' * 400_000}"]}, "there are 1 sources with 400,009 bytes of text"),
         ({"max_pixels": 0}, "max_pixels: input should be greater than or equal to 1, not 0"),
         (
             {"retry_failed": ["demaged"]},

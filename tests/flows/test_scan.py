@@ -136,6 +136,70 @@ def test_a_report_of_an_earlier_version_is_still_read() -> None:
     assert Report.model_validate_json(text).ignored is None
 
 
+# --- a list of sources
+
+
+def list_job(*sources: str, **fields: Any) -> DreamJob:
+    return DreamJob.model_validate({"sources": sources, "destination": "s3://dreams/", **fields})
+
+
+def test_what_several_sources_cover_is_found_once_under_a_name_that_does_not_depend_on_them() -> None:
+    store = Listing({
+        **{"in/a.jpg": 9, "in/2025/cat.jpg": 9, "in/2026/cat.jpg": 9, "in/2026/notes": 9, "in/2026/x.txt": 9},
+        **{"in/night/_runs/active.json": 9, "in/night/images/d.png": 9, "in/night/images/e.png": 9},
+    })  # fmt: skip
+    wide = ["in/a.jpg", "in/2025/cat.jpg", "in/2026/cat.jpg"]
+    for keys, expected, ignored in (
+        (["in/", "in/2026/", "in/2026/cat.jpg"], wide, {"results": 3, "no suffix": 1, "*.txt": 1}),
+        (["in", "in/2026/notes"], [*wide, "in/2026/notes"], {"results": 3, "*.txt": 1}),
+        (["in/2026/cat.jpg", "in/2025/cat.jpg"], wide[1:], {}),
+        (
+            ["in/", "in/night/images/d.png"],
+            [*wide, "in/night/images/d.png"],
+            {"results": 2, "no suffix": 1, "*.txt": 1},
+        ),
+    ):
+        found = scanned(store, list_job(*(f"s3://photos/{key}" for key in keys)))
+        assert sorted(names(found)) == sorted(f"photos/{key}" for key in expected)
+        assert all(source.uri == f"s3://{source.name}" for source in found.sources)
+        assert found.kinds == ignored
+
+
+def test_patterns_are_compared_with_the_key_below_each_source() -> None:
+    store = Listing({"a/drafts/x.jpg": 9, "a/b/drafts/y.jpg": 9, "a/z.gif": 9, "a/b/w.jpg": 9})
+    sources = ("s3://photos/a/", "s3://photos/a/b/", "s3://photos/a/z.gif")
+    found = scanned(store, list_job(*sources, exclude=["/drafts/", "*.gif"]))
+    assert names(found) == ["photos/a/b/w.jpg"]
+    assert found.kinds == {"excluded": 3}
+
+
+def test_results_that_are_listed_late_are_left_out_of_their_own_source_alone() -> None:
+    store = Listing({"a/images/e.png": 9, "a/_runs/active.json": 9, "b/images/e.png": 9})
+    assert names(scanned(store, list_job("s3://photos/a/", "s3://photos/b/"))) == ["photos/b/images/e.png"]
+
+
+def test_missing_sources_of_a_list_are_named() -> None:
+    store = Listing({"a.jpg": 9})
+    check_source(store, list_job("s3://photos/a.jpg", "s3://photos/empty/"))
+    with pytest.raises(
+        InvalidInput, match=r"^there is neither a photograph nor a folder s3://photos/b\.jpg: correct it"
+    ):
+        check_source(store, list_job("s3://photos/a.jpg", "s3://photos/b.jpg"))
+    many = [f"s3://photos/{number}.jpg" for number in range(5)]
+    expected = (
+        "5 of 6 sources are neither a photograph nor a folder: s3://photos/0.jpg, s3://photos/1.jpg, "
+        "s3://photos/2.jpg and 2 more: correct them, or leave them out"
+    )
+    with pytest.raises(InvalidInput, match=f"^{expected}$"):
+        check_source(store, list_job("s3://photos/a.jpg", *many))
+
+
+def test_an_empty_list_of_folders_says_so() -> None:
+    the_job = list_job("s3://photos/b/", "s3://photos/a/")
+    expected = "there is no photograph in a list of 2 sources that begins with s3://photos/a/: it is empty"
+    assert why_nothing(scanned(Listing({}), the_job), the_job) == expected
+
+
 # --- Unicode normal forms
 
 
