@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
@@ -121,6 +122,26 @@ _FIRST_AXES = {
 so that a run of a version without them can be resumed. This list never changes."""
 
 
+def _check_source(uri: str) -> str:
+    try:
+        return check_uri(uri)
+    except ValueError as error:
+        if "://" in uri or not uri:
+            raise
+        upload = f"dreamgrid upload {quote(uri)} s3://BUCKET/PREFIX/"
+        raise ValueError(f"{error}. Is it a folder of this machine? Upload it with: {upload}") from error
+
+
+def _check_destination(uri: str) -> str:
+    try:
+        return folder_uri(uri)
+    except ValueError as error:
+        if "://" in uri or not uri:
+            raise
+        download = f"dreamgrid download s3://BUCKET/PREFIX/ {quote(uri)}"
+        raise ValueError(f"{error}. To copy the results into a folder: {download}") from error
+
+
 def _check_inventory(uri: str | None) -> str | None:
     if uri is not None:
         check_uri(uri)
@@ -142,12 +163,12 @@ def _sorted_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 class DreamJob(Frozen):
     """The photographs to dream, the settings, and the destination of the dreams."""
 
-    source: Annotated[str, AfterValidator(check_uri)] = Field(
+    source: Annotated[str, AfterValidator(_check_source)] = Field(
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 prefix of the photographs, or the address of one photograph.",
         examples=["s3://photos/incoming/"],
     )
-    destination: Annotated[str, AfterValidator(folder_uri)] = Field(
+    destination: Annotated[str, AfterValidator(_check_destination)] = Field(
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 prefix for dreams, manifest and contact sheets.",
         examples=["s3://dreams/nightly/"],
