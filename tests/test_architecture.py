@@ -61,6 +61,8 @@ LEVELS = (
     {"run_record"},
     {
         "sheets",
+        "sheet_axes",
+        "sheet_rows",
         "history",
         "summary",
         "pruned",
