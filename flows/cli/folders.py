@@ -1,13 +1,16 @@
 """`dreamgrid upload` and `download`: copy a folder of this machine to S3, or a prefix of S3 into a folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.filesize import decimal
 
+from dreamcore.errors import Unavailable
 from flows.cli.options import destination_folder, json_option
+from flows.cli.run import Stopped
 from flows.cli.stack import create_embedded_bucket
 from flows.terminal import listing_progress, print_line, print_message, show_json, transfer_progress
 
@@ -66,7 +69,7 @@ def upload(
     address, report = destination_folder(prefix), TransferReport()
     files = find_files(folder, name_filter(include, exclude), report, all_files=all_files)
     create_embedded_bucket(address)
-    with listing_progress() as listed, transfer_progress("uploading") as show:
+    with _resumable("the upload"), listing_progress() as listed, transfer_progress("uploading") as show:
         upload_files(files, address, storage(), report, on_listed=listed, on_progress=show)
     return _show_report(report, "uploaded", as_json)
 
@@ -103,9 +106,18 @@ def download(address: str, folder: Path, include: tuple[str, ...], exclude: tupl
     report = TransferReport()
     with listing_progress() as listed:
         objects = find_objects(address, storage(), name_filter(include, exclude), report, listed)
-    with transfer_progress("downloading") as show:
+    with _resumable("the download"), transfer_progress("downloading") as show:
         download_objects(objects, folder, storage(), report, show)
     return _show_report(report, "downloaded", as_json)
+
+
+@contextmanager
+def _resumable(what: str) -> Iterator[None]:
+    """Raise `Stopped` for everything that stops `what`, which the same command resumes."""
+    try:
+        yield
+    except (KeyboardInterrupt, Unavailable) as error:
+        raise Stopped(str(error) or "stopped", "the same command", what) from error
 
 
 def _show_report(report: "TransferReport", done: str, as_json: bool) -> int:

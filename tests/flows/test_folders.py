@@ -253,6 +253,20 @@ def test_a_killed_transfer_leaves_only_whole_files_and_goes_on(
     assert not list(copy.glob(".*")), "incomplete files are removed"
 
 
+def test_a_stopped_upload_ends_soon_and_can_be_resumed(tmp_path: Path, storage: Storage, source: str) -> None:
+    folder = write(tmp_path / "in", {f"{n}.png": b"%d" % n * 5000 for n in range(300)})
+    process = subprocess.Popen([DREAMGRID, "upload", folder, source], stderr=subprocess.PIPE, text=True)
+    while sum(1 for _ in storage.list(source)) < 20 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert messages.endswith("stopped\nNothing is lost. Give the same command to resume the upload.\n")
+    before = sum(1 for _ in storage.list(source))
+    assert 20 <= before < 300
+    assert counts(upload(folder, source, storage)) == (300 - before, before, 0)
+
+
 def test_two_downloads_into_one_folder_do_not_disturb_each_other(tmp_path: Path, storage: Storage, source: str) -> None:
     from flows.download import _temporary_folder
 
