@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,25 +64,22 @@ class Title:
     """A text that tells this name from all others. It is shown if the name is shortened or could look like another."""
 
 
-def arrange(labels: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, int]], int]:
-    """Return the place of each dream on a sheet; the photograph is at (0, 0).
+def arrange(table: Mapping[int, tuple[int, int]] | None, count: int) -> tuple[list[tuple[int, int]], int]:
+    """Return the place of each dream on a page, and the number of columns. The photograph is at (0, 0).
 
     Args:
-        labels: the layers and the other settings of each dream.
-
-    Returns:
-        Column and line of each dream, and the number of columns. If both layers and other settings vary and more than
-        half of the cells would be used, the dreams form a table with a row for each layer. Otherwise they fill row
-        after row.
+        table: column and row of each dream, in the order of the dreams. The table begins below the photograph. Its rows
+            continue in further lines if it has more than `MAX_COLUMNS` columns. None: the dreams fill line after line,
+            beginning beside the photograph.
+        count: the number of dreams.
     """
-    lines, columns = (list(dict.fromkeys(names)) for names in zip(*labels, strict=True))
-    both_vary = len(lines) > 1 and len(columns) > 1
-    if both_vary and len(set(labels)) == len(labels) > len(lines) * len(columns) / 2:
-        depth = math.ceil(len(columns) / MAX_COLUMNS)  # lines of cells for each layer
-        at = [(lines.index(line), *divmod(columns.index(column), MAX_COLUMNS)) for line, column in labels]
-        return [(1 + across, line * depth + down) for line, down, across in at], 1 + min(len(columns), MAX_COLUMNS)
-    across = min(len(labels) + 1, FEW_COLUMNS if len(labels) < FEW_DREAMS else MAX_COLUMNS)
-    return [((number + 1) % across, (number + 1) // across) for number in range(len(labels))], across
+    if table:
+        last = max(column for column, _ in table.values())
+        depth = 1 + last // MAX_COLUMNS  # lines of cells for each row
+        places = [(column % MAX_COLUMNS, 1 + row * depth + column // MAX_COLUMNS) for column, row in table.values()]
+        return places, min(1 + last, MAX_COLUMNS)
+    across = min(count + 1, FEW_COLUMNS if count < FEW_DREAMS else MAX_COLUMNS)
+    return [((number + 1) % across, (number + 1) // across) for number in range(count)], across
 
 
 def cell_width(columns: int) -> int:
@@ -108,13 +105,16 @@ def scores(pairs: Sequence[tuple[float, float]]) -> list[str]:
     return [f"score {before:,.{decimals}f} to {after:,.{decimals}f}" for before, after in pairs]
 
 
-def render_pages(title: Title | str, cells: Iterable[Cell], width: int) -> Iterator[Image.Image]:
+def render_pages(
+    title: Title | str, cells: Iterable[Cell], width: int, legend: Sequence[str] = ()
+) -> Iterator[Image.Image]:
     """Draw a sheet, and yield its pages: one, unless it would be taller than `MAX_HEIGHT`.
 
     Args:
         title: the line above the cells of every page.
         cells: the cells of the sheet, at least one.
         width: width of a cell in pixels.
+        legend: lines of text beside the first cell, if there is no other cell in its line.
     """
     cells = list(cells)
     title = Title(title) if isinstance(title, str) else title
@@ -125,7 +125,18 @@ def render_pages(title: Title | str, cells: Iterable[Cell], width: int) -> Itera
     for page in range(1 + max(cell.line for cell in cells) // lines):
         on_page = [replace(cell, line=cell.line % lines) for cell in cells if cell.line // lines == page]
         if on_page:
-            yield _draw_page(title, on_page, (width, height), step)
+            sheet = _draw_page(title, on_page, (width, height), step)
+            if page == 0:
+                _draw_legend(sheet, legend, 2 * GAP + width, step)
+            yield sheet
+
+
+def _draw_legend(sheet: Image.Image, legend: Sequence[str], left: int, height: int) -> None:
+    """Draw lines of text beside the first cell, from the column `left` on and within `height`."""
+    draw, width = ImageDraw.Draw(sheet), sheet.width - GAP - left
+    lines = [line for text in legend for line in wrap_text(text, width)] if width > GAP else []
+    for number, line in enumerate(lines[: height // LINE - 1]):
+        draw_text(draw, (left, 2 * GAP + LINE * (number + 1)), fit_text(line, width), INK)
 
 
 def _draw_page(title: Title, cells: Sequence[Cell], size: tuple[int, int], line_step: int) -> Image.Image:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
@@ -122,6 +123,26 @@ _FIRST_AXES = {
 so that a run of a version without them can be resumed. This list never changes."""
 
 
+def _check_source(uri: str) -> str:
+    try:
+        return check_uri(uri)
+    except ValueError as error:
+        if "://" in uri or not uri:
+            raise
+        upload = f"dreamgrid upload {quote(uri)} s3://BUCKET/PREFIX/"
+        raise ValueError(f"{error}. Is it a folder of this machine? Upload it with: {upload}") from error
+
+
+def _check_destination(uri: str) -> str:
+    try:
+        return folder_uri(uri)
+    except ValueError as error:
+        if "://" in uri or not uri:
+            raise
+        download = f"dreamgrid download s3://BUCKET/PREFIX/ {quote(uri)}"
+        raise ValueError(f"{error}. To copy the results into a folder: {download}") from error
+
+
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -135,7 +156,7 @@ _SOURCE_FIELDS = ("source", "sources")
 
 def _sorted_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
     """Return the sources without repetitions in a fixed order, which the identity of the job needs."""
-    size = sum(len(json.dumps(check_uri(uri))) for uri in sources)
+    size = sum(len(json.dumps(_check_source(uri))) for uri in sources)
     if len(sources) > MAX_SOURCES or size > _MAX_SOURCES_BYTES:
         raise ValueError(
             f"there are {len(sources):,} sources with {size:,} bytes of text, but a job takes {MAX_SOURCES:,} with "
@@ -161,7 +182,7 @@ def _sorted_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 class DreamJob(Frozen):
     """The photographs to dream, the settings, and the destination of the dreams."""
 
-    source: Annotated[str, AfterValidator(check_uri)] | None = Field(
+    source: Annotated[str, AfterValidator(_check_source)] | None = Field(
         default=None,
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 prefix of the photographs, or the address of one photograph.",
@@ -172,7 +193,7 @@ class DreamJob(Frozen):
         description="Instead of `source`: a list of S3 prefixes and addresses of single photographs.",
         examples=[["s3://photos/2025/cat.jpg", "s3://photos/2026/"]],
     )
-    destination: Annotated[str, AfterValidator(folder_uri)] = Field(
+    destination: Annotated[str, AfterValidator(_check_destination)] = Field(
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 prefix for dreams, manifest and contact sheets.",
         examples=["s3://dreams/nightly/"],

@@ -23,6 +23,7 @@ __all__ = [
     "ShardCounter",
     "ShardCounts",
     "Snapshot",
+    "TransferState",
     "duration",
     "shard_counter",
 ]
@@ -58,6 +59,17 @@ class Snapshot:
         """Return one line, such as `120 of 900 dreams, 2.1 a second, about 6 min left`."""
         counts = f"{self.finished:,} of {self.planned:,} dreams"
         return f"{counts}, {self.pace}" if self.pace else counts
+
+
+@dataclass(frozen=True)
+class TransferState:
+    """How far an upload or a download is."""
+
+    files: int
+    all_files: int
+    bytes: int
+    """Bytes that were copied, and those of files that did not need to be copied."""
+    all_bytes: int
 
 
 def duration(seconds: float) -> str:

@@ -31,6 +31,7 @@ from flows.assets import resolve
 from flows.job import explain_validation
 from flows.layout import parse_uri
 from flows.manifest import find_results
+from flows.sheet_rows import find_numbered, split_number
 from flows.single import (
     check_output_path,
     decode_named,
@@ -150,16 +151,20 @@ def find_dream(destination: str, result_id: str) -> str:
 
     Args:
         destination: folder of the results, with a slash at its end.
-        result_id: the identity, or the first digits of it, at least four.
+        result_id: the identity, or the first digits of it, at least four; or the name of a photograph and the number of
+            a dream on its contact sheet, such as `cat.jpg#37`.
 
     Raises:
         InvalidInput: the text is not a `result_id`, or the destination has no such dream, or several.
         Unavailable: S3 does not respond.
     """
+    if numbered := split_number(result_id):
+        return find_numbered(destination, Storage(FAIL_FAST), *numbered)
     digits = result_id.lower()
     if not _DIGITS.fullmatch(digits):
         raise InvalidInput(
-            f"{one_line(result_id)!r} is not the id of a dream: give the 16 hex digits at the end of its file name"
+            f"{one_line(result_id)!r} is not the id of a dream: give the 16 hex digits at the end of its file name, or "
+            "the photograph and the number on its contact sheet, such as cat.jpg#37"
         )
     found = find_results(Storage(FAIL_FAST), destination, digits)
     if len(found) > 1:

@@ -15,6 +15,7 @@ __all__ = [
     "NotFound",
     "PreconditionFailed",
     "UnreadableObject",
+    "concerns_one_object",
     "describe",
     "failed_deletion",
     "is_expired",
@@ -92,6 +93,13 @@ def is_transient(error: BaseException) -> bool:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         return (status >= 500 and status != 501) or _code(error) in _TRANSIENT
     return isinstance(error, (*_NO_ANSWER, ResponseParserError)) and not _is_unusable_proxy(error)
+
+
+def concerns_one_object(error: Unavailable) -> bool:
+    """Return whether an error of `translate` concerns only the object that it names, so that others can be tried."""
+    if isinstance(error, (NotFound, PreconditionFailed, CorruptObject, UnreadableObject)):
+        return True
+    return isinstance(error.__cause__, boto.ClientError) and not is_transient(error.__cause__)
 
 
 def is_expired(error: Exception) -> bool:

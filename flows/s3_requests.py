@@ -17,7 +17,7 @@ from flows.s3_errors import S3_ERRORS, CorruptObject, PreconditionFailed, failed
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["MAX_DELETIONS", "key_batches", "request_bytes", "request_deletion"]
+__all__ = ["MAX_DELETIONS", "check_md5", "key_batches", "request_bytes", "request_deletion"]
 
 MAX_DELETIONS = 1000
 """Keys of one DeleteObjects request; S3 allows no more."""
@@ -68,7 +68,7 @@ def request_bytes(uri: str, etag: str | None = None) -> "Callable[[S3Client], by
                 if etag not in (None, response["ETag"].strip('"')):  # some stores ignore the condition
                     raise PreconditionFailed(f"{uri} does not have the ETag {etag}")
                 data = body.read()
-            _check_md5(response, data, bucket)
+            check_md5(response, hashlib.md5(data, usedforsecurity=False).hexdigest(), bucket)
         except FlexibleChecksumError as error:
             if str(error) in mismatches:
                 raise CorruptObject(f"{uri} is damaged in the store: {error}") from error
@@ -79,13 +79,21 @@ def request_bytes(uri: str, etag: str | None = None) -> "Callable[[S3Client], by
     return read
 
 
-def _check_md5(response: Mapping[str, Any], data: bytes, bucket: str) -> None:
-    """Raise `FlexibleChecksumError` if the ETag is an MD5 and `data` has another one.
+def check_md5(response: Mapping[str, Any], md5: str, bucket: str) -> None:
+    """Check the bytes of an object against its ETag, if that is an MD5.
 
     The ETag is not an MD5 if the object was uploaded in several parts, is encrypted with a customer's key, or is in an
     AWS directory bucket.
+
+    Args:
+        response: the response to a GET or HEAD request of the object.
+        md5: the MD5 of the bytes that were read, in hex digits.
+        bucket: the bucket of the object.
+
+    Raises:
+        FlexibleChecksumError: the MD5 is another one.
     """
-    etag, md5 = response["ETag"].strip('"'), hashlib.md5(data, usedforsecurity=False).hexdigest()
+    etag = response["ETag"].strip('"')
     encrypted = "SSECustomerAlgorithm" in response or response.get("ServerSideEncryption", "").startswith("aws:kms")
     if re.fullmatch("[0-9a-f]{32}", etag) and etag != md5 and not (encrypted or bucket.endswith("--x-s3")):
         raise FlexibleChecksumError(error_msg=f"the ETag is {etag}, but the MD5 of the bytes that were read is {md5}")

@@ -13,9 +13,9 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -24,7 +24,7 @@ from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_rando
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from flows.layout import parse_uri
-from flows.machine import env_int
+from flows.retry_policy import DEFAULT_RETRY, FAIL_FAST, RetryPolicy, retry_policy
 from flows.s3_errors import (
     S3_ERRORS,
     CorruptObject,
@@ -36,7 +36,9 @@ from flows.s3_errors import (
     is_transient,
     translate,
 )
+from flows.s3_objects import ObjectInfo, Page, object_info
 from flows.s3_requests import MAX_DELETIONS, key_batches, request_bytes, request_deletion
+from flows.s3_transfers import MD5, OnBytes, request_download, request_upload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -58,22 +60,6 @@ __all__ = [
 logging.getLogger("botocore").setLevel(logging.INFO)
 
 
-class RetryPolicy(NamedTuple):
-    """How long a request is retried."""
-
-    seconds: float
-    """No attempt starts later than this many seconds after the first one."""
-    timeout: float
-    """Seconds that one attempt waits for a connection or for the next bytes."""
-
-
-DEFAULT_RETRY = RetryPolicy(60, 30)
-"""The retry policy of a run."""
-FAIL_FAST = RetryPolicy(4, 5)
-"""The retry policy of checks before a run, while a user waits."""
-_RETRY_VARIABLES = ("DREAMGRID_RETRY_SECONDS", "DREAMGRID_PATIENCE")
-"""In the order of precedence. The second one is the former name."""
-
 _CONNECTIONS = 256
 """Connections that are kept open, more than a process has threads. Any further request would open a new connection."""
 
@@ -81,27 +67,6 @@ _CHUNK = 2**20
 """Bytes of a large object that are in memory while it is copied into a file."""
 
 _Response = TypeVar("_Response")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """An object as a listing describes it."""
-
-    uri: str
-    etag: str
-    """An opaque version of the content, without quotation marks."""
-    size: int
-    """Size in bytes."""
-
-
-class Page(NamedTuple):
-    """One page of a listing, up to 1,000 entries."""
-
-    objects: Sequence[ObjectInfo]
-    folders: Sequence[str] = ()
-    """Addresses that end with a slash, one for each folder, if the listing is by folder."""
-    token: str | None = None
-    """Names the next page; None on the last page."""
 
 
 class Storage:
@@ -173,10 +138,7 @@ class Storage:
         request |= {"Delimiter": "/"} if by_folder else {}
         page = self._request(prefix, lambda s3: s3.list_objects_v2(**request))
         return Page(
-            [
-                ObjectInfo(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
-                for entry in page.get("Contents", ())
-            ],
+            [object_info(f"s3://{bucket}/{entry['Key']}", entry) for entry in page.get("Contents", ())],
             [f"s3://{bucket}/{entry['Prefix']}" for entry in page.get("CommonPrefixes", ())],
             page["NextContinuationToken"] if page.get("IsTruncated") else None,
         )
@@ -186,7 +148,7 @@ class Storage:
         bucket, key = parse_uri(uri)
         with suppress(NotFound):
             head = self._request(uri, lambda s3: s3.head_object(Bucket=bucket, Key=key))
-            return ObjectInfo(uri, head["ETag"].strip('"'), head["ContentLength"])
+            return object_info(uri, head)
         return None
 
     def read(self, uri: str) -> bytes | None:
@@ -248,6 +210,43 @@ class Storage:
             raise ImageError(
                 "source_unreadable", f"{error}: it may be archived, or encrypted with a key that S3 does not have"
             ) from error
+
+    def download(self, info: ObjectInfo, path: Path, on_bytes: OnBytes) -> None:
+        """Write an object into a file, with several requests at a time if it is large.
+
+        Args:
+            info: the object, from a listing. No other version of it is written.
+            path: the file. If the method raises, the file may be incomplete.
+            on_bytes: called with numbers of bytes as they arrive; negative ones are read again.
+
+        Raises:
+            NotFound, PreconditionFailed: the object was deleted or replaced.
+            CorruptObject, UnreadableObject: the object does not match its checksum, or the store does not deliver it.
+            Unavailable: the file cannot be written.
+        """
+        self._request(info.uri, request_download(info, path, on_bytes))
+
+    def upload(self, path: Path, uri: str, md5: str, content_type: str, on_bytes: OnBytes) -> None:
+        """Write a file to `uri`, with several requests at a time if it is large, and replace the object if it exists.
+
+        Args:
+            path: the file.
+            uri: the address of the object.
+            md5: MD5 of the file in hex digits; it is kept in the metadata of the object.
+            content_type: the media type of the file.
+            on_bytes: called with numbers of bytes as they are sent; negative ones are sent again.
+
+        Raises:
+            Unavailable: the file cannot be read.
+        """
+        self._request(uri, request_upload(path, uri, {"ContentType": content_type, "Metadata": {MD5: md5}}, on_bytes))
+
+    def recorded_md5(self, uri: str) -> str | None:
+        """Return the MD5 that `upload` recorded; None if there is no such object or another client wrote it."""
+        bucket, key = parse_uri(uri)
+        with suppress(NotFound):
+            return self._request(uri, lambda s3: s3.head_object(Bucket=bucket, Key=key)).get("Metadata", {}).get(MD5)
+        return None
 
     def write(self, uri: str, data: bytes, content_type: str) -> None:
         """Write `data` to `uri`, and replace the object if it exists."""
@@ -389,20 +388,6 @@ class Storage:
             reraise=True,
         )
         return retrying(lambda: request(self._client))
-
-
-def retry_policy() -> RetryPolicy:
-    """Return the retry policy of this process; `DREAMGRID_RETRY_SECONDS` sets how long requests are retried.
-
-    `DREAMGRID_PATIENCE` is the former name of the variable and still works, unless the new one is set.
-
-    Raises:
-        InvalidInput: the variable is not a positive integer.
-    """
-    for name in _RETRY_VARIABLES:
-        if seconds := env_int(name, "seconds"):
-            return RetryPolicy(seconds, min(seconds, DEFAULT_RETRY.timeout))
-    return DEFAULT_RETRY
 
 
 @lru_cache(maxsize=1)

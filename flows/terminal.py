@@ -8,9 +8,19 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from flows.pace import LINE_SECONDS, Display, Snapshot, duration
+from flows.pace import LINE_SECONDS, Display, Snapshot, TransferState, duration
 
 __all__ = [
     "console",
@@ -24,6 +34,7 @@ __all__ = [
     "run_progress",
     "screen",
     "show_json",
+    "transfer_progress",
 ]
 
 UNWRAPPED = 10_000
@@ -121,6 +132,43 @@ def listing_progress() -> Iterator[Callable[[int], None]]:
     ) as bar:
         line = bar.add_task("listing", total=None, visible=False)
         yield lambda count: bar.update(line, completed=count, visible=True)
+
+
+@contextmanager
+def transfer_progress(
+    what: str, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[TransferState], None]]:
+    """Show the progress of an upload or a download: a bar on a terminal, otherwise a line every half minute.
+
+    Args:
+        what: the word before the bar.
+        clock: returns seconds.
+    """
+    if screen.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[files]} files"))
+        with Progress(*columns, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=screen) as bar:
+            line = bar.add_task(what, total=None, visible=False, files="")
+            yield lambda state: bar.update(
+                line,
+                completed=state.bytes,
+                total=state.all_bytes,
+                files=f"{state.files:,}/{state.all_files:,}",
+                visible=True,
+            )
+        return
+    started = printed = clock()
+
+    def show_line(state: TransferState) -> None:
+        nonlocal printed
+        if clock() - printed < LINE_SECONDS:
+            return
+        printed = clock()
+        left = (printed - started) * (state.all_bytes / state.bytes - 1) if state.bytes else 0
+        ends = f", about {duration(left)} left" if left else ""
+        files = f"{state.files:,} of {state.all_files:,} files"
+        screen.print(f"{files}, {decimal(state.bytes)} of {decimal(state.all_bytes)}{ends}", soft_wrap=True)
+
+    yield show_line
 
 
 @contextmanager

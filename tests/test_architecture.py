@@ -31,6 +31,7 @@ CORE, FLOWS = modules_of("dreamcore"), modules_of("flows")
 LEVELS = (
     {
         "cli.atlas",
+        "cli.folders",
         "cli.image",
         "cli.main",
         "cli.manifest",
@@ -52,12 +53,17 @@ LEVELS = (
     {"protocol", "compact"},
     {"zoom"},
     {"zoom_plan"},
-    {"shard", "scan", "verify", "prune", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"},
+    {
+        *("shard", "scan", "verify", "prune", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"),
+        *("upload", "download"),
+    },
     {"channels"},
     {"run_rows", "run_report", "sharing", "compact_mark"},
     {"run_record"},
     {
         "sheets",
+        "sheet_axes",
+        "sheet_rows",
         "history",
         "summary",
         "pruned",
@@ -71,12 +77,15 @@ LEVELS = (
     },
     {"manifest", "plan", "assets", "cost", "listing", "local.stack"},
     {"parts"},
-    {"folder"},
+    {"folder", "transfers"},
     {"storage", "decoder", "local.temporary"},
+    {"s3_transfers"},
     {
         "job",
         "s3_errors",
+        "s3_objects",
         "s3_requests",
+        "retry_policy",
         "machine",
         "worker_process",
         "zoom_options",
@@ -146,7 +155,7 @@ def test_flows_import_only_their_own_and_lower_levels(module: str) -> None:
     assert not upwards
 
 
-BOTOCORE = ("flows.storage", "flows.s3_errors", "flows.s3_requests")
+BOTOCORE = ("flows.storage", "flows.s3_errors", "flows.s3_requests", "flows.s3_transfers")
 
 
 @pytest.mark.parametrize("module", FLOWS)

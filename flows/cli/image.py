@@ -1,5 +1,6 @@
 """`dreamgrid image` and `redream`: dream one image from file to file, or reproduce one dream."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["image", "redream"]
 
 FILE = click.Path(path_type=Path)
+_NUMBERED = re.compile(r".#\d+$")
+"""The end of the name of a dream such as `cat.jpg#37`."""
 
 
 @click.command()
@@ -112,13 +115,15 @@ def redream(names: tuple[str, ...], source: Path | None, as_json: bool, **files:
     photograph is read from S3. For a dream of `dreamgrid image`, give it with --source.
 
     For a dream of a run, you may give its destination DEST and its ID instead. The ID is the column result_id of the
-    manifest, and is also on the contact sheet and at the end of the file name. You may shorten it to its first digits:
-    at least four, and enough to identify one dream.
+    manifest, and is also at the end of the file name. You may shorten it to its first digits: at least four, and enough
+    to identify one dream. The contact sheet shows the first digits. ID may also be the photograph with the number of
+    the dream on its contact sheet, such as cat.jpg#37.
     Without OUT, the new file has the name of the dream and is written to the current folder.
 
     \b
     Examples:
       dreamgrid redream s3://dreams/nightly/ 0123456789abcdef
+      dreamgrid redream s3://dreams/nightly/ cat.jpg#37
       dreamgrid redream s3://dreams/nightly/ 0123456789abcdef again.png
       dreamgrid redream s3://dreams/nightly/images/cat.jpg/blocks.4-6x10-0123456789abcdef.png again.png
       dreamgrid redream dream.png again.png --source cat.jpg
@@ -146,7 +151,7 @@ def _dream_and_output(names: tuple[str, ...]) -> tuple[str, Path]:
         InvalidInput: the destination has no such dream, or the file that would be written by default exists.
         UsageError: the number of arguments is wrong.
     """
-    if len(names) == 2 and Path(names[1]).suffix:
+    if len(names) == 2 and Path(names[1]).suffix and not _NUMBERED.search(names[1]):
         return names[0], Path(names[1])
     if len(names) not in (2, 3):
         raise click.UsageError("give RESULT and OUT, or DEST, ID and optionally OUT")

@@ -12,7 +12,7 @@ import click
 from dreamcore.errors import ErrorKind, InvalidInput, Unavailable
 from flows import layout
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
-from flows.cli.stack import STACK, start_stack
+from flows.cli.stack import STACK, create_embedded_bucket, start_stack
 from flows.job import DreamJob, ExecutorOptions, explain_validation
 from flows.proxies import drop_socks_proxies, is_loopback
 from flows.terminal import one_line, print_line, print_message, run_progress, show_json
@@ -220,6 +220,7 @@ def _run(
     machine.check_environment()
     executors.check_executor(job.executor)
     settings = scan.plan_settings(job)
+    create_embedded_bucket(job.destination)
     scan.check_access(job)
     if warning := scan.store_warning(job.destination, replacing=bool(job.retry_failed)):
         print_message(warning, "yellow")

@@ -12,7 +12,7 @@ from flows.terminal import print_line, screen, show_json
 if TYPE_CHECKING:
     from flows.local.stack import Stack
 
-__all__ = ["STACK", "down", "env", "start_stack", "status", "up"]
+__all__ = ["STACK", "create_embedded_bucket", "down", "env", "start_stack", "status", "up"]
 
 STACK = Path(".dreamgrid")
 """The folder of the embedded servers, below the current folder."""
@@ -24,6 +24,20 @@ def start_stack() -> "Stack":
 
     with screen.status("Starting SeaweedFS and Prefect ..."):
         return stack.up(STACK)
+
+
+def create_embedded_bucket(uri: str) -> None:
+    """Create the bucket of `uri` if S3 is the embedded server of the current folder. Other stores have owners.
+
+    Raises:
+        InvalidInput: `uri` is not an S3 address, or the name of its bucket is not valid.
+    """
+    from flows.local import stack
+    from flows.storage import storage
+
+    embedded = stack.find(STACK)
+    if embedded and embedded.s3_url == storage().endpoint:
+        storage().create_bucket(uri)
 
 
 @click.command()

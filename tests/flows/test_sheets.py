@@ -1,8 +1,10 @@
 """Contact sheets: layout, pages, labels and scores, for photographs and grids of many shapes."""
 
 import io
+import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -22,7 +24,10 @@ from flows.cli.main import cli
 from flows.contact import Cell, arrange, render_pages, scores, text_width, wrap_text
 from flows.local.stack import Stack
 from flows.manifest import Row
+from flows.redream import find_dream
 from flows.s3_errors import CorruptObject, UnreadableObject
+from flows.sheet_axes import NO_CHOICE, Choice, check_axis, pages_of
+from flows.sheet_rows import find_numbered, short_ids, split_number
 from flows.sheets import Sheet, distinguishing_settings, draw_sheets
 from flows.storage import Storage
 from tests.support.command import Command
@@ -109,8 +114,9 @@ def test_a_cell_shows_the_result_id(
     monkeypatch.setattr(contact, "draw_text", lambda draw, place, text, ink: lines.append(text))
     made.sheets()
     ids = manifest.read(storage, destination, ["result_id"])["result_id"].to_pylist()
-    assert [line for line in lines if line in ids] == ids
-    assert all(text_width(each) <= contact.CELL_WIDTHS.start for each in ids)
+    expected = [f"#{number} {each}" for number, each in enumerate(ids, start=1)]
+    assert [line for line in lines if line in expected] == expected
+    assert all(text_width(each) <= contact.CELL_WIDTHS.start for each in expected)
 
 
 def size_of(sheet: Sheet) -> tuple[int, int]:
@@ -158,7 +164,7 @@ def test_a_wide_grid_is_a_table_and_its_scores_fit_into_the_cells(
     layers = [f"blocks.{stage}" for stage in range(6)]
     made.run([settings(layers=layer, seed=seed) for layer in layers for seed in range(20)])
     (sheet,) = made.sheets()
-    assert size_of(sheet)[0] <= contact.MAX_WIDTH, "the photograph and eight seeds side by side, in three rows a layer"
+    assert size_of(sheet)[0] <= contact.MAX_WIDTH, "eight seeds side by side, in three lines a layer"
     written = scores([(3.30412, 4.12345), (-13.30412, -12.1)])
     assert written == ["score 3.3 to 4.1", "score -13.3 to -12.1"]
     assert all(text_width(text) <= contact.CELL_WIDTHS.start for text in written)
@@ -217,21 +223,133 @@ def test_labels_name_the_settings_that_vary_and_have_a_value(storage: Storage, s
     assert len(made.sheets()) == 1
 
 
-def test_dreams_form_a_table_only_if_layers_and_other_settings_vary() -> None:
-    table = [(layer, seed) for layer in "ab" for seed in "123"]
-    assert arrange(table) == ([(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1)], 4)
-    assert arrange([("a", "1")]) == ([(1, 0)], 2)
-    assert arrange([(layer, "") for layer in "abcde"]) == ([(1, 0), (2, 0), (3, 0), (0, 1), (1, 1)], 4)
-    assert arrange([("a", "1"), ("b", "2"), ("c", "3")])[1] == 4, "most of the table would be empty"
-    wide, across = arrange([(layer, str(seed)) for layer in "ab" for seed in range(10)])
-    assert (wide[7:12], across) == ([(8, 0), (1, 1), (2, 1), (1, 2), (2, 2)], 9)
+def grid(**axes: Sequence[object]) -> list[DreamSettings]:
+    """Return the settings of every combination, in the order of the axes."""
+    return [settings(**dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 30).map(str)), min_size=1, max_size=80))
-def test_every_dream_and_the_photograph_have_different_places(labels: list[tuple[str, str]]) -> None:
-    places, across = arrange(labels)
-    assert len({(0, 0), *places}) == len(labels) + 1
-    assert max(column for column, _ in places) < across <= 1 + contact.MAX_COLUMNS
+def tables(among: Sequence[DreamSettings], choice: Choice = NO_CHOICE) -> list[tuple[str | None, str | None, str, int]]:
+    return [(page.rows, page.columns, page.values, len(page.dreams)) for page in pages_of(among, choice)]
+
+
+def test_rows_columns_and_pages_are_the_settings_that_vary() -> None:
+    layers, seeds = ["blocks.3", "blocks.4"], [1, 2, 3]
+    assert tables(grid(layers=layers, seed=seeds)) == [("layers", "seed", "", 6)]
+    places = pages_of(grid(layers=layers, seed=seeds))[0].places
+    assert places == {index: (index % 3, index // 3) for index in range(6)}
+    assert tables(grid(layers=layers)) == [(None, None, "", 2)], "one axis fills row after row"
+    assert tables(grid(octaves=[3, 4], steps=[1, 2])) == [("octaves", "steps", "", 4)]
+    pages = tables(grid(layers=layers, octaves=[3, 4], steps=[1, 2], seed=[5, 6]))
+    assert pages == [
+        ("layers", "octaves", f"steps {steps}, seed {seed}", 4) for steps, seed in ((1, 5), (1, 6), (2, 5), (2, 6))
+    ]
+    together = [settings(layers=layer, octaves=o, steps=o * 2) for layer in layers for o in (3, 4)]
+    assert tables(together) == [("layers", "octaves", "", 4)], "octaves and steps vary together"
+    diagonal = [settings(layers=f"blocks.{number}", seed=number % 2) for number in range(5)]
+    assert tables(diagonal) == [(None, None, "", 5)], "the layers determine the seed"
+    sparse = [settings(layers=f"blocks.{n % 5}", seed=n % 3, octaves=3 + n % 4) for n in range(5)]
+    assert tables(sparse) == [(None, None, "", 5)]
+    looks = grid(look=["neon", "ripple"], octaves=[3, 4])
+    assert tables(looks) == [("look", "octaves", "", 4)], "a look determines its layers"
+
+
+def test_a_user_chooses_rows_and_columns() -> None:
+    among = grid(layers=["blocks.3", "blocks.4"], octaves=[3, 4], steps=[1, 2])
+    assert tables(among, Choice("steps", "layers")) == [
+        ("steps", "layers", f"octaves {octaves}", 4) for octaves in (3, 4)
+    ]
+    assert tables(among, Choice(columns="steps"))[0] == ("layers", "steps", "octaves 3", 4)
+    assert tables(grid(layers=["blocks.3", "blocks.4"]), Choice("layers")) == [("layers", None, "", 2)]
+    several = grid(model=["efficientnet_lite0", "resnet18"], layers=["60%"], seed=[1, 2])
+    assert tables(several, Choice("model", "seed")) == [("model", "seed", "", 4)]
+    assert check_axis("step-size") == "step_size"
+    with pytest.raises(InvalidInput, match="'stepsize' is not a setting"):
+        check_axis("stepsize")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["blocks.3", "blocks.4", "70%"]), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2)
+        ),
+        min_size=1,
+        max_size=30,
+        unique=True,
+    ),
+    st.sampled_from([None, "layers", "seed", "look"]),
+    st.sampled_from([None, "octaves", "steps"]),
+)
+def test_every_dream_and_the_photograph_have_different_places(
+    points: list[tuple[str, int, int, int]], rows: str | None, columns: str | None
+) -> None:
+    names = ("layers", "octaves", "steps", "seed")
+    pages = pages_of([settings(**dict(zip(names, point, strict=True))) for point in points], Choice(rows, columns))
+    assert sorted(index for page in pages for index in page.dreams) == list(range(len(points)))
+    for page in pages:
+        places, across = arrange(page.places or None, len(page.dreams))
+        assert len({(0, 0), *places}) == len(page.dreams) + 1
+        assert max(column for column, _ in places) < across <= contact.MAX_COLUMNS
+        assert {column for column, _ in places} | {0} == set(range(across)), "no column is empty"
+        assert not page.places or min(line for _, line in places) == 1, "the photograph has a line of its own"
+
+
+def test_a_wide_table_continues_its_rows() -> None:
+    table = {index: (index % 10, index // 10) for index in range(20)}
+    places, across = arrange(table, 20)
+    assert (places[7:12], across) == ([(7, 1), (0, 2), (1, 2), (0, 3), (1, 3)], 8)
+    assert arrange(None, 1) == ([(1, 0)], 2)
+    assert arrange(None, 5) == ([(1, 0), (2, 0), (3, 0), (0, 1), (1, 1)], 4)
+
+
+def test_a_number_on_a_sheet_names_a_dream(storage: Storage, source: str, destination: str) -> None:
+    cats = Destination(storage, source, destination, (60, 90), "a/cat.png")
+    cats.run(grid(layers=["blocks.3", "blocks.4"], seed=[1, 2]))
+    cats.runs = 8
+    dogs = Destination(storage, source, destination, (60, 90), "dog#2.png")
+    dogs.runs = 1
+    dogs.run([settings()])
+    for name in ("a/cat.png", "cat.png", f"{source}a/cat.png"):
+        assert find_numbered(destination, storage, name, 3) == f"{destination}images/a/cat.png/1-2.png"
+    assert find_dream(destination, "dog#2.png#1") == f"{destination}images/dog#2.png/2-0.png"
+    cats.run([settings(seed=7)])
+    assert find_numbered(destination, storage, "cat.png", 3).endswith("1-2.png"), "later runs have larger numbers"
+    assert find_numbered(destination, storage, "cat.png", 5).endswith("9-0.png")
+    other = Destination(storage, source, destination, (60, 90), "cat.png")
+    other.runs = 20
+    other.run([settings()])
+    assert find_numbered(destination, storage, "cat.png", 1).startswith(f"{destination}images/cat.png/"), (
+        "the title of a sheet"
+    )
+    for text, message in (
+        ("cat.png#0", "has the numbers 1 to 1, and no 0"),
+        ("dog#2.png#2", "has the numbers 1 to 1, and no 2"),
+        ("g#2.png#1", "has no dreams of a photograph g#2.png"),
+        ("zebra.png#1", "has no dreams of a photograph zebra.png"),
+    ):
+        with pytest.raises(InvalidInput, match=re.escape(message)):
+            find_numbered(destination, storage, *(split_number(text) or ("", 0)))
+
+
+def test_ids_are_as_long_as_the_sheet_needs() -> None:
+    assert short_ids(["0123456789abcdef", "f123456789abcdef"]) == ["01234567", "f1234567"]
+    assert short_ids(["0123456789abcdef", "0123456789abcde0"]) == ["0123456789abcdef", "0123456789abcde0"]
+    assert short_ids([]) == []
+
+
+def test_the_command_draws_pages_as_chosen(
+    storage: Storage, source: str, destination: str, dreamgrid_inprocess: Command
+) -> None:
+    made = Destination(storage, source, destination, (60, 90))
+    made.run(grid(layers=["blocks.3", "blocks.4"], octaves=[3, 4], steps=[1, 2, 3]))
+    first = [page.jpeg for page in made.sheets()]
+    assert len(first) == 3
+    assert [page.jpeg for page in made.sheets()] == first, "the same sheet each time"
+    done = dreamgrid_inprocess("sheet", destination, "--rows", "octaves", "--columns", "steps", "--title", "My cat")
+    names = [f"{destination}sheets/cat.png.jpg", f"{destination}sheets/cat.png%2D2.jpg"]
+    assert done.stdout.splitlines() == names, done.stderr
+    assert [found.uri for found in storage.list(f"{destination}sheets/")] == sorted(names), "no old page is left"
+    wrong = dreamgrid_inprocess("sheet", destination, "--rows", "octave")
+    assert (wrong.returncode, "'octave' is not a setting" in wrong.stderr) == (2, True)
 
 
 def test_labels_are_wrapped_at_commas_and_control_characters_are_replaced() -> None:
