@@ -1,6 +1,7 @@
 """Every address in S3: how one is parsed, and where a destination keeps what.
 
     DEST/images/<source key>/<label>-<result_id>.<suffix>    the dreams
+    DEST/thumbs/<source key>/<label>-<result_id>.webp        a thumbnail of each dream
     DEST/manifest/run=<run_id>/shard-<number>.parquet        one part of the manifest for each shard
     DEST/manifest/run=<run_id>/shards-<first>-<last>.parquet the merged parts of consecutive shards
     DEST/sheets/<source key>.jpg                             contact sheets
@@ -49,9 +50,11 @@ __all__ = [
     "sheets_folder",
     "started_folder",
     "success_uri",
+    "thumb_uri",
+    "thumbs_folder",
 ]
 
-FOLDERS = ("images", "manifest", "sheets", "_runs")
+FOLDERS = ("images", "thumbs", "manifest", "sheets", "_runs")
 """The folders of a destination."""
 
 MAX_KEY_BYTES = 800
@@ -130,6 +133,25 @@ def result_id_of(uri: str) -> str | None:
 def result_place(uri: str) -> str:
     """Return the folder and the `result_id` of a dream: equal for all labels that its file name may have."""
     return f"{uri.rpartition('/')[0]}/{result_id_of(uri) or uri}"
+
+
+def thumbs_folder(destination: str) -> str:
+    """Return the folder of the thumbnails."""
+    return f"{destination}thumbs/"
+
+
+def thumb_uri(destination: str, result_uri: str) -> str:
+    """Return the address of the thumbnail of a dream: below `thumbs/`, with the suffix of WebP.
+
+    Example:
+        >>> thumb_uri("s3://b/d/", "s3://b/d/images/cat.jpg/blocks.4-6x10-0123456789abcdef.png")
+        's3://b/d/thumbs/cat.jpg/blocks.4-6x10-0123456789abcdef.webp'
+    """
+    images = images_folder(destination)
+    # The rows of a destination that was copied name the dreams of the original.
+    name = result_uri.removeprefix(images) if result_uri.startswith(images) else f"{digest(result_uri)}.png"
+    folder, slash, file = name.rpartition("/")
+    return f"{thumbs_folder(destination)}{folder}{slash}{file.rpartition('.')[0] or file}.webp"
 
 
 def manifest_folder(destination: str, run_id: str | None = None) -> str:

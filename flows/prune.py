@@ -1,13 +1,13 @@
-"""Delete dreams: their objects, their contact sheets and their rows.
+"""Delete dreams: their objects, their thumbnails, their contact sheets and their rows.
 
 `preview` selects rows and changes nothing. `prune` deletes what a preview shows:
 
 1. The mark `_runs/prune.json` excludes other prunes, compactions, and runs that try failed dreams again.
 2. A record in `_runs/pruned/` names every dream that goes, so that no later run dreams it again (see `pruned`).
 3. The contact sheets of photographs without any other dream are deleted.
-4. For each part, the objects of its rows are deleted. Then the part is replaced by one without these rows, by a write
-   that succeeds only if the part has not changed. An empty part stays: a frozen process of its run cannot write it
-   again.
+4. For each part, the objects of its rows and their thumbnails are deleted. Then the part is replaced by one without
+   these rows, by a write that succeeds only if the part has not changed. An empty part stays: a frozen process of its
+   run cannot write it again.
 5. The indices of the runs are built again, and the mark is removed.
 
 If a prune is stopped, a row may be left whose object is deleted. The same command continues the prune and deletes the
@@ -242,8 +242,8 @@ def prune(storage: Storage, shown: Preview, on_progress: OnProgress) -> str | No
 
 
 def _check_permission(destination: str, storage: Storage) -> None:
-    """Raise `InvalidInput` if the credentials may not delete dreams or contact sheets."""
-    folders = (layout.images_folder(destination), layout.sheets_folder(destination))
+    """Raise `InvalidInput` if the credentials may not delete dreams, thumbnails or contact sheets."""
+    folders = (each(destination) for each in (layout.images_folder, layout.thumbs_folder, layout.sheets_folder))
     storage.delete_many(f"{folder}probe-{uuid4().hex}" for folder in folders)  # these objects do not exist
 
 
@@ -283,7 +283,9 @@ class _Pruner:
             chosen, results = self.selected(data)
             if not chosen.any():
                 return
-            self.storage.delete_many(uri for uri in results if not self.is_used(uri))
+            unused = [uri for uri in results if not self.is_used(uri)]
+            thumbnails = (layout.thumb_uri(self.shown.destination, uri) for uri in unused)
+            self.storage.delete_many([*unused, *thumbnails])
             kept = _without(data, chosen)
             if self.storage.write_if_unchanged(part.uri, kept, manifest.CONTENT_TYPE, etag):
                 return

@@ -52,7 +52,7 @@ LEVELS = (
     {"zoom"},
     {"zoom_plan"},
     {"shard", "scan", "verify", "prune", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"},
-    {"channels"},
+    {"channels", "delivery", "grouping"},
     {"run_rows", "run_report", "sharing", "compact_mark"},
     {"run_record"},
     {

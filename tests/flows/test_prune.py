@@ -103,6 +103,8 @@ def check_rest(collection: Collection, gone: list[dict[str, Any]], before: list[
     kept = [row for row in before if row not in gone]
     assert sorted(collection.rows(), key=str) == sorted(kept, key=str)
     assert set(collection.objects("images/")) == {row["result_uri"] for row in kept if row["result_uri"]}
+    thumbs = {layout.thumb_uri(collection.destination, str(row["result_uri"])) for row in kept if row["result_uri"]}
+    assert set(collection.objects("thumbs/")) == thumbs
     report = collection.verify()
     assert (report.counts, report.rows, report.unfinished) == ({}, len(kept), None)
     assert read_mark(collection.destination, collection.storage) is None
