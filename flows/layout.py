@@ -4,6 +4,8 @@
     DEST/thumbs/<source key>/<label>-<result_id>.webp        a thumbnail of each dream
     DEST/manifest/run=<run_id>/shard-<number>.parquet        one part of the manifest for each shard
     DEST/manifest/run=<run_id>/shards-<first>-<last>.parquet the merged parts of consecutive shards
+    DEST/favourites/<time>-<random>.parquet                  marks of dreams
+    DEST/favourites/merged-<generation>-<random>.parquet     merged marks of dreams
     DEST/sheets/<source key>.jpg                             contact sheets
     DEST/_runs/active.json                                   which run is unfinished
     DEST/_runs/compaction.json                               exists while parts are merged
@@ -26,11 +28,16 @@ __all__ = [
     "active_uri",
     "check_uri",
     "compaction_uri",
+    "favourites_folder",
     "folder_uri",
     "images_folder",
     "index_uri",
+    "is_result_id",
     "job_uri",
     "manifest_folder",
+    "marks_generation",
+    "marks_uri",
+    "merged_marks_uri",
     "parse_uri",
     "part_uri",
     "plan_uri",
@@ -54,7 +61,7 @@ __all__ = [
     "thumbs_folder",
 ]
 
-FOLDERS = ("images", "thumbs", "manifest", "sheets", "_runs")
+FOLDERS = ("images", "thumbs", "manifest", "favourites", "sheets", "_runs")
 """The folders of a destination."""
 
 MAX_KEY_BYTES = 800
@@ -72,6 +79,8 @@ _PATH = re.compile(rf"({_ACCESS_POINT}|(?!arn:)[^/]+)(?:/(.*))?", re.DOTALL)
 
 _UNSAFE_IN_LABEL = re.compile(r"[^\w.,=+@-]", re.ASCII)
 _PART = re.compile(r"/(?:shard-(\d+)|shards-(\d+)-(\d+))\.parquet$", re.ASCII)
+_MARKS = re.compile(r"/(?:\d{8}T\d{6}Z|merged-(\d+)-\d{8}T\d{6}Z)-[0-9a-f]{16}\.parquet$", re.ASCII)
+_RESULT_ID = re.compile("[0-9a-f]{16}")
 _RESULT = re.compile(r"[^/]*-([0-9a-f]{16})\.[a-z]+$")
 
 
@@ -130,6 +139,11 @@ def result_id_of(uri: str) -> str | None:
     return found[1] if found else None
 
 
+def is_result_id(text: str) -> bool:
+    """Return whether a text has the form of a `result_id`."""
+    return _RESULT_ID.fullmatch(text) is not None
+
+
 def result_place(uri: str) -> str:
     """Return the folder and the `result_id` of a dream: equal for all labels that its file name may have."""
     return f"{uri.rpartition('/')[0]}/{result_id_of(uri) or uri}"
@@ -185,6 +199,27 @@ def shards_of_part(uri: str) -> range:
         return range(0)
     first = int(found[1] or found[2])
     return range(first, int(found[3] or first) + 1)
+
+
+def favourites_folder(destination: str) -> str:
+    """Return the folder of the marks of dreams."""
+    return f"{destination}favourites/"
+
+
+def marks_uri(destination: str, name: str) -> str:
+    """Return the address of marks that are added together. `name` is their time and random digits."""
+    return f"{favourites_folder(destination)}{name}.parquet"
+
+
+def merged_marks_uri(destination: str, generation: int, name: str) -> str:
+    """Return the address of merged marks. It sorts after all addresses of lower generations."""
+    return f"{favourites_folder(destination)}merged-{generation:09d}-{name}.parquet"
+
+
+def marks_generation(uri: str) -> int | None:
+    """Return how often the marks at an address were merged, from 0; None if it is no address of marks."""
+    found = _MARKS.search(uri)
+    return int(found[1] or 0) if found else None
 
 
 def sheets_folder(destination: str) -> str:

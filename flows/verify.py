@@ -22,6 +22,7 @@ from dreamcore.settings import read_recorded
 from dreamcore.targets import Frozen
 from flows import layout, manifest, run_record
 from flows.decoder import Decoders
+from flows.favourites import damaged_marks
 from flows.history import contains
 from flows.listing import list_objects
 from flows.machine import core_count
@@ -40,7 +41,7 @@ Kind = Literal[
     "missing",  # the row is done, but its object does not exist
     "unreadable",  # the store does not return the object, for example because it is archived
     "changed",  # the bytes of the object are not those of the row
-    "damaged",  # an image cannot be decoded, or a part or the record of a run cannot be read
+    "damaged",  # an image cannot be decoded, or a part, marks or the record of a run cannot be read
     "other_dream",  # the metadata inside the image and the row differ
     "duplicate",  # an earlier row has the same photograph, version and settings
     "lost",  # a finished run planned the dream, but it has no row and was not pruned
@@ -159,6 +160,8 @@ class _Verifier:
         named = np.concatenate([np.array(self.results, np.uint64), planned])
         images, thumbs = layout.images_folder(self.destination), layout.thumbs_folder(self.destination)
         yield from self.orphans(images, np.setdiff1d(listed, named), planned)
+        for uri, what in damaged_marks(self.destination, self.storage):
+            yield Problem(kind="damaged", uri=uri, what=what)
         yield from self.orphans(thumbs, np.setdiff1d(thumbnails, np.array(self.thumbnails, np.uint64)), planned)
 
     def rows(self) -> Iterator[dict[str, Any] | Problem]:

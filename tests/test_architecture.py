@@ -57,6 +57,7 @@ LEVELS = (
     {"run_record"},
     {
         "sheets",
+        "favourites",
         "history",
         "summary",
         "pruned",
