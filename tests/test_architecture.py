@@ -31,6 +31,7 @@ CORE, FLOWS = modules_of("dreamcore"), modules_of("flows")
 LEVELS = (
     {
         "cli.atlas",
+        "cli.favourites",
         "cli.image",
         "cli.main",
         "cli.manifest",
@@ -51,7 +52,7 @@ LEVELS = (
     {"protocol", "compact"},
     {"zoom"},
     {"zoom_plan"},
-    {"shard", "scan", "verify", "prune", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"},
+    {"shard", "scan", "verify", "prune", "share", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"},
     {"channels", "delivery", "grouping"},
     {"run_rows", "run_report", "sharing", "compact_mark"},
     {"run_record"},
