@@ -1,4 +1,4 @@
-"""Conditions on the columns of the manifest, written as in the WHERE clause of SQL.
+"""Conditions on the columns of the manifest and on the marks of dreams, written as in the WHERE clause of SQL.
 
 `sqlglot` parses the text. Only what is translated here is accepted; anything else is refused, so that no part of a
 condition is ever ignored. As in SQL, a comparison with a missing value is neither true nor false.
@@ -20,11 +20,13 @@ from sqlglot import exp
 from dreamcore.errors import InvalidInput
 from flows.manifest import SCHEMA
 
-__all__ = ["Condition", "parse_condition"]
+__all__ = ["MARK", "Condition", "parse_condition"]
 
 _KINDS = {"string": "text", "int64": "integer", "double": "number", "timestamp[us, tz=UTC]": "time"}
 """What a column of this Arrow type is compared with. Columns of other types are lists, which cannot be compared."""
-_COLUMNS = {field.name: _KINDS[str(field.type)] for field in SCHEMA if str(field.type) in _KINDS}
+MARK = "mark"
+"""The mark of a dream. It stands beside the columns of the manifest, but is not among them."""
+_COLUMNS = {field.name: _KINDS[str(field.type)] for field in SCHEMA if str(field.type) in _KINDS} | {MARK: "integer"}
 _COMPARISONS: dict[type[exp.Expr], Callable[[Any, Any], Any]] = {
     exp.EQ: operator.eq,
     exp.NEQ: operator.ne,
@@ -43,7 +45,7 @@ class Condition:
     expression: pc.Expression
     """True for the rows that are meant, otherwise false or null."""
     columns: frozenset[str]
-    """The columns that the expression needs."""
+    """The columns that the expression needs, and `MARK` if it needs the marks."""
 
 
 class _Value(NamedTuple):
@@ -59,7 +61,7 @@ def parse_condition(text: str) -> Condition:
     """Return the condition in a text such as `status = 'failed' and source_uri like '%/raw/%'`.
 
     Raises:
-        InvalidInput: the text is not a condition on columns of the manifest.
+        InvalidInput: the text is not a condition on columns of the manifest and marks.
     """
     try:
         tree = sqlglot.parse_one(text, dialect="duckdb", into=exp.Condition)

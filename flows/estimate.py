@@ -292,7 +292,7 @@ class _Work:
             return {"get": 6 + earlier_runs, "head": heads, "put": 5, "list": lists - 3}
         lists += self.shards // sharing.LOOK_AGAIN
         get = 5 + earlier_runs + min(processes, self.shards) + self.works + 2 * self.shards
-        put = 7 + self.dreams + 2 * self.shards
+        put = 7 + 2 * self.dreams + 2 * self.shards  # a dream has a thumbnail
         if drawn := len(self.sheet_sources):
             get += 1 + earlier_runs + self.sheet_shards + drawn + self.sheet_dreams
             put, lists = put + drawn, lists + 1

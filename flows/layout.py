@@ -1,8 +1,11 @@
 """Every address in S3: how one is parsed, and where a destination keeps what.
 
     DEST/images/<source key>/<label>-<result_id>.<suffix>    the dreams
+    DEST/thumbs/<source key>/<label>-<result_id>.webp        a thumbnail of each dream
     DEST/manifest/run=<run_id>/shard-<number>.parquet        one part of the manifest for each shard
     DEST/manifest/run=<run_id>/shards-<first>-<last>.parquet the merged parts of consecutive shards
+    DEST/favourites/<time>-<random>.parquet                  marks of dreams
+    DEST/favourites/merged-<generation>-<random>.parquet     merged marks of dreams
     DEST/sheets/<source key>.jpg                             contact sheets
     DEST/_runs/active.json                                   which run is unfinished
     DEST/_runs/compaction.json                               exists while parts are merged
@@ -25,11 +28,16 @@ __all__ = [
     "active_uri",
     "check_uri",
     "compaction_uri",
+    "favourites_folder",
     "folder_uri",
     "images_folder",
     "index_uri",
+    "is_result_id",
     "job_uri",
     "manifest_folder",
+    "marks_generation",
+    "marks_uri",
+    "merged_marks_uri",
     "parse_uri",
     "part_uri",
     "plan_uri",
@@ -49,9 +57,11 @@ __all__ = [
     "sheets_folder",
     "started_folder",
     "success_uri",
+    "thumb_uri",
+    "thumbs_folder",
 ]
 
-FOLDERS = ("images", "manifest", "sheets", "_runs")
+FOLDERS = ("images", "thumbs", "manifest", "favourites", "sheets", "_runs")
 """The folders of a destination."""
 
 MAX_KEY_BYTES = 800
@@ -69,6 +79,8 @@ _PATH = re.compile(rf"({_ACCESS_POINT}|(?!arn:)[^/]+)(?:/(.*))?", re.DOTALL)
 
 _UNSAFE_IN_LABEL = re.compile(r"[^\w.,=+@-]", re.ASCII)
 _PART = re.compile(r"/(?:shard-(\d+)|shards-(\d+)-(\d+))\.parquet$", re.ASCII)
+_MARKS = re.compile(r"/(?:\d{8}T\d{6}Z|merged-(\d+)-\d{8}T\d{6}Z)-[0-9a-f]{16}\.parquet$", re.ASCII)
+_RESULT_ID = re.compile("[0-9a-f]{16}")
 _RESULT = re.compile(r"[^/]*-([0-9a-f]{16})\.[a-z]+$")
 
 
@@ -127,9 +139,33 @@ def result_id_of(uri: str) -> str | None:
     return found[1] if found else None
 
 
+def is_result_id(text: str) -> bool:
+    """Return whether a text has the form of a `result_id`."""
+    return _RESULT_ID.fullmatch(text) is not None
+
+
 def result_place(uri: str) -> str:
     """Return the folder and the `result_id` of a dream: equal for all labels that its file name may have."""
     return f"{uri.rpartition('/')[0]}/{result_id_of(uri) or uri}"
+
+
+def thumbs_folder(destination: str) -> str:
+    """Return the folder of the thumbnails."""
+    return f"{destination}thumbs/"
+
+
+def thumb_uri(destination: str, result_uri: str) -> str:
+    """Return the address of the thumbnail of a dream: below `thumbs/`, with the suffix of WebP.
+
+    Example:
+        >>> thumb_uri("s3://b/d/", "s3://b/d/images/cat.jpg/blocks.4-6x10-0123456789abcdef.png")
+        's3://b/d/thumbs/cat.jpg/blocks.4-6x10-0123456789abcdef.webp'
+    """
+    images = images_folder(destination)
+    # The rows of a destination that was copied name the dreams of the original.
+    name = result_uri.removeprefix(images) if result_uri.startswith(images) else f"{digest(result_uri)}.png"
+    folder, slash, file = name.rpartition("/")
+    return f"{thumbs_folder(destination)}{folder}{slash}{file.rpartition('.')[0] or file}.webp"
 
 
 def manifest_folder(destination: str, run_id: str | None = None) -> str:
@@ -163,6 +199,27 @@ def shards_of_part(uri: str) -> range:
         return range(0)
     first = int(found[1] or found[2])
     return range(first, int(found[3] or first) + 1)
+
+
+def favourites_folder(destination: str) -> str:
+    """Return the folder of the marks of dreams."""
+    return f"{destination}favourites/"
+
+
+def marks_uri(destination: str, name: str) -> str:
+    """Return the address of marks that are added together. `name` is their time and random digits."""
+    return f"{favourites_folder(destination)}{name}.parquet"
+
+
+def merged_marks_uri(destination: str, generation: int, name: str) -> str:
+    """Return the address of merged marks. It sorts after all addresses of lower generations."""
+    return f"{favourites_folder(destination)}merged-{generation:09d}-{name}.parquet"
+
+
+def marks_generation(uri: str) -> int | None:
+    """Return how often the marks at an address were merged, from 0; None if it is no address of marks."""
+    found = _MARKS.search(uri)
+    return int(found[1] or 0) if found else None
 
 
 def sheets_folder(destination: str) -> str:

@@ -1,13 +1,13 @@
-"""Delete dreams: their objects, their contact sheets and their rows.
+"""Delete dreams: their objects, their thumbnails, their contact sheets and their rows.
 
 `preview` selects rows and changes nothing. `prune` deletes what a preview shows:
 
 1. The mark `_runs/prune.json` excludes other prunes, compactions, and runs that try failed dreams again.
 2. A record in `_runs/pruned/` names every dream that goes, so that no later run dreams it again (see `pruned`).
 3. The contact sheets of photographs without any other dream are deleted.
-4. For each part, the objects of its rows are deleted. Then the part is replaced by one without these rows, by a write
-   that succeeds only if the part has not changed. An empty part stays: a frozen process of its run cannot write it
-   again.
+4. For each part, the objects of its rows and their thumbnails are deleted. Then the part is replaced by one without
+   these rows, by a write that succeeds only if the part has not changed. An empty part stays: a frozen process of its
+   run cannot write it again.
 5. The indices of the runs are built again, and the mark is removed.
 
 If a prune is stopped, a row may be left whose object is deleted. The same command continues the prune and deletes the
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows import history, layout, manifest, run_record
+from flows.favourites import Marks, read_marks
 from flows.manifest import IDENTITY
 from flows.parts import Part, list_parts
 from flows.prefetch import ordered_prefetch, thread_pool
@@ -88,7 +89,7 @@ def preview(storage: Storage, destination: str, selection: Selection) -> Preview
     listed = list_parts(storage, destination)
     unfinished = _unfinished_run(destination, storage)  # after the listing: no part of a later run is listed
     runs = {part.run_id for part in listed} - {unfinished}
-    search = _Search(selection)
+    search = _Search(selection, read_marks(destination, storage))
     columns = list(dict.fromkeys([*_COLUMNS, *_SETTINGS, *selection.columns]))
     tables = manifest.read_parts(storage, [part.uri for part in listed], columns)
     for part, table in zip(listed, tables, strict=True):
@@ -128,6 +129,9 @@ class _Search:
     """The selected rows, and what the other rows need. Each row takes 8 to 40 bytes."""
 
     selection: Selection
+    marks: Mapping[str, int]
+    kept_favourites: int = 0
+    """Rows that stay only because their dream is a favourite."""
     parts: list[Part] = field(default_factory=list)
     keys: "array[int]" = field(default_factory=lambda: array("Q"))
     sources: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -148,7 +152,8 @@ class _Search:
     def add(self, part: Part, rows: pa.Table, *, is_finished: bool) -> None:
         """Add the rows of a part. Only rows of a finished run may be selected."""
         self.settings_ids.update(rows["settings_id"].unique().to_pylist())
-        chosen = self.selection.mask(rows) if is_finished else np.zeros(len(rows), np.bool_)
+        chosen = self.selection.mask(rows, self.marks) if is_finished else np.zeros(len(rows), np.bool_)
+        self.kept_favourites += self.selection.kept_favourites(rows, self.marks) if is_finished else 0
         for uri in rows["result_uri"].filter(pa.array(~chosen)).drop_null().to_pylist():
             self.other_results.append(uri_key(uri))
             self.other_folders.add(uri_key(uri.rpartition("/")[0]))
@@ -194,6 +199,7 @@ class _Search:
             "objects": int(goes.sum()),
             "bytes": int(_numbers(self.sizes)[first][goes].sum()),
             "sheets": sheets,
+            "kept_favourites": self.kept_favourites,
             "settings": sorted(self.settings.values(), key=lambda each: -each["rows"]),
         }
 
@@ -242,8 +248,8 @@ def prune(storage: Storage, shown: Preview, on_progress: OnProgress) -> str | No
 
 
 def _check_permission(destination: str, storage: Storage) -> None:
-    """Raise `InvalidInput` if the credentials may not delete dreams or contact sheets."""
-    folders = (layout.images_folder(destination), layout.sheets_folder(destination))
+    """Raise `InvalidInput` if the credentials may not delete dreams, thumbnails or contact sheets."""
+    folders = (each(destination) for each in (layout.images_folder, layout.thumbs_folder, layout.sheets_folder))
     storage.delete_many(f"{folder}probe-{uuid4().hex}" for folder in folders)  # these objects do not exist
 
 
@@ -275,6 +281,7 @@ class _Pruner:
     def __init__(self, storage: Storage, shown: Preview, planned: Keys) -> None:
         self.storage, self.shown, self.planned = storage, shown, planned
         self.keys = np.sort(shown.dreams.keys)
+        self.marks = Marks(shown.destination, storage)
 
     def prune_part(self, part: Part) -> None:
         """Delete the objects of the selected rows of a part, then the rows."""
@@ -283,7 +290,9 @@ class _Pruner:
             chosen, results = self.selected(data)
             if not chosen.any():
                 return
-            self.storage.delete_many(uri for uri in results if not self.is_used(uri))
+            unused = [uri for uri in results if not self.is_used(uri)]
+            thumbnails = (layout.thumb_uri(self.shown.destination, uri) for uri in unused)
+            self.storage.delete_many([*unused, *thumbnails])
             kept = _without(data, chosen)
             if self.storage.write_if_unchanged(part.uri, kept, manifest.CONTENT_TYPE, etag):
                 return
@@ -296,7 +305,7 @@ class _Pruner:
         """Return which rows of a part go, and the addresses of their objects."""
         columns = dict.fromkeys([*IDENTITY, "result_uri", *self.shown.selection.columns])
         rows = manifest.from_parquet(data, list(columns))
-        chosen = self.shown.selection.mask(rows)
+        chosen = self.shown.selection.mask(rows, self.marks.read())  # a dream may have been rated meanwhile
         places = np.flatnonzero(chosen)
         identities = zip(*(rows[name].take(pa.array(places)).to_pylist() for name in IDENTITY), strict=True)
         shown = [history.contains(self.keys, dream_key(*identity)) for identity in identities]

@@ -1,23 +1,23 @@
 """Dream one shard: load, dream and deliver, overlapped; then write its part of the manifest.
 
-Threads read and decode photographs ahead of the ascent, and encode and upload dreams behind it.
+Threads read and decode photographs ahead of the ascent, and encode and upload dreams behind it (`delivery`).
 """
 
-import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
 
 from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs, observe_photographs
-from dreamcore.errors import ImageError, InvalidInput, Unavailable
-from dreamcore.images import Photograph, content_type, encode, read_metadata
+from dreamcore.errors import ImageError
+from dreamcore.images import Photograph
 from dreamcore.network import Network
 from dreamcore.observation import Observation
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, result_id
 from dreamcore.targets import Target
 from flows import decoder, layout, manifest, sharing
 from flows.assets import load_guide_and_mask, network_for
+from flows.delivery import Delivery, failed_row
+from flows.grouping import group_by_size
 from flows.machine import batch_size, choose_device, max_memory, prefetch_depth
 from flows.manifest import Row
 from flows.parts import find_merged
@@ -28,14 +28,13 @@ from flows.storage import Storage
 from flows.work import PlannedSettings, ReplacedPart, Shard, Source, Work
 from flows.worker_process import disable_heap_trimming, trim_heap
 
-__all__ = ["DreamFunction", "dream_shard", "group_by_size"]
+__all__ = ["DreamFunction", "dream_shard"]
 
 MAX_WAITING = 32
 """Photographs that may wait until a batch of their size is full."""
 
 DreamFunction = Callable[[Network, Sequence[DreamRequest], Limits], list[Dream | ImageError]]
 """Dreams one batch."""
-_Item = TypeVar("_Item")
 
 
 def dream_shard(
@@ -158,7 +157,7 @@ class _Outcome:
 
     def failed(self, error: ImageError) -> "_Outcome":
         """Return the outcome of a photograph that cannot be dreamt."""
-        return replace(self, row=_failed(self.row, error), loaded=None)
+        return replace(self, row=failed_row(self.row, error), loaded=None)
 
 
 class _Dreamer:
@@ -168,6 +167,7 @@ class _Dreamer:
         self, run: Run, shard: Shard, storage: Storage, dream: DreamFunction, decode: Callable[..., Photograph]
     ) -> None:
         self.run, self.shard, self.storage, self.dream_requests, self.decode = run, shard, storage, dream, decode
+        self.delivery = Delivery(run.destination, storage)
         self.device = choose_device()
         memory = max_memory(self.device)
         if self.device == "cpu":
@@ -277,36 +277,10 @@ class _Dreamer:
         return list({target.name: target for each in similar for target in each.layers}.values())
 
     def deliver(self, outcome: _Outcome) -> Row:
-        """Write a dream if none exists, and return the row of the dream that exists then: the first writer wins."""
-        row, output = outcome.row, outcome.planned.settings.output
-        if row.status != "done" or row.result_uri is None:
-            return row
-        if outcome.dream is not None:
-            metadata = outcome.dream.metadata() | {name: getattr(row, name) for name in _SOURCE}
-            metadata["created_at"] = row.created_at.isoformat()
-            try:
-                data = encode(outcome.dream.pixels, output.format, output.quality, metadata)
-            except ImageError as error:
-                return _failed(row, error)
-            if self.storage.write_if_absent(row.result_uri, data, content_type(output.format)):
-                return _with_result(row, data)
-        return self._take_over(row)
-
-    def _take_over(self, row: Row) -> Row:
-        """Return the row of a dream that another attempt wrote, from the metadata inside the image."""
-        data = self.storage.read(str(row.result_uri))
-        if data is None:
-            raise Unavailable(f"{row.result_uri} existed and was removed during the run: find out what removes dreams")
-        try:
-            inside = read_metadata(data) or {}
-        except ImageError:
-            inside = {}
-        if inside.get("settings_id") != row.settings_id:
-            raise InvalidInput(f"{row.result_uri} exists but is not the dream that belongs there: move it away")
-        columns = {field.name for field in fields(Row)} - {"settings", *_SOURCE}
-        measured: dict[str, Any] = {name: value for name, value in inside.items() if name in columns}
-        measured["created_at"] = datetime.fromisoformat(measured["created_at"])
-        return _with_result(replace(row, **measured), data)
+        """Write a dream if none exists, and return the row of the dream that exists then."""
+        if outcome.row.status != "done":
+            return outcome.row
+        return self.delivery.deliver(outcome.row, outcome.dream, outcome.planned.settings.output)
 
     def _row(self, source: Source, planned: PlannedSettings) -> Row:
         """Return the row of one dream before anything is measured."""
@@ -337,42 +311,6 @@ class _Dreamer:
         )
 
 
-def group_by_size(
-    items: Iterable[_Item],
-    group_key: Callable[[_Item], Hashable | None],
-    batch_size: Callable[[_Item], int],
-    max_waiting: int,
-) -> Iterator[list[_Item]]:
-    """Group a stream of items into batches, such as images of one size, without waiting for the end of the stream.
-
-    Args:
-        items: a stream of any length.
-        group_key: items with equal keys go into one batch. An item with the key None passes immediately, alone.
-        batch_size: the size of a full batch of items like this one.
-        max_waiting: the number of items that may wait. If more do, the oldest batch goes out incomplete.
-
-    Returns:
-        Every item exactly once, in batches of one key.
-    """
-    waiting: dict[Hashable, list[_Item]] = {}
-    count = 0
-    for item in items:
-        key = group_key(item)
-        if key is None:
-            yield [item]
-            continue
-        batch = waiting.setdefault(key, [])
-        batch.append(item)
-        count += 1
-        if len(batch) < batch_size(item):
-            if count <= max_waiting:
-                continue
-            key = next(iter(waiting))
-        count -= len(waiting[key])
-        yield waiting.pop(key)
-    yield from waiting.values()
-
-
 def _group_key(outcome: _Outcome) -> tuple[object, ...] | None:
     """Outcomes with equal keys are dreamt in one batch; None if there is nothing to dream."""
     if outcome.loaded is None:
@@ -383,17 +321,3 @@ def _group_key(outcome: _Outcome) -> tuple[object, ...] | None:
 def _observation_key(settings: DreamSettings) -> tuple[object, ...]:
     """Settings with equal keys measure an undreamt photograph in the same way."""
     return settings.model, settings.weights, settings.max_pixels, settings.measure, settings.guide
-
-
-_SOURCE = ("source_uri", "source_etag")
-
-
-def _failed(row: Row, error: ImageError) -> Row:
-    """Return the row of a photograph that could not be dreamt, or that was removed or replaced after the scan."""
-    gone = error.kind in ("source_missing", "source_changed")
-    status: Literal["skipped", "failed"] = "skipped" if gone else "failed"
-    return replace(row, status=status, error_kind=error.kind, error=str(error), result_uri=None, result_id=None)
-
-
-def _with_result(row: Row, data: bytes) -> Row:
-    return replace(row, result_bytes=len(data), result_sha256=hashlib.sha256(data).hexdigest())

@@ -1,6 +1,6 @@
-"""Compare every row of a manifest with its object, and every object below images/ with the manifest.
+"""Compare every row of a manifest with its object, and every object below images/ and thumbs/ with the manifest.
 
-A destination may have millions of objects. Only 8 bytes for each object and 16 for each row stay in memory.
+A destination may have millions of objects. Only 16 bytes for each dream and 24 for each row stay in memory.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from dreamcore.settings import read_recorded
 from dreamcore.targets import Frozen
 from flows import layout, manifest, run_record
 from flows.decoder import Decoders
+from flows.favourites import damaged_marks
 from flows.history import contains
 from flows.listing import list_objects
 from flows.machine import core_count
@@ -40,11 +41,11 @@ Kind = Literal[
     "missing",  # the row is done, but its object does not exist
     "unreadable",  # the store does not return the object, for example because it is archived
     "changed",  # the bytes of the object are not those of the row
-    "damaged",  # an image cannot be decoded, or a part or the record of a run cannot be read
+    "damaged",  # an image cannot be decoded, or a part, marks or the record of a run cannot be read
     "other_dream",  # the metadata inside the image and the row differ
     "duplicate",  # an earlier row has the same photograph, version and settings
     "lost",  # a finished run planned the dream, but it has no row and was not pruned
-    "orphan",  # neither a row nor the plan of the unfinished run names the object
+    "orphan",  # neither a row nor the plan of the unfinished run names the dream; or a thumbnail without a dream
 ]
 
 MAX_PROBLEMS = 1000
@@ -75,6 +76,8 @@ class VerifyReport(Frozen):
     """Number of rows in the manifest."""
     objects: int
     """Number of objects below images/."""
+    thumbnails: int
+    """Number of objects below thumbs/. A dream may lack a thumbnail."""
     unfinished: str | None
     """The unfinished run of the destination. Images of its plan may have no row yet."""
     counts: dict[Kind, int]
@@ -87,7 +90,8 @@ def verify(storage: Storage, destination: str, on_progress: Callable[[int, int],
     """Verify a destination. A run may work there at the same time.
 
     The objects are listed first, then the unfinished run is read, then the parts. Therefore every listed object either
-    has a row by then, or is in the plan of the unfinished run, or is an orphan.
+    has a row by then, or is in the plan of the unfinished run, or is an orphan. Thumbnails are listed before dreams, so
+    that each has its dream.
 
     Args:
         storage: access to S3.
@@ -98,19 +102,21 @@ def verify(storage: Storage, destination: str, on_progress: Callable[[int, int],
         InvalidInput: access is refused, or the bucket does not exist.
         Unavailable: S3 failed.
     """
-    listed = _sorted(map(uri_key, _objects(storage, destination)))
-    unfinished = run_record.load_active_run(destination, storage)
+    thumbnails = _sorted(map(uri_key, _objects(storage, layout.thumbs_folder(destination))))
     verifier = _Verifier(storage, destination)
+    listed = verifier.listed_dreams()
+    unfinished = run_record.load_active_run(destination, storage)
     counts: Counter[Kind] = Counter()
     problems: list[Problem] = []
     with closing(verifier.decoders):
-        for problem in verifier.problems(listed, unfinished, on_progress):
+        for problem in verifier.problems(listed, thumbnails, unfinished, on_progress):
             counts[problem.kind] += 1
             if len(problems) < MAX_PROBLEMS:
                 problems.append(problem)
     return VerifyReport(
         rows=len(verifier.dreams),
         objects=len(listed),
+        thumbnails=len(thumbnails),
         unfinished=unfinished.run_id if unfinished else None,
         counts=dict(counts),
         problems=problems,
@@ -122,11 +128,21 @@ class _Verifier:
 
     def __init__(self, storage: Storage, destination: str) -> None:
         self.storage, self.destination = storage, destination
-        self.dreams, self.results = array("Q"), array("Q")  # `dream_key` of each row, `uri_key` of its object
+        self.dreams = array("Q")  # `dream_key` of each row
+        self.results = array("Q")  # `uri_key` of the dream of each row
+        self.thumbnails = array("Q")  # `uri_key` of the thumbnail of each dream that exists or has a row
         self.decoders = Decoders(core_count())
 
+    def listed_dreams(self) -> Keys:
+        """Return the `uri_key` of each object below images/, sorted."""
+        keys = array("Q")
+        for uri in _objects(self.storage, layout.images_folder(self.destination)):
+            keys.append(uri_key(uri))
+            self.thumbnails.append(uri_key(layout.thumb_uri(self.destination, uri)))
+        return np.unique(np.array(keys, np.uint64))
+
     def problems(
-        self, listed: Keys, unfinished: Run | None, on_progress: Callable[[int, int], None]
+        self, listed: Keys, thumbnails: Keys, unfinished: Run | None, on_progress: Callable[[int, int], None]
     ) -> Iterator[Problem]:
         """Yield all problems, in several passes. The later passes read S3 again only if they have a problem to name."""
         threads = 2 * core_count()
@@ -142,7 +158,11 @@ class _Verifier:
         results = run_record.planned_results(unfinished, self.storage) if unfinished else ()
         planned = _sorted(map(uri_key, results))
         named = np.concatenate([np.array(self.results, np.uint64), planned])
-        yield from self.orphans({int(key) for key in np.setdiff1d(listed, named)}, planned)
+        images, thumbs = layout.images_folder(self.destination), layout.thumbs_folder(self.destination)
+        yield from self.orphans(images, np.setdiff1d(listed, named), planned)
+        for uri, what in damaged_marks(self.destination, self.storage):
+            yield Problem(kind="damaged", uri=uri, what=what)
+        yield from self.orphans(thumbs, np.setdiff1d(thumbnails, np.array(self.thumbnails, np.uint64)), planned)
 
     def rows(self) -> Iterator[dict[str, Any] | Problem]:
         """Yield every row, part by part, and keep its keys. A part that cannot be read yields a problem instead."""
@@ -154,6 +174,7 @@ class _Verifier:
                 self.dreams.append(dream_key(*(row[name] for name in IDENTITY)))
                 if row["result_uri"]:
                     self.results.append(uri_key(row["result_uri"]))
+                    self.thumbnails.append(uri_key(layout.thumb_uri(self.destination, row["result_uri"])))
                 yield row
 
     def parts(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table | Problem]]:
@@ -247,20 +268,22 @@ class _Verifier:
                 what = f"the record of this run cannot be read: {error}"
                 yield Problem(kind="damaged", uri=layout.run_folder(self.destination, run_id), what=what)
 
-    def orphans(self, keys: set[int], planned: Keys) -> Iterator[Problem]:
-        """Yield the objects with these keys that are in no place that the unfinished run planned.
+    def orphans(self, folder: str, unnamed: Keys, planned: Keys) -> Iterator[Problem]:
+        """Yield the objects below a folder that have these keys and are in no place that the unfinished run planned.
 
         Another version of Dreamgrid may have begun the run and have given its dreams other labels.
         """
-        for uri in _objects(self.storage, self.destination) if keys else ():
+        keys = set(unnamed.tolist())
+        for uri in _objects(self.storage, folder) if keys else ():
             if uri_key(uri) in keys and not contains(planned, uri_key(layout.result_place(uri))):
                 what = "neither a row nor the plan of an unfinished run names it"
+                if folder == layout.thumbs_folder(self.destination):
+                    what = "there is no dream to this thumbnail"
                 yield Problem(kind="orphan", uri=uri, what=what)
 
 
-def _objects(storage: Storage, destination: str) -> Iterator[str]:
-    listed = list_objects(storage, layout.images_folder(destination))
-    return (info.uri for info in listed if not info.uri.endswith("/"))
+def _objects(storage: Storage, folder: str) -> Iterator[str]:
+    return (info.uri for info in list_objects(storage, folder) if not info.uri.endswith("/"))
 
 
 def _sorted(keys: Iterable[int]) -> Keys:

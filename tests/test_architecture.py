@@ -31,6 +31,7 @@ CORE, FLOWS = modules_of("dreamcore"), modules_of("flows")
 LEVELS = (
     {
         "cli.atlas",
+        "cli.favourites",
         "cli.folders",
         "cli.image",
         "cli.main",
@@ -54,14 +55,15 @@ LEVELS = (
     {"zoom"},
     {"zoom_plan"},
     {
-        *("shard", "scan", "verify", "prune", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"),
-        *("upload", "download"),
+        *("shard", "scan", "verify", "prune", "share", "preview", "redream", "single", "retry"),
+        *("atlas", "atlas_pictures", "upload", "download"),
     },
-    {"channels"},
+    {"channels", "delivery", "grouping"},
     {"run_rows", "run_report", "sharing", "compact_mark"},
     {"run_record"},
     {
         "sheets",
+        "favourites",
         "sheet_axes",
         "sheet_rows",
         "history",

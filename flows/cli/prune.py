@@ -19,23 +19,35 @@ __all__ = ["prune"]
 @click.option("--where", metavar="CONDITION", help="Rows for which this is true: the WHERE clause of SQL.")
 @click.option("--older-than", metavar="AGE", help="Rows older than this: a number and h, d, w or y, such as 90d.")
 @click.option("--settings", metavar="ID", help="Rows of this settings_id, by its first digits.")
+@click.option("--unrated", is_flag=True, help="Rows of dreams without a mark.")
+@click.option("--with-favourites", is_flag=True, help="Also delete dreams that are rated 1 to 5.")
 @click.option("--yes", is_flag=True, help="Delete without a question.")
 @json_option
 def prune(
-    destination: str, where: str | None, older_than: str | None, settings: str | None, yes: bool, as_json: bool
+    destination: str,
+    where: str | None,
+    older_than: str | None,
+    settings: str | None,
+    unrated: bool,
+    with_favourites: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Delete dreams, their contact sheets and their rows.
 
     Shows first what would be deleted. Deletes only after a yes, or with --yes. Several options select the rows for
-    which all of them are true. Rows of an unfinished run stay. Later runs do not dream the deleted dreams again.
+    which all of them are true. Rows of an unfinished run stay. Dreams that are rated 1 to 5 stay, unless you add
+    --with-favourites. Later runs do not dream the deleted dreams again.
 
     CONDITION compares columns of the manifest with = <> < <= > >=, like, in, between and is null, joined by and, or
-    and not. Text is in single quotes.
+    and not. Text is in single quotes. The column mark is the mark of the dream: 1 to 5, 0 for none, -1 for rejected.
 
     \b
     Examples:
       dreamgrid prune s3://dreams/demo/ --older-than 90d
       dreamgrid prune s3://dreams/demo/ --settings 3f2a --yes
+      dreamgrid prune s3://dreams/demo/ --unrated --older-than 30d
+      dreamgrid prune s3://dreams/demo/ --where "mark = -1"
       dreamgrid prune s3://dreams/demo/ --where "score_after < 0.2 and model = 'resnet18'"
       dreamgrid prune s3://dreams/demo/ --where "source_uri like '%/raw/%' or status = 'failed'"
     """
@@ -45,7 +57,7 @@ def prune(
     from flows.selection import select
     from flows.storage import storage
 
-    selection = select(where, older_than, settings)
+    selection = select(where, older_than, settings, unrated=unrated, with_favourites=with_favourites)
     shown = preview(storage(), destination_folder(destination), selection)
     if not as_json:
         _print_preview(shown.summary)
@@ -71,6 +83,8 @@ def _asks() -> bool:
 
 def _print_preview(summary: Mapping[str, Any]) -> None:
     """Print what would be deleted."""
+    if kept := summary["kept_favourites"]:
+        print_line(f"{kept} selected rows of dreams rated 1 to 5 stay; to delete them too, add --with-favourites")
     if not summary["rows"]:
         print_line("No rows of finished runs are selected.")
         return

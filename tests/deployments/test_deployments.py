@@ -240,9 +240,9 @@ def test_the_policy_of_a_prune_may_delete_only_dreams_sheets_and_marks() -> None
     assert resources.keys() == {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject"}
     below = "arn:aws:s3:::DESTINATION_BUCKET/PREFIX/"
     assert resources["s3:DeleteObject"] == [
-        f"{below}{name}" for name in ("images/*", "sheets/*", "_runs/prune.json", "_runs/probe-*")
+        f"{below}{name}" for name in ("images/*", "thumbs/*", "sheets/*", "_runs/prune.json", "_runs/probe-*")
     ]
-    assert not any("images" in name or "sheets" in name for name in resources["s3:PutObject"])
+    assert not any(folder in name for folder in ("images", "thumbs", "sheets") for name in resources["s3:PutObject"])
 
 
 def test_the_server_accepts_the_kubernetes_template(stack: Stack, client: SyncPrefectClient) -> None:

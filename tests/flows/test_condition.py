@@ -250,15 +250,14 @@ def test_anything_else_is_refused(where: str, message: str) -> None:
 def test_rows_older_than_an_age_are_selected(age: str, hours: int) -> None:
     edge = NOW - timedelta(hours=hours)
     rows = [replace(DONE, created_at=edge + timedelta(microseconds=each)) for each in (-1, 0, 1)]
-    assert select(older_than=age, now=NOW).mask(from_parquet(to_parquet(rows), ["created_at"])).tolist() == [
-        True, False, False
-    ]  # fmt: skip
+    table = from_parquet(to_parquet(rows), ["created_at", "result_id"])
+    assert select(older_than=age, now=NOW).mask(table).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give --where, --older-than or --settings"),
+        ({}, "give --where, --older-than, --settings or --unrated"),
         ({"older_than": "90"}, "--older-than 90 is no age: write a number and h, d, w or y, such as 90d"),
         ({"older_than": "-1d"}, "--older-than -1d is no age"),
         ({"older_than": "3000y"}, "lies before the year 1"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.shard import group_by_size
+from flows.grouping import group_by_size
 
 Item = tuple[str | None, int]
 """A key, and a number that is different for each item."""

@@ -114,7 +114,7 @@ def test_no_metadata_of_a_photograph_is_written_to_the_destination(
     photographs = [(work.source.uri, work.source.etag) for work in shard.works]
     assert len(list(draw_sheets(destination, storage, photographs, pytest.fail))) == 5
     written = {found.uri: storage.read(found.uri) or b"" for found in storage.list(destination)}
-    assert len(written) == 5 + 5 + 1  # dreams, sheets, and a part of the manifest
+    assert len(written) == 5 + 5 + 5 + 1  # dreams, thumbnails, sheets, and a part of the manifest
     for data in written.values():
         assert b"Secret" not in data
     assert "Secret" not in str(manifest.read(storage, destination).to_pylist())

@@ -312,6 +312,7 @@ def test_a_missing_file_is_reported_with_its_name(tmp_path: Path) -> None:
         ({"destination": "s3://photos/in"}, "source and destination are both s3://photos/in/"),
         ({"destination": "s3://photos/", "source": "s3://photos/images/x/"}, "is inside the results"),
         ({"destination": "s3://photos/", "source": "s3://photos/manifest"}, "is inside the results"),
+        ({"destination": "s3://photos/", "source": "s3://photos/thumbs/cat.jpg/"}, "is inside the results"),
     ],
 )
 def test_a_wrong_field_is_reported_in_one_line(fields: dict[str, Any], complaint: str) -> None:

@@ -85,7 +85,7 @@ class Parts:
         self.written[uri] = data
         return True
     def delete_many(self, uris):
-        self.deleted.append(sum("/probe-" not in uri for uri in uris))
+        self.deleted.append(sum("/images/" in uri and "/probe-" not in uri for uri in uris))
     def delete_if_unchanged(self, uri, data):
         assert self.written.pop(uri) == data
 

@@ -125,6 +125,7 @@ RESULTS = [
     "night/images/cat.jpg/blocks.4-6x10-0123456789abcdef.png",
     "night/manifest/run=1/shard-000000.parquet",
     "night/sheets/cat.jpg",
+    "night/thumbs/cat.jpg/blocks.4-6x10-0123456789abcdef.webp",
 ]
 PHOTOGRAPHS = [
     "images/sheets.jpg",

@@ -13,6 +13,7 @@ import pytest
 from dreamcore.errors import InvalidInput, Unavailable
 from flows import compact_mark, history, layout, manifest, protocol
 from flows.compact import compact
+from flows.favourites import Mark, Marks
 from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.parts import list_parts
@@ -103,6 +104,8 @@ def check_rest(collection: Collection, gone: list[dict[str, Any]], before: list[
     kept = [row for row in before if row not in gone]
     assert sorted(collection.rows(), key=str) == sorted(kept, key=str)
     assert set(collection.objects("images/")) == {row["result_uri"] for row in kept if row["result_uri"]}
+    thumbs = {layout.thumb_uri(collection.destination, str(row["result_uri"])) for row in kept if row["result_uri"]}
+    assert set(collection.objects("thumbs/")) == thumbs
     report = collection.verify()
     assert (report.counts, report.rows, report.unfinished) == ({}, len(kept), None)
     assert read_mark(collection.destination, collection.storage) is None
@@ -131,6 +134,7 @@ def test_a_preview_counts_what_would_go_and_changes_nothing(collection: Collecti
         "objects": 2,
         "bytes": size,
         "sheets": 0,
+        "kept_favourites": 0,
         "settings": [settings],
     }
     assert collection.objects() == before
@@ -363,6 +367,52 @@ def test_dreams_of_a_destination_without_a_manifest(storage: Storage, destinatio
     assert (shown.summary["rows"], shown.parts) == (0, ())
 
 
+# --- marks
+
+
+def marked(collection: Collection, layer: str, *values: int) -> list[dict[str, Any]]:
+    """Give the dreams of one layer these marks, in the order of their photographs, and return their rows."""
+    rows = sorted(
+        (row for row in collection.rows() if row["layers"][0]["name"] == layer and row["status"] == "done"),
+        key=lambda row: str(row["source_uri"]),
+    )
+    marks = [Mark(str(row["result_id"]), value) for row, value in zip(rows, values, strict=True)]
+    Marks(collection.destination, collection.storage).add(marks)
+    return rows
+
+
+def test_unrated_dreams_go_and_marked_dreams_and_failed_rows_stay(collection: Collection) -> None:
+    one, three, _two = marked(collection, "blocks.0", 3, -1, 0)
+    before = collection.rows()
+    shown = collection.preview(unrated=True)
+    assert (shown.summary["rows"], shown.summary["kept_favourites"]) == (4, 0)
+    collection.prune(unrated=True)
+    gone = [row for row in before if row["status"] == "done" and row not in (one, three)]
+    check_rest(collection, gone, before)
+
+
+def test_favourites_are_pruned_only_on_request(collection: Collection) -> None:
+    *favourites, rejected = marked(collection, "blocks.0", 1, 5, -1)
+    before = collection.rows()
+    where = {"settings": collection.settings_id("blocks.0")}
+    shown = collection.preview(**where)
+    assert (shown.summary["rows"], shown.summary["kept_favourites"]) == (2, 2)
+    collection.prune(**where)
+    gone = [row for row in before if row["layers"] == rejected["layers"] and row not in favourites]
+    check_rest(collection, gone, before)
+    assert collection.preview("mark >= 4", with_favourites=True).summary["rows"] == 1
+    collection.prune(with_favourites=True, **where)
+    check_rest(collection, [*gone, *favourites], before)
+
+
+def test_a_dream_that_is_rated_after_the_preview_stays(collection: Collection) -> None:
+    shown = collection.preview("status = 'done'")
+    rows = marked(collection, "blocks.1", 4, 2, 1)
+    prune(collection.storage, shown, lambda _done, _all: None)
+    assert sorted(collection.objects("images/")) == sorted(str(row["result_uri"]) for row in rows)
+    assert collection.verify().counts == {}
+
+
 # --- the command
 
 
@@ -395,6 +445,23 @@ def test_the_command_shows_and_deletes(dreamgrid_inprocess: Command, storage: St
     assert (again.returncode, again.stdout) == (0, "No rows of finished runs are selected.\n")
 
 
+def test_the_command_says_how_many_favourites_stay(
+    dreamgrid_inprocess: Command, storage: Storage, written: str
+) -> None:
+    Marks(written, storage).add([Mark(str(DONE.result_id), 5)])
+    shown = dreamgrid_inprocess("prune", written, "--older-than", "1h", "--yes")
+    assert shown.stdout.splitlines()[:2] == [
+        "1 selected rows of dreams rated 1 to 5 stay; to delete them too, add --with-favourites",
+        "1 rows of 1 photographs in 1 runs: 1 failed",
+    ]
+    assert storage.find(f"{written}images/a.png/x.png")
+    flags = ("--where", "mark > 0", "--with-favourites")
+    named = dreamgrid_inprocess("prune", written, *flags).stdout.splitlines()[-1]
+    assert named.endswith(f"dreamgrid prune {written} --where 'mark > 0' --with-favourites --yes")
+    assert dreamgrid_inprocess("prune", written, *flags, "--yes").returncode == 0
+    assert storage.find(f"{written}images/a.png/x.png") is None
+
+
 def test_the_command_prints_json(dreamgrid_inprocess: Command, storage: Storage, written: str) -> None:
     shown = json.loads(dreamgrid_inprocess("prune", written, "--older-than", "1h", "--json").stdout)
     assert (shown["rows"], shown["objects"], shown["deleted"], shown["record"]) == (2, 1, False, None)
@@ -414,7 +481,7 @@ def test_a_finished_prune_with_a_mark_is_ended(dreamgrid_inprocess: Command, sto
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "no dreams are selected: give --where, --older-than or --settings"),
+        ([], "no dreams are selected: give --where, --older-than, --settings or --unrated"),
         (["--where", "state = 'done'"], "there is no column 'state'"),
         (["--older-than", "soon"], "--older-than soon is no age"),
     ],

@@ -7,15 +7,17 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from dreamcore.errors import InvalidInput
+from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import decode, encode
 from flows import layout, protocol, run_record
 from flows.job import DreamJob
+from flows.local.stack import Stack
 from flows.scan import scan
 from flows.shard import dream_shard
 from flows.sheets import draw_sheets
-from flows.storage import Storage
+from flows.storage import RetryPolicy, Storage
 from flows.work import Shard
+from tests.support.faults import Fault, Proxy
 from tests.support.shards import plan_run, put_photograph, rows_of
 from tests.support.tiny import pixels
 
@@ -49,6 +51,50 @@ def test_a_second_attempt_dreams_only_what_is_missing(storage: Storage, source: 
     assert again[kept] == first[kept]
     assert again[lost]["created_at"] != first[lost]["created_at"]
     assert storage.find(lost) is not None
+
+
+def test_each_dream_gets_a_thumbnail_unless_another_attempt_wrote_the_dream(
+    storage: Storage, source: str, destination: str
+) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    dream_shard(run, shard, storage)
+    thumbs = {layout.thumb_uri(destination, str(row["result_uri"])) for row in rows_of(storage, run)}
+    assert {found.uri for found in storage.list(f"{destination}thumbs/")} == thumbs
+    (lost, other) = thumbs
+    with Image.open(io.BytesIO(storage.read(other) or b"")) as image:
+        assert (image.format, image.size, image.info.get("exif")) == ("WEBP", (56, 40), None)
+    storage.delete(lost)  # as if the process was killed just before it wrote the thumbnail
+    storage.delete(layout.part_uri(destination, run.run_id, 0))
+    assert dream_shard(run, shard, storage) == {"done": 2}
+    assert {found.uri for found in storage.list(f"{destination}thumbs/")} == {other}
+
+
+def test_credentials_that_may_not_write_thumbnails_do_without(
+    stack: Stack, storage: Storage, proxy: Proxy, source: str, destination: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+    refused = f"{destination}thumbs/"
+    proxy.choose = lambda call: Fault.UNKNOWN if call.method == "PUT" and call.uri.startswith(refused) else None
+    assert dream_shard(run, shard, Storage(environment=proxy.environment(stack.environment()))) == {"done": 2}
+    assert {row["status"] for row in rows_of(storage, run)} == {"done"}
+    assert not list(storage.list(refused))
+    assert "no thumbnails are written: s3://" in caplog.text
+
+
+def test_a_store_that_is_lost_before_a_thumbnail_stops_the_shard_and_loses_nothing(
+    stack: Stack, storage: Storage, proxy: Proxy, source: str, destination: str
+) -> None:
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    thumbs = f"{destination}thumbs/"
+    proxy.choose = lambda call: Fault.SLOW_DOWN if call.method == "PUT" and call.uri.startswith(thumbs) else None
+    with pytest.raises(Unavailable):
+        dream_shard(run, shard, Storage(RetryPolicy(0, 5), proxy.environment(stack.environment())))
+    (dream,) = dreams_in(storage, destination)
+    assert dream_shard(run, shard, storage) == {"done": 1}
+    assert [row["result_uri"] for row in rows_of(storage, run)] == [dream]
 
 
 def give_old_label(storage: Storage, uri: str) -> str:

@@ -108,7 +108,9 @@ def delete_part(storage: Storage, run: Run, shard: int) -> None:
 
 def test_an_intact_destination_has_no_problems(storage: Storage, destination: str) -> None:
     storage.write(f"{destination}images/", b"", "application/x-directory")  # a folder, as some clients create it
-    assert report_of(storage, destination) == VerifyReport(rows=6, objects=4, unfinished=None, counts={}, problems=[])
+    assert report_of(storage, destination) == VerifyReport(
+        rows=6, objects=4, thumbnails=4, unfinished=None, counts={}, problems=[]
+    )
     assert report_of(storage, destination + "elsewhere/").rows == 0
 
 
@@ -253,14 +255,28 @@ def test_images_of_an_unfinished_run_are_not_orphans_whatever_their_label(
     (dream, *_) = storage.list(f"{destination}images/")
     storage.write(dream.uri.replace("/blocks", "/old%3Alabel"), storage.read(dream.uri) or b"", "image/png")
     storage.delete(dream.uri)
+    thumb = layout.thumb_uri(destination, dream.uri)
+    storage.write(thumb.replace("/blocks", "/old%3Alabel"), storage.read(thumb) or b"", "image/webp")
+    storage.delete(thumb)
     orphan = f"{destination}images/cat.png/stray.png"
     storage.write(orphan, encode(decode(storage.read(source + "cat.png") or b"").pixels, "png", 95, {}), "image/png")
     report = report_of(storage, destination)
     assert (report.unfinished, kinds(report.problems)) == (run.run_id, [("orphan", orphan)])
+    assert report.thumbnails == dreamt.dreams
 
     protocol.abandon(destination, storage)  # then no run will write rows for them
     report = report_of(storage, destination)
     assert (report.unfinished, report.counts) == (None, {"orphan": 1 + dreamt.dreams})
+
+
+def test_a_thumbnail_without_a_dream_is_an_orphan_and_a_dream_may_lack_one(storage: Storage, destination: str) -> None:
+    first, *_ = rows(storage, destination)
+    thumb = layout.thumb_uri(destination, str(first.result_uri))
+    stray = f"{destination}thumbs/cat.png/blocks.0-1x1-0123456789abcdef.webp"
+    storage.write(stray, storage.read(thumb) or b"", "image/webp")
+    storage.delete(thumb)
+    report = report_of(storage, destination)
+    assert (kinds(report.problems), report.thumbnails) == ([("orphan", stray)], 4)
 
 
 def test_the_command_prints_problems_and_exits_with_1(storage: Storage, destination: str, dreamgrid: Command) -> None:

@@ -235,13 +235,18 @@ class Observer:
         self._etags: dict[str, str] = {}
 
     def look(self) -> None:
-        """Read what is new since the last call. Every dream exists before the part that names it."""
+        """Read what is new since the last call. Every dream exists before its thumbnail and the part that names it."""
+        thumbnails = list(self.storage.list(layout.thumbs_folder(self.destination)))
         parts = list(self.storage.list(f"{self.destination}manifest/"))
         for found in self._new(list(self.storage.list(f"{self.destination}images/"))):
             data = self.storage.read(found.uri) or b""
             assert decode(data)
             assert read_metadata(data), f"{found.uri} is not a complete dream"
             self.dreams[found.uri] = len(data), hashlib.sha256(data).hexdigest()
+        thumbs = {layout.thumb_uri(self.destination, uri) for uri in self.dreams}
+        for found in self._new(thumbnails):
+            assert found.uri in thumbs
+            assert decode(self.storage.read(found.uri) or b"").pixels.shape == (32, 40, 3)
         for found in self._new(parts):
             for row in pq.read_table(io.BytesIO(self.storage.read(found.uri) or b"")).to_pylist():
                 self._look_at(row)

@@ -1,0 +1,44 @@
+"""Group a stream of items into batches."""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import TypeVar
+
+__all__ = ["group_by_size"]
+
+_Item = TypeVar("_Item")
+
+
+def group_by_size(
+    items: Iterable[_Item],
+    group_key: Callable[[_Item], Hashable | None],
+    batch_size: Callable[[_Item], int],
+    max_waiting: int,
+) -> Iterator[list[_Item]]:
+    """Group a stream of items into batches, such as images of one size, without waiting for the end of the stream.
+
+    Args:
+        items: a stream of any length.
+        group_key: items with equal keys go into one batch. An item with the key None passes immediately, alone.
+        batch_size: the size of a full batch of items like this one.
+        max_waiting: the number of items that may wait. If more do, the oldest batch goes out incomplete.
+
+    Returns:
+        Every item exactly once, in batches of one key.
+    """
+    waiting: dict[Hashable, list[_Item]] = {}
+    count = 0
+    for item in items:
+        key = group_key(item)
+        if key is None:
+            yield [item]
+            continue
+        batch = waiting.setdefault(key, [])
+        batch.append(item)
+        count += 1
+        if len(batch) < batch_size(item):
+            if count <= max_waiting:
+                continue
+            key = next(iter(waiting))
+        count -= len(waiting[key])
+        yield waiting.pop(key)
+    yield from waiting.values()
