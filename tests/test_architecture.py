@@ -31,6 +31,7 @@ CORE, FLOWS = modules_of("dreamcore"), modules_of("flows")
 LEVELS = (
     {
         "cli.atlas",
+        "cli.enlarge",
         "cli.folders",
         "cli.image",
         "cli.main",
@@ -54,7 +55,19 @@ LEVELS = (
     {"zoom"},
     {"zoom_plan"},
     {
-        *("shard", "scan", "verify", "prune", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"),
+        *(
+            "shard",
+            "scan",
+            "verify",
+            "prune",
+            "preview",
+            "enlarge",
+            "redream",
+            "single",
+            "retry",
+            "atlas",
+            "atlas_pictures",
+        ),
         *("upload", "download"),
     },
     {"channels"},
@@ -245,7 +258,7 @@ def test_planning_with_the_bundled_network_imports_no_torch() -> None:
 
 
 def test_a_grid_has_an_axis_for_every_setting_except_those_of_the_whole_job() -> None:
-    assert [name for name in DreamSettings.model_fields if name not in ("max_pixels", "output")] == [
+    assert [name for name in DreamSettings.model_fields if name not in ("max_pixels", "output", "enlarge")] == [
         name for name in Grid.model_fields if name not in ("preset", "look", "points")
     ]
 
