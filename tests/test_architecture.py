@@ -55,22 +55,10 @@ LEVELS = (
     {"zoom"},
     {"zoom_plan"},
     {
-        *(
-            "shard",
-            "scan",
-            "verify",
-            "prune",
-            "preview",
-            "enlarge",
-            "redream",
-            "single",
-            "retry",
-            "atlas",
-            "atlas_pictures",
-        ),
-        *("upload", "download"),
+        *("shard", "scan", "verify", "prune", "preview", "redream", "single", "retry", "atlas", "atlas_pictures"),
+        *("upload", "download", "enlarge"),
     },
-    {"channels"},
+    {"channels", "enlargements"},
     {"run_rows", "run_report", "sharing", "compact_mark"},
     {"run_record"},
     {
@@ -270,7 +258,7 @@ def test_the_columns_of_the_manifest_are_the_published_ones() -> None:
         settings_id model weights_sha256 layers octaves octave_scale steps step_size jitter seed settings score_before
         score_after layer_scores classes_before classes_after result_uri result_bytes result_sha256 width height device
         precision batch tile seconds algorithm_version created_at octaves_left_out octave_scores stage_scores
-        result_id
+        result_id enlarged_from
     """
     assert [field.name for field in fields(Row)] == published.split()
 

@@ -5,15 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from dreamcore.errors import InvalidInput
 from dreamcore.fields import Reference
 from dreamcore.images import encode, read_metadata
 from dreamcore.settings import DreamSettings
-from flows import manifest
+from flows import history, manifest
 from flows.assets import resolve
 from flows.enlarge import Order, enlarge
+from flows.job import DreamJob
+from flows.plan import make_plan
 from flows.redream import redream
+from flows.run_record import Run
+from flows.scan import plan_settings, scan
+from flows.shard import dream_shard
 from flows.single import decode_named, dream_file
 from flows.storage import Storage
 from tests.flows.test_redream import GRID, dream_grid, photograph
@@ -163,3 +169,74 @@ def test_guide_and_mask_are_those_of_the_dream(cat: Path, tmp_path: Path) -> Non
     )
     assert change[:, :60].max() == 0, "where the mask is black, the photograph stays"
     assert change[:, 70:].mean() > 1
+
+
+def test_a_job_enlarges_favourites_with_rows_that_name_them(storage: Storage, source: str, destination: str) -> None:
+    for seed in (0, 1):
+        storage.write(f"{source}{seed}.png", photograph(seed, (96, 128)), "image/png")
+    dream_grid(storage, source, destination, grid={**GRID, "seed": [0, 1]}, max_pixels=3072)
+    rows = manifest.read(storage, destination).to_pylist()
+    favourites = [row for row in rows if row["source_uri"] == f"{source}{row['seed']}.png"]
+    assert len(favourites) == 2
+    ids = [row["result_id"] for row in favourites]
+    enlarge_job = {"dreams": [*ids, ids[0]], "max_pixels": 12_288, "strength": 0.4}
+    job = DreamJob.model_validate(
+        {"source": source, "destination": destination, "enlarge": enlarge_job, "output": {"format": "webp"}}
+    )
+    settings = plan_settings(job)
+    assert [each.photograph for each in settings] == [
+        (row["source_uri"], row["source_etag"]) for row in sorted(favourites, key=lambda row: row["result_id"])
+    ]
+    finished = history.finished_dreams(destination, storage)
+    plan = make_plan(scan(job, storage).sources, settings, finished)
+    assert plan.dreams == 2
+    run = Run(run_id="enlarge", job=job, settings=settings)
+    for shard in plan:
+        dream_shard(run, shard, storage)
+    made = manifest.read(storage, destination, run_id="enlarge").to_pylist()
+    assert {row["status"] for row in made} == {"done"}
+    assert {row["source_uri"]: row["enlarged_from"] for row in made} == {
+        row["source_uri"]: row["result_id"] for row in favourites
+    }
+    assert {(row["width"], row["height"]) for row in made} == {(128, 96)}
+    assert {row["enlarged_from"] for row in rows} == {None}
+    for row in made:
+        inside = read_metadata(storage.read(row["result_uri"]) or b"") or {}
+        assert inside["enlarged_from"] == row["enlarged_from"]
+        assert row["result_uri"].endswith(f"-{row['result_id']}.webp")
+        assert json.loads(row["settings"])["enlarge"]["sha256"] in {each["result_sha256"] for each in favourites}
+    assert not make_plan(scan(job, storage).sources, settings, lambda _: True)
+
+
+def test_a_job_reports_favourites_that_cannot_be_enlarged(storage: Storage, source: str, destination: str) -> None:
+    storage.write(f"{source}cat.png", photograph(size=(96, 128)), "image/png")
+    (uri,) = dream_grid(storage, source, destination, grid=GRID, max_pixels=3072)
+    (identity,) = manifest.read(storage, destination, ["result_id"])["result_id"].to_pylist()
+
+    def job(place: str = source, **fields: object) -> DreamJob:
+        enlarge_job = {"dreams": [identity], "max_pixels": 12_288, **fields}
+        return DreamJob.model_validate({"source": place, "destination": destination, "enlarge": enlarge_job})
+
+    for wrong, message in (
+        (job(dreams=["0" * 16]), f"{destination} has no dream with the id 0000000000000000"),
+        (job(max_pixels=3072), "64 x 48 pixels: give a number over 3,072"),
+        (job("s3://photos/elsewhere/"), "is not in s3://photos/elsewhere/"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            plan_settings(wrong)
+    settings = plan_settings(job())
+    (shard,) = make_plan(scan(job(), storage).sources, settings, lambda _: False)
+    dream = storage.read(uri) or b""
+    storage.delete(uri)
+    dream_shard(Run(run_id="enlarge", job=job(), settings=settings), shard, storage)
+    (row,) = manifest.read(storage, destination, run_id="enlarge").to_pylist()
+    assert (row["status"], row["error_kind"]) == ("skipped", "source_missing")
+    assert row["error"] == f"enlarge: {uri} does not exist"
+    storage.write(uri, dream, "image/png")
+    storage.write(f"{source}cat.png", photograph(1, (96, 128)), "image/png")
+    with pytest.raises(InvalidInput, match=f"{source}cat.png has changed since it was dreamt"):
+        plan_settings(job())
+    with pytest.raises(ValidationError, match="grid and enlarge are both given"):
+        DreamJob.model_validate({**job().model_dump(), "grid": GRID})
+    plain = DreamJob(source=source, destination=destination)
+    assert job().job_id != plain.job_id != job(strength=0.6).job_id != job().job_id
