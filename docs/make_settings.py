@@ -12,7 +12,7 @@ from dreamcore.fields import Output
 from dreamcore.looks import LOOK, LookName
 from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings
-from flows.job import DreamJob, ExecutorOptions
+from flows.job import DreamJob, EnlargeOptions, ExecutorOptions
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -66,14 +66,14 @@ def rows(model: type[Any], *names: str) -> Iterator[str]:
 def tables() -> dict[str, list[str]]:
     """Return the rows of each table, by its name on the page."""
     settings = [name for name in DreamSettings.model_fields if name not in DreamJob.model_fields]
-    job = [name for name in DreamJob.model_fields if name not in ("grid", "output", "executor")]
+    job = [name for name in DreamJob.model_fields if name not in ("grid", "output", "enlarge", "executor")]
     names = [
         f"| `{name}` |  | {values_of({'enum': get_args(values)})} | {description} |"
         for name, values, description in (("preset", PresetName, PRESET), ("look", LookName, LOOK))
     ]
     nested = [
         row.replace("`", f"`{name}.", 1)
-        for name, model in (("output", Output), ("executor", ExecutorOptions))
+        for name, model in (("output", Output), ("enlarge", EnlargeOptions), ("executor", ExecutorOptions))
         for row in rows(model, *model.model_fields)
     ]
     return {"settings": [*names, *rows(DreamSettings, *settings)], "job": [*rows(DreamJob, *job), *nested]}

@@ -19,12 +19,12 @@ from torch import Tensor
 from dreamcore.calm import calm_weights
 from dreamcore.canvas import Canvas, Pixels
 from dreamcore.color_correlation import mix_colors, natural_steps
-from dreamcore.finish import finish, is_finished
+from dreamcore.finish import finish, finish_from, is_finished
 from dreamcore.fourier import Spectrum
 from dreamcore.gradients import filter_gradient, normalizer, penalty_gradient, slow_near_limits
 from dreamcore.network import LayerActivations, Network
 from dreamcore.objective import Objective, measure
-from dreamcore.octaves import Size, carry, images_at, mask_at, octave_sizes, resize
+from dreamcore.octaves import Size, carry, enlarged, images_at, larger_sizes, mask_at, octave_sizes, resize
 from dreamcore.settings import DreamSettings
 from dreamcore.tiles import Tile, even_tiles, fixed_tiles
 from dreamcore.transforms import Transforms, choose_views, view_size
@@ -48,6 +48,8 @@ class Sample:
     """(3, h, w) in [0, 1]. With a guide, features that resemble the guide's are excited."""
     mask: Tensor | None = None
     """(1, H, W) in [0, 1]. Where the mask is 1 the image changes, where it is 0 the image stays."""
+    dream: Tensor | None = None
+    """(3, h, w) in [0, 1], a dream of the image. With a dream, only octaves larger than the dream are dreamt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ class AscentResult:
     measured: Tensor
     """(B, targets): the measured value of each target in the finished dreams."""
     octave_scores: Tensor
-    """(B, octaves): the scores after each octave."""
+    """(B, octaves): the scores after each octave. With dreams to go on from, the first are those of the dreams."""
     skipped_octaves: int
     """Number of octaves that were skipped because they are too small for the network."""
 
@@ -83,20 +85,22 @@ def ascend(
     shared = samples[0].settings  # every setting in `BATCH_FIELDS` is the same for all samples
     images = torch.stack([sample.image for sample in samples]) if len(samples) > 1 else samples[0].image[None]
     full = (images.shape[-2], images.shape[-1])
-    sizes = octave_sizes(full, shared, network.spec.min_size)
     batch = _Batch(network, samples)
+    sizes = batch.sizes(full)
+    steps = [shared.steps * (batch.begun is None or octave > 0) for octave in range(len(sizes))]
     objective = batch.objective  # step 2: choose what to excite
-    base = dreams = images_at(images, sizes, 0, shared)
+    base = images_at(images, sizes, 0, shared)
+    dreams = base if batch.begun is None else batch.begun
     octave_scores = []
     for octave, size in enumerate(sizes):  # step 6: repeat, over octaves from coarse to fine
         previous, base = base, images_at(images, sizes, octave, shared)
         mask = mask_at(batch.masks, size, base)
-        dreams = carry(dreams, previous, base, mask, shared) if octave else base
+        dreams = carry(dreams, previous, base, mask, shared) if octave else dreams
         tiles = batch.tiles(view_size(size, shared), tile_size)
         joint = len(tiles) > 1 and not shared.tile  # memory tiles share one score, tiles of the setting do not
         sums = measure(network, dreams, objective, batch.tiles(size, tile_size), base) if joint else None
         active, canvas = torch.ones_like(batch.step_size), batch.canvas(dreams, base, mask)
-        for step in range(shared.steps):
+        for step in range(steps[octave]):
             views = choose_views(batch.settings, octave, step, size, random_tile_offset=joint)
             viewed = views.apply(canvas.image())
             gradient, tile_sums = torch.empty_like(viewed), []
@@ -118,7 +122,7 @@ def ascend(
             sums = total if joint else None
             active = active * (objective.score(total).view_as(active) <= batch.stop_at)
             if on_step:
-                on_step(octave * shared.steps + step + 1, len(sizes) * shared.steps)
+                on_step(sum(steps[:octave]) + step + 1, sum(steps))
             if batch.may_stop_early and not active.any():
                 break
         dreams = canvas.image()
@@ -127,7 +131,7 @@ def ascend(
     finished = batch.finish(resize(dreams, full, shared.resample).clamp(0, 1), images)
     if not batch.is_finished or not (shared.clip and sizes[-1] == full):
         measured = measure(network, finished, objective, even_tiles(full, tile_size, network.spec.min_size))
-    skipped = shared.octaves - len(sizes)
+    skipped = shared.octaves - len(sizes) if batch.begun is None else 0
     return AscentResult(finished, objective.each(measured), torch.stack(octave_scores, 1), skipped)
 
 
@@ -160,11 +164,20 @@ class _Batch:
         self.penalized = any(settings.total_variation or settings.l2 for settings in self.settings)
         self.color = natural_steps(self.shared.color, like)
         self.masks = [sample.mask for sample in samples]
+        begun = [sample.dream for sample in samples if sample.dream is not None]
+        self.begun = torch.stack(begun) if begun else None
+        """The dreams (B, 3, h, w) to go on from; None: the ascent starts from the images."""
         self.is_finished = all(map(is_finished, self.settings))
         # In Fourier space, the colors are independent of one another already.
         self.colored = self.shared.color > 0 and self.shared.space != "fourier"
         self.unit = network.std if self.shared.space == "network" else None
         """Length in the image of a step of 1 in network space; None: steps are taken in the image itself."""
+
+    def sizes(self, full: Size) -> list[Size]:
+        """Return the sizes of the octaves of images of size `full` (H, W), from that of the dreams to go on from."""
+        if self.begun is None:
+            return octave_sizes(full, self.shared, self.min_size)
+        return larger_sizes(full, (self.begun.shape[-2], self.begun.shape[-1]), self.shared, self.min_size)
 
     def tiles(self, size: Size, tile_size: int) -> list[Tile]:
         """Return the tiles of an octave of `size` (H, W): tiles of the setting `tile`, or memory tiles if it is 0."""
@@ -221,7 +234,12 @@ class _Batch:
 
     def finish(self, dreams: Tensor, images: Tensor) -> Tensor:
         """Return the finished dreams of `images`, both (B, 3, H, W), with contrast, colors and blend."""
-        return dreams if self.is_finished else finish(dreams, images, self.masks, self.settings)
+        if self.is_finished:
+            return dreams
+        if self.begun is None:
+            return finish(dreams, images, self.masks, self.settings)
+        start = enlarged(self.begun, images, self.masks, self.shared)
+        return finish_from(start, dreams, lambda each: finish(each, images, self.masks, self.settings))
 
     def clip(self, dreams: Tensor) -> Tensor:
         """Clip `dreams` to [0, 1] in place if the setting `clip` is on."""

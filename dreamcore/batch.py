@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamcore.ascent import AscentResult, OnStep, Sample, ascend
+from dreamcore.enlarge import check_dream, settings_of_ascent
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph
 from dreamcore.memory import choose_batch_size, choose_tile
@@ -157,14 +158,14 @@ def dream_photographs(
         `out_of_memory`, or `non_finite`.
 
     Raises:
-        InvalidInput: the settings name another network, or a guide or mask that the request lacks.
+        InvalidInput: the settings name another network, or an image that the request lacks.
     """
     for request in requests:
         _check_request(network, request)
     height, width = requests[0].photograph.pixels.shape[:2]
     layers = frozenset[str]().union(*(request.settings.layer_names for request in requests))
     try:
-        sizes = octave_sizes((height, width), requests[0].settings, network.spec.min_size)
+        sizes = octave_sizes((height, width), settings_of_ascent(requests[0].settings), network.spec.min_size)
         batch_size, tile = _choose_batch_and_tile(network, layers, max(sizes), requests, limits)
     except ImageError as error:
         return [error] * len(requests)
@@ -175,12 +176,13 @@ def dream_photographs(
 
 
 def _check_request(network: Network, request: DreamRequest) -> None:
-    """Raise `InvalidInput` if the settings name another network, or a guide or mask that the request lacks."""
+    """Raise `InvalidInput` if the settings name another network, or an image that the request lacks."""
     if request.settings.model != network.spec.model:
         raise InvalidInput(f"the settings name the network {request.settings.model}, not {network.spec.model}")
     for name in ("guide", "mask"):
         if getattr(request.settings, name) and getattr(request, name) is None:
             raise InvalidInput(f"the settings name a {name}, but the request has no {name} image")
+    check_dream(request)
 
 
 def _choose_batch_and_tile(
@@ -281,9 +283,10 @@ def _samples(network: Network, requests: Sequence[DreamRequest]) -> list[Sample]
     return [
         Sample(
             to_tensor(request.photograph.pixels, network.device)[0],
-            request.settings,
+            settings_of_ascent(request.settings),
             guide,
             to_mask(request.mask, request.photograph, network.device) if request.mask else None,
+            to_tensor(request.dream.pixels, network.device)[0] if request.dream else None,
         )
         for request, guide in zip(requests, _guides(network, requests), strict=True)
     ]

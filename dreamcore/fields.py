@@ -18,6 +18,8 @@ __all__ = [
     "Clip",
     "Color",
     "Contrast",
+    "Enlarge",
+    "Enlarged",
     "FileReference",
     "Flip",
     "Gradient",
@@ -88,6 +90,15 @@ class Reference(Frozen):
         return self.uri + (f"#sha256={self.sha256}" if self.sha256 else "")
 
 
+class Enlarge(Reference):
+    """The dream that an enlarged dream starts from."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 of the file of the dream in hex."""
+    strength: float = Field(default=0.5, ge=0, le=2)
+    """Factor of the step size in the octaves that are larger than the dream; 0 dreams nothing new."""
+
+
 def _read_reference(value: object) -> object:
     """Return the fields of a reference that is written as `URI` or `URI#sha256=HEX`."""
     if not isinstance(value, str):
@@ -121,6 +132,12 @@ Mask = Annotated[
     FileReference | None,
     Field(
         description="Mask image, stretched to each image; white areas change, black areas stay, gray areas change less."
+    ),
+]
+Enlarged = Annotated[
+    Enlarge | None,
+    Field(
+        description="Dream to go on from: only octaves larger than this dream are dreamt. `dreamgrid enlarge` sets it."
     ),
 ]
 Octaves = Annotated[

@@ -1,13 +1,13 @@
 """What is done with a finished dream: contrast, the colors of the photograph, and a share of the photograph itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from dreamcore.settings import DreamSettings
 
-__all__ = ["finish", "is_finished"]
+__all__ = ["finish", "finish_from", "is_finished"]
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness: ITU-R BT.601, as in Pillow."""
@@ -34,6 +34,18 @@ def finish(dreams: Tensor, images: Tensor, masks: Sequence[Tensor | None], setti
         if not is_finished(each):
             dream.copy_(_finish(dream, image, mask, each))
     return dreams
+
+
+def finish_from(start: Tensor, dreams: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return finished images: `start`, which is finished, and the finished change from `start` to `dreams`.
+
+    Args:
+        start: images (B, 3, H, W) in [0, 1] that are finished already.
+        dreams: images (B, 3, H, W) in [0, 1] that an ascent has made of `start`. They are overwritten.
+        finish: finishes images in place.
+    """
+    before = finish(start.clone())
+    return finish(dreams).sub_(before).add_(start).clamp_(0, 1)
 
 
 def _finish(dream: Tensor, image: Tensor, mask: Tensor | None, settings: DreamSettings) -> Tensor:

@@ -85,6 +85,8 @@ def _not_empty(values: tuple[_T, ...] | None) -> tuple[_T, ...] | None:
 
 def _as_json(point: dict[str, Any]) -> dict[str, Any]:
     """Return a point with canonical values, so that equal points compare equal however they are written."""
+    if "enlarge" in point:
+        raise ValueError("enlarge cannot be a point of a grid: name the dreams in the field enlarge of the job")
     try:
         point = expand_names(point) if {"preset", "look"} & set(point) else point
         settings = DreamSettings.model_validate(point)

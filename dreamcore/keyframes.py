@@ -23,7 +23,7 @@ from dreamcore.targets import Frozen, Target, canonical_order
 
 __all__ = ["CONSTANT", "Moment", "Motion", "Timeline", "interpolate", "loop_pull", "read_timeline"]
 
-CONSTANT = ("model", "weights", "guide", "mask", "max_pixels", "output")
+CONSTANT = ("model", "weights", "guide", "mask", "max_pixels", "output", "enlarge")
 """Settings that are the same for a whole movie."""
 
 _WEIGHT_DIGITS = 6

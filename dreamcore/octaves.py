@@ -1,5 +1,6 @@
 """Octaves: their sizes, the images at each size, and the start of an octave from the one before it."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,13 +10,26 @@ from torch import Tensor
 from dreamcore.errors import ImageError
 from dreamcore.settings import DreamSettings
 
-__all__ = ["MIN_OCTAVE", "Size", "carry", "images_at", "mask_at", "octave_sizes", "resize"]
+__all__ = [
+    "MIN_OCTAVE",
+    "Size",
+    "carry",
+    "enlarged",
+    "images_at",
+    "larger_sizes",
+    "mask_at",
+    "octave_sizes",
+    "resize",
+]
 
 MIN_OCTAVE = 32
 """Least side of an octave in pixels. Smaller octaves contain too little context for a network and are skipped."""
 
 _MAX_GPU_SHRINK = 32
 """Largest antialiased reduction on a GPU. From a factor of about 47, torch's kernel lacks memory for its weights."""
+
+_ALL_OCTAVES = 32
+"""More octaves than an image has: the octaves are those of the enlarged image, whatever `octaves` says."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -44,6 +58,31 @@ def octave_sizes(size: Size, settings: DreamSettings, min_size: int = 1) -> list
         raise ImageError("too_small", f"{size[1]}x{size[0]} pixels: the network needs {min_size} on each side")
     least = max(min_size, MIN_OCTAVE)
     return [each for each in _all_sizes(size, settings) if each == size or min(each) >= least]
+
+
+def larger_sizes(full: Size, dream: Size, settings: DreamSettings, min_size: int = 1) -> list[Size]:
+    """Return the size of the dream, and then that of each octave larger than the dream, the coarsest first.
+
+    An octave that is hardly larger than the dream is left out: the dream has that octave already.
+
+    Args:
+        full: size (H, W) of the enlarged image.
+        dream: size (H, W) of the dream.
+        settings: those of the ascent; `octaves` is not used.
+        min_size: smallest side that the network accepts, in pixels.
+
+    Raises:
+        ImageError: `too_small`: the image is smaller than the network accepts.
+
+    Example:
+        >>> larger_sizes((400, 600), (100, 150), DreamSettings(octave_scale=1.4))
+        [(100, 150), (146, 219), (204, 306), (286, 429), (400, 600)]
+    """
+    if full == dream:
+        return [full]
+    sizes = octave_sizes(full, settings.model_copy(update={"octaves": _ALL_OCTAVES}), min_size)
+    least = math.sqrt(settings.octave_scale) * math.sqrt(dream[0] * dream[1])
+    return [dream, *(size for size in sizes if size == full or math.sqrt(size[0] * size[1]) >= least)]
 
 
 def _all_sizes(size: Size, settings: DreamSettings) -> list[Size]:
@@ -120,6 +159,20 @@ def carry(dreams: Tensor, previous: Tensor, base: Tensor, mask: Tensor | None, s
         rounded = (dreams * 255).round() / 255 if settings.carry == "result_8bit" else dreams
         start = resize(rounded, size, settings.resample)
     return start if mask is None else torch.where(mask > 0, start, base)
+
+
+def enlarged(dreams: Tensor, images: Tensor, masks: Sequence[Tensor | None], settings: DreamSettings) -> Tensor:
+    """Return images with the resized detail of their dreams, and nothing new.
+
+    Args:
+        dreams: dreams (B, 3, h, w).
+        images: the photographs (B, 3, H, W).
+        masks: the mask (1, H, W) of each sample, or None. Where a mask is 0 the result is the photograph.
+        settings: those of the ascent.
+    """
+    small, large = ((each.shape[-2], each.shape[-1]) for each in (dreams, images))
+    base = resize(images, small, settings.resample)
+    return carry(dreams, base, images, mask_at(masks, large, images), settings).clamp_(0, 1)
 
 
 def resize(images: Tensor, size: Size, method: str = "bicubic") -> Tensor:

@@ -28,6 +28,8 @@ class DreamRequest:
     """The decoded image that `settings.guide` names."""
     mask: Photograph | None = None
     """The decoded image that `settings.mask` names. It is stretched to the size of the photograph."""
+    dream: Photograph | None = None
+    """The decoded dream that `settings.enlarge` names, at its full size."""
     before: Observation | None = None
     """The observation of the photograph, if it is known already. Otherwise the network computes it."""
 

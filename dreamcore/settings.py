@@ -18,6 +18,7 @@ from dreamcore.fields import (
     Clip,
     Color,
     Contrast,
+    Enlarged,
     Flip,
     Gradient,
     Guide,
@@ -197,6 +198,7 @@ class DreamSettings(Frozen):
     seed: Seed = 0
     max_pixels: MaxPixels = 1_000_000
     output: Output = Output()
+    enlarge: Enlarged = None
 
     @model_validator(mode="before")
     @classmethod
@@ -259,6 +261,7 @@ BATCH_FIELDS = [
     "normalise",
     "carry",
     "max_pixels",
+    "enlarge",
 ]
 """Fields that must be equal for all samples of a batch. All other fields may differ."""
 
@@ -306,7 +309,7 @@ def settings_id(settings: DreamSettings, weights: str) -> str:
     """Return the identity of settings and weights: 16 hex digits.
 
     Fields at the default of the first dreams are left out. So neither a new setting nor a new default changes the
-    identity of existing dreams. Guide and mask count by their content.
+    identity of existing dreams. Guide, mask and the dream to enlarge count by their content.
 
     Args:
         settings: the settings.
@@ -316,7 +319,9 @@ def settings_id(settings: DreamSettings, weights: str) -> str:
         ValueError: guide or mask have no SHA-256 yet.
     """
     first = _FirstSettings.model_construct(**dict(settings))
-    chosen = first.model_dump(mode="json", exclude_defaults=True, exclude={"weights", "guide", "mask"})
+    chosen = first.model_dump(mode="json", exclude_defaults=True, exclude={"weights", "guide", "mask", "enlarge"})
+    if settings.enlarge:
+        chosen["enlarge"] = [settings.enlarge.sha256, settings.enlarge.strength]
     for name, file in (("guide", settings.guide), ("mask", settings.mask)):
         if file:
             if file.sha256 is None:

@@ -1,6 +1,6 @@
 """The files that settings and jobs refer to: guides, masks, weights and labels.
 
-Guides, masks and weights are identified by their SHA-256. Labels do not change a dream.
+Guides, masks, weights and dreams to enlarge are identified by their SHA-256. Labels do not change a dream.
 """
 
 import hashlib
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from dreamcore.network import Network
 
 __all__ = [
+    "FILES",
     "can_repeat",
     "check_labels",
+    "load_dream",
     "load_guide_and_mask",
     "load_image",
     "network_for",
@@ -34,6 +36,9 @@ __all__ = [
     "resolve",
     "resolve_files",
 ]
+
+FILES = ("guide", "mask", "weights", "enlarge")
+"""The settings that refer to a file."""
 
 
 def _fail_fast_storage() -> Storage:
@@ -76,7 +81,7 @@ def resolve_files(
     settings: DreamSettings, *, local: bool = False, open_storage: Callable[[], Storage] = _fail_fast_storage
 ) -> DreamSettings:
     """Return the settings with the SHA-256 of every file filled in. Arguments and errors are those of `resolve`."""
-    for name in ("guide", "mask", "weights"):
+    for name in FILES:
         reference = getattr(settings, name)
         if reference is None:
             continue
@@ -192,6 +197,26 @@ def load_guide_and_mask(settings: DreamSettings) -> tuple[Photograph | None, Pho
     guide = load_image(settings.guide, "guide") if settings.guide else None
     mask = load_image(settings.mask, "mask") if settings.mask else None
     return guide, mask
+
+
+def load_dream(settings: DreamSettings, open_storage: Callable[[], Storage] = storage) -> Photograph | None:
+    """Return the dream that these settings enlarge, at its full size; None if they enlarge none.
+
+    Args:
+        settings: resolved settings.
+        open_storage: returns the access to S3; called only if the dream is in S3.
+
+    Raises:
+        InvalidInput: the file does not exist, has another SHA-256 than the settings, or is not an image.
+        Unavailable: S3 failed.
+    """
+    reference = settings.enlarge
+    if reference is None:
+        return None
+    try:
+        return decode(read(reference, "enlarge", open_storage))
+    except ImageError as error:
+        raise InvalidInput(f"enlarge: {reference.uri}: {error}") from error
 
 
 @lru_cache(maxsize=4)

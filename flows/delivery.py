@@ -48,6 +48,7 @@ class Delivery:
             return self._take_over(row)
         metadata = dream.metadata() | {name: getattr(row, name) for name in _SOURCE}
         metadata["created_at"] = row.created_at.isoformat()
+        metadata |= {"enlarged_from": row.enlarged_from} if row.enlarged_from else {}
         try:
             data = encode(dream.pixels, output.format, output.quality, metadata)
         except ImageError as error:

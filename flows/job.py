@@ -21,7 +21,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError
 
 from dreamcore.errors import ErrorKind, InvalidInput
-from dreamcore.fields import FileReference, MaxPixels, Output
+from dreamcore.fields import Enlarge, FileReference, MaxPixels, Output
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
@@ -33,6 +33,7 @@ __all__ = [
     "MAX_SOURCES",
     "WITHOUT_EFFECT_ON_DREAMS",
     "DreamJob",
+    "EnlargeOptions",
     "ExecutorName",
     "ExecutorOptions",
     "RetryFailed",
@@ -96,6 +97,23 @@ class ExecutorOptions(Frozen):
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         mapping = handler.resolve_ref_schema(handler(schema))
         return {"anyOf": [mapping, {"enum": list(get_args(ExecutorName))}]}
+
+
+class EnlargeOptions(Frozen):
+    """Dreams of the destination that a run makes large, instead of dreaming the source under a grid."""
+
+    dreams: tuple[Annotated[str, Field(pattern="^[0-9a-f]{16}$")], ...] = Field(min_length=1, max_length=1000)
+    """The `result_id` of each dream. Their photographs are in the source."""
+    max_pixels: int = Field(default=12_000_000, ge=1)
+    """Number of pixels of each enlarged dream. A smaller photograph is resampled."""
+    strength: float = Field(default=Enlarge.model_fields["strength"].default, ge=0, le=2)
+    """Factor of the step size for the new details; 0 adds none."""
+
+    @field_validator("dreams")
+    @classmethod
+    def _sort_dreams(cls, dreams: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the dreams without repetitions in a fixed order, which the identity of the job needs."""
+        return tuple(sorted(set(dreams)))
 
 
 # An inventory only says how the photographs are found. If it counted, the job of the next night, with a new inventory,
@@ -213,6 +231,11 @@ class DreamJob(Frozen):
     grid: Grid = Field(default=Grid(), description="The settings: each photograph is dreamt under every combination.")
     max_pixels: MaxPixels = DreamSettings().max_pixels
     output: Output = Field(default=Output(), description="The file format of the dreams.")
+    enlarge: EnlargeOptions | None = Field(
+        default=None,
+        description="Instead of a grid: dreams of the destination to make large, by their result_id.",
+        examples=[{"dreams": ["0123456789abcdef"], "max_pixels": 12_000_000}],
+    )
     stage_scores: bool = Field(
         default=False, description="Also score every stage of the network before and after the dream."
     )
@@ -287,6 +310,12 @@ class DreamJob(Frozen):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _enlarge_without_a_grid(self) -> Self:
+        if self.enlarge and self.grid != Grid():
+            raise ValueError("grid and enlarge are both given: each enlarged dream keeps its own settings")
+        return self
+
     @property
     def addresses(self) -> tuple[str, ...]:
         """The addresses where the photographs are: the one source, or all sources of the list."""
@@ -306,7 +335,9 @@ class DreamJob(Frozen):
         Fields that change no dream do not count. Fields of later versions count only when they are given, so that runs
         of versions without these fields can be resumed.
         """
-        left_out = WITHOUT_EFFECT_ON_DREAMS | {name for name in ("exclude", "sources") if not getattr(self, name)}
+        left_out = WITHOUT_EFFECT_ON_DREAMS | {
+            name for name in ("exclude", "sources", "enlarge") if not getattr(self, name)
+        }
         axes = {name for name in Grid.model_fields if name not in _FIRST_AXES and getattr(self.grid, name) is None}
         return digest(self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "grid": axes}))
 

@@ -45,7 +45,7 @@ __all__ = [
     "value_counts",
 ]
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 """Incremented when a column is added. Columns are never changed or removed, and new ones are nullable."""
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
@@ -116,6 +116,8 @@ class Row:
     stage_scores: list[dict[str, Any]] | None = None
     result_id: str | None = None
     """Identity of the dream, 16 hex digits: by this name people and commands refer to it."""
+    enlarged_from: str | None = None
+    """The `result_id` of the dream that this dream enlarges; null for any other dream."""
 
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()

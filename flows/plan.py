@@ -246,6 +246,7 @@ def make_plan(
 
     Returns:
         Shards in a stable order. Every pair of a photograph and settings that is not done is in exactly one shard.
+        Settings for one photograph pair only with that photograph.
     """
     missing = [_missing(batch, settings, is_done) for batch in sources.batches()]
     dreams = sum(int(np.bitwise_count(bits).sum()) for bits in missing)
@@ -303,6 +304,10 @@ def _missing(batch: pa.Table, settings: Sequence[PlannedSettings], is_done: IsDo
     missing = np.empty((len(batch), len(settings)), np.bool_)
     for index, planned in enumerate(settings):
         missing[:, index] = np.logical_not(is_done(dream_keys(uris, etags, repeat(planned.settings_id))))
+        if planned.photograph:
+            uri, etag = planned.photograph
+            only = pc.and_(pc.equal(batch["uri"], uri), pc.equal(batch["etag"], etag))
+            missing[:, index] &= only.to_numpy()
     return np.packbits(missing)
 
 
@@ -318,6 +323,8 @@ def _estimate(planned: PlannedSettings, speed: float) -> Callable[[Source], floa
         return reference_seconds(planned, pixels) / speed
 
     max_pixels = planned.settings.max_pixels
+    if planned.settings.enlarge:  # a smaller photograph is resampled
+        return lambda _source: seconds(max_pixels)
     return lambda source: seconds(estimate_pixels(source, max_pixels))
 
 

@@ -27,7 +27,7 @@ from dreamcore.fields import Output, format_of
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, encode, read_metadata
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, RecordedSettings, settings_id
 from dreamcore.targets import Frozen
-from flows.assets import resolve
+from flows.assets import FILES, resolve
 from flows.job import explain_validation
 from flows.layout import parse_uri
 from flows.manifest import find_results
@@ -47,7 +47,20 @@ from flows.terminal import one_line
 if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
 
-__all__ = ["Description", "Reproduction", "find_dream", "psnr", "read_description", "redream", "threads"]
+__all__ = [
+    "Description",
+    "Reproduction",
+    "find_dream",
+    "output_for",
+    "psnr",
+    "read_description",
+    "read_dream",
+    "read_photograph",
+    "redream",
+    "resolve_untrusted",
+    "threads",
+    "with_files",
+]
 
 SCORE_TOLERANCE = 0.001
 """Relative and absolute. Two scores of one photograph differ by less on any two machines."""
@@ -89,11 +102,7 @@ class Description(Frozen):
 
     def differences(self, now: "Dream") -> tuple[str, ...]:
         """Return what has changed since the dream was made, as messages for people."""
-        found, weights = [], now.weights
-        if self.weights_sha256 != weights:
-            found.append(f"the weights of {self.settings.model} were {self.weights_sha256}, now they are {weights}")
-        if self.algorithm_version != ALGORITHM_VERSION:
-            found.append(f"ALGORITHM_VERSION was {self.algorithm_version}, now it is {ALGORITHM_VERSION}")
+        found, weights = self.changed_network(now.weights), now.weights
         if not found and self.settings_id != settings_id(self.settings, weights):
             new = sorted(set(DreamSettings.model_fields) - self.settings.model_fields_set)
             reason = f"the newer settings {', '.join(new)} have their defaults" if new else "one of them was edited"
@@ -103,6 +112,15 @@ class Description(Frozen):
         if self.device not in (None, now.device):
             found.append(f"the dream was made on {self.device}, now on {now.device}")
         return tuple(found)
+
+    def changed_network(self, weights: str) -> list[str]:
+        """Return messages if the network has other `weights` now, or if the algorithm has changed."""
+        found = []
+        if self.weights_sha256 != weights:
+            found.append(f"the weights of {self.settings.model} were {self.weights_sha256}, now they are {weights}")
+        if self.algorithm_version != ALGORITHM_VERSION:
+            found.append(f"ALGORITHM_VERSION was {self.algorithm_version}, now it is {ALGORITHM_VERSION}")
+        return found
 
     def _changed_photograph(self, score: float) -> list[str]:
         """Return a message if `score`, that of the photograph, shows that the dream was made of another one."""
@@ -187,7 +205,7 @@ def redream(
         result: the file to write; its suffix determines the format.
         source: the photograph, or `noise:WIDTHxHEIGHT`; None reads the version that the description names from S3.
         on_step: called after every step with the finished and the total number of steps.
-        files: `guide`, `mask` and `weights` as files, if they are not where the description says.
+        files: `guide`, `mask`, `weights` and `enlarge` as files, if they are not where the description says.
 
     Raises:
         InvalidInput: a file or the network does not exist, the description is missing or malformed, `result` cannot be
@@ -195,17 +213,13 @@ def redream(
         ImageError: `dream` or the photograph is not an image, or cannot be dreamt.
         Unavailable: S3 does not respond.
     """
-    data = _read_dream(dream)
+    data = read_dream(dream)
     then = read_description(data, dream)
-    output = _output(then.settings.output, result)
+    output = output_for(then.settings.output, result)
     files = files or {}
     check_output_path(result, dream, source or dream, *files.values())
-    with_files = _with_files(then.settings, files, dream).model_copy(update={"output": output})
-    try:
-        settings = resolve(with_files, local=True)
-    except (InvalidInput, Unavailable) as error:
-        raise type(error)(one_line(str(error))) from error
-    photograph = _read_photograph(then, source, dream)
+    settings = resolve_untrusted(with_files(then.settings, files, dream).model_copy(update={"output": output}))
+    photograph = read_photograph(then, source, dream)
     original = decode_named(data, dream).pixels
     _check_size(photograph, original, dream)
     with threads(1 if then.source_uri else None):
@@ -268,7 +282,13 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _read_dream(dream: str) -> bytes:
+def read_dream(dream: str) -> bytes:
+    """Return the bytes of a dream, a file or an S3 address.
+
+    Raises:
+        InvalidInput: there is no such file or object.
+        Unavailable: S3 does not respond.
+    """
     if not dream.startswith("s3://"):
         return read_file(Path(dream))
     try:
@@ -281,7 +301,7 @@ def _read_dream(dream: str) -> bytes:
     return data
 
 
-def _output(then: Output, result: Path) -> Output:
+def output_for(then: Output, result: Path) -> Output:
     """Return the format of the new file: that of the dream with its quality, or another one by the suffix."""
     suffix = format_of(result.suffix)
     try:
@@ -290,8 +310,23 @@ def _output(then: Output, result: Path) -> Output:
         raise InvalidInput(f"{result}: {explain_validation(error)}") from error
 
 
+def read_photograph(then: Description, source: Path | None, dream: str) -> Photograph:
+    """Return the photograph from `source`, or from S3 in the version that was dreamt, at the size that it is dreamt.
+
+    Raises:
+        InvalidInput: the photograph does not exist any more or has changed; the message says how to give it as a file.
+        ImageError: it is not an image.
+        Unavailable: S3 does not respond.
+    """
+    found = _read_photograph(then, source, dream)
+    if then.settings.enlarge is None:
+        return found
+    from dreamcore.enlarge import enlarged_photograph  # this imports torch
+
+    return enlarged_photograph(found, then.settings.max_pixels)
+
+
 def _read_photograph(then: Description, source: Path | None, dream: str) -> Photograph:
-    """Return the photograph from `source`, or from S3 in the version that was dreamt."""
     if source is not None:
         return read_source(source, then.settings)
     if then.source_uri is None or then.source_etag is None:
@@ -308,25 +343,39 @@ def _read_photograph(then: Description, source: Path | None, dream: str) -> Phot
     return decode_named(data, uri, then.settings.max_pixels)
 
 
-def _with_files(settings: DreamSettings, files: Mapping[str, Path], dream: str) -> DreamSettings:
-    """Return the settings with the given files.
+def with_files(settings: DreamSettings, files: Mapping[str, Path], dream: str) -> DreamSettings:
+    """Return the settings with the given files, by the setting that refers to each.
 
     A dream may come from an untrusted person, so no file of this machine is read only because a dream names it.
+
+    Raises:
+        InvalidInput: a file is superfluous, or must be given.
     """
     found = {}
     if superfluous := [name for name in files if getattr(settings, name) is None]:
-        raise InvalidInput(f"{dream} was dreamt without a {superfluous[0]}: leave out --{superfluous[0]}")
-    for name in ("guide", "mask", "weights"):
+        without = "to enlarge another dream" if superfluous[0] == "enlarge" else f"with a {superfluous[0]}"
+        raise InvalidInput(f"{dream} was not dreamt {without}: leave out --{superfluous[0]}")
+    for name in FILES:
         reference = getattr(settings, name)
         if reference is None:
             continue
         if name in files:
             found[name] = reference.model_copy(update={"uri": str(files[name])})
         elif not reference.uri.startswith("s3://"):
+            if name == "enlarge":
+                raise InvalidInput(f"{dream} enlarges the dream {reference.uri}: give that file with --enlarge FILE")
             raise InvalidInput(f"{dream} was dreamt with a local file as {name}: give that file with --{name} FILE")
         if reference.sha256 is None:
             raise InvalidInput(f"{dream}: the description inside has no SHA-256 of its {name}, so it cannot be checked")
     return settings.model_copy(update=found)
+
+
+def resolve_untrusted(settings: DreamSettings) -> DreamSettings:
+    """Return settings that a file described, resolved (see `resolve`). The message of an error is one line."""
+    try:
+        return resolve(settings, local=True)
+    except (InvalidInput, Unavailable) as error:
+        raise type(error)(one_line(str(error))) from error
 
 
 def _check_size(photograph: Photograph, original: NDArray[np.uint8], dream: str) -> None:

@@ -16,6 +16,7 @@ from dreamcore.settings import DreamSettings, settings_id
 from dreamcore.sweeps import MAX_GRID_POINTS, Rank
 from flows import layout, normal_forms
 from flows.assets import check_labels, resolve_files
+from flows.enlargements import enlargements
 from flows.globs import compile_globs
 from flows.history import FinishedDreams
 from flows.inventory import Inventory
@@ -84,19 +85,24 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
     nearest layer, are returned once.
 
     Raises:
-        InvalidInput: a network, layer, channel or file does not exist, S3 cannot be reached, or there are more than
-            `MAX_GRID_POINTS` points.
+        InvalidInput: a network, layer, channel, file or dream to enlarge does not exist, S3 cannot be reached, or there
+            are more than `MAX_GRID_POINTS` points.
     """
     planned: dict[str, PlannedSettings] = {}
     try:
-        for settings, rank in _expanded(job):
+        for settings, rank, photograph in _points(job):
             weights = weights_identity_of(settings)
             identity = settings_id(settings, weights)
             ranks: tuple[Rank, ...] = (rank,) if rank else ()
             if twin := planned.get(identity):
                 ranks = tuple(dict.fromkeys((*twin.ranks, *ranks))) if twin.ranks and ranks else ()
             planned[identity] = PlannedSettings(
-                settings=settings, settings_id=identity, weights=weights, cost=_cost(settings), ranks=ranks
+                settings=settings,
+                settings_id=identity,
+                weights=weights,
+                cost=_cost(settings),
+                ranks=ranks,
+                photograph=photograph,
             )
         check_labels(job.labels, [each.settings for each in planned.values()])
     except ValidationError as error:
@@ -104,6 +110,14 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
     except Unavailable as error:
         raise InvalidInput(str(error)) from error
     return tuple(planned.values())
+
+
+def _points(job: DreamJob) -> Iterator[tuple[DreamSettings, Rank | None, tuple[str, str] | None]]:
+    """Yield the settings of a job with the rank, or the photograph, that says which photographs they are for."""
+    if job.enlarge:
+        yield from ((settings, None, photograph) for settings, photograph in enlargements(job, Storage(FAIL_FAST)))
+    else:
+        yield from ((settings, rank, None) for settings, rank in _expanded(job))
 
 
 def _expanded(job: DreamJob) -> Iterator[tuple[DreamSettings, Rank | None]]:

@@ -17,6 +17,7 @@ from dreamcore.targets import Target
 from flows import decoder, layout, manifest, sharing
 from flows.assets import load_guide_and_mask, network_for
 from flows.delivery import Delivery, failed_row
+from flows.enlargements import Originals, large_photographs, load_originals
 from flows.grouping import group_by_size
 from flows.machine import batch_size, choose_device, max_memory, prefetch_depth
 from flows.manifest import Row
@@ -130,6 +131,8 @@ class _Loaded:
     error: ImageError | None = None
     observations: dict[tuple[object, ...], Observation] = field(default_factory=dict)
     """What the networks make of the photograph before it is dreamt, by `_observation_key`."""
+    originals: Originals = field(default_factory=lambda: Originals({}, {}))
+    """The dreams to enlarge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +151,11 @@ class _Outcome:
         """The photograph to dream."""
         assert self.loaded is not None  # noqa: S101 - only outcomes that are to be dreamt get here
         return self.loaded.photographs[self.planned.settings.max_pixels]
+
+    @property
+    def original(self) -> Photograph | None:
+        """The dream that the settings enlarge, if they enlarge one."""
+        return self.loaded.originals.dreams.get(self.planned.settings_id) if self.loaded else None
 
     @property
     def observations(self) -> dict[tuple[object, ...], Observation]:
@@ -201,7 +209,11 @@ class _Dreamer:
         sizes = {self.run.settings[index].settings.max_pixels for index in work.settings}
         try:
             data = self.storage.read_version(work.source.uri, work.source.etag)
-            return _Loaded(work, existing, {size: self.decode(data, max_pixels=size) for size in sizes})
+            photographs = {size: self.decode(data, max_pixels=size) for size in sizes}
+            if not self.run.job.enlarge:
+                return _Loaded(work, existing, photographs)
+            originals = load_originals((self.run.settings[index] for index in work.settings), self.storage)
+            return _Loaded(work, existing, large_photographs(photographs), originals=originals)
         except ImageError as error:
             return _Loaded(work, existing, {}, error)
 
@@ -230,8 +242,8 @@ class _Dreamer:
             outcome = _Outcome(self._row(loaded.work.source, planned), planned, loaded)
             if existing := loaded.existing.get(str(outcome.row.result_uri)):
                 yield replace(outcome, row=replace(outcome.row, result_uri=existing), loaded=None)
-            elif loaded.error:
-                yield outcome.failed(loaded.error)
+            elif error := loaded.error or loaded.originals.errors.get(planned.settings_id):
+                yield outcome.failed(error)
             else:
                 yield outcome
 
@@ -257,7 +269,12 @@ class _Dreamer:
     def _requests(self, network: Network, outcomes: Sequence[_Outcome]) -> list[DreamRequest]:
         """Return the requests of a batch, each with the observation of its photograph before it is dreamt."""
         requests = [
-            DreamRequest(outcome.photograph, outcome.planned.settings, *load_guide_and_mask(outcome.planned.settings))
+            DreamRequest(
+                outcome.photograph,
+                outcome.planned.settings,
+                *load_guide_and_mask(outcome.planned.settings),
+                outcome.original,
+            )
             for outcome in outcomes
         ]
         places = [(outcome.observations, _observation_key(outcome.planned.settings)) for outcome in outcomes]
@@ -306,6 +323,7 @@ class _Dreamer:
             settings=settings.canonical_json(),
             result_uri=self.run.result_uri(source, planned),
             result_id=result_id(source.etag, planned.settings_id),
+            enlarged_from=layout.result_id_of(settings.enlarge.uri) if settings.enlarge else None,
             algorithm_version=ALGORITHM_VERSION,
             created_at=datetime.now(UTC),
         )

@@ -8,7 +8,7 @@ from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.fields import Reference
 from dreamcore.images import Photograph, encode, from_pillow
 from dreamcore.settings import DreamSettings
-from flows.assets import load_guide_and_mask, network_for, resolve
+from flows.assets import FILES, load_dream, load_guide_and_mask, network_for, resolve
 from flows.decoder import decode
 from flows.machine import choose_device, max_memory
 from flows.worker_process import disable_heap_trimming
@@ -77,7 +77,7 @@ def dream_resolved(
     """Dream a photograph on the device of this machine.
 
     Args:
-        photograph: the decoded image.
+        photograph: the decoded image. To enlarge a dream, it has the size of the enlarged dream.
         settings: resolved settings: their layers and files exist.
         on_step: called after every step with the finished and the total number of steps.
         stages: whether to score every stage of the network before and after.
@@ -93,7 +93,8 @@ def dream_resolved(
         disable_heap_trimming(memory)
     guide, mask = load_guide_and_mask(settings)
     network = network_for(settings, device, labels)
-    request = DreamRequest(photograph, choose_channels(network, settings, photograph.pixels), guide, mask)
+    chosen = choose_channels(network, settings, photograph.pixels)
+    request = DreamRequest(photograph, chosen, guide, mask, load_dream(settings))
     return dream_photograph(network, request, Limits(memory, stages), on_step)
 
 
@@ -101,7 +102,7 @@ def description(dream: "Dream") -> dict[str, Any]:
     """Return the metadata that is written into a dream. Files of this machine appear without their folders."""
     named = {
         name: file.model_copy(update={"uri": Path(file.uri).name})
-        for name in ("guide", "mask", "weights")
+        for name in FILES
         if (file := getattr(dream.settings, name)) and not file.uri.startswith("s3://")
     }
     return dream.metadata() | {"settings": dream.settings.model_copy(update=named).model_dump(mode="json")}

@@ -53,6 +53,8 @@ class PlannedSettings(Frozen):
     """Multiply-adds of one forward pass per pixel of the image, up to the deepest target layer."""
     ranks: tuple[Rank, ...] = ()
     """Which photographs are dreamt under these settings: those of one of these ranks; if empty, all photographs."""
+    photograph: tuple[str, str] | None = None
+    """Address and ETag of the only photograph that is dreamt under these settings; None: there is no such limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ LEVELS = (
     {
         "cli.atlas",
         "cli.favourites",
+        "cli.enlarge",
         "cli.folders",
         "cli.image",
         "cli.main",
@@ -56,9 +57,9 @@ LEVELS = (
     {"zoom_plan"},
     {
         *("shard", "scan", "verify", "prune", "share", "preview", "redream", "single", "retry"),
-        *("atlas", "atlas_pictures", "upload", "download"),
+        *("atlas", "atlas_pictures", "upload", "download", "enlarge"),
     },
-    {"channels", "delivery", "grouping"},
+    {"channels", "delivery", "grouping", "enlargements"},
     {"run_rows", "run_report", "sharing", "compact_mark"},
     {"run_record"},
     {
@@ -247,7 +248,7 @@ def test_planning_with_the_bundled_network_imports_no_torch() -> None:
 
 
 def test_a_grid_has_an_axis_for_every_setting_except_those_of_the_whole_job() -> None:
-    assert [name for name in DreamSettings.model_fields if name not in ("max_pixels", "output")] == [
+    assert [name for name in DreamSettings.model_fields if name not in ("max_pixels", "output", "enlarge")] == [
         name for name in Grid.model_fields if name not in ("preset", "look", "points")
     ]
 
@@ -259,7 +260,7 @@ def test_the_columns_of_the_manifest_are_the_published_ones() -> None:
         settings_id model weights_sha256 layers octaves octave_scale steps step_size jitter seed settings score_before
         score_after layer_scores classes_before classes_after result_uri result_bytes result_sha256 width height device
         precision batch tile seconds algorithm_version created_at octaves_left_out octave_scores stage_scores
-        result_id
+        result_id enlarged_from
     """
     assert [field.name for field in fields(Row)] == published.split()
 

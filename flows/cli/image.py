@@ -37,7 +37,7 @@ _NUMBERED = re.compile(r".#\d+$")
 @click.argument("result", metavar="OUT", type=FILE)
 @one_name_option("preset")
 @one_name_option("look")
-@field_options(DreamSettings, "output", reference="PATH")
+@field_options(DreamSettings, "output", "enlarge", reference="PATH")
 @click.option(
     "--quality",
     multiple=True,
@@ -105,6 +105,7 @@ def _print_dream(result: Path, dream: "Dream") -> None:
 @click.option("--guide", type=FILE, help="The guide, if it is not in S3.")
 @click.option("--mask", type=FILE, help="The mask, if it is not in S3.")
 @click.option("--weights", type=FILE, help="The custom weights of the network, if they are not in S3.")
+@click.option("--enlarge", type=FILE, help="The dream that RESULT enlarges, if it is not in S3.")
 @memory_option
 @json_option
 def redream(names: tuple[str, ...], source: Path | None, as_json: bool, **files: Path | None) -> None:

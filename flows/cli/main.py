@@ -27,6 +27,7 @@ import click
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows.cli.atlas import atlas
+from flows.cli.enlarge import enlarge
 from flows.cli.favourites import favourites
 from flows.cli.folders import download, upload
 from flows.cli.image import image, redream
@@ -64,7 +65,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(demo, run, plan, image, zoom, redream, models, layers, atlas),
+    *(demo, run, plan, image, zoom, redream, enlarge, models, layers, atlas),
     *(upload, download, manifest, prune, favourites, sheet, up, down, status, env),
 ):
     cli.add_command(_command)

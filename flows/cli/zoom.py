@@ -51,7 +51,7 @@ __all__ = ["zoom"]
 @click.option("--keyframes", "file", type=click.Path(path_type=Path), help="A YAML file with a list of keyframes.")
 @one_name_option("preset")
 @one_name_option("look")
-@field_options(DreamSettings, "output", "max_pixels", reference="PATH", defaults=DEFAULTS)
+@field_options(DreamSettings, "output", "max_pixels", "enlarge", reference="PATH", defaults=DEFAULTS)
 @memory_option
 @json_option
 def zoom(

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dreamcore.fields import Output, Reference
+from dreamcore.fields import Enlarge, Output, Reference
 from dreamcore.grid import MAX_GRID_POINTS, Grid
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, result_id, settings_id
 from dreamcore.targets import Anchor, Target, layers_label
@@ -59,6 +59,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**63 - 1),
     "max_pixels": st.integers(1, 10**9),
     "output": st.builds(Output, format=st.sampled_from(["png", "webp", "jpg"]), quality=st.integers(1, 100)),
+    "enlarge": st.none()
+    | st.builds(Enlarge, uri=NAMES, sha256=st.from_regex("[0-9a-f]{64}", fullmatch=True), strength=st.floats(0, 2)),
 }
 SETTINGS = st.builds(DreamSettings, **FIELDS)
 SHA = "0123456789abcdef" * 4
