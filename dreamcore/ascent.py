@@ -19,6 +19,7 @@ from torch import Tensor
 from dreamcore.calm import calm_weights
 from dreamcore.canvas import Canvas, Pixels
 from dreamcore.color_correlation import mix_colors, natural_steps
+from dreamcore.diversity import similarity
 from dreamcore.finish import finish, finish_from, is_finished
 from dreamcore.fourier import Spectrum
 from dreamcore.gradients import filter_gradient, normalizer, penalty_gradient, slow_near_limits
@@ -50,6 +51,8 @@ class Sample:
     """(1, H, W) in [0, 1]. Where the mask is 1 the image changes, where it is 0 the image stays."""
     dream: Tensor | None = None
     """(3, h, w) in [0, 1], a dream of the image. With a dream, only octaves larger than the dream are dreamt."""
+    diversity: float = 0.0
+    """Weight of the penalty on the similarity to the other samples of the batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +76,8 @@ def ascend(
 
     Args:
         network: the network to dream with.
-        samples: images of one size whose settings have the same `batch_key`. The result of a sample does not depend
-            on the other samples.
+        samples: images of one size whose settings have the same `batch_key`. The result of a sample depends on the
+            other samples only if it has a `diversity`.
         tile_size: side of the memory tiles in pixels. Octaves with more pixels than one tile are computed tile by tile,
             as one gradient of the score of the whole image. 0 disables memory tiles.
         on_step: called after every step with the finished and the total number of steps.
@@ -111,7 +114,7 @@ def ascend(
                 tile_sum = objective.sums(  # step 3: measure
                     activations, views.locator(tile), tile.edges(views.size), source
                 )
-                score = objective.score(tile_sum, sums)
+                score = objective.score(tile_sum, sums) - batch.similarity(activations)
                 tile.crop(gradient)[:] = _gradient(score, patch)  # step 4: gradient with respect to the image
                 tile_sums.append(tile_sum.detach())
             gradient = batch.subtract_penalties(gradient, viewed, base, views)
@@ -162,6 +165,8 @@ class _Batch:
         self.total_variation = _column([settings.total_variation for settings in self.settings], like)
         self.l2 = _column([settings.l2 for settings in self.settings], like)
         self.penalized = any(settings.total_variation or settings.l2 for settings in self.settings)
+        self.diversity = torch.tensor([sample.diversity for sample in samples], device=like.device, dtype=like.dtype)
+        self.is_diverse = any(sample.diversity for sample in samples)
         self.color = natural_steps(self.shared.color, like)
         self.masks = [sample.mask for sample in samples]
         begun = [sample.dream for sample in samples if sample.dream is not None]
@@ -202,6 +207,10 @@ class _Batch:
         if not self.anchored:
             return None
         return self.objective.source_activations(self.network, tile.crop(views.apply(base)))
+
+    def similarity(self, activations: Mapping[str, LayerActivations]) -> Tensor | float:
+        """Return the penalty (B,) on the similarity of the samples, or 0 if they need not be diverse."""
+        return self.diversity * similarity(activations) if self.is_diverse else 0.0
 
     def subtract_penalties(self, gradient: Tensor, viewed: Tensor, base: Tensor, views: Views | Transforms) -> Tensor:
         """Return `gradient` (B, 3, H, W) minus the gradient of the penalties."""

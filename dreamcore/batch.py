@@ -4,9 +4,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamcore.ascent import AscentResult, OnStep, Sample, ascend
@@ -17,7 +15,7 @@ from dreamcore.memory import choose_batch_size, choose_tile
 from dreamcore.network import Network
 from dreamcore.observation import Observation, observations, observe, scores_by_target
 from dreamcore.octaves import octave_sizes, resize
-from dreamcore.results import ClassProbability, Dream, DreamRequest, LayerScore, Measurements, to_tensor
+from dreamcore.results import ClassProbability, Dream, DreamRequest, LayerScore, Measurements, to_pixels, to_tensor
 from dreamcore.settings import MIN_TILE
 from dreamcore.targets import Target
 from dreamcore.tiles import even_tiles
@@ -147,6 +145,8 @@ def dream_photographs(
 ) -> list[Dream | ImageError]:
     """Dream photographs of one size in batches. Up to rounding, each dream is the one that its photograph gets alone.
 
+    Requests with a `diversity` depend on one another. They share one batch, or none of them is dreamt.
+
     Args:
         network: the network that the settings name.
         requests: photographs of one size whose settings have the same `batch_key`.
@@ -167,6 +167,8 @@ def dream_photographs(
     try:
         sizes = octave_sizes((height, width), settings_of_ascent(requests[0].settings), network.spec.min_size)
         batch_size, tile = _choose_batch_and_tile(network, layers, max(sizes), requests, limits)
+        if batch_size < len(requests) and requests[0].diversity:
+            raise _too_many_together(network, requests)
     except ImageError as error:
         return [error] * len(requests)
     results: list[Dream | ImageError] = []
@@ -224,6 +226,8 @@ def _dream_batch(
         if not _is_out_of_memory(error):
             raise
     # Retry outside of the `except` block, which holds the tensors of the failed attempt.
+    if requests[0].diversity:
+        return [_too_many_together(network, requests)] * len(requests)
     if len(requests) > 1:
         half = len(requests) // 2
         return [
@@ -254,6 +258,10 @@ def _out_of_memory(network: Network, reason: str = "not enough memory, even in a
         reason += ", and a vision transformer is not computed in memory tiles: each position depends on all others"
         remedy += ", or give the setting tile, for example 224"
     return ImageError("out_of_memory", f"{reason}: {remedy}")
+
+
+def _too_many_together(network: Network, requests: Sequence[DreamRequest]) -> ImageError:
+    return _out_of_memory(network, f"not enough memory for {len(requests)} samples that depend on one another")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -287,6 +295,7 @@ def _samples(network: Network, requests: Sequence[DreamRequest]) -> list[Sample]
             guide,
             to_mask(request.mask, request.photograph, network.device) if request.mask else None,
             to_tensor(request.dream.pixels, network.device)[0] if request.dream else None,
+            request.diversity,
         )
         for request, guide in zip(requests, _guides(network, requests), strict=True)
     ]
@@ -335,15 +344,3 @@ def to_mask(mask: Photograph, photograph: Photograph, device: torch.device | str
     """Return the brightness of `mask`, stretched to the size of `photograph`, as (1, H, W) in [0, 1]."""
     height, width = photograph.pixels.shape[:2]
     return resize(to_tensor(mask.pixels, device).mean(1, keepdim=True), (height, width)).clamp(0, 1)[0]
-
-
-def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Return images (B, 3, H, W) in [0, 1] as 8-bit pixels (B, H, W, 3), rounded.
-
-    Example:
-        >>> import torch
-        >>> to_pixels(torch.ones(1, 3, 2, 3)).shape
-        (1, 2, 3, 3)
-    """
-    pixels: NDArray[np.uint8] = (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
-    return pixels

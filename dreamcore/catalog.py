@@ -1,7 +1,7 @@
 """The spec of each network by name, and settings checked against it.
 
 The spec of the bundled network is a file in this package, so that planning with this network does not import torch. The
-spec of any other network is read from the structure of the network, without its weights.
+spec of any other network is read from the structure of the network, without its weights, and kept in the user's cache.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +11,7 @@ from pathlib import Path
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import BUNDLED, DreamSettings
 from dreamcore.spec import Layer, NetworkSpec
+from dreamcore.spec_cache import keep_spec, read_spec
 from dreamcore.sweeps import Rank, Ranking, ranked, sweep_channels
 from dreamcore.targets import LOGITS, Target, canonical_order
 
@@ -44,9 +45,11 @@ def network_spec(model: str) -> NetworkSpec:
     """
     if model == BUNDLED:
         return NetworkSpec.from_json(BUNDLED_SPEC.read_text(encoding="utf-8"))
-    from dreamcore.tracing import trace_network  # imports torch, which planning with the bundled network must not
+    if known := read_spec(model):
+        return known
+    from dreamcore.tracing import trace_network  # imports torch, which planning must not if the spec is known
 
-    return trace_network(model)
+    return keep_spec(trace_network(model))
 
 
 def resolve_layers(settings: DreamSettings, spec: NetworkSpec | None = None) -> DreamSettings:

@@ -14,7 +14,17 @@ from dreamcore.images import Photograph, encode
 from dreamcore.observation import Observation
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, settings_id
 
-__all__ = ["ClassProbability", "Classes", "Dream", "DreamRequest", "LayerScore", "Measurements", "Score", "to_tensor"]
+__all__ = [
+    "ClassProbability",
+    "Classes",
+    "Dream",
+    "DreamRequest",
+    "LayerScore",
+    "Measurements",
+    "Score",
+    "to_pixels",
+    "to_tensor",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +42,8 @@ class DreamRequest:
     """The decoded dream that `settings.enlarge` names, at its full size."""
     before: Observation | None = None
     """The observation of the photograph, if it is known already. Otherwise the network computes it."""
+    diversity: float = 0.0
+    """Weight of the penalty on the similarity to the other dreams of the batch. See `dreamcore.diversity`."""
 
 
 class Score(NamedTuple):
@@ -199,6 +211,7 @@ class Dream:
             "settings_id": self.settings_id,
             "weights_sha256": self.weights,
             "algorithm_version": ALGORITHM_VERSION,
+            **({"diversity": self.request.diversity} if self.request.diversity else {}),
             **asdict(self.measurements),
         }
 
@@ -231,3 +244,15 @@ def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> 
         torch.Size([1, 3, 2, 3])
     """
     return torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float().div_(255)
+
+
+def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    """Return images (B, 3, H, W) in [0, 1] as 8-bit pixels (B, H, W, 3), rounded.
+
+    Example:
+        >>> import torch
+        >>> to_pixels(torch.ones(1, 3, 2, 3)).shape
+        (1, 2, 3, 3)
+    """
+    pixels: NDArray[np.uint8] = (images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+    return pixels

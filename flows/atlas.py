@@ -140,13 +140,14 @@ def write_page(layers: Sequence[AtlasLayer]) -> Path:
     Raises:
         InvalidInput: the file cannot be written.
     """
-    model, folder = layers[0].spec.model, layers[0].folder.parent
+    model, folder, weights = layers[0].spec.model, layers[0].folder.parent, layers[0].weights
+    option = "" if model == BUNDLED else f" --model {model}"
     environment = Environment(
         loader=PackageLoader("flows"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     html = environment.get_template("atlas.html").render(
         model=model,
-        option="" if model == BUNDLED else f" --model {model}",
+        option=option + (f" --weights {weights}" if weights else ""),
         side=SIDE,
         layers=[_section(each, folder) for each in layers],
     )

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from dreamcore.atlas import channel_settings, draw_channels, picture_id, picture_size
 from dreamcore.catalog import network_spec
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
+from dreamcore.fields import Reference
 from dreamcore.images import encode, read_metadata
 from dreamcore.settings import DreamSettings
 from dreamcore.spec import Layer, NetworkSpec
@@ -66,6 +67,8 @@ class AtlasLayer:
     layer: Layer
     channels: tuple[int, ...]
     folder: Path
+    weights: Reference | None = None
+    """The file of custom weights, with its SHA-256."""
 
     @property
     def size(self) -> int:
@@ -90,7 +93,7 @@ class AtlasLayer:
         return [picture for picture in self.pictures() if picture.read_label() is None]
 
 
-def plan_atlas(model: str, objective: str | None, out: Path) -> list[AtlasLayer]:
+def plan_atlas(model: str, objective: str | None, out: Path, weights: str | None = None) -> list[AtlasLayer]:
     """Return the layers to draw.
 
     Args:
@@ -98,23 +101,42 @@ def plan_atlas(model: str, objective: str | None, out: Path) -> list[AtlasLayer]
         objective: a layer, a depth such as `65%`, or channels of a layer such as `blocks.4:0-31`; None for the main
             layers of the network.
         out: the folder of the atlas.
+        weights: the file of custom weights of the network, as `PATH#sha256=DIGEST`.
 
     Raises:
-        InvalidInput: the network, the layer or a channel does not exist.
+        InvalidInput: the network, the layer, a channel or the file does not exist, or the weights do not fit.
+        Unavailable: the weights are in S3, which failed.
     """
+    # Custom weights determine the number of classes, so the network is loaded. This also checks the file.
     spec = network_spec(model)
+    settings = _settings(model, spec.layers[0].name, weights)
+    file, spec = settings.weights, network_for(settings, "cpu").spec if weights else spec
     if objective is not None:
         layer, channels = _read_layer(spec, objective)
-        return [_atlas_layer(spec, layer, out, channels)]
+        return [_atlas_layer(spec, layer, out, channels, file)]
     if not spec.stages():
         raise InvalidInput(f"{model} has no main layers: name one that `dreamgrid layers {model}` lists")
-    return [_atlas_layer(spec, layer, out) for layer in spec.stages()]
+    return [_atlas_layer(spec, layer, out, weights=file) for layer in spec.stages()]
 
 
-def _atlas_layer(spec: NetworkSpec, layer: Layer, out: Path, channels: Sequence[int] = ()) -> AtlasLayer:
-    """Return a layer with these channels, or with all. The slash in the name of a network becomes a hyphen."""
-    folder = out / quote(spec.model.replace("/", "-"), safe="") / quote(layer.name, safe="")
-    return AtlasLayer(spec, layer, tuple(channels or range(layer.channels)), folder)
+def _settings(model: str, layer: str, weights: Reference | str | None) -> DreamSettings:
+    """Return settings that name a network, one of its layers, and its weights."""
+    try:
+        return DreamSettings.model_validate({"model": model, "layers": [{"layer": layer}], "weights": weights})
+    except ValidationError as error:
+        raise InvalidInput(explain_validation(error)) from error
+
+
+def _atlas_layer(
+    spec: NetworkSpec, layer: Layer, out: Path, channels: Sequence[int] = (), weights: Reference | None = None
+) -> AtlasLayer:
+    """Return a layer with these channels, or with all.
+
+    The slash in the name of a network becomes a hyphen. The folder of custom weights ends with their first digits.
+    """
+    name = spec.model.replace("/", "-") + (f"-{spec.weights[:8]}" if weights else "")
+    folder = out / quote(name, safe="") / quote(layer.name, safe="")
+    return AtlasLayer(spec, layer, tuple(channels or range(layer.channels)), folder, weights)
 
 
 def _read_layer(spec: NetworkSpec, objective: str) -> tuple[Layer, tuple[int, ...]]:
@@ -206,7 +228,7 @@ def _draw(batch: _Batch) -> list[_Drawn]:
     memory = max_memory(device)
     if device == "cpu":
         disable_heap_trimming(memory)
-    network = network_for(DreamSettings.model_validate({"model": layer.spec.model}), device)
+    network = network_for(_settings(layer.spec.model, layer.layer.name, layer.weights), device)
     channels = [picture.channel for picture in batch.pictures]
     drawn = draw_channels(network, layer.layer.name, channels, layer.size, Limits(memory))
     is_logits = layer.layer.name == LOGITS
@@ -219,6 +241,9 @@ def _draw(batch: _Batch) -> list[_Drawn]:
 def _write(picture: Picture, drawn: _Drawn, layer: AtlasLayer) -> None:
     """Write a picture. A process that is killed leaves the old file, the new file or a file that ends in `.part`."""
     settings = channel_settings(layer.spec.model, layer.layer.name, picture.channel)
+    if layer.weights:  # without its folder of this machine
+        name = layer.weights.model_copy(update={"uri": Path(layer.weights.uri).name})
+        settings = settings.model_copy(update={"weights": name})
     metadata = {
         "picture_id": picture.identity,
         "objective": picture.objective,
@@ -237,7 +262,8 @@ def finished_layers(layer: AtlasLayer) -> list[AtlasLayer]:
 
     Earlier commands may have drawn other layers.
     """
-    layers = [_atlas_layer(layer.spec, each, layer.folder.parents[1]) for each in layer.spec.layers]
+    out = layer.folder.parents[1]
+    layers = [_atlas_layer(layer.spec, each, out, weights=layer.weights) for each in layer.spec.layers]
     found = []
     for whole in layers:
         if whole.folder.is_dir():

@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dreamcore import user_cache
 from flows.cost import reference_seconds, step_kind
 from flows.machine import choose_device, core_count, gpu_count, worker_count
 from flows.work import PlannedSettings
@@ -83,38 +84,26 @@ def _gpu_names() -> list[str]:
 
 # --- the cache file: calibrations by the name of the machine
 
+FILE = "speed.json"
+
 
 def kept() -> Calibration | None:
     """Return the calibration of this machine that is kept in the user's cache; None if there is none."""
     return _read().get(machine_name())
 
 
-def _file() -> Path:
-    """Return the path of the file; raise RuntimeError if this user has no home."""
-    folder = os.environ.get("XDG_CACHE_HOME")
-    return (Path(folder) if folder else Path.home() / ".cache") / "dreamgrid" / "speed.json"
-
-
 def _read() -> dict[str, Calibration]:
     """Return what the file has. A file that is missing, unreadable or of another format counts as empty."""
     try:
-        return {name: Calibration(**fields) for name, fields in json.loads(_file().read_bytes()).items()}
-    except (OSError, RuntimeError, ValueError, TypeError, AttributeError):
+        return {name: Calibration(**fields) for name, fields in json.loads(user_cache.read(FILE) or "{}").items()}
+    except (ValueError, TypeError, AttributeError):
         return {}
 
 
 def _keep(found: Calibration) -> None:
     """Write a calibration into the file. If that fails, the next estimate measures again."""
     entries = {**_read(), machine_name(): found}
-    with suppress(OSError, RuntimeError):
-        file = _file()
-        temporary = file.with_name(f"{file.name}.{os.getpid()}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps({name: vars(each) for name, each in entries.items()}, indent=1))
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    user_cache.keep(FILE, json.dumps({name: vars(each) for name, each in entries.items()}, indent=1))
 
 
 # --- the measurement

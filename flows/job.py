@@ -435,6 +435,8 @@ def explain_validation(error: ValidationError) -> str:
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             message = "unknown field"
+            if detail["loc"][-1] in ("samples", "diversity"):
+                message = "a run dreams each photograph on its own: use `dreamgrid image --samples`"
         elif detail["type"] == "missing":
             message = "this field is required"
         elif detail["type"] != "value_error":

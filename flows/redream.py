@@ -83,6 +83,7 @@ class Description(Frozen):
     score_after: float
     device: _Word | None = None
     tile: int | None = None
+    diversity: float = 0.0
     source_uri: str | None = Field(default=None, pattern=r"(?s)^s3://[A-Za-z0-9._-]{3,255}/.+$")
     source_etag: str | None = Field(default=None, pattern=r"^[!#-~]{1,200}$")
 
@@ -215,6 +216,8 @@ def redream(
     """
     data = read_dream(dream)
     then = read_description(data, dream)
+    if then.diversity:
+        raise InvalidInput(f"{dream} is one of several samples that depend on one another: draw all of them again")
     output = output_for(then.settings.output, result)
     files = files or {}
     check_output_path(result, dream, source or dream, *files.values())

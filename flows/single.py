@@ -1,6 +1,8 @@
 """Dream one image from file to file, without S3 or Prefect."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
 
 __all__ = [
+    "Samples",
     "check_output_path",
     "decode_named",
     "description",
@@ -31,6 +34,21 @@ NOISE = "noise:"
 """Prefix of a source that is noise, such as `noise:512x512`."""
 
 
+@dataclass(frozen=True)
+class Samples:
+    """How many dreams are made of one image or of noise, and how much they must differ."""
+
+    count: int = 1
+    diversity: float = 0.0
+    """Weight of the penalty on the similarity of the dreams."""
+
+    def files(self, result: Path) -> list[Path]:
+        """Return the files of the dreams: `result`, or `NAME-1.png` and so on if there are several."""
+        if self.count == 1:
+            return [result]
+        return [result.with_stem(f"{result.stem}-{number}") for number in range(1, self.count + 1)]
+
+
 def dream_file(
     source: Path,
     result: Path,
@@ -39,7 +57,8 @@ def dream_file(
     *,
     stages: bool = False,
     labels: Reference | None = None,
-) -> "Dream":
+    samples: Samples = Samples(),
+) -> "dict[Path, Dream]":
     """Dream the image in `source`, or noise, and write the dream with its settings inside to `result`.
 
     Args:
@@ -49,21 +68,26 @@ def dream_file(
         on_step: called after every step with the finished and the total number of steps.
         stages: whether to score every stage of the network before and after.
         labels: a file with the names of the network's classes.
+        samples: several dreams: the first with the seed of the settings, each other with the next seed.
 
     Returns:
-        The dream and its measurements.
+        The dreams by the files that were written.
 
     Raises:
         InvalidInput: a file, the network or a layer does not exist, or `result` cannot be written or is an input.
         ImageError: the file is not an image, or cannot be dreamt.
     """
     files = [file.uri for file in (settings.guide, settings.mask, settings.weights, labels) if file]
-    check_output_path(result, source, *files)
+    for file in samples.files(result):
+        check_output_path(file, source, *files)
     settings = resolve(settings, local=True)
-    photograph = read_source(source, settings)
-    dream = dream_resolved(photograph, settings, on_step, stages=stages, labels=labels)
-    write_file(result, encode(dream.pixels, settings.output.format, settings.output.quality, description(dream)))
-    return dream
+    seeded = [settings.model_copy(update={"seed": settings.seed + number}) for number in range(samples.count)]
+    pairs = [(read_source(source, each), each) for each in seeded]
+    found = _dream_together(pairs, on_step, samples.diversity, stages=stages, labels=labels)
+    dreams = dict(zip(samples.files(result), found, strict=True))
+    for file, dream in dreams.items():
+        write_file(file, encode(dream.pixels, settings.output.format, settings.output.quality, description(dream)))
+    return dreams
 
 
 def dream_resolved(
@@ -83,19 +107,39 @@ def dream_resolved(
         stages: whether to score every stage of the network before and after.
         labels: a file with the names of the network's classes.
     """
+    (dream,) = _dream_together([(photograph, settings)], on_step, stages=stages, labels=labels)
+    return dream
+
+
+def _dream_together(
+    pairs: Sequence[tuple[Photograph, DreamSettings]],
+    on_step: "OnStep",
+    diversity: float = 0.0,
+    *,
+    stages: bool,
+    labels: Reference | None,
+) -> "list[Dream]":
+    """Dream photographs of one size with resolved settings that differ only in the seed. See `dream_resolved`."""
     # This imports torch, which takes seconds. Errors in files are reported before.
-    from dreamcore.batch import DreamRequest, Limits, dream_photograph
+    from dreamcore.batch import DreamRequest, Limits, dream_photographs
     from dreamcore.ranking import choose_channels
 
     device = choose_device()
     memory = max_memory(device)
     if device == "cpu":
         disable_heap_trimming(memory)
+    settings = pairs[0][1]
     guide, mask = load_guide_and_mask(settings)
     network = network_for(settings, device, labels)
-    chosen = choose_channels(network, settings, photograph.pixels)
-    request = DreamRequest(photograph, chosen, guide, mask, load_dream(settings))
-    return dream_photograph(network, request, Limits(memory, stages), on_step)
+    dreamt = load_dream(settings)
+    chosen = [(photograph, choose_channels(network, each, photograph.pixels)) for photograph, each in pairs]
+    requests = [DreamRequest(photograph, each, guide, mask, dreamt, diversity=diversity) for photograph, each in chosen]
+    dreams = []
+    for dream in dream_photographs(network, requests, Limits(memory, stages), on_step):
+        if isinstance(dream, ImageError):
+            raise dream
+        dreams.append(dream)
+    return dreams
 
 
 def description(dream: "Dream") -> dict[str, Any]:

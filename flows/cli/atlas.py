@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from dreamcore.errors import InvalidInput, Unavailable
-from flows.cli.options import json_option, memory_option
+from dreamcore.settings import DreamSettings
+from flows.cli.options import json_option, memory_option, take_one
 from flows.cli.run import Stopped
 from flows.terminal import print_line, run_progress, show_json
 
@@ -24,9 +25,16 @@ __all__ = ["atlas"]
     type=click.Path(path_type=Path),
     help="The folder of the atlas. It is created if it does not exist.",
 )
+@click.option(
+    "--weights",
+    multiple=True,
+    callback=take_one,
+    metavar="PATH",
+    help=DreamSettings.model_fields["weights"].description,
+)
 @memory_option
 @json_option
-def atlas(model: str, layer: str | None, out: Path, as_json: bool) -> None:
+def atlas(model: str, layer: str | None, out: Path, weights: str | None, as_json: bool) -> None:
     """Draw what each channel of a layer reacts to, from noise.
 
     Without LAYER, the main layers of the network are drawn. LAYER is a layer of `dreamgrid layers`, a depth such as
@@ -42,6 +50,7 @@ def atlas(model: str, layer: str | None, out: Path, as_json: bool) -> None:
       dreamgrid atlas efficientnet_lite0 blocks.4
       dreamgrid atlas googlenet 65% --out atlas
       dreamgrid atlas efficientnet_lite0 logits:1,285
+      dreamgrid atlas resnet50 layer3:0-63 --weights places.pth#sha256=DIGEST
     """
     if str(out).startswith(("s3:/", "s3a:/")):
         raise InvalidInput(f"--out {out} is an S3 address: name a folder of this machine")
@@ -49,7 +58,7 @@ def atlas(model: str, layer: str | None, out: Path, as_json: bool) -> None:
     from flows.atlas_pictures import plan_atlas
     from flows.pace import Pace, Snapshot
 
-    layers, pace = plan_atlas(model, layer, out), Pace()
+    layers, pace = plan_atlas(model, layer, out, weights), Pace()
     last: Snapshot | None = None
     with run_progress() as display:
 

@@ -53,9 +53,30 @@ _NUMBERED = re.compile(r".#\d+$")
     help=DreamJob.model_fields["labels"].description,
 )
 @click.option("--stage-scores", is_flag=True, help=DreamJob.model_fields["stage_scores"].description)
+@click.option(
+    "--samples",
+    type=click.IntRange(1, 64),
+    default=1,
+    metavar="[1..64]",
+    help="Number of dreams, with one seed after the other. Several are written to NAME-1.png, NAME-2.png and so on.",
+)
+@click.option(
+    "--diversity",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="FLOAT",
+    help="Weight of a penalty on the similarity of the samples at the layers, so that they show different motifs.",
+)
 @memory_option
 def image(
-    source: Path, result: Path, quality: str | None, labels: str | None, stage_scores: bool, **flags: Any
+    source: Path,
+    result: Path,
+    quality: str | None,
+    labels: str | None,
+    stage_scores: bool,
+    samples: int,
+    diversity: float,
+    **flags: Any,
 ) -> None:
     """Dream one image, without S3 or Prefect.
 
@@ -71,6 +92,7 @@ def image(
       dreamgrid image cat.jpg dream.png --preset google2015
       dreamgrid image cat.jpg dream.png --guide flowers.jpg --mask sky.png
       dreamgrid image noise:640x480 dream.png --seed 7
+      dreamgrid image noise:128x128 dream.png --preset lucid --layers blocks.4:12 --samples 4 --diversity 100
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -82,11 +104,15 @@ def image(
         names = TypeAdapter(FileReference | None).validate_python(labels)
     except ValidationError as error:
         raise InvalidInput(explain_validation(error)) from error
-    from flows.single import dream_file
+    if diversity and samples == 1:
+        raise InvalidInput("--diversity compares several dreams: give --samples, for example --samples 4")
+    from flows.single import Samples, dream_file
 
+    drawn = Samples(samples, diversity)
     with progress("dreaming") as show_progress:
-        dream = dream_file(source, result, settings, show_progress, stages=stage_scores, labels=names)
-    _print_dream(result, dream)
+        dreams = dream_file(source, result, settings, show_progress, stages=stage_scores, labels=names, samples=drawn)
+    for file, dream in dreams.items():
+        _print_dream(file, dream)
 
 
 def _print_dream(result: Path, dream: "Dream") -> None:

@@ -1,10 +1,13 @@
 """Specs of networks: reading, writing, layers, stages."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dreamcore import spec_cache
 from dreamcore.catalog import BUNDLED_SPEC, network_spec
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import BUNDLED
@@ -60,6 +63,43 @@ def test_an_unknown_channel_names_the_range_of_channels() -> None:
 def test_other_networks_are_traced_once() -> None:
     assert network_spec("resnet18") is network_spec("resnet18")
     assert network_spec("resnet18") == trace_network("resnet18")
+
+
+PLANNING = """
+import sys
+from dreamcore.catalog import network_spec
+print(len(network_spec("resnet18").layers), "torch" in sys.modules)
+"""
+
+
+def test_the_spec_of_another_network_is_kept_for_the_next_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    known = trace_network("resnet18")
+    network_spec.cache_clear()
+    assert network_spec("resnet18") == known
+    (kept,) = tmp_path.glob("dreamgrid/specs/*.json")
+    assert NetworkSpec.from_json(kept.read_text()) == known
+    command = [sys.executable, "-c", PLANNING]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{len(known.layers)} False\n"
+    for damaged in ("{}", "[", "[]"):
+        kept.write_text(damaged)
+        assert spec_cache.read_spec("resnet18") is None
+
+
+def test_a_kept_spec_counts_only_for_the_same_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    known = replace(tiny_network().spec, weights="timm:tiny.in1k")
+    spec_cache.keep_spec(known)
+    assert spec_cache.read_spec("tiny") == known
+    with monkeypatch.context() as patch:
+        patch.setattr(spec_cache, "version", lambda library: f"9.9 of {library}")
+        spec_cache._origin.cache_clear()
+        assert spec_cache.read_spec("tiny") is None
+    spec_cache._origin.cache_clear()
+    assert spec_cache.read_spec("tiny") == known
 
 
 def test_the_stages_of_the_bundled_network_are_its_blocks() -> None:

@@ -21,6 +21,7 @@ from dreamcore.images import read_metadata
 from dreamcore.settings import BUNDLED
 from flows.atlas import draw_sheets, write_page
 from flows.atlas_pictures import plan_atlas
+from tests.flows.cli.test_image import custom_weights
 from tests.support.command import DREAMGRID, Command, await_end_of_group
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -131,6 +132,34 @@ def test_the_picture_of_a_class_has_its_name(dreamgrid_inprocess: Command, tmp_p
     folder = tmp_path / "atlas" / BUNDLED
     assert (read_metadata((folder / "logits" / "0285.webp").read_bytes()) or {})["label"] == "Egyptian cat"
     assert 'data-label="Egyptian cat"' in (folder / "index.html").read_text()
+
+
+def test_an_atlas_of_custom_weights_has_its_own_folder(dreamgrid_inprocess: Command, tmp_path: Path) -> None:
+    weights = custom_weights(tmp_path / "own.safetensors")
+    digest = weights.rpartition("=")[2]
+    arguments = ("atlas", "squeezenet1_1", "logits:2", "--weights", weights)
+    done = dreamgrid_inprocess(*arguments, "--json", **ONE_PROCESS)
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / json.loads(done.stdout)["page"]
+    assert page.parent.name == f"squeezenet1_1-{digest[:8]}"
+    found: Any = read_metadata((page.parent / "logits" / "0002.webp").read_bytes())
+    assert (found["weights_sha256"], found["settings"]["weights"]["uri"]) == (digest, "own.safetensors")
+    assert f"--model squeezenet1_1 --weights {weights}" in page.read_text()
+    again = dreamgrid_inprocess(*arguments, "--json", **ONE_PROCESS)
+    assert drawn(json.loads(again.stdout)) == [0]
+
+
+def test_the_weights_of_an_atlas_are_checked_first(dreamgrid_inprocess: Command, tmp_path: Path) -> None:
+    weights = custom_weights(tmp_path / "own.safetensors")
+    for wrong, layer, message in (
+        (weights, "logits:3", "channel 3 does not exist in logits"),
+        (weights[:-1], "logits:2", "weights.sha256: "),
+        (weights.rpartition("#")[0], "logits:2", "weights need a SHA-256"),
+        (f"missing.pth#sha256={'0' * 64}", "logits:2", "missing.pth cannot be read"),
+    ):
+        done = dreamgrid_inprocess("atlas", "squeezenet1_1", layer, "--weights", wrong, **ONE_PROCESS)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "atlas").exists()
 
 
 def test_without_a_layer_the_main_layers_are_planned() -> None:

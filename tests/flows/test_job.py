@@ -281,6 +281,7 @@ def test_a_missing_file_is_reported_with_its_name(tmp_path: Path) -> None:
     ("fields", "complaint"),
     [
         ({"sauce": 1}, "sauce: unknown field"),
+        ({"grid": {"diversity": 1}}, "a run dreams each photograph on its own: use `dreamgrid image --samples`"),
         ({"grid": {}}, "grid: the grid is empty: give an axis"),
         ({"grid": {"octaves": []}}, "grid.octaves: the list is empty"),
         ({"grid": {"octaves": [3, "many"]}}, "grid.octaves[1]: input should be a valid integer"),

@@ -83,6 +83,23 @@ def test_a_dream_begins_with_noise_and_is_reproduced(dreamgrid_inprocess: Comman
     assert (again.returncode, "the same pixels as dream.png" in again.stdout) == (0, True), again.stderr
 
 
+def test_samples_have_a_file_and_a_seed_each_and_differ_more_with_diversity(
+    dreamgrid_inprocess: Command, tmp_path: Path
+) -> None:
+    arguments = ("image", "noise:64x48", "out.png", *QUICK, "--seed", "7", "--samples", "2")
+    found = []
+    for diversity in ((), ("--diversity", "100")):
+        done = dreamgrid_inprocess(*arguments, *diversity, **UNREACHABLE)
+        assert done.returncode == 0, done.stderr
+        found.append([metadata_of(tmp_path / f"out-{number}.png") for number in (1, 2)])
+    assert [each["settings"]["seed"] for each in found[1]] == [7, 8]
+    assert [[each.get("diversity") for each in pair] for pair in found] == [[None, None], [100, 100]]
+    assert found[0][0]["score_after"] != found[1][0]["score_after"]
+    again = dreamgrid_inprocess("redream", "out-1.png", "again.png", "--source", "noise:64x48", **UNREACHABLE)
+    assert again.returncode == 2
+    assert "out-1.png is one of several samples that depend on one another" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -94,8 +111,12 @@ def test_a_dream_begins_with_noise_and_is_reproduced(dreamgrid_inprocess: Comman
         (("page.jpg", "out.gif"), 2, "'png', 'webp' or 'jpg', not 'gif'"),
         (("page.jpg", "no/folder/out.png"), 2, "no/folder does not exist: create it, or write out.png to another"),
         (("page.jpg", "out.png", "--steps", "many"), 2, "steps: "),
+        (("page.jpg", "out.png", "--diversity", "1"), 2, "--diversity compares several dreams: give --samples"),
     ],
-    ids=["no size", "too large", "no side", "not an image", "no file", "wrong suffix", "no folder", "wrong setting"],
+    ids=[
+        *("no size", "too large", "no side", "not an image", "no file", "wrong suffix", "no folder", "wrong setting"),
+        "one sample",
+    ],
 )
 def test_what_cannot_be_dreamt_is_reported(
     arguments: tuple[str, ...], code: int, message: str, dreamgrid_inprocess: Command, tmp_path: Path
