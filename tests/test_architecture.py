@@ -79,6 +79,7 @@ LEVELS = (
         "machine",
         "worker_process",
         "zoom_options",
+        "child_process",
         "ray_worker",
         "movie",
         "prefetch",
