@@ -7,7 +7,6 @@ it. So a frame of other settings is never reused, and a longer zoom reuses the f
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,24 +14,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from dreamcore.catalog import network_spec, weights_identity_of
+from dreamcore.catalog import weights_identity_of
 from dreamcore.errors import InvalidInput
 from dreamcore.fields import Reference
 from dreamcore.keyframes import Moment, Motion, loop_pull, read_timeline
 from dreamcore.settings import DreamSettings, digest, settings_id
 from flows.assets import read, resolve
-from flows.calibration import kept
-from flows.cost import CORE, GPU, reference_seconds, step_kind
 from flows.folder import Folder, open_folder
 from flows.job import explain_validation
-from flows.machine import core_count, gpu_count
 from flows.movie import check_video_extra, even
-from flows.single import check_output_path, decode_named
+from flows.movie_frames import Outputs
+from flows.single import decode_named
 from flows.storage import FAIL_FAST, Storage
-from flows.work import PlannedSettings
 from flows.zoom_options import ZoomOptions
 
-__all__ = ["Frame", "Outputs", "ZoomPlan", "estimate", "plan_zoom"]
+__all__ = ["Frame", "ZoomPlan", "plan_zoom"]
 
 FIRST_STEPS = 10
 """The first frame gets this many times the steps of the others, because it starts from the photograph."""
@@ -43,8 +39,6 @@ _VERSION = 1
 """Part of the identity of every frame. Increase it with every change after which a frame would have other pixels."""
 _DECODED = 8
 """A photograph is decoded with at most this many times `width` squared pixels, and then resized."""
-_FURTHER_CORE = 0.75
-"""Speed that each further core adds, relative to the first core."""
 
 
 class Frame(NamedTuple):
@@ -61,37 +55,6 @@ class Frame(NamedTuple):
     """How the camera moves from this frame to the first one, frame by frame, if `pull` is not 0."""
     name: str = ""
     """Name of the file. It contains the identity."""
-
-
-class Outputs(NamedTuple):
-    """The files of a zoom, in one folder, as paths or S3 addresses."""
-
-    movie: str
-    poster: str
-    preview: str
-    frames: str
-    """The folder of the frames."""
-
-    @classmethod
-    def beside(cls, result: str) -> "Outputs":
-        """Return the files of the movie `result`, a path or an S3 address.
-
-        Raises:
-            InvalidInput: the name does not end with .mp4.
-        """
-        stem = result[:-4]
-        if not result.lower().endswith(".mp4") or stem.endswith("/") or not stem:
-            raise InvalidInput(f"{result}: the name of the movie must end with .mp4")
-        return cls(result, f"{stem}.poster.jpg", f"{stem}.preview.webp", f"{stem}.frames")
-
-    def check(self, *inputs: str) -> None:
-        """Raise `InvalidInput` if the folder does not exist, or if a file would replace one of the `inputs`."""
-        files = (self.movie, self.poster, self.preview)
-        if not self.movie.startswith("s3://"):
-            for path in files:
-                check_output_path(Path(path), *inputs)
-        elif taken := set(files) & set(inputs):
-            raise InvalidInput(f"{taken.pop()} is an input of this zoom and would be overwritten: name another movie")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,18 +157,3 @@ def _with_names(
         identity = digest(identity, own, camera if frame.number else None, frame.pull)
         named.append(frame._replace(name=f"{frame.number:06d}-{identity}.png"))
     return named
-
-
-def estimate(plan: ZoomPlan) -> float:
-    """Return about how many seconds the frames of a plan that are not finished take on this machine."""
-    calibration, on_gpu = kept(), gpu_count() > 0
-    speed, cores = (GPU, 1.0) if on_gpu else (CORE, 1 + _FURTHER_CORE * (core_count() - 1))
-    total = 0.0
-    for frame in plan.frames[plan.finished :]:
-        spec = network_spec(frame.settings.model)
-        cost = max(spec.layer(target.layer).cost for target in frame.settings.layers)
-        weights = weights_identity_of(frame.settings)
-        planned = PlannedSettings(settings=frame.settings, settings_id="", weights=weights, cost=cost)
-        known = calibration.speeds.get(step_kind(planned), speed) if calibration else speed
-        total += reference_seconds(planned, plan.size[0] * plan.size[1]) / known / cores
-    return total
