@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
 
 __all__ = [
+    "NOISE",
     "check_output_path",
     "decode_named",
     "description",

@@ -7,6 +7,7 @@ it. So a frame of other settings is never reused, and a longer zoom reuses the f
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from flows.folder import Folder, open_folder
 from flows.job import explain_validation
 from flows.movie import check_video_extra, even
 from flows.movie_frames import Outputs
-from flows.single import decode_named
+from flows.single import NOISE, decode_named, read_source
 from flows.storage import FAIL_FAST, Storage
 from flows.zoom_options import ZoomOptions
 
@@ -83,7 +84,7 @@ def plan_zoom(
     """Plan a zoom.
 
     Args:
-        source: the photograph: a file or an S3 address.
+        source: the photograph: a file, an S3 address, or `noise:WIDTHxHEIGHT`.
         result: the movie: a file or an S3 address; its name ends with .mp4.
         start: settings and motion at the start.
         options: size and length.
@@ -100,9 +101,9 @@ def plan_zoom(
     outputs.check(source, *files)
     start = start._replace(settings=resolve(start.settings, local=True))
     frames = _frames(start, options, keyframes)
-    data = read(Reference(uri=source), "IN", lambda: Storage(FAIL_FAST))
-    photograph = _resized(data, source, options.width)
-    frames = _with_names(frames, hashlib.sha256(data).hexdigest(), photograph, options)
+    identity, pixels = _photograph(source, start.settings, options.width)
+    photograph = _resized(pixels, options.width)
+    frames = _with_names(frames, identity, photograph, options)
     folder = open_folder(outputs.frames)
     existing = folder.names()
     finished = next((frame.number for frame in frames if frame.name not in existing), len(frames))
@@ -130,26 +131,33 @@ def _frames(start: Moment, options: ZoomOptions, keyframes: Sequence[Mapping[str
     return [frames[0]._replace(settings=first.model_copy(update={"steps": first.steps * FIRST_STEPS})), *frames[1:]]
 
 
-def _resized(data: bytes, source: str, width: int) -> NDArray[np.uint8]:
+def _photograph(source: str, settings: DreamSettings, width: int) -> tuple[str, NDArray[np.uint8]]:
+    """Return the identity and the pixels of a photograph, or of the noise that `noise:WIDTHxHEIGHT` names."""
+    if source.startswith(NOISE):
+        return f"{source} {settings.seed}", read_source(Path(source), settings).pixels
+    data = read(Reference(uri=source), "IN", lambda: Storage(FAIL_FAST))
+    return hashlib.sha256(data).hexdigest(), decode_named(data, source, _DECODED * width * width).pixels
+
+
+def _resized(decoded: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     """Return the pixels of a photograph in the size of the movie: both sides even, not wider than the photograph."""
-    decoded = decode_named(data, source, _DECODED * width * width).pixels
     width = even(min(width, decoded.shape[1]))
     height = even(decoded.shape[0] * width / decoded.shape[1])
     return np.array(Image.fromarray(decoded).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _with_names(
-    frames: Sequence[Frame], sha256: str, photograph: NDArray[np.uint8], options: ZoomOptions
+    frames: Sequence[Frame], source: str, photograph: NDArray[np.uint8], options: ZoomOptions
 ) -> list[Frame]:
     """Return the frames with their names. The identity of a frame includes that of the frame before it.
 
     Args:
         frames: the frames.
-        sha256: SHA-256 of the file of the photograph.
+        source: the identity of the photograph: the SHA-256 of its file, or size and seed of the noise.
         photograph: the photograph (H, W, 3) in the size of the movie.
         options: size and length. The length is no part of an identity.
     """
-    identity = digest(_VERSION, sha256, photograph.shape, options.fps, options.free_colors)
+    identity = digest(_VERSION, source, photograph.shape, options.fps, options.free_colors)
     named = []
     for frame in frames:
         own = settings_id(frame.settings, weights_identity_of(frame.settings))

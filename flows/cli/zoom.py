@@ -51,9 +51,10 @@ def zoom(
 ) -> None:
     """Make a movie that zooms into one image while it is dreamt.
 
-    IN is a photograph and OUT a movie that ends in .mp4; each is a file or an S3 address. Every frame is the frame
-    before it, seen from a bit nearer and dreamt again. The frames are kept in a folder beside OUT. If the command is
-    stopped, give it again: it continues with the next frame. A poster and a small animated preview are written, too.
+    IN is a photograph, or noise:WIDTHxHEIGHT, and OUT a movie that ends in .mp4; both may be files or S3 addresses.
+    Every frame is the frame before it, seen from a bit nearer and dreamt again. The frames are kept in a folder beside
+    OUT. If the command is stopped, give it again: it continues with the next frame. A poster and a small animated
+    preview are written, too.
 
     Needs the extra dreamgrid[video].
 
@@ -61,6 +62,7 @@ def zoom(
     Examples:
       dreamgrid zoom cat.jpg cat.mp4
       dreamgrid zoom cat.jpg cat.mp4 --loop --seconds 12 --layers blocks.3 --center 0.4,0.3
+      dreamgrid zoom noise:640x360 dream.mp4
       dreamgrid zoom cat.jpg cat.mp4 --keyframe '{at: 5, layers: blocks.3}' --keyframe '{at: 10, rotate: -10}'
     """
     from flows.movie_frames import estimate

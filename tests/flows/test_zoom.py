@@ -226,6 +226,17 @@ def test_a_movie_of_a_guide_and_a_mask(photograph: str, tmp_path: Path) -> None:
     assert not np.array_equal(frames[-1][:, 32:], pixels(48, 64)[:, 32:])
 
 
+def test_a_zoom_into_noise(tmp_path: Path) -> None:
+    out = str(tmp_path / "noise.mp4")
+    zoom, frames = dreamt("noise:64x48", out=out, seconds=0.5)
+    assert (zoom.size, len(frames)) == ((64, 48), 3)
+    assert names(plan("noise:64x48", out=out, seconds=0.5)) == names(zoom)
+    other = plan("noise:64x48", out=out, seconds=0.5, seed=1)
+    assert not np.array_equal(other.photograph, zoom.photograph)
+    with pytest.raises(InvalidInput, match="is not a size of noise"):
+        plan("noise:64", out=out)
+
+
 def test_an_estimate_grows_with_the_frames_that_are_left(photograph: str) -> None:
     zoom = plan(photograph)
     settings = [frame.settings for frame in zoom.frames]
