@@ -13,41 +13,28 @@ prints is discarded.
 import atexit
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from io import BufferedReader, BufferedWriter
-from pathlib import Path
+from collections.abc import Callable
+from io import BufferedWriter
 from queue import LifoQueue
 from typing import BinaryIO, TypeVar, cast, get_args
 
 import numpy as np
 
 from dreamcore import images
-from dreamcore.errors import ErrorKind, ImageError, Unavailable
+from dreamcore.errors import ErrorKind, ImageError
 from dreamcore.image_formats import load_plugins, needs_thread
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph
+from flows.child_process import CLOCK_FACTOR, MEMORY, READY, SECONDS, ChildProcess
 from flows.machine import cores_per_worker
 from flows.sandbox import enter_sandbox
 
 __all__ = ["CLOCK_FACTOR", "MEMORY", "SECONDS", "Decoder", "Decoders", "decode", "thread_safe_cache"]
 
-SECONDS = 10.0
-"""CPU seconds that decoding one image may take."""
-CLOCK_FACTOR = 6
-"""Decoding may take this many times the CPU limit in elapsed time, because other processes may use the CPU."""
-MEMORY = 2**30
-"""Bytes that decoding one image may take, including the file and the pixels."""
-
 _REQUEST = struct.Struct("<QQ")  # length of the image in bytes; `max_pixels`, or 0 for no limit
-_READY = b"ready\n"
-_CHECKS_PER_LIMIT = 20  # the watchdog checks the CPU time this often during the CPU limit
-_MAX_REPLY_LINE = 4096  # bytes of the JSON line of a reply
-_ENVIRONMENT = ("LD_LIBRARY_PATH",)  # Python may need it to start; all other variables are withheld from the child
 
 _T = TypeVar("_T")
 
@@ -120,7 +107,7 @@ class Decoder:
             with child.watchdog(self.seconds, self.clock_factor):
                 reply = child.request(data, max_pixels)
         except (EOFError, OSError):
-            raise self._reason(child) from None
+            raise child.failure("one image", self.seconds) from None
         except ValueError:
             raise ImageError("undecodable", "the decoder sent a malformed reply") from None
         finally:
@@ -140,16 +127,6 @@ class Decoder:
             self.close()
             self.child = _Child(self.memory)
         return self.child
-
-    def _reason(self, child: "_Child") -> ImageError:
-        """Stop a child that sent no reply, and return the reason."""
-        code = child.stop()
-        if child.timed_out:
-            return ImageError("undecodable", f"decoding takes longer than {self.seconds:g} s")
-        if child.was_killed or code == 1:  # killed by the system for lack of memory, or a MemoryError in Python
-            return ImageError("out_of_memory", "decoding takes more memory than one image may use")
-        how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
-        return ImageError("undecodable", f"the decoder crashed ({how})")
 
 
 class Decoders:
@@ -181,33 +158,16 @@ class Decoders:
             decoder.close()
 
 
-class _Child:
-    """One child process, from the side of the parent."""
+class _Child(ChildProcess):
+    """A child process that decodes images.
+
+    Args:
+        memory: bytes that one image may take.
+    """
 
     def __init__(self, memory: int) -> None:
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        # The child imports from where this process does, and not from the current directory.
-        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-        try:
-            self.process = subprocess.Popen(  # noqa: S603 - a fixed command
-                [sys.executable, "-P", "-m", "flows.decoder", str(memory)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,  # a terminal sends Ctrl-C to every process of its session
-            )
-        except OSError as error:
-            raise Unavailable(f"cannot start a process to decode images: {error}") from error
+        super().__init__("flows.decoder", str(memory), stdin=subprocess.PIPE)
         self.requests = cast(BufferedWriter, self.process.stdin)
-        self.replies = cast(BufferedReader, self.process.stdout)
-        self.errors = cast(BufferedReader, self.process.stderr)
-        self.timed_out = False
-        if self.replies.readline() != _READY:
-            self.process.kill()
-            message = self.errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            self.stop()
-            raise Unavailable(f"the process that decodes images failed to start: {message}")
 
     def request(self, data: bytes, max_pixels: int | None) -> Photograph | ImageError:
         """Send one image and return the validated reply.
@@ -219,10 +179,7 @@ class _Child:
         self.requests.write(_REQUEST.pack(len(data), max_pixels or 0))
         self.requests.write(data)
         self.requests.flush()
-        line = self.replies.readline(_MAX_REPLY_LINE)
-        if not line.endswith(b"\n") and len(line) < _MAX_REPLY_LINE:
-            raise EOFError
-        match json.loads(line):
+        match self.read_line():
             case {"kind": str(kind), "error": str(error)} if kind in get_args(ErrorKind):
                 return ImageError(cast(ErrorKind, kind), error)
             case {"size": [int(width), int(height)], "shape": [int(rows), int(columns)]} if (
@@ -231,56 +188,9 @@ class _Child:
                 and rows * columns <= min(max_pixels or MAX_SOURCE_PIXELS, width * height)
             ):
                 pixels = np.empty((rows, columns, 3), np.uint8)
-                if self.replies.readinto(pixels.data) < pixels.nbytes:
-                    raise EOFError
+                self.read_into(pixels.data)
                 return Photograph(pixels, width, height)
-        raise ValueError(line)
-
-    @contextmanager
-    def watchdog(self, seconds: float, clock_factor: int) -> Iterator[None]:
-        """Kill the child if this block takes more CPU time than `seconds`, or `clock_factor` times that by the clock.
-
-        The elapsed time is counted in small waits, so that the hours of a suspended machine do not count.
-        """
-        done, before = threading.Event(), self.cpu_seconds()
-
-        def watch() -> None:
-            for _ in range(clock_factor * _CHECKS_PER_LIMIT):
-                if done.wait(seconds / _CHECKS_PER_LIMIT):
-                    return
-                if self.cpu_seconds() - before > seconds:
-                    break
-            self.timed_out = True
-            self.process.kill()
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def cpu_seconds(self) -> float:
-        """Return the CPU time of the child in seconds. On other systems than Linux it is 0."""
-        try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    @property
-    def was_killed(self) -> bool:
-        """Whether something other than the watchdog killed the child."""
-        return self.process.returncode == -signal.SIGKILL and not self.timed_out
-
-    def stop(self) -> int:
-        """Kill the child unless it has exited, and return its exit code."""
-        self.process.kill()
-        for pipe in (self.requests, self.replies, self.errors):
-            with suppress(OSError):  # the child did not read everything
-                pipe.close()
-        return self.process.wait()
+        raise ValueError("an unknown reply")
 
 
 # --- inside the child process
@@ -291,7 +201,7 @@ def _serve(memory: int) -> None:
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     load_plugins(one_thread=True)  # they need files, which cannot be opened later
     enter_sandbox(memory, threads=needs_thread())
-    replies.write(_READY)
+    replies.write(READY)
     replies.flush()
     while request := requests.read(_REQUEST.size):
         size, max_pixels = _REQUEST.unpack(request)

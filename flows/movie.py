@@ -33,7 +33,7 @@ _RATE_DENOMINATOR = 1001  # of 30000/1001, the frame rate that is written as 29.
 
 def check_video_extra() -> None:
     """Raise `InvalidInput` if the extra `video` is not installed."""
-    if find_spec("av") is None:
+    if find_spec("av") is None or find_spec("cv2") is None:
         raise InvalidInput("movies need a package: pip install 'dreamgrid[video]'")
 
 

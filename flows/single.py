@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
 
 __all__ = [
+    "NOISE",
     "Samples",
     "check_output_path",
     "decode_named",

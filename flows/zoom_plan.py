@@ -15,24 +15,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from dreamcore.catalog import network_spec, weights_identity_of
+from dreamcore.catalog import weights_identity_of
 from dreamcore.errors import InvalidInput
 from dreamcore.fields import Reference
 from dreamcore.keyframes import Moment, Motion, loop_pull, read_timeline
 from dreamcore.settings import DreamSettings, digest, settings_id
 from flows.assets import read, resolve
-from flows.calibration import kept
-from flows.cost import CORE, GPU, reference_seconds, step_kind
 from flows.folder import Folder, open_folder
 from flows.job import explain_validation
-from flows.machine import core_count, gpu_count
 from flows.movie import check_video_extra, even
-from flows.single import check_output_path, decode_named
+from flows.movie_frames import Outputs
+from flows.single import NOISE, decode_named, read_source
 from flows.storage import FAIL_FAST, Storage
-from flows.work import PlannedSettings
 from flows.zoom_options import ZoomOptions
 
-__all__ = ["Frame", "Outputs", "ZoomPlan", "estimate", "plan_zoom"]
+__all__ = ["Frame", "ZoomPlan", "plan_zoom"]
 
 FIRST_STEPS = 10
 """The first frame gets this many times the steps of the others, because it starts from the photograph."""
@@ -43,8 +40,6 @@ _VERSION = 1
 """Part of the identity of every frame. Increase it with every change after which a frame would have other pixels."""
 _DECODED = 8
 """A photograph is decoded with at most this many times `width` squared pixels, and then resized."""
-_FURTHER_CORE = 0.75
-"""Speed that each further core adds, relative to the first core."""
 
 
 class Frame(NamedTuple):
@@ -61,37 +56,6 @@ class Frame(NamedTuple):
     """How the camera moves from this frame to the first one, frame by frame, if `pull` is not 0."""
     name: str = ""
     """Name of the file. It contains the identity."""
-
-
-class Outputs(NamedTuple):
-    """The files of a zoom, in one folder, as paths or S3 addresses."""
-
-    movie: str
-    poster: str
-    preview: str
-    frames: str
-    """The folder of the frames."""
-
-    @classmethod
-    def beside(cls, result: str) -> "Outputs":
-        """Return the files of the movie `result`, a path or an S3 address.
-
-        Raises:
-            InvalidInput: the name does not end with .mp4.
-        """
-        stem = result[:-4]
-        if not result.lower().endswith(".mp4") or stem.endswith("/") or not stem:
-            raise InvalidInput(f"{result}: the name of the movie must end with .mp4")
-        return cls(result, f"{stem}.poster.jpg", f"{stem}.preview.webp", f"{stem}.frames")
-
-    def check(self, *inputs: str) -> None:
-        """Raise `InvalidInput` if the folder does not exist, or if a file would replace one of the `inputs`."""
-        files = (self.movie, self.poster, self.preview)
-        if not self.movie.startswith("s3://"):
-            for path in files:
-                check_output_path(Path(path), *inputs)
-        elif taken := set(files) & set(inputs):
-            raise InvalidInput(f"{taken.pop()} is an input of this zoom and would be overwritten: name another movie")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +84,7 @@ def plan_zoom(
     """Plan a zoom.
 
     Args:
-        source: the photograph: a file or an S3 address.
+        source: the photograph: a file, an S3 address, or `noise:WIDTHxHEIGHT`.
         result: the movie: a file or an S3 address; its name ends with .mp4.
         start: settings and motion at the start.
         options: size and length.
@@ -137,9 +101,9 @@ def plan_zoom(
     outputs.check(source, *files)
     start = start._replace(settings=resolve(start.settings, local=True))
     frames = _frames(start, options, keyframes)
-    data = read(Reference(uri=source), "IN", lambda: Storage(FAIL_FAST))
-    photograph = _resized(data, source, options.width)
-    frames = _with_names(frames, hashlib.sha256(data).hexdigest(), photograph, options)
+    identity, pixels = _photograph(source, start.settings, options.width)
+    photograph = _resized(pixels, options.width)
+    frames = _with_names(frames, identity, photograph, options)
     folder = open_folder(outputs.frames)
     existing = folder.names()
     finished = next((frame.number for frame in frames if frame.name not in existing), len(frames))
@@ -167,26 +131,33 @@ def _frames(start: Moment, options: ZoomOptions, keyframes: Sequence[Mapping[str
     return [frames[0]._replace(settings=first.model_copy(update={"steps": first.steps * FIRST_STEPS})), *frames[1:]]
 
 
-def _resized(data: bytes, source: str, width: int) -> NDArray[np.uint8]:
+def _photograph(source: str, settings: DreamSettings, width: int) -> tuple[str, NDArray[np.uint8]]:
+    """Return the identity and the pixels of a photograph, or of the noise that `noise:WIDTHxHEIGHT` names."""
+    if source.startswith(NOISE):
+        return f"{source} {settings.seed}", read_source(Path(source), settings).pixels
+    data = read(Reference(uri=source), "IN", lambda: Storage(FAIL_FAST))
+    return hashlib.sha256(data).hexdigest(), decode_named(data, source, _DECODED * width * width).pixels
+
+
+def _resized(decoded: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     """Return the pixels of a photograph in the size of the movie: both sides even, not wider than the photograph."""
-    decoded = decode_named(data, source, _DECODED * width * width).pixels
     width = even(min(width, decoded.shape[1]))
     height = even(decoded.shape[0] * width / decoded.shape[1])
     return np.array(Image.fromarray(decoded).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _with_names(
-    frames: Sequence[Frame], sha256: str, photograph: NDArray[np.uint8], options: ZoomOptions
+    frames: Sequence[Frame], source: str, photograph: NDArray[np.uint8], options: ZoomOptions
 ) -> list[Frame]:
     """Return the frames with their names. The identity of a frame includes that of the frame before it.
 
     Args:
         frames: the frames.
-        sha256: SHA-256 of the file of the photograph.
+        source: the identity of the photograph: the SHA-256 of its file, or size and seed of the noise.
         photograph: the photograph (H, W, 3) in the size of the movie.
         options: size and length. The length is no part of an identity.
     """
-    identity = digest(_VERSION, sha256, photograph.shape, options.fps, options.free_colors)
+    identity = digest(_VERSION, source, photograph.shape, options.fps, options.free_colors)
     named = []
     for frame in frames:
         own = settings_id(frame.settings, weights_identity_of(frame.settings))
@@ -194,18 +165,3 @@ def _with_names(
         identity = digest(identity, own, camera if frame.number else None, frame.pull)
         named.append(frame._replace(name=f"{frame.number:06d}-{identity}.png"))
     return named
-
-
-def estimate(plan: ZoomPlan) -> float:
-    """Return about how many seconds the frames of a plan that are not finished take on this machine."""
-    calibration, on_gpu = kept(), gpu_count() > 0
-    speed, cores = (GPU, 1.0) if on_gpu else (CORE, 1 + _FURTHER_CORE * (core_count() - 1))
-    total = 0.0
-    for frame in plan.frames[plan.finished :]:
-        spec = network_spec(frame.settings.model)
-        cost = max(spec.layer(target.layer).cost for target in frame.settings.layers)
-        weights = weights_identity_of(frame.settings)
-        planned = PlannedSettings(settings=frame.settings, settings_id="", weights=weights, cost=cost)
-        known = calibration.speeds.get(step_kind(planned), speed) if calibration else speed
-        total += reference_seconds(planned, plan.size[0] * plan.size[1]) / known / cores
-    return total

@@ -35,6 +35,7 @@ LEVELS = (
         "cli.enlarge",
         "cli.folders",
         "cli.image",
+        "cli.keyframes",
         "cli.main",
         "cli.manifest",
         "cli.networks",
@@ -44,6 +45,7 @@ LEVELS = (
         "cli.run",
         "cli.sheet",
         "cli.stack",
+        "cli.video",
         "cli.zoom",
     },
     {"gallery.job_runs", "gallery.jobs"},
@@ -53,8 +55,9 @@ LEVELS = (
     {"executors", "artifacts", "cancellation", "progress", "prefect_names", "events"},
     {"process_pool", "ray_cluster"},
     {"protocol", "compact"},
-    {"zoom"},
-    {"zoom_plan"},
+    {"zoom", "video"},
+    {"zoom_plan", "video_plan"},
+    {"movie_frames"},
     {
         *("shard", "scan", "verify", "prune", "share", "preview", "redream", "single", "retry"),
         *("atlas", "atlas_pictures", "upload", "download", "enlarge"),
@@ -81,8 +84,9 @@ LEVELS = (
     {"manifest", "plan", "assets", "cost", "listing", "local.stack"},
     {"parts"},
     {"folder", "transfers"},
-    {"storage", "decoder", "local.temporary"},
-    {"s3_transfers"},
+    {"storage", "decoder", "video_decoder", "local.temporary"},
+    {"s3_transfers", "video_sound"},
+    {"video_frames"},
     {
         "job",
         "s3_errors",
@@ -92,6 +96,9 @@ LEVELS = (
         "machine",
         "worker_process",
         "zoom_options",
+        "video_options",
+        "video_selection",
+        "child_process",
         "ray_worker",
         "movie",
         "prefetch",
@@ -193,6 +200,17 @@ def test_only_the_decoder_decodes_untrusted_images(module: str) -> None:
     assert not named & {"dreamcore.images", "dreamcore.images.decode", "dreamcore.images.*"}
 
 
+def test_only_the_child_processes_of_the_video_decoder_read_videos() -> None:
+    inside = {"flows.video_frames", "flows.video_sound"}
+    users = {module for module, path in FLOWS.items() if ours(path) & inside}
+    assert users <= {"flows.video_decoder", "flows.video_sound"}
+    assert {module for module, path in FLOWS.items() if "av" in packages(path)} == {
+        *inside,
+        "flows.movie",  # only writes
+        "flows.video_decoder",
+    }
+
+
 @pytest.mark.parametrize("module", ["flows.plan", "flows.cost", "flows.work", "flows.job", "flows.layout"])
 def test_plans_and_jobs_know_of_the_core_only_settings(module: str) -> None:
     settings = {f"dreamcore.{name}" for name in ("settings", "fields", "targets", "sweeps", "grid", "errors")}
@@ -231,6 +249,7 @@ def test_no_module_has_a_name_without_meaning() -> None:
         ("flows.job", {"torch", "prefect", "boto3"}),
         ("flows.protocol", {"torch", "prefect"}),
         ("flows.redream, flows.preview, flows.atlas", {"torch", "prefect"}),
+        ("flows.zoom, flows.video", {"torch", "prefect", "av", "cv2"}),
         ("flows.dream_collection, flows.form, flows.process_pool", {"torch", "ray", "prefect_ray"}),
     ],
 )

@@ -38,6 +38,7 @@ from flows.cli.prune import prune
 from flows.cli.run import Stopped, demo, run
 from flows.cli.sheet import sheet
 from flows.cli.stack import down, env, status, up
+from flows.cli.video import video
 from flows.cli.zoom import zoom
 from flows.machine import limit_threads
 from flows.proxies import exempt_loopback
@@ -65,7 +66,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(demo, run, plan, image, zoom, redream, enlarge, models, layers, atlas),
+    *(demo, run, plan, image, zoom, video, redream, enlarge, models, layers, atlas),
     *(upload, download, manifest, prune, favourites, sheet, up, down, status, env),
 ):
     cli.add_command(_command)

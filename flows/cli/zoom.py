@@ -1,7 +1,6 @@
 """`dreamgrid zoom`: a movie that zooms into one image while it is dreamt."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,11 @@ import click
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.keyframes import Moment, Motion
 from dreamcore.settings import DreamSettings
+from flows.cli.keyframes import announce, keyframe_options, read_keyframes
 from flows.cli.options import field_options, json_option, memory_option, one_name_option, take_one
 from flows.cli.run import Stopped
 from flows.job import explain_validation
-from flows.pace import duration
-from flows.terminal import frame_progress, print_line, print_message, show_json
+from flows.terminal import frame_progress, print_line, show_json
 from flows.zoom_options import DEFAULTS, ZoomOptions
 
 if TYPE_CHECKING:
@@ -41,14 +40,7 @@ __all__ = ["zoom"]
     metavar="X,Y",
     help=f"{Motion.model_fields['center'].description}  [default: 0.5,0.5]",
 )
-@click.option(
-    "--keyframe",
-    "keyframe_texts",
-    multiple=True,
-    metavar="YAML",
-    help="Settings that are reached at a time, such as '{at: 5, layers: blocks.3, zoom: 1.5}'. Give one for each time.",
-)
-@click.option("--keyframes", "file", type=click.Path(path_type=Path), help="A YAML file with a list of keyframes.")
+@keyframe_options
 @one_name_option("preset")
 @one_name_option("look")
 @field_options(DreamSettings, "output", "max_pixels", "enlarge", reference="PATH", defaults=DEFAULTS)
@@ -59,9 +51,10 @@ def zoom(
 ) -> None:
     """Make a movie that zooms into one image while it is dreamt.
 
-    IN is a photograph and OUT a movie that ends in .mp4; each is a file or an S3 address. Every frame is the frame
-    before it, seen from a bit nearer and dreamt again. The frames are kept in a folder beside OUT. If the command is
-    stopped, give it again: it continues with the next frame. A poster and a small animated preview are written, too.
+    IN is a photograph, or noise:WIDTHxHEIGHT, and OUT a movie that ends in .mp4; both may be files or S3 addresses.
+    Every frame is the frame before it, seen from a bit nearer and dreamt again. The frames are kept in a folder beside
+    OUT. If the command is stopped, give it again: it continues with the next frame. A poster and a small animated
+    preview are written, too.
 
     Needs the extra dreamgrid[video].
 
@@ -69,14 +62,17 @@ def zoom(
     Examples:
       dreamgrid zoom cat.jpg cat.mp4
       dreamgrid zoom cat.jpg cat.mp4 --loop --seconds 12 --layers blocks.3 --center 0.4,0.3
+      dreamgrid zoom noise:640x360 dream.mp4
       dreamgrid zoom cat.jpg cat.mp4 --keyframe '{at: 5, layers: blocks.3}' --keyframe '{at: 10, rotate: -10}'
     """
-    from flows.zoom_plan import estimate, plan_zoom
+    from flows.movie_frames import estimate
+    from flows.zoom_plan import plan_zoom
 
     given = {name: value for name, value in flags.items() if value not in (None, False)}
-    plan = plan_zoom(source, result, _start(given), _options(given), _keyframes(keyframe_texts, file))
-    remaining = len(plan.frames) - plan.finished
-    _announce(plan, remaining, estimate(plan))
+    plan = plan_zoom(source, result, _start(given), _options(given), read_keyframes(keyframe_texts, file))
+    left = [frame.settings for frame in plan.frames[plan.finished :]]
+    remaining = len(left)
+    announce(plan.size, len(plan.frames), remaining, estimate(left, plan.size[0] * plan.size[1]))
     started = time.monotonic()
     _make(plan)
     seconds = time.monotonic() - started
@@ -110,47 +106,6 @@ def _options(given: dict[str, Any]) -> ZoomOptions:
         return ZoomOptions.model_validate({name: given[name] for name in ZoomOptions.model_fields if name in given})
     except ValidationError as error:
         raise InvalidInput(explain_validation(error)) from error
-
-
-def _keyframes(texts: Sequence[str], file: Path | None) -> list[Any]:
-    """Return the keyframes of a file and of flags.
-
-    Raises:
-        InvalidInput: the file cannot be read or is not a list, or a text is not YAML.
-    """
-    keyframes: list[Any] = []
-    if file:
-        try:
-            listed = _read_yaml(file.read_text(encoding="utf-8"), str(file))
-        except OSError as error:
-            raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InvalidInput(f"{file} is not UTF-8 text from byte {error.start + 1}: save it as UTF-8") from error
-        if not isinstance(listed, list):
-            raise InvalidInput(
-                f"{file} is not a list of keyframes: write one per line, as `- {{at: 5, layers: blocks.3}}`"
-            )
-        keyframes += listed
-    return keyframes + [_read_yaml(text, "--keyframe") for text in texts]
-
-
-def _read_yaml(text: str, name: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _announce(plan: "ZoomPlan", remaining: int, seconds: float) -> None:
-    width, height = plan.size
-    text = f"{len(plan.frames):,} frames of {width} x {height}"
-    if plan.finished:
-        text += f", {plan.finished:,} of them finished earlier"
-    if remaining:
-        text += f"; about {seconds / remaining:.2g} s each, {duration(seconds)} in all"
-    print_message(text, "default")
 
 
 def _make(plan: "ZoomPlan") -> None:

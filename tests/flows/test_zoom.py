@@ -18,10 +18,11 @@ from dreamcore.motion import colors_of, transform, warp
 from dreamcore.results import to_tensor
 from dreamcore.settings import DreamSettings
 from flows.folder import LocalFolder
+from flows.movie_frames import Outputs, estimate
 from flows.storage import Storage
 from flows.zoom import dream_frames, write_movie
 from flows.zoom_options import DEFAULTS, ZoomOptions
-from flows.zoom_plan import FIRST_STEPS, Outputs, ZoomPlan, estimate, plan_zoom
+from flows.zoom_plan import FIRST_STEPS, ZoomPlan, plan_zoom
 from tests.support.tiny import pixels
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -225,11 +226,22 @@ def test_a_movie_of_a_guide_and_a_mask(photograph: str, tmp_path: Path) -> None:
     assert not np.array_equal(frames[-1][:, 32:], pixels(48, 64)[:, 32:])
 
 
+def test_a_zoom_into_noise(tmp_path: Path) -> None:
+    out = str(tmp_path / "noise.mp4")
+    zoom, frames = dreamt("noise:64x48", out=out, seconds=0.5)
+    assert (zoom.size, len(frames)) == ((64, 48), 3)
+    assert names(plan("noise:64x48", out=out, seconds=0.5)) == names(zoom)
+    other = plan("noise:64x48", out=out, seconds=0.5, seed=1)
+    assert not np.array_equal(other.photograph, zoom.photograph)
+    with pytest.raises(InvalidInput, match="is not a size of noise"):
+        plan("noise:64", out=out)
+
+
 def test_an_estimate_grows_with_the_frames_that_are_left(photograph: str) -> None:
     zoom = plan(photograph)
-    assert 0 < estimate(plan(photograph, seconds=0.5)) < estimate(zoom)
-    dream_frames(zoom, lambda _done, _all: None)
-    assert estimate(plan(photograph)) == 0
+    settings = [frame.settings for frame in zoom.frames]
+    assert 0 < estimate(settings[:3], 3072) < estimate(settings, 3072) < estimate(settings, 6144)
+    assert estimate([], 3072) == 0
 
 
 def test_a_folder_that_cannot_be_written_stops_the_zoom(tmp_path: Path) -> None:
