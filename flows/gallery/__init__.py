@@ -1,0 +1,1 @@
+"""The gallery: a local web page over the dreams of a destination."""
