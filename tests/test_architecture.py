@@ -31,6 +31,7 @@ CORE, FLOWS = modules_of("dreamcore"), modules_of("flows")
 LEVELS = (
     {
         "cli.atlas",
+        "cli.gallery",
         "cli.image",
         "cli.main",
         "cli.manifest",
@@ -42,6 +43,22 @@ LEVELS = (
         "cli.sheet",
         "cli.stack",
         "cli.zoom",
+    },
+    {
+        "gallery.address",
+        "gallery.context",
+        "gallery.formats",
+        "gallery.grid_page",
+        "gallery.loupe_page",
+        "gallery.marks",
+        "gallery.pages",
+        "gallery.pictures",
+        "gallery.planned",
+        "gallery.ratios",
+        "gallery.security",
+        "gallery.server",
+        "gallery.site",
+        "gallery.thumbnails",
     },
     {
         "gallery.axes",

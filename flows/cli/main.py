@@ -27,6 +27,7 @@ import click
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows.cli.atlas import atlas
+from flows.cli.gallery import gallery
 from flows.cli.image import image, redream
 from flows.cli.manifest import manifest
 from flows.cli.networks import layers, models
@@ -63,7 +64,7 @@ def cli() -> None:
 
 for _command in (
     *(demo, run, plan, image, zoom, redream, models, layers, atlas),
-    *(manifest, prune, sheet, up, down, status, env),
+    *(gallery, manifest, prune, sheet, up, down, status, env),
 ):
     cli.add_command(_command)
 
