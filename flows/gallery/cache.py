@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -58,11 +58,11 @@ class Cache:
     def __init__(self, destination: str, storage: Storage, folder: Path) -> None:
         self.destination, self.storage = destination, storage
         self.points: dict[int, Point] = {}
-        """The settings of the dreams, by `settings_no`."""
+        """The settings of the dreams, by `settings_no`. A refresh replaces this dictionary and never changes it."""
         self.generation = 0
         """Changes whenever rows are added or removed."""
         self._key = digest(storage.endpoint, destination)
-        self._writing = RLock()
+        self._writing, self._marking = RLock(), Lock()
         self._marks: dict[str, int] | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._lock: IO[bytes] | None = None
@@ -181,33 +181,35 @@ class Cache:
             sql: a constant statement. Values from outside are in `parameters`.
             parameters: values for the placeholders.
         """
+        db = self._db
         try:
-            return self._fetch(sql, parameters)
-        except _DAMAGED as error:
-            _LOG.warning("The cache %s is built again: %s", self._file, error)
-            self._rebuild()
-            return self._fetch(sql, parameters)
+            return _fetch(db, sql, parameters)
+        except duckdb.Error as error:
+            with self._writing:
+                if self._db is db:  # otherwise another thread has replaced it
+                    if not isinstance(error, _DAMAGED):
+                        raise
+                    self._start_anew(error)
+                    self.refresh()
+            return _fetch(self._db, sql, parameters)
 
-    def _fetch(self, sql: str, parameters: Any) -> list[tuple[Any, ...]]:
-        with closing(self._db.cursor()) as cursor:
-            rows: list[tuple[Any, ...]] = cursor.execute(sql, parameters).fetchall()
-            return rows
-
-    def _rebuild(self) -> None:
-        with self._writing:
-            with suppress(duckdb.Error):
-                self._db.close()
-            _remove(self._file)
-            # Other threads may still use the damaged database, and DuckDB shares databases by their path.
-            self._file = self._file.with_name(f"{self._file.name.partition('.')[0]}-{uuid.uuid4().hex}.duckdb")
-            self._db = self._make()
-            self.refresh()
+    def _start_anew(self, error: duckdb.Error) -> None:
+        """Replace a damaged database by an empty one."""
+        _LOG.warning("The cache %s is built again: %s", self._file, error)
+        marks = self._marks or {}
+        with suppress(duckdb.Error):
+            self._db.close()
+        _remove(self._file)
+        # Other threads may still use the damaged database, and DuckDB shares databases by their path.
+        self._file = self._file.with_name(f"{self._file.name.partition('.')[0]}-{uuid.uuid4().hex}.duckdb")
+        self._db = self._make()
+        self.use_marks(marks)
 
     def use_marks(self, marks: Mapping[str, int]) -> None:
         """Let queries see these marks, by `result_id`."""
-        if marks == self._marks:
-            return
-        with self._writing:
+        with self._marking:
+            if marks == self._marks:
+                return
             copy = dict(marks)
             rows = pa.table(
                 {
@@ -233,37 +235,46 @@ class Cache:
             Unavailable: S3 failed, or the cache cannot be written.
         """
         with self._writing:
-            listed = {(part.uri, part.etag): part for part in list_parts(self.storage, self.destination)}
-            known = {(uri, etag): number for number, uri, etag in self.query("SELECT part_no, uri, etag FROM parts")}
-            new = [part for version, part in listed.items() if version not in known]
-            gone = [number for version, number in known.items() if version not in listed]
-            if not new and not gone:
-                return 0
             try:
-                return self._update(new, gone, is_first=not known)
-            except BaseException as error:
-                with suppress(duckdb.Error):
-                    self._db.rollback()
-                    self.points = _read_points(self._db)
-                if isinstance(error, duckdb.Error):
-                    raise Unavailable(f"the cache {self._file} cannot be written: {error}") from error
-                raise
+                return self._refresh()
+            except _DAMAGED as error:
+                self._start_anew(error)
+            try:
+                return self._refresh()
+            except _DAMAGED as error:  # such as a full disk
+                raise Unavailable(f"the cache {self._file} cannot be written: {error}") from error
+
+    def _refresh(self) -> int:
+        listed = {(part.uri, part.etag): part for part in list_parts(self.storage, self.destination)}
+        rows = _fetch(self._db, "SELECT part_no, uri, etag FROM parts")
+        known = {(uri, etag): number for number, uri, etag in rows}
+        new = [part for version, part in listed.items() if version not in known]
+        gone = [number for version, number in known.items() if version not in listed]
+        if not new and not gone:
+            return 0
+        try:
+            return self._update(new, gone, is_first=not known)
+        except BaseException as error:
+            with suppress(duckdb.Error):
+                self._db.rollback()
+                self.points = _read_points(self._db)
+            if isinstance(error, duckdb.Error) and not isinstance(error, _DAMAGED):
+                raise Unavailable(f"the cache {self._file} cannot be written: {error}") from error
+            raise
 
     def _update(self, new: Sequence[Part], gone: Sequence[int], *, is_first: bool) -> int:
         """Replace the rows of parts that have gone by those of new parts, in one step unless the cache was empty."""
         count, db = 0, self._db
         db.begin()
-        if gone:
-            tables.forget(db, gone)
+        tables.forget(db, gone)
         for batch in self._read(new):
-            tables.insert(db, batch, self.points)
+            self.points = tables.insert(db, batch, self.points)
             count += len(batch)
             if is_first:
                 db.commit()
                 db.begin()
         tables.rank(db)
         db.commit()
-        db.execute("CHECKPOINT")
         self.generation += 1
         return count
 
@@ -291,6 +302,19 @@ class Cache:
                     waiting = []
         if waiting:
             yield pa.concat_tables(waiting)
+
+
+def _fetch(db: Any, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    with closing(db.cursor()) as cursor:  # a connection serves one thread at a time
+        rows: list[tuple[Any, ...]] = cursor.execute(sql, [_encodable(value) for value in parameters]).fetchall()
+        return rows
+
+
+def _encodable(value: Any) -> Any:
+    """Return a parameter with question marks in place of what is no character, as an address may have it."""
+    if isinstance(value, list):
+        return [_encodable(each) for each in value]
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _read_points(db: Any) -> dict[int, Point]:

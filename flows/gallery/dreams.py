@@ -8,7 +8,7 @@ from flows.gallery.points import Point
 from flows.gallery.records import DreamRow, LayerScore, SeenClass
 from flows.gallery.tables import STATUSES
 
-__all__ = ["SELECT", "read_dream"]
+__all__ = ["read_dream", "select"]
 
 _COLUMNS = {
     "result_no": "d.result_no",
@@ -41,20 +41,23 @@ _COLUMNS = {
     "mark": "m.mark",
 }
 
-SELECT = f"""
-SELECT {", ".join(_COLUMNS.values())}, d.dream_no, d.source_no
+_FROM = """
 FROM dreams d
 JOIN details x ON x.dream_no = d.dream_no
 JOIN sources s ON s.source_no = d.source_no
 JOIN settings p ON p.settings_no = d.settings_no
 JOIN runs r ON r.run_no = d.run_no
 LEFT JOIN live.marks m ON m.result_no = d.result_no AND d.status = 0
-"""  # noqa: S608 - the columns are constants
-"""The beginning of a query whose rows `read_dream` reads. The last columns are `dream_no` and `source_no`."""
+"""
+
+
+def select(*more: str) -> str:
+    """Return the beginning of a query whose rows `read_dream` reads. `more` are constant expressions behind these."""
+    return f"SELECT {', '.join([*_COLUMNS.values(), *more])} {_FROM}"
 
 
 def read_dream(row: Sequence[Any], points: Mapping[int, Point]) -> DreamRow:
-    """Return one row of a query that begins with `SELECT`."""
+    """Return one row of a query that begins with `select`."""
     values = dict(zip(_COLUMNS, row, strict=False))
     point = points[values.pop("settings_no")]
     created_at: datetime = values.pop("created_at")

@@ -49,8 +49,9 @@ def read_point(settings_id: str, text: str) -> Point:
     try:
         fields: Any = json.loads(text)
     except ValueError:
-        fields = {}
-    fields = fields if isinstance(fields, dict) else {}
+        fields = None
+    if not isinstance(fields, dict):
+        return Point(settings_id, "", "", "", {})
     with suppress(ValidationError):  # settings of another version with other fields are shown as they are
         fields = read_recorded(fields).model_dump(mode="json")
     values, known = _as_text(fields), defaults()

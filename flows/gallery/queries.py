@@ -16,7 +16,7 @@ from flows.gallery.axes import axes_of
 from flows.gallery.cache import Cache
 from flows.gallery.conditions import Condition, condition, result_range
 from flows.gallery.cursors import read_cursor, write_cursor
-from flows.gallery.dreams import SELECT, read_dream
+from flows.gallery.dreams import read_dream, select
 from flows.gallery.points import Point
 from flows.gallery.records import (
     Axis,
@@ -77,7 +77,7 @@ class Queries:
         return condition(filters, self.cache.points, without)
 
     def _dreams(self, where: str, values: Sequence[Any]) -> list[DreamRow]:
-        return [read_dream(row, self.cache.points) for row in self._ask(SELECT + where, values)]
+        return [read_dream(row, self.cache.points) for row in self._ask(f"{select()} {where}", values)]
 
     # --- photographs
 
@@ -128,19 +128,18 @@ class Queries:
     def _summaries(self, numbers: Sequence[int], filters: Filters, best_by: BestBy) -> list[Photograph]:
         """Return the photographs with these `source_no`s, in this order."""
         where, values = self._condition(filters, "status")
-        sql = f"""
-            SELECT d.source_no, count(*) FILTER (d.status = 0), count(*) FILTER (d.status > 0),
-                count(DISTINCT d.objective_no) FILTER (d.status = 0),
-                arg_max(d.dream_no, [{_BEST[best_by]}, coalesce(d.gain_rank, -1), -d.number]) FILTER (d.status = 0),
-                max(d.dream_no)
+        best = f"[{_BEST[best_by]}, coalesce(d.gain_rank, -1), -d.number]"
+        summaries = f"""
+            SELECT count(*) FILTER (d.status = 0) AS dreams, count(*) FILTER (d.status > 0) AS failed,
+                count(DISTINCT d.objective_no) FILTER (d.status = 0) AS objectives,
+                coalesce(arg_max(d.dream_no, {best}) FILTER (d.status = 0), max(d.dream_no)) AS shown
             FROM dreams d LEFT JOIN live.marks m ON m.result_no = d.result_no
             WHERE d.source_no IN (SELECT unnest(?::INTEGER[])) AND {where} GROUP BY d.source_no
             """  # noqa: S608 - constants
-        counts = {row[0]: row[1:] for row in self._ask(sql, [list(numbers), *values])}
-        chosen = [best or latest for *_, best, latest in counts.values()]
-        rows = self._ask(f"{SELECT} WHERE d.dream_no IN (SELECT unnest(?::INTEGER[]))", [chosen])
-        shown = {row[-1]: _photograph(row, self.cache.points, counts[row[-1]]) for row in rows}
-        return [shown[number] for number in numbers if number in shown]
+        sql = select("c.dreams", "c.failed", "c.objectives", "d.source_no")
+        rows = self._ask(f"{sql} JOIN ({summaries}) c ON c.shown = d.dream_no", [list(numbers), *values])
+        found = {row[-1]: _photograph(row, self.cache.points) for row in rows}
+        return [found[number] for number in numbers if number in found]
 
     def photograph(self, source_uri: str) -> Photograph | None:
         """Return one photograph with the best of all its dreams; None if it has no row."""
@@ -243,9 +242,9 @@ class Queries:
         position = read_cursor(after, "mark") if after else None
         beyond = "AND (-m.mark, d.dream_no) > (?, ?)" if position else ""
         where = f"WHERE d.status = 0 AND m.mark >= ? {beyond} ORDER BY m.mark DESC, d.dream_no LIMIT ?"
-        rows = self._ask(SELECT + where, [marks_min, *(position or ()), limit + 1])
+        rows = self._ask(select("d.dream_no") + where, [marks_min, *(position or ()), limit + 1])
         found = [read_dream(row, self.cache.points) for row in rows]
-        cursor = write_cursor("mark", -(found[limit - 1].mark or 0), rows[limit - 1][-2]) if len(rows) > limit else None
+        cursor = write_cursor("mark", -(found[limit - 1].mark or 0), rows[limit - 1][-1]) if len(rows) > limit else None
         return found[:limit], cursor
 
     # --- grids
@@ -348,6 +347,10 @@ class Queries:
         found = [_failure(row) for row in rows[:limit]]
         return found, write_cursor("failures", *rows[limit - 1][-2:]) if len(rows) > limit else None
 
+    def damaged_parts(self) -> list[str]:
+        """Return the addresses of the parts of the manifest that are left out, because they are damaged."""
+        return [uri for (uri,) in self._ask("SELECT uri FROM parts WHERE is_damaged ORDER BY uri")]
+
     def runs(self) -> list[Run]:
         """Return all runs of the destination from its `_runs/` folder, the latest first.
 
@@ -358,9 +361,9 @@ class Queries:
         return self._runs.read()
 
 
-def _photograph(row: Sequence[Any], points: Mapping[int, Point], counts: Sequence[int]) -> Photograph:
+def _photograph(row: Sequence[Any], points: Mapping[int, Point]) -> Photograph:
     dream = read_dream(row, points)
-    dreams, failed, objectives = counts[:3]
+    dreams, failed, objectives = row[-4:-1]
     best = dream if dream.status == "done" else None
     return Photograph(dream.source_uri, dream.source_etag, dream.source_name, best, dreams, failed, objectives)
 

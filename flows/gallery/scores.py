@@ -40,8 +40,10 @@ def sums(ask: _Ask, points: Mapping[int, Point], where: Condition) -> list[Sums]
             arg_max(result_no, gain)
         FROM dreams d WHERE {where[0]} AND gain IS NOT NULL GROUP BY settings_no
         """  # noqa: S608 - constants
-    rows = ask(sql, where[1])
-    return [Sums(points[number], *others, f"{best:016x}") for number, *others, best in sorted(rows)]
+    return [
+        Sums(points[number], dreams, gain, rank, seconds, best_rank, f"{best:016x}")
+        for number, dreams, gain, rank, seconds, best_rank, best in sorted(ask(sql, where[1]))
+    ]
 
 
 def score_map(found: Sequence[Sums], x_axis: str, y_axis: str) -> ScoreMap:

@@ -5,7 +5,7 @@ are in tables of their own: `sources`, `settings`, `labels`, `runs`.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -88,8 +88,8 @@ def forget(db: Any, parts: Sequence[int]) -> None:
         db.execute(f"DELETE FROM {table} WHERE part_no IN (SELECT unnest(?::INTEGER[]))", [list(parts)])  # noqa: S608
 
 
-def insert(db: Any, rows: pa.Table, points: dict[int, Point]) -> None:
-    """Add rows of the manifest. The new settings are added to `points`.
+def insert(db: Any, rows: pa.Table, points: Mapping[int, Point]) -> dict[int, Point]:
+    """Add rows of the manifest. Return `points` with the new settings.
 
     Args:
         db: a connection within a transaction.
@@ -98,7 +98,7 @@ def insert(db: Any, rows: pa.Table, points: dict[int, Point]) -> None:
     """
     db.register("batch", _with_ids(rows))
     _insert_sources(db)
-    _insert_settings(db, points)
+    points = {**points, **_insert_settings(db, points)}
     db.execute(_NEW_TEXTS)
     (first,) = db.execute("SELECT coalesce(max(dream_no), 0) + 1 FROM details").fetchone()
     db.execute(
@@ -108,6 +108,7 @@ def insert(db: Any, rows: pa.Table, points: dict[int, Point]) -> None:
     db.execute(_INSERT_DETAILS)
     db.execute("DROP TABLE numbered")
     db.unregister("batch")
+    return points
 
 
 def _with_ids(rows: pa.Table) -> pa.Table:
@@ -152,39 +153,36 @@ ORDER BY dream_no
 """
 
 
-def _insert_settings(db: Any, points: dict[int, Point]) -> None:
+def _insert_settings(db: Any, points: Mapping[int, Point]) -> dict[int, Point]:
+    """Add the settings that are new, and return them by `settings_no`."""
     new = db.execute(
         "SELECT settings_id, any_value(settings) FROM batch "
         "WHERE settings_id NOT IN (SELECT settings_id FROM settings) GROUP BY settings_id ORDER BY settings_id"
     ).fetchall()
-    if not new:
-        return
-    objectives = dict(db.execute("SELECT settings_no, objective_no FROM settings").fetchall())
+    objectives = dict(db.execute("SELECT settings_no, objective_no FROM settings").fetchall()) if new else {}
     numbers = {points[settings_no].objective: number for settings_no, number in objectives.items()}
-    rows = []
+    rows, added = [], {}
     for settings_no, (settings_id, text) in enumerate(new, start=len(objectives) + 1):
-        point = points[settings_no] = read_point(settings_id, text)
+        point = added[settings_no] = read_point(settings_id, text)
         rows.append((settings_no, numbers.setdefault(point.objective, len(numbers) + 1), settings_id, text))
     _append(db, "settings", rows)
+    return added
 
 
 def _insert_sources(db: Any) -> None:
     """Add the new photographs with their names below the source, which the addresses of their dreams tell."""
     new = db.execute(
-        "SELECT source_uri, any_value(result_uri), any_value(is_guess), any_value(source_no) "
+        "SELECT source_uri, any_value(result_uri), any_value(source_no) "
         "FROM batch LEFT JOIN sources ON uri = source_uri WHERE is_guess IS NOT false GROUP BY source_uri "
         "ORDER BY source_uri"
     ).fetchall()
     (count,) = db.execute("SELECT count(*) FROM sources").fetchone()
     known = [row[0] for row in db.execute("SELECT value FROM meta WHERE key = 'prefix'").fetchall()]
     names = _Names(known)
-    guesses, added = [], []
-    for uri, result_uri, _, source_no in new:
-        if result_uri is None:
-            guesses += [(uri, source_no)]
-            continue
-        added.append((source_no, uri, names.of_dream(uri, result_uri), False))
-    added += [(source_no, uri, names.guess(uri), True) for uri, source_no in guesses if source_no is None]
+    dreamt = [row for row in new if row[1] is not None]
+    failed = [row for row in new if row[1] is None and row[2] is None]
+    added = [(source_no, uri, names.of_dream(uri, result_uri), False) for uri, result_uri, source_no in dreamt]
+    added += [(None, uri, names.guess(uri), True) for uri, *_ in failed]
     renamed = [(source_no,) for source_no, *_ in added if source_no is not None]
     if renamed:
         db.executemany("DELETE FROM sources WHERE source_no = ?", renamed)
@@ -213,12 +211,12 @@ class _Names:
         folder = result_uri.rpartition("/")[0]
         for prefix in self.prefixes:
             name = uri.removeprefix(prefix)
-            if name != uri and folder.endswith(f"/images/{layout.safe_name(name)}"):
+            if name != uri and _is_folder_of(name, folder):
                 return name
         steps = uri.split("/")
         for first in range(3, len(steps)):
             name = "/".join(steps[first:])
-            if folder.endswith(f"/images/{layout.safe_name(name)}"):
+            if _is_folder_of(name, folder):
                 self.prefixes.append(uri.removesuffix(name))
                 return name
         return steps[-1] or uri
@@ -227,6 +225,11 @@ class _Names:
         """Return the name of a photograph without dreams: below the longest known source, or else the file's name."""
         longest = max((prefix for prefix in self.prefixes if uri.startswith(prefix)), key=len, default="")
         return uri.removeprefix(longest or uri.rpartition("/")[0] + "/") or uri
+
+
+def _is_folder_of(name: str, folder: str) -> bool:
+    """Return whether the dreams of a photograph with this name are in a folder."""
+    return folder.endswith((f"/images/{name}", f"/images/{layout.safe_name(name)}"))
 
 
 def _append(db: Any, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
