@@ -25,7 +25,10 @@ from flows.gallery.queries import Queries
 from flows.gallery.records import Filters, Sort
 from flows.local.stack import Stack
 from flows.manifest import Row
+from flows.parts import list_parts
+from flows.plan import freeze_retry
 from flows.storage import Storage
+from flows.work import ReplacedPart, Shard, Source, Work
 from tests.flows.test_old_destination import DESTINATION as OLD_DESTINATION
 from tests.flows.test_old_destination import old
 from tests.support.gallery import RUN, START, make_row, write_part
@@ -430,3 +433,24 @@ def test_the_runs_of_a_destination(old: dict[str, bytes], storage: Storage, tmp_
         assert [run.state for run in queries.runs()] == ["abandoned", "finished"]
         storage.write(layout.job_uri(OLD_DESTINATION, OTHER_RUN), b"no JSON", "application/json")
         assert [run.run_id for run in queries.runs()][-1] == OTHER_RUN
+
+
+def test_the_progress_of_a_retry_counts_replaced_parts(storage: Storage, destination: str, tmp_path: Path) -> None:
+    rows = [make_row(destination, each, status="failed") for each in "ab"]
+    for shard, row in enumerate(rows):
+        write_part(storage, destination, [row], [shard])
+    works = [(Work(Source(row.source_uri, name(row), row.source_etag, 1), (0,)),) for row in rows]
+    parts = zip(works, list_parts(storage, destination), strict=True)
+    shards = [Shard(each.shards.start, work, ReplacedPart(RUN, each.etag)) for work, each in parts]
+    plan, mark = freeze_retry(shards, lambda: 0), {"run_id": OTHER_RUN, "job_id": "x-retry"}
+    storage.write(layout.plan_uri(destination, OTHER_RUN), plan.parquet, "application/octet-stream")
+    job = {"source": "s3://photos/in/", "retry_failed": True}
+    storage.write(layout.job_uri(destination, OTHER_RUN), json.dumps({"job": job}).encode(), "application/json")
+    storage.write(layout.active_uri(destination), json.dumps(mark).encode(), "application/json")
+    with Cache(destination, storage, tmp_path) as cache:
+        queries, found = Queries(cache), []
+        for shard, row in enumerate(rows):
+            cache.refresh()
+            found += [(run.planned, run.done, run.is_retry, run.progress) for run in queries.runs()]
+            write_part(storage, destination, [make_row(destination, name(row))], [shard])
+    assert found == [(2, 0, True, 0.0), (2, 1, True, 0.5)]
