@@ -13,7 +13,11 @@ let typing;
 function formAddress(form) {
   const url = new URL(form.action);
   const names = new Set([...form.elements].map((element) => element.name).filter(Boolean));
-  for (const [name, value] of new FormData(form)) if (value) url.searchParams.append(name, value);
+  for (const [name, value] of new FormData(form)) {
+    const control = form.elements[name];
+    const usual = (control instanceof RadioNodeList ? control[0] : control).dataset.usual;
+    if (value && value !== usual) url.searchParams.append(name, value);
+  }
   for (const [name, value] of new URLSearchParams(location.search)) {
     const gone = names.has(name) || ["after", "chosen"].includes(name) || name.startsWith("at.");
     if (!gone) url.searchParams.append(name, value);

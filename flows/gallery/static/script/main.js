@@ -51,3 +51,4 @@ if (location.hash === "#find") $("#find")?.focus();
 else if (current()) current().focus({ preventScroll: true });
 if (current()) current().scrollIntoView({ block: "nearest", inline: "nearest" });
 
+document.body.dataset.ready = "";

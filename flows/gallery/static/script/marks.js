@@ -66,6 +66,11 @@ export function undoMark() {
   mark(last[1], { id: last[0], undoing: true });
 }
 
+// What is loaded of a dream may be older than a mark that is still on its way.
+document.addEventListener("gallery:chosen", (event) => {
+  if ($(`.cell[data-id="${CSS.escape(event.detail)}"]`)) draw(event.detail, markOf(event.detail));
+});
+
 document.addEventListener("click", (event) => {
   const button = event.target.closest?.("[data-mark-value]");
   if (!button) return;
