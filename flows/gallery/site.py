@@ -11,7 +11,7 @@ from pathlib import Path
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import digest
 from flows.gallery.cache import Cache
-from flows.gallery.marks import Marks, MemoryMarks
+from flows.gallery.marks import Marks, MemoryMarks, RecentMarks
 from flows.gallery.planned import Planned, read_planned
 from flows.gallery.queries import Queries
 from flows.gallery.thumbnails import Thumbnails
@@ -147,7 +147,7 @@ class Site:
 
     def _open(self, slug: str) -> Place:
         destination = self.destinations[slug]
-        marks = self._make_marks(destination)
+        marks = RecentMarks(self._make_marks(destination))
         cache = Cache.open(destination, self.storage)
         folder = _pictures_folder() / digest(self.storage.endpoint, destination)
         return Place(

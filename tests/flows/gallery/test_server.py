@@ -18,7 +18,7 @@ from PIL import Image
 
 from dreamcore.errors import InvalidInput
 from flows import layout, manifest
-from flows.gallery.marks import MemoryMarks
+from flows.gallery.marks import READ_SECONDS, MemoryMarks, RecentMarks
 from flows.gallery.security import Access, is_loopback
 from flows.gallery.server import create_app, listen
 from flows.gallery.site import find_destinations, slug_of
@@ -216,6 +216,18 @@ def test_a_gallery_of_another_address_requires_the_token(stack: Stack, rows: lis
             f"{browser.base}/mark", "POST", body, Cookie=cookie.partition(";")[0], X_Dreamgrid_Token=access.csrf
         )
         assert (refused.code, "--read-only" in refused.text) == (403, True)
+
+
+def test_marks_of_others_are_read_again_after_a_moment() -> None:
+    kept, now = MemoryMarks(), [0.0]
+    recent = RecentMarks(kept, lambda: now[0])
+    assert recent.read() == {}
+    kept.add("a", 3)
+    assert recent.read() == {}
+    now[0] += READ_SECONDS + 0.1
+    assert recent.read() == {"a": 3}
+    recent.add("b", 1)
+    assert recent.read() == {"a": 3, "b": 1}
 
 
 # --- pages
