@@ -46,14 +46,15 @@ def gallery(destination: str, host: str, port: int, read_only: bool, open_browse
     from flows.gallery.security import Access
     from flows.gallery.server import create_app, listen, serve
     from flows.gallery.site import find_destinations
-    from flows.storage import FAIL_FAST, Storage, storage
+    from flows.storage import FAIL_FAST, Storage
 
     with screen.status(f"Looking for dreams in {destination} ..."):
-        destinations = find_destinations(destination, Storage(FAIL_FAST))
+        storage = Storage(FAIL_FAST)  # people wait for pages
+        destinations = find_destinations(destination, storage)
     access = Access.to(host, read_only=read_only)
     listening = listen(host, port)
     url = _url(host, listening.getsockname()[1], access.token)
-    app = create_app(destinations, storage(), access)
+    app = create_app(destinations, storage, access)
     if as_json:
         show_json({"url": url, "destinations": destinations, "read_only": read_only})
     else:

@@ -159,5 +159,6 @@ def render(
         "read_only": site.read_only,
         "keymap": KEYMAP,
         "running": None,
+        "trouble": place.trouble if place else "",
     }
     return HTMLResponse(_ENVIRONMENT.get_template(template).render(frame | dict(values)), code)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from dreamcore.errors import InvalidInput
+from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import digest
 from flows.gallery.cache import Cache
 from flows.gallery.marks import Marks, MemoryMarks, RecentMarks
 from flows.gallery.planned import Planned, read_planned
 from flows.gallery.queries import Queries
+from flows.gallery.records import Filters
 from flows.gallery.thumbnails import Thumbnails
 from flows.layout import folder_uri, parse_uri
 from flows.storage import Storage
@@ -27,6 +28,7 @@ _FOLDERS = ("manifest/", "_runs/")
 _DEPTH = 3
 """Levels of folders below the given one that are searched for destinations."""
 _MAX_DESTINATIONS = 200
+_ALL = Filters(status="")
 
 
 def slug_of(destination: str) -> str:
@@ -88,24 +90,40 @@ class Place:
     thumbnails: Thumbnails
     marks: Marks
     _lock: threading.Lock
+    trouble: str = ""
+    """Why the newest rows cannot be read; empty if they can."""
     _refreshed: float = 0.0
     _planned: tuple[float, Planned | None] = (0.0, None)
 
-    def refresh(self, *, at_most_every: float = REFRESH_SECONDS) -> None:
-        """Read the parts of the manifest that are new, unless that was done a moment ago or is being done."""
-        if time.monotonic() - self._refreshed < at_most_every:
+    def refresh(self) -> None:
+        """Read the parts of the manifest that are new, unless that was done a moment ago or is being done.
+
+        If S3 does not respond, pages show the rows that are known, and `trouble` says why.
+        """
+        if time.monotonic() - self._refreshed < REFRESH_SECONDS:
             return
         if self._lock.acquire(blocking=not self._refreshed):  # the first page waits for the first rows
             try:
-                if time.monotonic() - self._refreshed >= at_most_every:
-                    self.cache.refresh()
+                if time.monotonic() - self._refreshed >= REFRESH_SECONDS:
+                    self._read_new_parts()
                     self._refreshed = time.monotonic()
             finally:
                 self._lock.release()
 
+    def _read_new_parts(self) -> None:
+        try:
+            self.cache.refresh()
+            self.trouble = ""
+        except (Unavailable, InvalidInput) as error:
+            if not self.queries.counts(_ALL).photographs:
+                raise
+            self.trouble = f"The page may be out of date: {error}"
+
     def planned(self) -> Planned | None:
         """Return what the unfinished run will dream; None if there is no unfinished run."""
         read_at, planned = self._planned
+        if self.trouble:
+            return planned
         if time.monotonic() - read_at > REFRESH_SECONDS:
             planned = read_planned(self.destination, self.storage)
             self._planned = time.monotonic(), planned

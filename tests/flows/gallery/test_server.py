@@ -25,8 +25,9 @@ from flows.gallery.site import find_destinations, slug_of
 from flows.gallery.thumbnails import MAX_BYTES, encode_small, thumb_uri
 from flows.local.stack import Stack
 from flows.manifest import Row
-from flows.storage import Storage
+from flows.storage import RetryPolicy, Storage
 from tests.support.command import DREAMGRID, Command
+from tests.support.faults import Fault, Proxy
 from tests.support.gallery_pages import fill, served
 
 SOURCE, DESTINATION = "s3://photos/gallery server/", "s3://dreams/gallery server/"
@@ -288,6 +289,24 @@ def test_what_does_not_exist_is_a_message(browser: Browser, path: str) -> None:
     answer = browser.ask(browser.base + path)
     assert answer.code == 404
     assert "Traceback" not in answer.text
+
+
+def test_pages_go_on_while_the_store_is_away(
+    stack: Stack, rows: list[Row], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.gallery.site.REFRESH_SECONDS", 0)
+    storage = Storage(RetryPolicy(0.2, 1), proxy.environment(stack.environment()))
+    with served(create_app([DESTINATION], storage)) as url:
+        browser = Browser(url, DESTINATION)
+        assert "out of date" not in browser.page("/library")
+        proxy.choose = lambda _: Fault.RESET
+        page = browser.page("/library")
+        assert "The page may be out of date" in page
+        assert "4 photographs" in page
+        picture = browser.ask(f"{browser.base}/full/{rows[0].result_id}")
+        assert (picture.code, "the store does not respond" in picture.text) == (503, True)
+        proxy.choose = lambda _: None
+        assert "out of date" not in browser.page("/library")
 
 
 # --- pictures
