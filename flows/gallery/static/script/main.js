@@ -1,11 +1,13 @@
 // The script of every page. It works on what the server has drawn; without it, links and forms still work.
-import { $, trouble } from "./page.js";
+import { $, show, trouble, view } from "./page.js";
 import { compare, current, showPicks } from "./cells.js";
 import "./marks.js";
 import { applySizes } from "./forms.js";
 import "./keys.js";
 import { start } from "./loupe.js";
 import { watch } from "./window.js";
+
+let seen = $("#running progress")?.value ?? null;
 
 $("#theme").addEventListener("click", () => {
   const root = document.documentElement;
@@ -29,6 +31,15 @@ document.addEventListener("htmx:oobBeforeSwap", (event) => {
   const fresh = event.detail.fragment?.querySelector?.("[data-fresh]") ?? event.detail.fragment;
   const id = fresh?.dataset?.fresh;
   if (id && $(`[data-id="${CSS.escape(id)}"]`, event.detail.target)) event.detail.shouldSwap = false;
+});
+// The library of a run in progress: new dreams appear, unless somebody has scrolled on or is typing.
+document.addEventListener("htmx:afterSwap", (event) => {
+  const bar = event.target.closest?.("#running") ?? $("#running");
+  if (view() !== "library" || !bar) return;
+  const done = $("progress", bar).value;
+  const idle = scrollY < 200 && document.activeElement?.id !== "find";
+  if (seen !== null && done !== seen && idle) show(location.href, ["results", "facets"], { replace: true });
+  seen = done;
 });
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.successful) trouble("");
