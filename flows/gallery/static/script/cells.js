@@ -1,5 +1,5 @@
 // Pictures as a set with one tab stop: choosing, moving, opening, comparing, and what is known of the chosen one.
-import { $, $$, base, remember, say, show, trouble, view } from "./page.js";
+import { $, $$, base, remember, say, show, trouble, view, withPlace } from "./page.js";
 
 const PICKS = "dreamgrid-compare";
 
@@ -69,7 +69,7 @@ async function look(cell) {
   ids[active] = cell.dataset.id;
   url.searchParams.delete("id");
   for (const id of new Set(ids)) url.searchParams.append("id", id);
-  await show(url, ["stage", "what", "modes", "chosen"], { replace: true, decode: 1 });
+  await show(url, ["stage", "what", "modes", "back", "chosen"], { replace: true, decode: 1 });
   aimMarks(cell.dataset.id, cell.dataset.mark);
 }
 
@@ -114,7 +114,7 @@ function picks() {
 export function compare() {
   if (view() === "loupe") {
     const several = $("#stage").dataset.mode === "several";
-    location.href = $(`#modes [data-mode="${several ? "one" : "several-2"}"]`).href;
+    location.href = withPlace($(`#modes [data-mode="${several ? "one" : "several-2"}"]`).href);
     return;
   }
   const id = current()?.dataset.id;

@@ -1,5 +1,5 @@
 // The loupe: zoom and position are those of all panes; the slider between photograph and dream; which pane is current.
-import { $, $$, address, remember, show } from "./page.js";
+import { $, $$, address, remember, show, withPlace } from "./page.js";
 import { aimMarks } from "./cells.js";
 
 const MOST = 32;
@@ -80,7 +80,7 @@ export async function activate(index) {
       if (document.activeElement?.closest("#film")) cell.focus({ preventScroll: true });
     }
   }
-  await show(address({ active: index }), ["chosen"], { replace: true });
+  await show(address({ active: index }), ["back", "chosen"], { replace: true });
 }
 
 export function other() {
@@ -133,6 +133,8 @@ function listen() {
     remember({ wipe: event.target.value });
   });
   document.addEventListener("click", (event) => {
+    const mode = event.target.closest?.("#modes a");
+    if (mode) mode.href = withPlace(mode.href);
     const button = event.target.closest?.("[data-zoom]");
     if (button) zoomTo(button.dataset.zoom === "fit" ? 1 : Number(button.dataset.zoom) * natural());
   });

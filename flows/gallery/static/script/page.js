@@ -32,6 +32,17 @@ export function address(changes) {
   return url;
 }
 
+/** Return the address of a link in the loupe, with the present zoom, position and slider. */
+export function withPlace(href) {
+  const url = new URL(href);
+  const now = new URLSearchParams(location.search);
+  for (const name of ["zoom", "x", "y", "wipe"]) {
+    if (now.has(name)) url.searchParams.set(name, now.get(name));
+    else url.searchParams.delete(name);
+  }
+  return url;
+}
+
 /** Keep a change of what is shown in the address, without an entry in the history. */
 export function remember(changes) {
   history.replaceState(history.state, "", address(changes));
@@ -70,7 +81,10 @@ export async function show(url, ids, { push = false, replace = false, decode = 0
     document.title = page.title;
     if (push) history.pushState({ shown: true }, "", url);
     else if (replace) history.replaceState(history.state, "", url);
-    if (focus && document.activeElement === document.body) $(focus)?.focus({ preventScroll: true });
+    if (focus && document.activeElement === document.body) {
+      const again = $(focus) ?? (focus.startsWith(".cell") ? $(".cell[aria-current]") : null);
+      again?.focus({ preventScroll: true });
+    }
     document.dispatchEvent(new CustomEvent("gallery:shown", { detail: ids }));
     return true;
   } catch (error) {
