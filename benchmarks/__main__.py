@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import collection, dreams, gpu, host, machine, memory, nodes, report, scale, steps
+from benchmarks import collection, dreams, gallery, gpu, host, machine, memory, nodes, report, scale, steps
 from benchmarks.timing import Row
 from flows.machine import max_memory
 from flows.worker_process import disable_heap_trimming
@@ -61,6 +61,7 @@ def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, li
         "files": lambda: dreams.measure_files(quick=quick),
         "memory": lambda: memory.measure_memory(quick=quick, soak=soak),
         "scale": lambda: scale.measure_scale(quick=quick, soak=soak),
+        "gallery": lambda: gallery.measure_gallery(quick=quick),
         "gpu": lambda: gpu.measure_gpu(quick=quick),
     }
     together = [name for name in STEPS if name in wanted]

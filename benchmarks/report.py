@@ -24,6 +24,7 @@ TITLES = {
     "files": "files: encoding a dream",
     "memory": "memory: resident memory of a process",
     "scale": "scale: coordinating a run over many photographs",
+    "gallery": "gallery: browsing a million rows",
     "gpu": "gpu: one step on a GPU",
 }
 """Titles of the sections, in the order of the report."""

@@ -14,6 +14,7 @@ MAX_SHORTER_SIDE, MAX_LONGER_SIDE = 320, 640
 MAX_BYTES = 25_000
 """Size of a thumbnail's file, at most."""
 THUMBNAIL_TYPE = "image/webp"
+"""The content type of a thumbnail."""
 
 _QUALITIES = {80: 1.0, 60: 0.7, 45: 0.57, 30: 0.46, 20: 0.38, 10: 0.25, 5: 0.17, 0: 0.1}
 """Size of the file at each quality, relative to that at the first one, as measured on dreams."""

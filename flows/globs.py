@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 __all__ = ["compile_globs"]
 
+_IN_SET = re.compile(r"(.)-(.)|(.)", re.DOTALL)
 _TOKEN = re.compile(r"\*+|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
 
 
@@ -82,5 +83,11 @@ def _regex_of_one(piece: str) -> str:
     if len(piece) == 1:
         return re.escape(piece)
     negated = piece.startswith("[!")
-    characters = re.escape(piece[2 if negated else 1 : -1]).replace(r"\-", "-")
+    # Each character is escaped by itself: Python warns of "--" in a set.
+    characters = _IN_SET.sub(_escaped, piece[2 if negated else 1 : -1])
     return f"[^/{characters}]" if negated else f"[{characters}]"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    first, last, single = found.groups()
+    return re.escape(single) if single else f"{re.escape(first)}-{re.escape(last)}"

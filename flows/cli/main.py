@@ -30,6 +30,7 @@ from flows.cli.atlas import atlas
 from flows.cli.enlarge import enlarge
 from flows.cli.favourites import favourites
 from flows.cli.folders import download, upload
+from flows.cli.gallery import gallery
 from flows.cli.image import image, redream
 from flows.cli.manifest import manifest
 from flows.cli.networks import layers, models
@@ -67,7 +68,7 @@ def cli() -> None:
 
 for _command in (
     *(demo, run, plan, image, zoom, video, redream, enlarge, models, layers, atlas),
-    *(upload, download, manifest, prune, favourites, sheet, up, down, status, env),
+    *(gallery, upload, download, manifest, prune, favourites, sheet, up, down, status, env),
 ):
     cli.add_command(_command)
 

@@ -210,6 +210,7 @@ def test_defaults_stay_what_they_are() -> None:
         "total_variation": 0.0,
         "l2": 0.0,
         "stay_near": None,
+        "enlarge": None,
         "carry": "detail",
         "seed": 0,
         "max_pixels": 1_000_000,

@@ -194,6 +194,7 @@ def test_results_of_a_destination_inside_the_results_of_another_are_left_out() -
         ("[a-c][!0-9].jpg", ["ax.jpg", "x/c-.jpg"], ["a1.jpg", "dx.jpg", "a/.jpg"]),
         ("[*].jpg", ["*.jpg"], ["a.jpg"]),
         ("[]].jpg", ["].jpg"], ["a.jpg"]),
+        ("[+--].jpg", ["+.jpg", ",.jpg", "-.jpg"], ["a.jpg"]),
         ("a[", ["a["], ["a"]),
         ("a.b+(c)|d", ["a.b+(c)|d"], ["aXb+(c)|d", "d"]),
         ("caf\N{LATIN SMALL LETTER E WITH ACUTE}*", ["cafe\N{COMBINING ACUTE ACCENT}.jpg"], ["cafe.jpg"]),

@@ -56,6 +56,7 @@ DONE = replace(
     tile=512,
     seconds=1.5,
     octaves_left_out=2,
+    enlarged_from="ffeeddccbbaa9988",
     octave_scores=[0.5, 2.5],
     stage_scores=[{"layer": "stem", "before": 0.25, "after": 0.75}, {"layer": "deep", "before": -1.0, "after": 2.0}],
 )

@@ -35,8 +35,8 @@ def test_a_missing_field_is_reported_with_its_flag(dreamgrid_inprocess: Command)
 
 
 def test_a_repeated_flag_is_refused(dreamgrid_inprocess: Command) -> None:
-    done = dreamgrid_inprocess("run", "--source", "s3://photos/a/", "--source", "s3://photos/b/")
-    assert (done.returncode, done.stderr) == (2, "dreamgrid: --source is given 2 times: give it once\n")
+    done = dreamgrid_inprocess("run", "--destination", "s3://dreams/a/", "--destination", "s3://dreams/b/")
+    assert (done.returncode, done.stderr) == (2, "dreamgrid: --destination is given 2 times: give it once\n")
 
 
 def test_models_are_listed_by_part_of_their_name(dreamgrid_inprocess: Command) -> None:

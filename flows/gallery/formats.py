@@ -1,0 +1,111 @@
+"""How values are written in pages: the filters of the templates."""
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from flows.gallery.points import defaults
+from flows.gallery.ratios import ratio_class
+from flows.gallery.records import DreamRow
+
+__all__ = ["FILTERS", "redream_command", "settings_text"]
+
+_DIRECTIONS = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
+"""Marks that change the direction of the text after them."""
+_BREAKS = re.compile(r"([+/_,])(?=.)")
+_IN_WORDS = ("octaves", "steps", "seed")
+_TINY, _WIDTH, _HEIGHT = 1e-9, 100, 34
+
+
+def plain(text: object) -> str:
+    """Return a text for an attribute: without control characters, and unable to turn the text around it."""
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in str(text or ""))
+    return _DIRECTIONS.sub("\ufffd", shown)
+
+
+def breakable(text: object) -> Markup:
+    """Return a long name that may be broken into lines after its signs."""
+    return Markup("<wbr>").join(escape(part) for part in _BREAKS.sub("\\1\0", str(text)).split("\0"))
+
+
+def gain(value: float | None) -> str:
+    """Return a gain with its sign, such as `+0.87`."""
+    return "" if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def figure(value: float | None) -> str:
+    """Return a score with two digits after the point."""
+    return "" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def number(value: float) -> str:
+    """Return a count with commas."""
+    return f"{value:,}"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes with a unit."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count = round(count / 1000)
+    return f"{count:,} GB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit that leaves at least two of it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def settings_text(row: DreamRow) -> str:
+    """Return the layers and the most important settings of a dream, as a short line."""
+    values = {name: row.settings.get(name, defaults().get(name, "")) for name in _IN_WORDS}
+    return f"{row.layers}, {values['octaves']} octaves × {values['steps']}, seed {values['seed']}"
+
+
+def describe(row: DreamRow) -> str:
+    """Return what a picture shows, for people who do not see it."""
+    others = [f"{name} {value}" for name, value in row.settings.items() if name not in _IN_WORDS]
+    score = [f"gain {gain(row.gain)}"] if row.gain is not None else []
+    seen = [f"seen: {row.classes_after[0].label}"] if row.classes_after else []
+    return plain(", ".join([row.source_name, settings_text(row), *others, *score, *seen]))
+
+
+def redream_command(row: DreamRow) -> str:
+    """Return the command that makes a dream again, for a shell."""
+    suffix = (row.result_uri or "").rpartition(".")[2]
+    return f"dreamgrid redream {shlex.quote(row.result_uri or '')} again.{suffix}"
+
+
+def sparkline(scores: Sequence[float]) -> Markup:
+    """Return a line through the scores after each octave."""
+    if len(scores) < 2:
+        return Markup("<span></span>")
+    low, high = min(scores), max(scores)
+    height, step = high - low or _TINY, _WIDTH / (len(scores) - 1)
+    points = " ".join(f"{i * step:.1f},{30 - 26 * (score - low) / height:.1f}" for i, score in enumerate(scores))
+    label = "Score after each octave: " + ", ".join(f"{score:.2f}" for score in scores)
+    return Markup(
+        '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}"><polyline points="{}"/></svg>'
+    ).format(_WIDTH, _HEIGHT, label, points)
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "breakable": breakable,
+    "bytes": size,
+    "describe": describe,
+    "duration": duration,
+    "figure": figure,
+    "gain": gain,
+    "number": number,
+    "plain": plain,
+    "ratio": lambda row: ratio_class(row.width, row.height),
+    "redream": redream_command,
+    "settings_text": settings_text,
+    "sparkline": sparkline,
+}

@@ -1,0 +1,223 @@
+"""The pages of the library, the failures and the runs, and what is known of one dream."""
+
+from typing import Any, NamedTuple
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from flows.gallery.address import Params, best_by_of, filters_of, sort_of
+from flows.gallery.context import dream_or_404, form_of, inspector_values, params_of, place_of, render, unfinished_run
+from flows.gallery.marks import REJECTED
+from flows.gallery.records import Filters
+from flows.gallery.site import Place, Site
+
+__all__ = ["destinations", "dream", "failures", "home", "library", "mark", "now", "runs"]
+
+PER_PAGE = 100
+FACET_OPTIONS = 12
+"""Values of a facet that are listed; others are found by searching."""
+FAILURES_PER_PAGE = 50
+_FACETS = (
+    ("status", "Status"),
+    ("layers", "Layers"),
+    ("model", "Model"),
+    ("seen", "Seen in the dream"),
+    ("run", "Run"),
+)
+_STATUSES = ("done", "failed", "skipped")
+_MARKS = (("", "all"), ("1", "marked 1 or more"), ("3", "marked 3 or more"), ("5", "marked 5"), ("none", "not marked"))
+_KINDS = {
+    "not_an_image": ("The file is not an image, whatever its name says.", "Look at the file: it may be a web page."),
+    "damaged": ("The file is truncated or corrupt.", "Upload the photograph again."),
+    "too_large": ("The photograph has too many pixels or bytes.", "Make it smaller."),
+    "too_small": ("The photograph is smaller than the network accepts.", "Leave it out, or make it larger."),
+    "undecodable": ("The decoder failed or took too long.", "Convert the file with another program."),
+    "out_of_memory": ("The photograph needs more memory than there is.", "Lower max_pixels, or give --max-memory."),
+    "non_finite": ("A gradient was not a finite number.", "Lower step_size."),
+    "source_changed": ("The photograph was replaced after the scan.", "Run the job again: it dreams the new version."),
+    "source_missing": ("The photograph was deleted after the scan.", "Nothing, unless it was a mistake."),
+    "source_unreadable": ("The store does not deliver the file.", "It may be archived or encrypted: check the object."),
+}  # fmt: skip
+
+
+class Option(NamedTuple):
+    """One value of a facet."""
+
+    value: str
+    label: str
+    dreams: int | None
+    checked: bool
+
+
+class Facet(NamedTuple):
+    """A group of filters of the library."""
+
+    name: str
+    title: str
+    options: list[Option]
+    single: bool
+    more: int
+
+
+class Chip(NamedTuple):
+    """A filter that is set, and the query without it."""
+
+    text: str
+    query: str
+
+
+def home(request: Request) -> Response:
+    """Show the list of destinations, or go to the only one."""
+    site: Site = request.app.state.site
+    if len(site.destinations) == 1:
+        return RedirectResponse(f"/d/{next(iter(site.destinations))}/library", 307)
+    return destinations(request)
+
+
+def destinations(request: Request) -> HTMLResponse:
+    """Show the destinations of the gallery."""
+    return render(request, "destinations.html", "destinations", {"destinations": request.app.state.site.destinations})
+
+
+def open_place(request: Request) -> Response:
+    """Go to the library of a destination."""
+    return RedirectResponse(f"/d/{place_of(request).slug}/library", 307)
+
+
+def library(request: Request) -> HTMLResponse:
+    """Show the photographs with their best dreams; with `after`, only the next ones to a script."""
+    place, params = place_of(request), params_of(request)
+    place.refresh()
+    filters, best_by, sort = filters_of(params), best_by_of(params), sort_of(params)
+    photographs, cursor = place.queries.photographs(
+        filters, best_by=best_by, sort=sort, after=params.get("after") or None, limit=PER_PAGE
+    )
+    chosen = params.get("chosen")
+    shown = [photo.best for photo in photographs if photo.best]
+    row = next((best for best in shown if best.result_id == chosen), shown[0] if shown else None)
+    values = {
+        "params": params,
+        "photographs": photographs,
+        "cursor": cursor,
+        "next_query": params.with_changes({"after": cursor, "chosen": None}),
+        "chosen": "" if params.get("after") else row and row.result_id,
+    }
+    if params.get("after") and request.headers.get("HX-Request"):
+        return render(request, "sheaf.html", "library", values, place=place)
+    chips = _chips(params)
+    values |= {
+        "filters": filters,
+        "best_by": best_by,
+        "sort": sort,
+        "counts": place.queries.counts(filters),
+        "facets": _facets(place, filters, params),
+        "chips": chips,
+        "mixed": any(photo.objectives > 1 for photo in photographs),
+        "running": unfinished_run(place),
+    }
+    return render(request, "library.html", "library", values | inspector_values(row), place=place)
+
+
+def _facets(place: Place, filters: Filters, params: Params) -> list[Facet]:
+    found = place.queries.facets(filters)
+    facets = []
+    for name, title in _FACETS:
+        values = found.get(name, [])
+        chosen = params.all(name)
+        single = name in ("status", "run")
+        if name == "status":
+            counts = dict(values)
+            chosen = chosen or ("done",)
+            options = [Option(each, each, counts.get(each, 0), each in chosen) for each in _STATUSES]
+            facets.append(Facet(name, title, options, single, 0))
+            facets.append(_marks_facet(params))
+            continue
+        listed = values[:FACET_OPTIONS] + [pair for pair in values[FACET_OPTIONS:] if pair[0] in chosen]
+        listed += [(each, 0) for each in chosen if each not in dict(listed)]
+        options = [Option(value, value, count, value in chosen) for value, count in listed]
+        if single and options:
+            options = [Option("", "all", None, not chosen), *options]
+        if len(values) > 1 or chosen:
+            facets.append(Facet(name, title, options, single, len(values) - len(values[:FACET_OPTIONS])))
+    return facets
+
+
+def _marks_facet(params: Params) -> Facet:
+    chosen = params.get("marks")
+    return Facet("marks", "Marks", [Option(value, text, None, value == chosen) for value, text in _MARKS], True, 0)
+
+
+def _chips(params: Params) -> list[Chip]:
+    words = {"q": "", "marks": "marks: ", "since": "since ", "until": "before ", "seen": "seen: "}
+    marks, shown = dict(_MARKS), {"q", "marks", "since", "until", *(name for name, _ in _FACETS)}
+    return [
+        Chip(words.get(name, f"{name}: ") + (marks.get(value, value) if name == "marks" else value), rest)
+        for name, value in params.pairs
+        if name in shown and (name, value) != ("status", "done")
+        for rest in (params.without(name, value),)
+    ]
+
+
+def dream(request: Request) -> HTMLResponse:
+    """Show what is known of one dream, as a part of a page."""
+    place = place_of(request)
+    row = dream_or_404(place, request.path_params["result_id"])
+    view = request.query_params.get("view", "")
+    return render(request, "inspector.html", view, inspector_values(row), place=place)
+
+
+async def mark(request: Request) -> Response:
+    """Set the mark of a dream."""
+    place = place_of(request)
+    form = await form_of(request)
+    result_id, text = form.get("id"), form.get("mark")
+    if text not in {str(each) for each in range(REJECTED, 6)}:
+        raise HTTPException(400, "A mark is a number from 0 to 5, or -1 to reject.")
+    await run_in_threadpool(dream_or_404, place, result_id)
+    await run_in_threadpool(place.marks.add, result_id, int(text))
+    return Response(status_code=204)
+
+
+def failures(request: Request) -> HTMLResponse:
+    """Show the photographs that failed or were skipped, by the kind of error."""
+    place, params = place_of(request), params_of(request)
+    place.refresh()
+    only = params.get("kind")
+    kinds: list[dict[str, Any]] = []
+    for found in place.queries.failure_kinds():
+        if only and found.kind != only and params.get("after"):
+            continue
+        after = params.get("after") or None if found.kind == only else None
+        rows, cursor = place.queries.failures(found.kind, after=after, limit=FAILURES_PER_PAGE)
+        what, remedy = _KINDS.get(found.kind, ("", ""))
+        kinds.append(
+            {
+                "kind": found.kind, "dreams": found.dreams, "photographs": found.photographs, "failures": rows,
+                "next": cursor, "what": what, "remedy": remedy, "limit": FAILURES_PER_PAGE,
+            }
+        )  # fmt: skip
+    values = {
+        "kinds": kinds,
+        "total": sum(kind["dreams"] for kind in kinds),
+        "counts": place.queries.counts(Filters()),
+        "running": unfinished_run(place),
+    }
+    return render(request, "failures.html", "failures", values, place=place)
+
+
+def runs(request: Request) -> HTMLResponse:
+    """Show the runs of a destination with their progress."""
+    place = place_of(request)
+    values = {"runs": place.queries.runs(), "running": unfinished_run(place)}
+    return render(request, "runs.html", "runs", values, place=place)
+
+
+def now(request: Request) -> HTMLResponse:
+    """Show the progress of the unfinished run, as a part of a page; nothing if there is none."""
+    place = place_of(request)
+    running = unfinished_run(place)
+    if running is None:
+        return HTMLResponse("")
+    return render(request, "running.html", "", {"running": running}, place=place)

@@ -1,0 +1,185 @@
+"""The destinations of a gallery, and what its pages share for each of them."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from dreamcore.errors import InvalidInput, Unavailable
+from dreamcore.settings import digest
+from flows.gallery.cache import Cache
+from flows.gallery.marks import Marks, MemoryMarks, RecentMarks
+from flows.gallery.planned import Planned, read_planned
+from flows.gallery.queries import Queries
+from flows.gallery.records import Filters
+from flows.gallery.thumbnails import Thumbnails
+from flows.layout import folder_uri, parse_uri
+from flows.storage import Storage
+
+__all__ = ["Place", "Site", "find_destinations", "slug_of"]
+
+REFRESH_SECONDS = 2.0
+"""The manifest is listed at most this often."""
+_FOLDERS = ("manifest/", "_runs/")
+"""A folder with one of these is a destination."""
+_DEPTH = 3
+"""Levels of folders below the given one that are searched for destinations."""
+_MAX_DESTINATIONS = 200
+_ALL = Filters(status="")
+
+
+def slug_of(destination: str) -> str:
+    """Return the name of a destination in addresses: 8 hex digits that depend only on the destination."""
+    return sha256(folder_uri(destination).encode()).hexdigest()[:8]
+
+
+def _pictures_folder() -> Path:
+    """Return the folder of this user's small pictures, in the cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dreamgrid" / "pictures"
+
+
+def find_destinations(address: str, storage: Storage) -> list[str]:
+    """Return the destination at `address`, or the destinations in it if it is a bucket or a folder of several.
+
+    Raises:
+        InvalidInput: `address` is not an S3 address, or there is no destination.
+        Unavailable: S3 does not respond.
+    """
+    try:
+        folder = folder_uri(address)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    root = folder if parse_uri(folder)[1].strip("/") else folder.rstrip("/") + "/"
+    found = [each for each, _ in zip(_destinations_in(root, storage, _DEPTH), range(_MAX_DESTINATIONS), strict=False)]
+    if not found:
+        raise InvalidInput(
+            f"{root} has no dreams, and no folder in it has: a destination contains {' and '.join(_FOLDERS)}. Give the "
+            "destination of a job, or run one first: dreamgrid run --source s3://BUCKET/PHOTOS/ "
+            f"--destination {root}"
+        )
+    return sorted(found)
+
+
+def _destinations_in(folder: str, storage: Storage, depth: int) -> Iterator[str]:
+    folders: list[str] = []
+    page = storage.list_page(folder, by_folder=True)
+    folders += page.folders
+    while page.token and len(folders) < 10 * _MAX_DESTINATIONS:
+        page = storage.list_page(folder, token=page.token, by_folder=True)
+        folders += page.folders
+    if any(folder + name in folders for name in _FOLDERS):
+        yield folder
+    elif depth:
+        for each in folders:
+            yield from _destinations_in(each, storage, depth - 1)
+
+
+@dataclass
+class Place:
+    """One destination: its rows, its pictures and its marks."""
+
+    slug: str
+    destination: str
+    storage: Storage
+    cache: Cache
+    queries: Queries
+    thumbnails: Thumbnails
+    marks: Marks
+    _lock: threading.Lock
+    trouble: str = ""
+    """Why the newest rows cannot be read; empty if they can."""
+    _refreshed: float = 0.0
+    _planned: tuple[float, Planned | None] = (0.0, None)
+
+    def refresh(self) -> None:
+        """Read the parts of the manifest that are new, unless that was done a moment ago or is being done.
+
+        If S3 does not respond, pages show the rows that are known, and `trouble` says why.
+        """
+        if time.monotonic() - self._refreshed < REFRESH_SECONDS:
+            return
+        if self._lock.acquire(blocking=not self._refreshed):  # the first page waits for the first rows
+            try:
+                if time.monotonic() - self._refreshed >= REFRESH_SECONDS:
+                    self._read_new_parts()
+                    self._refreshed = time.monotonic()
+            finally:
+                self._lock.release()
+
+    def _read_new_parts(self) -> None:
+        try:
+            self.cache.refresh()
+            self.trouble = ""
+        except (Unavailable, InvalidInput) as error:
+            if not self.queries.counts(_ALL).photographs:
+                raise
+            self.trouble = f"The page may be out of date: {error}"
+
+    def planned(self) -> Planned | None:
+        """Return what the unfinished run will dream; None if there is no unfinished run."""
+        read_at, planned = self._planned
+        if self.trouble:
+            return planned
+        if time.monotonic() - read_at > REFRESH_SECONDS:
+            planned = read_planned(self.destination, self.storage)
+            self._planned = time.monotonic(), planned
+        return planned
+
+
+class Site:
+    """All destinations of a gallery. Each is opened when its first page is.
+
+    Args:
+        destinations: folders of results.
+        storage: access to S3.
+        read_only: whether nothing may be written.
+        make_marks: returns the marks of a destination.
+    """
+
+    def __init__(
+        self,
+        destinations: Sequence[str],
+        storage: Storage,
+        *,
+        read_only: bool = False,
+        make_marks: Callable[[str], Marks] = lambda _: MemoryMarks(),
+    ) -> None:
+        self.destinations: Mapping[str, str] = {slug_of(each): each for each in destinations}
+        self.storage, self.read_only = storage, read_only
+        self._make_marks = make_marks
+        self._places: dict[str, Place] = {}
+        self._lock = threading.Lock()
+
+    def place(self, slug: str) -> Place | None:
+        """Return an opened destination; None if the gallery has none of this name."""
+        if slug not in self.destinations:
+            return None
+        with self._lock:
+            if slug not in self._places:
+                self._places[slug] = self._open(slug)
+            return self._places[slug]
+
+    def _open(self, slug: str) -> Place:
+        destination = self.destinations[slug]
+        marks = RecentMarks(self._make_marks(destination))
+        cache = Cache.open(destination, self.storage)
+        folder = _pictures_folder() / digest(self.storage.endpoint, destination)
+        return Place(
+            slug=slug,
+            destination=destination,
+            storage=self.storage,
+            cache=cache,
+            queries=Queries(cache, marks.read),
+            thumbnails=Thumbnails(destination, self.storage, folder, read_only=self.read_only),
+            marks=marks,
+            _lock=threading.Lock(),
+        )
+
+    def close(self) -> None:
+        """Close the caches."""
+        for place in self._places.values():
+            place.cache.close()

@@ -1,0 +1,177 @@
+"""Thumbnails of dreams and of photographs.
+
+A shard writes the thumbnail of each dream to `DEST/thumbs/`. Destinations of earlier versions have none: then the
+thumbnail is made once, kept in the destination if it may be written, and on this machine's disk. A photograph may be
+of any format and size and come from anybody, so it is decoded in a child process, and its small pictures are kept on
+disk only. Every picture that is decoded here is decoded in a child process.
+"""
+
+import hashlib
+import io
+import math
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dreamcore.errors import DreamgridError
+from flows.decoder import decode
+from flows.layout import images_folder
+from flows.machine import cores_per_worker
+from flows.storage import Storage
+
+__all__ = ["MAX_BYTES", "SIDE", "Missing", "Thumbnails", "encode_small", "pixels_of", "thumb_uri"]
+
+SIDE = 320
+"""Length of a thumbnail's shorter side in pixels."""
+MAX_BYTES = 25_000
+MAX_RATIO = 4
+"""A picture that is longer in relation gets a longer side of this many times `SIDE`, so that a panorama stays small."""
+_QUALITIES = (70, 60, 50, 40, 30, 20, 10, 1)
+_TYPE = "image/webp"
+
+
+class Missing(DreamgridError):
+    """The object of a picture does not exist in S3."""
+
+
+def thumb_uri(destination: str, result_uri: str) -> str:
+    """Return the address of the thumbnail of the dream at `result_uri`."""
+    name = result_uri.removeprefix(images_folder(destination)).rpartition(".")[0]
+    return f"{destination}thumbs/{name}.webp"
+
+
+def encode_small(pixels: NDArray[np.uint8], side: int = SIDE, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return a picture (H, W, 3) as WebP of at most `max_bytes` bytes, with a shorter side of `side` pixels."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, side / min(height, width), side * MAX_RATIO / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+    data = b""
+    for quality in _QUALITIES:
+        sink = io.BytesIO()
+        image.save(sink, "WEBP", quality=quality, method=4)
+        data = sink.getvalue()
+        if len(data) <= max_bytes:
+            break
+    return data
+
+
+class Thumbnails:
+    """The small pictures of one destination.
+
+    Args:
+        destination: folder of the results.
+        storage: access to S3.
+        folder: where small pictures are kept on this machine; nobody else can read it.
+        read_only: whether nothing may be written to the destination.
+    """
+
+    def __init__(self, destination: str, storage: Storage, folder: Path, *, read_only: bool) -> None:
+        self._destination, self._storage, self._folder = destination, storage, folder
+        self._may_write = not read_only
+        self._turns = threading.Semaphore(2 * cores_per_worker())
+
+    def of_dream(self, result_uri: str, etag: str) -> bytes:
+        """Return the thumbnail of a dream as WebP.
+
+        Args:
+            result_uri: the address of the dream, below the images of the destination.
+            etag: the version of the dream, or anything else that changes with it.
+
+        Raises:
+            Missing: the dream does not exist.
+            ImageError: the dream is not an image.
+            InvalidInput, Unavailable: S3 refuses, or does not respond.
+        """
+        kept = self._place("dream", result_uri, etag)
+        if data := _read(kept):
+            return data
+        uri = thumb_uri(self._destination, result_uri)
+        data = self._storage.read(uri)
+        if data is None:
+            with self._turns:
+                data = encode_small(decode(self._read(result_uri), max_pixels=16 * SIDE * SIDE).pixels)
+            self._keep_in_destination(uri, data)
+        _write(kept, data)
+        return data
+
+    def of_photograph(self, uri: str, etag: str) -> bytes:
+        """Return a small picture of a photograph as WebP.
+
+        Raises:
+            ImageError: it was replaced or removed, or is not an image.
+            InvalidInput, Unavailable: S3 refuses, or does not respond.
+        """
+        return self._photograph("small", uri, etag, MAX_RATIO * SIDE * SIDE, encode_small)
+
+    def photograph(self, uri: str, etag: str, pixels: int) -> bytes:
+        """Return a photograph, shrunk to at most `pixels` pixels, as WebP or JPEG; see `of_photograph` for errors."""
+        return self._photograph(str(pixels), uri, etag, pixels, _encode_large)
+
+    def _photograph(
+        self, kind: str, uri: str, etag: str, pixels: int, encode: Callable[[NDArray[np.uint8]], bytes]
+    ) -> bytes:
+        kept = self._place(f"photograph-{kind}", uri, etag)
+        if data := _read(kept):
+            return data
+        with self._turns:
+            data = encode(decode(self._storage.read_version(uri, etag), max_pixels=pixels).pixels)
+        _write(kept, data)
+        return data
+
+    def _read(self, uri: str) -> bytes:
+        data = self._storage.read(uri)
+        if data is None:
+            raise Missing(f"{uri} does not exist")
+        return data
+
+    def _keep_in_destination(self, uri: str, data: bytes) -> None:
+        """Write a thumbnail to the destination. If that is refused once, no other is tried."""
+        if not self._may_write:
+            return
+        try:
+            self._storage.write_if_absent(uri, data, _TYPE)
+        except DreamgridError:
+            self._may_write = False
+
+    def _place(self, kind: str, uri: str, etag: str) -> Path:
+        name = hashlib.sha256(f"{kind}\n{uri}\n{etag}".encode()).hexdigest()
+        return self._folder / name[:2] / f"{name}.webp"
+
+
+def _encode_large(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a picture as WebP, or as JPEG if it has a side that WebP does not allow."""
+    sink = io.BytesIO()
+    if max(pixels.shape[:2]) > 16_383:
+        Image.fromarray(pixels).save(sink, "JPEG", quality=92)
+    else:
+        Image.fromarray(pixels).save(sink, "WEBP", quality=90, method=2)
+    return sink.getvalue()
+
+
+def _read(path: Path) -> bytes | None:
+    with suppress(OSError):
+        return path.read_bytes()
+    return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file as a whole. A full disk, or a cache that cannot be written, only costs time later."""
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+
+
+def pixels_of(width: int | None, height: int | None) -> int:
+    """Return the number of pixels at which a photograph covers a dream of this size."""
+    return max(1, math.prod((width or SIDE, height or SIDE)))

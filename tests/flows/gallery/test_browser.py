@@ -1,0 +1,263 @@
+"""The gallery in headless Chromium, over a real store: what a person sees and what the keys do."""
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreamcore.errors import Unavailable
+from flows.gallery.marks import MemoryMarks
+from flows.gallery.server import create_app
+from flows.gallery.site import slug_of
+from flows.local.stack import Stack
+from flows.manifest import Row
+from flows.storage import Storage
+from tests.support.collections import Collection, executor
+from tests.support.gallery_pages import fill, served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, FloatRect, Page, ViewportSize
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+SOURCE, DESTINATION = "s3://photos/gallery browser/", "s3://dreams/gallery browser/"
+HOSTILE = '"><img src=x onerror=alert(1)>.jpg'
+WIDE: "ViewportSize" = {"width": 1400, "height": 900}
+NARROW: "ViewportSize" = {"width": 400, "height": 860}
+
+Open = Callable[..., "Page"]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def rows(stack: Stack) -> list[Row]:
+    storage = Storage(environment=stack.environment())
+    storage.create_bucket("s3://photos")
+    storage.create_bucket("s3://dreams")
+    return fill(storage, SOURCE, DESTINATION, ("coffee.jpg", HOSTILE, "tea.jpg"), ("broken.jpg",))
+
+
+@pytest.fixture(scope="module")
+def marks() -> MemoryMarks:
+    return MemoryMarks()
+
+
+@pytest.fixture(scope="module")
+def url(stack: Stack, rows: list[Row], marks: MemoryMarks) -> Iterator[str]:
+    """The address of a gallery over the destination."""
+    app = create_app([DESTINATION], Storage(environment=stack.environment()), make_marks=lambda _: marks)
+    with served(app) as address:
+        yield f"{address}/d/{slug_of(DESTINATION)}"
+
+
+@pytest.fixture
+def open_page(chromium: "Browser", url: str) -> Iterator[Open]:
+    """Return a function that opens a page; errors in the page, dialogs and broken policies fail the test."""
+    contexts, problems = [], []
+
+    def listen(page: "Page") -> None:
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append(dialog.message))
+        page.on("console", lambda line: problems.append(line.text) if "Content Security Policy" in line.text else None)
+
+    def start(
+        path: str, size: "ViewportSize" = WIDE, theme: Literal["light", "dark"] = "light", base: str = url
+    ) -> "Page":
+        context = chromium.new_context(viewport=size, color_scheme=theme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        listen(page)
+        page.goto(base + path)
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert not problems
+
+
+def grid_of(name: str) -> str:
+    return f"/grid?photo={quote(SOURCE + name)}"
+
+
+def shown(page: "Page") -> list[str]:
+    """Return the ids of the pictures in the page."""
+    return page.eval_on_selector_all(".cells .cell", "cells => cells.map(cell => cell.dataset.id)")  # type: ignore[no-any-return]
+
+
+def test_filters_change_the_list_and_the_address(open_page: Open) -> None:
+    page = open_page("/library")
+    assert page.inner_text("h1") == "3 photographs"
+    page.keyboard.press("/")
+    page.keyboard.type("tea")
+    page.wait_for_selector("text=1 photograph")
+    assert page.url.endswith("q=tea")
+    page.reload()
+    assert page.inner_text("h1") == "1 photograph"
+    page.click("[aria-label='Remove the filter tea']")
+    page.check("input[name=layers][value='blocks.3']")
+    page.wait_for_url("**layers=blocks.3*")
+    assert page.inner_text("h1") == "3 photographs"
+    page.go_back()
+    page.wait_for_selector(".chips", state="detached")
+
+
+def test_sliders_and_axes_choose_the_cells(open_page: Open, rows: list[Row]) -> None:
+    page = open_page(grid_of("coffee.jpg"))
+    coffee = [row for row in rows if row.source_uri.endswith("coffee.jpg")]
+    assert shown(page) == [row.result_id for row in coffee if row.seed == 0]
+    page.keyboard.press("]")
+    page.wait_for_selector(f".cell[data-id='{coffee[1].result_id}']")
+    assert shown(page) == [row.result_id for row in coffee if row.seed == 1]
+    page.keyboard.press("t")
+    page.wait_for_selector("thead th:has-text('blocks.3')")
+    assert "at.seed=1" in page.url
+    page.select_option("[name=captions]", "classes")
+    page.wait_for_selector(".cap:not(:has(.figure)):has-text('red fox')")
+    before = shown(page)
+    page.reload()
+    assert shown(page) == before
+
+
+def test_keys_move_mark_and_undo(open_page: Open, marks: MemoryMarks) -> None:
+    page = open_page(grid_of("coffee.jpg"))
+    first, second, third, _ = shown(page)
+    page.keyboard.press("Shift+Digit4")
+    page.keyboard.press("f")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("x")
+    page.wait_for_selector(f"#chosen [data-marks='{third}'] [aria-label=Reject][aria-pressed=true]")
+    page.keyboard.press("3")
+    page.keyboard.press("z")
+    page.wait_for_selector("#toast:has-text('Undone')")
+    page.reload()
+    found = page.eval_on_selector_all(".cells .cell", "cells => cells.slice(0, 3).map(cell => cell.dataset.mark)")
+    assert found == ["4", "5", "-1"]
+    assert marks.read() == {first: 4, second: 5, third: -1}
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/loupe?id=*")
+
+
+def test_two_dreams_are_compared_with_one_zoom(open_page: Open) -> None:
+    page = open_page(grid_of("coffee.jpg"))
+    first, second, *_ = shown(page)
+    page.keyboard.press("c")
+    page.wait_for_selector(".picked:has-text('A')")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("c")
+    page.wait_for_selector("body[data-view=loupe][data-ready] #stage.panes-2")
+    assert f"id={first}&id={second}" in page.url
+    assert page.inner_text("tr.differs th") == "octaves"
+    page.keyboard.press("+")
+    page.mouse.move(300, 400)
+    page.mouse.down()
+    page.mouse.move(340, 430)
+    page.mouse.up()
+    matrices = page.eval_on_selector_all(
+        "#stage .full", "images => images.map(image => getComputedStyle(image).transform)"
+    )
+    assert matrices == ["matrix(2, 0, 0, 2, 40, 30)"] * 2
+    page.keyboard.press("o")
+    page.wait_for_selector(f"#chosen [data-about='{second}']")
+    page.wait_for_url("**zoom=2.000*")
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert page.eval_on_selector("#stage .full", "image => getComputedStyle(image).transform") == matrices[0]
+
+
+def test_a_slider_wipes_between_photograph_and_dream(open_page: Open, rows: list[Row]) -> None:
+    page = open_page(f"/loupe?id={rows[0].result_id}&mode=split")
+    page.wait_for_load_state("networkidle")
+    assert page.eval_on_selector_all("#stage .full", "images => images.map(image => image.naturalWidth)") == [240, 240]
+    box = page.locator("#stage .pane").bounding_box()
+    assert box is not None
+
+    def brightness(x: float) -> float:
+        clip: FloatRect = {
+            "x": box["x"] + x * box["width"],
+            "y": box["y"] + box["height"] / 2,
+            "width": 40,
+            "height": 40,
+        }
+        return float(np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("L")).mean())
+
+    photograph = brightness(0.3)
+    page.locator("[data-wipe]").fill("0.1")
+    assert brightness(0.3) < 0.7 * photograph, "the dream is half as bright"
+    assert "wipe=0.1" in page.url
+
+
+def test_a_run_fills_the_grid_while_it_is_open(
+    open_page: Open, stack: Stack, storage: Storage, source: str, destination: str
+) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (96, 64), "teal").save(data, "PNG")
+    storage.write(f"{source}a.png", data.getvalue(), "image/png")
+    runs = Collection(storage, source, destination)
+    runs.run_job(runs.job("blocks.0"), executor(storage))
+    job = runs.job("blocks.0", "blocks.1")
+
+    def stop(*_: object) -> Iterator[dict[str, int]]:
+        raise Unavailable("stopped")
+        yield {}
+
+    with pytest.raises(Unavailable):
+        runs.run_job(job, stop)  # type: ignore[arg-type]
+    with served(create_app([destination], Storage(environment=stack.environment()))) as address:
+        page = open_page(f"/grid?photo={quote(source)}a.png", base=f"{address}/d/{slug_of(destination)}")
+        assert page.inner_text(".hole") == "planned"
+        assert page.inner_text("#tally") == "1 dream, 1 to come"
+        runs.run_job(job, executor(storage))
+        page.wait_for_selector(".cell >> nth=1")
+        assert not page.query_selector(".hole")
+        page.wait_for_selector("#tally:text-is('2 dreams')")
+
+
+def test_names_run_no_scripts_and_store_no_pictures_of_others(open_page: Open) -> None:
+    page = open_page("/library?sort=name")
+    assert page.inner_text(".cell:has-text('onerror') .cap") == HOSTILE
+    page.click(".cell:has-text('onerror')")
+    page.wait_for_selector("#chosen small:has-text('onerror')")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h1:has-text('onerror')")
+
+
+@pytest.mark.parametrize(("size", "theme"), [(WIDE, "light"), (NARROW, "dark")])
+def test_pages_are_accessible_and_fit(
+    open_page: Open, rows: list[Row], size: "ViewportSize", theme: Literal["light", "dark"]
+) -> None:
+    script = (Path(axe.__file__).parent / "axe.min.js").read_text()
+    page = open_page("/library", size, theme)
+    for path in ("", grid_of("coffee.jpg"), f"/loupe?id={rows[0].result_id}&mode=several", "/failures"):
+        if path:
+            page.goto(re.sub(r"/library.*", "", page.url.partition("/grid")[0].partition("/loupe")[0]) + path)
+        page.evaluate(script)
+        found = page.evaluate("axe.run()")["violations"]
+        assert not [
+            (each["id"], each["nodes"][0]["target"]) for each in found if each["impact"] in ("serious", "critical")
+        ]
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
