@@ -85,6 +85,7 @@ def demo(cluster: bool) -> int:
     print_line(f"Local copies     {sheets}/")
     print_line(f"Prefect UI       {stack.prefect_url}")
     print_line('To use any S3 client with it:  eval "$(dreamgrid env)"')
+    print_line(f"Then, to browse the dreams:    dreamgrid gallery {report.destination}")
     return _exit_code(report, failure)
 
 
