@@ -3,7 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,7 @@ from flows.gallery.planned import Planned, read_planned
 from flows.gallery.queries import Queries
 from flows.gallery.records import Filters
 from flows.gallery.thumbnails import Thumbnails
-from flows.layout import folder_uri, parse_uri
+from flows.layout import folder_uri
 from flows.storage import Storage
 
 __all__ = ["Place", "Site", "find_destinations", "slug_of"]
@@ -28,6 +29,7 @@ _FOLDERS = ("manifest/", "_runs/")
 _DEPTH = 3
 """Levels of folders below the given one that are searched for destinations."""
 _MAX_DESTINATIONS = 200
+_MAX_REQUESTS = 500
 _ALL = Filters(status="")
 
 
@@ -53,29 +55,30 @@ def find_destinations(address: str, storage: Storage) -> list[str]:
         folder = folder_uri(address)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    root = folder if parse_uri(folder)[1].strip("/") else folder.rstrip("/") + "/"
-    found = [each for each, _ in zip(_destinations_in(root, storage, _DEPTH), range(_MAX_DESTINATIONS), strict=False)]
+    found = _destinations_in(folder, storage)
     if not found:
         raise InvalidInput(
-            f"{root} has no dreams, and no folder in it has: a destination contains {' and '.join(_FOLDERS)}. Give the "
-            "destination of a job, or run one first: dreamgrid run --source s3://BUCKET/PHOTOS/ "
-            f"--destination {root}"
+            f"{folder} has no dreams, and no folder in it has: a destination contains {' and '.join(_FOLDERS)}. Give "
+            "the destination of a job, or run one first: dreamgrid run --source s3://BUCKET/PHOTOS/ "
+            f"--destination {folder}"
         )
     return sorted(found)
 
 
-def _destinations_in(folder: str, storage: Storage, depth: int) -> Iterator[str]:
-    folders: list[str] = []
-    page = storage.list_page(folder, by_folder=True)
-    folders += page.folders
-    while page.token and len(folders) < 10 * _MAX_DESTINATIONS:
-        page = storage.list_page(folder, token=page.token, by_folder=True)
-        folders += page.folders
-    if any(folder + name in folders for name in _FOLDERS):
-        yield folder
-    elif depth:
-        for each in folders:
-            yield from _destinations_in(each, storage, depth - 1)
+def _destinations_in(root: str, storage: Storage) -> list[str]:
+    """Return the destinations in a folder. Near ones are found first, and the search ends after some requests."""
+    found: list[str] = []
+    waiting = deque([(root, 0)])
+    for _ in range(_MAX_REQUESTS):
+        if not waiting or len(found) == _MAX_DESTINATIONS:
+            break
+        folder, depth = waiting.popleft()
+        folders = storage.list_page(folder, by_folder=True).folders
+        if any(folder + name in folders for name in _FOLDERS):
+            found.append(folder)
+        elif depth < _DEPTH:
+            waiting += [(each, depth + 1) for each in folders]
+    return found
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -157,9 +158,28 @@ def test_keys_move_mark_and_undo(open_page: Open, marks: MemoryMarks) -> None:
     page.reload()
     found = page.eval_on_selector_all(".cells .cell", "cells => cells.slice(0, 3).map(cell => cell.dataset.mark)")
     assert found == ["4", "5", "-1"]
-    assert marks.read() == {first: 4, second: 5, third: -1}
-    page.keyboard.press("Enter")
+    assert [marks.read().get(identity) for identity in (first, second, third)] == [4, 5, -1]
+
+
+def test_marks_are_stored_although_the_page_is_left_at_once(open_page: Open, marks: MemoryMarks) -> None:
+    page = open_page(grid_of("tea.jpg"))
+    ids = shown(page)
+    page.evaluate(
+        """() => {
+            const press = (key, code) =>
+                document.body.dispatchEvent(new KeyboardEvent("keydown", {key, code, bubbles: true}));
+            for (const digit of "1234") {
+                press(digit, `Digit${digit}`);
+                press("ArrowRight", "ArrowRight");
+            }
+            press("Enter", "Enter");
+        }"""
+    )
     page.wait_for_url("**/loupe?id=*")
+    deadline = time.monotonic() + 30
+    while any(identity not in marks.read() for identity in ids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [marks.read().get(identity) for identity in ids] == [1, 2, 3, 4]
 
 
 def test_two_dreams_are_compared_with_one_zoom(open_page: Open) -> None:

@@ -3,6 +3,7 @@ import { $, $$, base, say } from "./page.js";
 import { current, move } from "./cells.js";
 
 const undo = [];
+const waiting = new Set();
 let queue = Promise.resolve();
 
 const text = (mark) => (mark === 0 ? "Mark removed" : mark === -1 ? "Rejected" : `Marked ${mark}`);
@@ -37,19 +38,23 @@ export function mark(value, { id = target(), next = false, undoing = false } = {
   if (!undoing) undo.push([id, before]);
   draw(id, value);
   say(undoing ? "Undone" : `${text(value)}. z undoes`);
-  queue = queue.then(() => send(id, value, before));
+  const given = { id, value, before };
+  waiting.add(given);
+  queue = queue.then(() => waiting.delete(given) && send(given));
   if (next) move(1, 0);
 }
 
-async function send(id, value, before) {
+const post = ({ id, value }) => fetch(`${base()}/mark`, {
+  method: "POST",
+  headers: { "X-Dreamgrid-Token": $("meta[name=csrf]").content },
+  body: new URLSearchParams({ id, mark: String(value) }),
+  keepalive: true, // also if the page is left meanwhile
+});
+
+async function send({ id, value, before }) {
   let problem = "the gallery does not respond";
   try {
-    const response = await fetch(`${base()}/mark`, {
-      method: "POST",
-      headers: { "X-Dreamgrid-Token": $("meta[name=csrf]").content },
-      body: new URLSearchParams({ id, mark: String(value) }),
-      keepalive: true,
-    });
+    const response = await post({ id, value });
     if (response.ok) return;
     problem = (await response.text()).slice(0, 120);
     if (problem.startsWith("<")) problem = `error ${response.status}`;
@@ -59,6 +64,13 @@ async function send(id, value, before) {
   if (markOf(id) === value) draw(id, before);
   say(`The mark was not stored: ${problem}`);
 }
+
+// A page that is left sends what waits at once: the last mark of each dream.
+addEventListener("pagehide", () => {
+  const last = new Map([...waiting].map((given) => [given.id, given]));
+  waiting.clear();
+  for (const given of last.values()) post(given).catch(() => {});
+});
 
 export function undoMark() {
   const last = undo.pop();
