@@ -118,10 +118,13 @@ def dream_or_404(place: Place, result_id: str) -> DreamRow:
     Raises:
         HTTPException: the destination has no such dream.
     """
-    row = place.queries.dream(result_id) if len(result_id) == 16 else None
-    if row is None:
-        raise HTTPException(404, f"{place.destination} has no dream with the id {result_id[:16]}. It may be pruned.")
-    return row
+    if len(result_id) == 16:
+        if row := place.queries.dream(result_id):
+            return row
+        place.refresh()  # the dream may be new, or the first page was served by an earlier gallery
+        if row := place.queries.dream(result_id):
+            return row
+    raise HTTPException(404, f"{place.destination} has no dream with the id {result_id[:16]}. It may be pruned.")
 
 
 def inspector_values(row: DreamRow | None) -> dict[str, Any]:

@@ -21,46 +21,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dreamcore.errors import DreamgridError
+from dreamcore.thumbnail import MAX_LONGER_SIDE, MAX_SHORTER_SIDE, THUMBNAIL_TYPE, encode_thumbnail
 from flows.decoder import decode
-from flows.layout import images_folder
+from flows.layout import thumb_uri
 from flows.machine import cores_per_worker
 from flows.storage import Storage
 
-__all__ = ["MAX_BYTES", "SIDE", "Missing", "Thumbnails", "encode_small", "pixels_of", "thumb_uri"]
+__all__ = ["Missing", "Thumbnails", "pixels_of"]
 
-SIDE = 320
-"""Length of a thumbnail's shorter side in pixels."""
-MAX_BYTES = 25_000
-MAX_RATIO = 4
-"""A picture that is longer in relation gets a longer side of this many times `SIDE`, so that a panorama stays small."""
-_QUALITIES = (70, 60, 50, 40, 30, 20, 10, 1)
-_TYPE = "image/webp"
+_ENOUGH_PIXELS = 4 * MAX_SHORTER_SIDE * MAX_LONGER_SIDE
+"""A picture is decoded with at most this many pixels, from which its thumbnail is made."""
 
 
 class Missing(DreamgridError):
     """The object of a picture does not exist in S3."""
-
-
-def thumb_uri(destination: str, result_uri: str) -> str:
-    """Return the address of the thumbnail of the dream at `result_uri`."""
-    name = result_uri.removeprefix(images_folder(destination)).rpartition(".")[0]
-    return f"{destination}thumbs/{name}.webp"
-
-
-def encode_small(pixels: NDArray[np.uint8], side: int = SIDE, max_bytes: int = MAX_BYTES) -> bytes:
-    """Return a picture (H, W, 3) as WebP of at most `max_bytes` bytes, with a shorter side of `side` pixels."""
-    height, width = pixels.shape[:2]
-    scale = min(1.0, side / min(height, width), side * MAX_RATIO / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
-    data = b""
-    for quality in _QUALITIES:
-        sink = io.BytesIO()
-        image.save(sink, "WEBP", quality=quality, method=4)
-        data = sink.getvalue()
-        if len(data) <= max_bytes:
-            break
-    return data
 
 
 class Thumbnails:
@@ -97,7 +71,7 @@ class Thumbnails:
         data = self._storage.read(uri)
         if data is None:
             with self._turns:
-                data = encode_small(decode(self._read(result_uri), max_pixels=16 * SIDE * SIDE).pixels)
+                data = encode_thumbnail(decode(self._read(result_uri), max_pixels=_ENOUGH_PIXELS).pixels)
             self._keep_in_destination(uri, data)
         _write(kept, data)
         return data
@@ -109,7 +83,7 @@ class Thumbnails:
             ImageError: it was replaced or removed, or is not an image.
             InvalidInput, Unavailable: S3 refuses, or does not respond.
         """
-        return self._photograph("small", uri, etag, MAX_RATIO * SIDE * SIDE, encode_small)
+        return self._photograph("small", uri, etag, _ENOUGH_PIXELS, encode_thumbnail)
 
     def photograph(self, uri: str, etag: str, pixels: int) -> bytes:
         """Return a photograph, shrunk to at most `pixels` pixels, as WebP or JPEG; see `of_photograph` for errors."""
@@ -137,7 +111,7 @@ class Thumbnails:
         if not self._may_write:
             return
         try:
-            self._storage.write_if_absent(uri, data, _TYPE)
+            self._storage.write_if_absent(uri, data, THUMBNAIL_TYPE)
         except DreamgridError:
             self._may_write = False
 
@@ -174,4 +148,4 @@ def _write(path: Path, data: bytes) -> None:
 
 def pixels_of(width: int | None, height: int | None) -> int:
     """Return the number of pixels at which a photograph covers a dream of this size."""
-    return max(1, math.prod((width or SIDE, height or SIDE)))
+    return max(1, math.prod((width or MAX_SHORTER_SIDE, height or MAX_SHORTER_SIDE)))

@@ -22,7 +22,7 @@ from flows.gallery.marks import READ_SECONDS, MemoryMarks, RecentMarks
 from flows.gallery.security import Access, is_loopback
 from flows.gallery.server import create_app, listen
 from flows.gallery.site import find_destinations, slug_of
-from flows.gallery.thumbnails import MAX_BYTES, encode_small, thumb_uri
+from flows.layout import thumb_uri
 from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.storage import RetryPolicy, Storage
@@ -323,17 +323,6 @@ def test_a_thumbnail_is_made_once_and_kept(browser: Browser, storage: Storage, d
     storage.write(uri, b"another", "image/webp")
     assert browser.ask(f"{browser.base}/thumb/{done.result_id}.webp").body == answer.body, "kept on disk"
     storage.write(uri, answer.body, "image/webp")
-
-
-def test_a_thumbnail_is_small() -> None:
-    import numpy as np
-
-    noise = np.random.default_rng(0).integers(0, 256, (900, 1400, 3), np.uint8)
-    data = encode_small(noise)
-    assert len(data) <= MAX_BYTES
-    assert min(Image.open(io.BytesIO(data)).size) == 320
-    panorama = Image.open(io.BytesIO(encode_small(noise[:100])))
-    assert panorama.size == (1280, 91)
 
 
 def test_a_whole_dream_is_sent_as_it_is_stored(browser: Browser, storage: Storage, done: Row) -> None:
