@@ -66,6 +66,7 @@ LEVELS = (
         "gallery.server",
         "gallery.site",
         "gallery.thumbnails",
+        "gallery.whole",
     },
     {
         "gallery.axes",

@@ -16,6 +16,7 @@ from flows.gallery.planned import Planned
 from flows.gallery.ratios import ratio_class
 from flows.gallery.records import Axis, DreamRow, Filters
 from flows.gallery.site import Place
+from flows.gallery.whole import is_sparse, names_of, whole_axis
 
 __all__ = ["grid", "news"]
 
@@ -92,9 +93,13 @@ def _values(place: Place, params: Params) -> dict[str, Any]:
     rows = place.queries.dreams(source_uri)
     sample = next((row for row in rows if row.width), rows[0])
     axes = _axes(place.queries.axes(source_uri), rows, planned)
-    down, across = _chosen_axes(axes, params)
-    sliders = _sliders([axis for axis in axes if axis not in (down, across)], params, _row_of(rows, params))
-    lines = _lines(place, source_uri, (down, across), sliders, planned)
+    points = [*map(point_of, rows), *(planned.points if planned else ())]
+    whole = whole_axis(points)
+    down, across = _chosen_axes(axes, whole, params)
+    others = [axis for axis in axes if axis not in (down, across) and down != whole]
+    sliders = _sliders(others, params, _row_of(rows, params))
+    names = names_of(points) if down == whole else {}
+    lines = _lines(place, source_uri, (down, across), sliders, planned, names)
     cells = [cell for line in lines for cell in line.cells]
     dreams = [cell.row for cell in cells if cell.kind == "dream" and cell.row]
     chosen = next((row for row in dreams if row.result_id == params.get("chosen")), dreams[0] if dreams else None)
@@ -106,7 +111,7 @@ def _values(place: Place, params: Params) -> dict[str, Any]:
         "params": params,
         "source_uri": source_uri,
         "name": photograph.name,
-        "axes": axes,
+        "axes": [whole, *axes] if len(axes) > 1 else axes,
         "down": down and down.name,
         "across": across and across.name,
         "rest": sliders,
@@ -141,12 +146,17 @@ def _axes(axes: Sequence[Axis], rows: Sequence[DreamRow], planned: Planned | Non
     return found + [Axis(name, values) for name, values in known.items()]
 
 
-def _chosen_axes(axes: Sequence[Axis], params: Params) -> tuple[Axis | None, Axis | None]:
-    """Return the axes of rows and columns. With one axis, there is only a row of pictures; without any, one picture."""
-    by_name = {axis.name: axis for axis in axes}
+def _chosen_axes(axes: Sequence[Axis], whole: Axis, params: Params) -> tuple[Axis | None, Axis | None]:
+    """Return the axes of rows and columns. With one axis, there is only a row of pictures; without any, one picture.
+
+    If a table would be nearly empty, the one axis is `whole`: all dreams stand in one row.
+    """
+    by_name = {axis.name: axis for axis in (whole, *axes)}
     down, across = by_name.get(params.get("down")), by_name.get(params.get("across"))
     if len(axes) < 2:
         return (axes[0] if axes else None), None
+    if whole in (down, across) or (down is across is None and is_sparse(axes, len(whole.values))):
+        return whole, None
     if down is None:
         down = next(axis for axis in axes if axis != across)
     if across is None or across == down:
@@ -181,8 +191,9 @@ def _lines(
     axes: tuple[Axis | None, Axis | None],
     sliders: Sequence[Slider],
     planned: Planned | None,
+    names: Mapping[str, str],
 ) -> list[Line]:
-    """Return the rows of the table; of a single axis, one row with all of its cells."""
+    """Return the rows of the table; of a single axis, one row with all of its cells. `names` replaces values."""
     down, across = axes
     fixed = {slider.name: slider.value for slider in sliders}
     if across is None:
@@ -198,7 +209,7 @@ def _lines(
         for other in _values_of(shown[1]):
             row = found.get((value, other))
             at = dict(fixed) | ({down.name: value} if down else {}) | ({across.name: other} if across else {})
-            cells.append(_cell(row, at, other, planned))
+            cells.append(_cell(row, at, names.get(other, other), planned))
         lines.append(Line(value, _mean(cells), cells))
     return lines
 

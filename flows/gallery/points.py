@@ -12,7 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 from dreamcore.settings import DreamSettings, read_recorded
 from dreamcore.targets import Target, layers_label
 
-__all__ = ["Point", "defaults", "read_point"]
+__all__ = ["WHOLE", "Point", "defaults", "read_point"]
+
+WHOLE = "settings"
+"""The name of all settings together, as one axis."""
 
 _NOT_SHOWN = ("model", "layers")
 """Fields that a point has beside its other settings."""
@@ -33,6 +36,8 @@ class Point:
 
     def value(self, name: str) -> str:
         """Return the value of a setting, also if it is at its default; empty if this version has no such setting."""
+        if name == WHOLE:
+            return self.settings_id
         if name in _NOT_SHOWN:
             return str(getattr(self, name))
         return self.settings.get(name) or defaults().get(name, "")

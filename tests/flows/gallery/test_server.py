@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
@@ -263,6 +263,21 @@ def test_the_grid_has_a_cell_for_each_value_of_both_axes(browser: Browser, done:
     assert re.findall(r'<th scope="row">octaves (\d)', page) == ["2", "4"]
     assert len(re.findall(r'class="cell"', page)) == 4
     assert re.findall(r'name="at\.(\w+)" value="(\w+)"', page) == [("seed", "1")]
+
+
+def test_looks_stand_in_one_row_with_their_names(stack: Stack, storage: Storage, destination: str) -> None:
+    looks: list[dict[str, Any]] = [{"look": "creatures"}, {"look": "neon"}, {}]
+    looks += [{"look": "neon", "seed": 1}, {"layers": "blocks.2", "steps": 4}]
+    shown = fill(storage, SOURCE, destination, ("coffee.jpg",), grid=looks)[0]
+    with served(create_app([destination], Storage(environment=stack.environment()))) as url:
+        browser = Browser(url, destination)
+        page = browser.page(f"/grid?photo={quote(shown.source_uri)}")
+        assert len(re.findall(r'class="cell"', page)) == len(looks)
+        assert "no run has these settings" not in page
+        names = re.findall(r'class="cap second"><span>([^<]*)', page.replace("<wbr>", ""))
+        assert names == ["creatures", "neon", "default", "neon, seed 1", "blocks.2, steps 4"]
+        table = browser.page(f"/grid?photo={quote(shown.source_uri)}&down=layers&across=steps")
+        assert "no run has these settings" in table
 
 
 def test_a_photograph_that_failed_says_why(browser: Browser) -> None:

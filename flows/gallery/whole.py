@@ -1,0 +1,59 @@
+"""The axis of whole settings: one value for each point of the grid.
+
+Looks and single points change many settings together. A table of any two of these settings would be nearly empty, so
+the grid shows such dreams in one row, each with the name of its look or with what distinguishes it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from dreamcore.looks import LOOKS
+from dreamcore.settings import DreamSettings
+from flows.gallery.axes import axes_of
+from flows.gallery.points import WHOLE, Point, read_point
+from flows.gallery.records import Axis
+
+__all__ = ["is_sparse", "names_of", "whole_axis"]
+
+_SPARSE = 2
+"""A table with more than this many cells for each dream is not the first thing to show."""
+_NOT_OF_A_LOOK = ("seed", "max_pixels", "output")
+_SHOWN = 3
+"""Settings that a name tells, at most."""
+
+
+def whole_axis(points: Iterable[Point]) -> Axis:
+    """Return the axis of all points, in the given order."""
+    return Axis(WHOLE, tuple(dict.fromkeys(point.settings_id for point in points)))
+
+
+def is_sparse(axes: Sequence[Axis], count: int) -> bool:
+    """Return whether most combinations of the values of the axes do not exist, of which there are `count`."""
+    return math.prod(len(axis.values) for axis in axes) > _SPARSE * count
+
+
+def names_of(points: Sequence[Point]) -> dict[str, str]:
+    """Return for each point, by `settings_id`, its look or its layers, and the other settings that distinguish it."""
+    varying = [axis.name for axis in axes_of(points) if axis.name != "layers"]
+    return {point.settings_id: _name(point, varying) for point in points}
+
+
+def _name(point: Point, varying: Sequence[str]) -> str:
+    look = _looks().get(_identity(point))
+    told = [name for name in varying if name in _NOT_OF_A_LOOK] if look else varying
+    others = [f"{name} {point.value(name)}" for name in told if name in point.settings or name == "model"]
+    return ", ".join([look or point.layers, *others[:_SHOWN]])
+
+
+@lru_cache
+def _looks() -> Mapping[tuple[str, str, frozenset[tuple[str, str]]], str]:
+    """Return the names of the looks by their settings."""
+    named: dict[str, DreamSettings] = {name: DreamSettings.model_validate({"look": name}) for name in LOOKS}
+    named["default"] = DreamSettings()
+    return {_identity(read_point("", settings.canonical_json())): name for name, settings in named.items()}
+
+
+def _identity(point: Point) -> tuple[str, str, frozenset[tuple[str, str]]]:
+    others = {(name, value) for name, value in point.settings.items() if name not in _NOT_OF_A_LOOK}
+    return point.model, point.layers, frozenset(others)
