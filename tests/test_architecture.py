@@ -58,6 +58,7 @@ LEVELS = (
         "gallery.jobs",
         "gallery.loupe_page",
         "gallery.marks",
+        "gallery.marks_page",
         "gallery.pages",
         "gallery.pictures",
         "gallery.planned",

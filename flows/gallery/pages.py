@@ -2,18 +2,15 @@
 
 from typing import Any, NamedTuple
 
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from flows.gallery.address import Params, best_by_of, filters_of, sort_of
-from flows.gallery.context import dream_or_404, form_of, inspector_values, params_of, place_of, render, unfinished_run
-from flows.gallery.marks import REJECTED
+from flows.gallery.context import dream_or_404, inspector_values, params_of, place_of, render, unfinished_run
 from flows.gallery.records import Filters
 from flows.gallery.site import Place, Site
 
-__all__ = ["destinations", "dream", "failures", "home", "library", "mark", "now", "runs"]
+__all__ = ["destinations", "dream", "failures", "home", "library", "now", "runs"]
 
 PER_PAGE = 100
 FACET_OPTIONS = 12
@@ -166,18 +163,6 @@ def dream(request: Request) -> HTMLResponse:
     row = dream_or_404(place, request.path_params["result_id"])
     view = request.query_params.get("view", "")
     return render(request, "inspector.html", view, inspector_values(row), place=place)
-
-
-async def mark(request: Request) -> Response:
-    """Set the mark of a dream."""
-    place = place_of(request)
-    form = await form_of(request)
-    result_id, text = form.get("id"), form.get("mark")
-    if text not in {str(each) for each in range(REJECTED, 6)}:
-        raise HTTPException(400, "A mark is a number from 0 to 5, or -1 to reject.")
-    await run_in_threadpool(dream_or_404, place, result_id)
-    await run_in_threadpool(place.marks.add, result_id, int(text))
-    return Response(status_code=204)
 
 
 def failures(request: Request) -> HTMLResponse:
