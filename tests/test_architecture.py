@@ -52,6 +52,7 @@ LEVELS = (
     {
         "gallery.address",
         "gallery.context",
+        "gallery.favourites_page",
         "gallery.formats",
         "gallery.grid_page",
         "gallery.job_runs",

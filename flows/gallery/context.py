@@ -164,6 +164,7 @@ def render(
         "keymap": KEYMAP,
         "running": None,
         "trouble": (place.trouble or place.marks.trouble) if place else "",
+        "favourite_count": place.queries.favourite_count if place else None,
         "marks_version": getattr(request.state, "marks_version", ""),
     }
     return HTMLResponse(_ENVIRONMENT.get_template(template).render(frame | dict(values)), code)

@@ -46,4 +46,5 @@ def news(request: Request) -> Response:
     found = place.marks.news(since)
     if found.version == since:
         return Response(status_code=204)
-    return JSONResponse({"version": found.version, "marks": dict(found.marks), "all": found.is_all})
+    values = {"version": found.version, "marks": dict(found.marks), "all": found.is_all}
+    return JSONResponse(values | {"favourites": place.queries.favourite_count()})

@@ -24,7 +24,15 @@ _FACETS = (
     ("run", "Run"),
 )
 _STATUSES = ("done", "failed", "skipped")
-_MARKS = (("", "all"), ("1", "marked 1 or more"), ("3", "marked 3 or more"), ("5", "marked 5"), ("none", "not marked"))
+_MARKS = {
+    "": "all",
+    "1": "1 or more",
+    "2": "2 or more",
+    "3": "3 or more",
+    "4": "4 or more",
+    "5": "5",
+    "none": "not marked",
+}
 _KINDS = {
     "not_an_image": ("The file is not an image, whatever its name says.", "Look at the file: it may be a web page."),
     "damaged": ("The file is truncated or corrupt.", "Upload the photograph again."),
@@ -143,14 +151,17 @@ def _facets(place: Place, filters: Filters, params: Params) -> list[Facet]:
 
 def _marks_facet(params: Params) -> Facet:
     chosen = params.get("marks")
-    return Facet("marks", "Marks", [Option(value, text, None, value == chosen) for value, text in _MARKS], True, 0)
+    return Facet(
+        "marks", "Marks", [Option(value, text, None, value == chosen) for value, text in _MARKS.items()], True, 0
+    )
 
 
 def _chips(params: Params) -> list[Chip]:
-    words = {"q": "", "marks": "marks: ", "since": "since ", "until": "before ", "seen": "seen: "}
-    marks, shown = dict(_MARKS), {"q", "marks", "since", "until", *(name for name, _ in _FACETS)}
+    words = {"q": "", "hide": "", "marks": "marks: ", "since": "since ", "until": "before ", "seen": "seen: "}
+    texts = {"marks": _MARKS, "hide": {"1": "rejected hidden"}}
+    shown = {"q", "hide", "marks", "since", "until", *(name for name, _ in _FACETS)}
     return [
-        Chip(words.get(name, f"{name}: ") + (marks.get(value, value) if name == "marks" else value), rest)
+        Chip(words.get(name, f"{name}: ") + texts.get(name, {}).get(value, value), rest)
         for name, value in params.pairs
         if name in shown and (name, value) != ("status", "done")
         for rest in (params.without(name, value),)

@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows.gallery import marks_page, pages, pictures
 from flows.gallery.context import FOLDER, render
+from flows.gallery.favourites_page import favourites
 from flows.gallery.grid_page import grid, news
 from flows.gallery.loupe_page import loupe
 from flows.gallery.ratios import stylesheet
@@ -58,6 +59,7 @@ def _routes() -> list[BaseRoute]:
         "library": pages.library,
         "grid": grid,
         "news": news,
+        "favourites": favourites,
         "loupe": loupe,
         "failures": pages.failures,
         "runs": pages.runs,

@@ -108,6 +108,7 @@ async function hear() {
     if (response.status !== 200) return;
     const news = await response.json();
     document.body.dataset.marksVersion = news.version;
+    $("#favourite-count").textContent = news.favourites || "";
     const shown = new Set($$(".cell[data-id]").map((cell) => cell.dataset.id));
     for (const bar of $$("[data-marks]")) shown.add(bar.dataset.marks);
     for (const id of shown) {
