@@ -52,6 +52,7 @@ LEVELS = (
     {
         "gallery.address",
         "gallery.context",
+        "gallery.downloads",
         "gallery.favourites_page",
         "gallery.formats",
         "gallery.grid_page",

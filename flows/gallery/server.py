@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from flows.gallery import marks_page, pages, pictures
+from flows.gallery import downloads, marks_page, pages, pictures
 from flows.gallery.context import FOLDER, render
 from flows.gallery.favourites_page import favourites
 from flows.gallery.grid_page import grid, news
@@ -60,6 +60,8 @@ def _routes() -> list[BaseRoute]:
         "grid": grid,
         "news": news,
         "favourites": favourites,
+        "favourites.zip": downloads.originals,
+        "share.zip": downloads.share_pack,
         "loupe": loupe,
         "failures": pages.failures,
         "runs": pages.runs,

@@ -1,13 +1,20 @@
 """The page of the favourites and the filters by mark, over a real store."""
 
+import csv
+import io
 import re
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 
+from flows import layout, manifest
 from flows.favourites import Mark, Marks
 from flows.gallery.security import Access
 from flows.gallery.server import create_app
+from flows.gallery.site import slug_of
 from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.storage import Storage
@@ -99,3 +106,48 @@ def test_the_best_dream_is_not_a_rejected_one(stack: Stack, storage: Storage, so
         browser = Browser(url, destination)
         assert shown(browser.page("/library")) == [(dreams[1].result_id, -1)], "the highest gain"
         assert shown(browser.page("/library?hide=1")) == [(dreams[0].result_id, 0)]
+
+
+def unzip(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as pack:
+        assert pack.testzip() is None
+        return {name: pack.read(name) for name in pack.namelist()}
+
+
+def test_favourites_are_downloaded_as_they_are(browser: Browser, storage: Storage, rows: list[Row]) -> None:
+    answer = browser.ask(f"{browser.base}/favourites.zip?marks=3", Accept_Encoding="gzip")
+    found = unzip(answer.body)
+    best = (rows[6], rows[3], rows[5])
+    assert [name[-20:-4] for name in found] == [row.result_id for row in best]
+    assert list(found.values()) == [storage.read(str(row.result_uri)) for row in best]
+    assert answer.headers["Content-Type"] == "application/zip"
+    name = 'filename="dreams-gallery-favourites-favourites.zip"'
+    assert answer.headers["Content-Disposition"] == f"attachment; {name}"
+    assert f'href="{browser.base}/favourites.zip?marks=3"' in browser.page("/favourites?marks=3")
+
+
+def test_a_share_pack_has_jpegs_and_captions(browser: Browser) -> None:
+    found = unzip(browser.ask(f"{browser.base}/share.zip").body)
+    table = found.pop("captions.csv").decode("utf-8-sig")
+    captions = list(csv.DictReader(io.StringIO(table)))
+    assert [each["file"] for each in captions] == list(found)
+    assert [each["mark"] for each in captions] == ["5", "5", "3", "2", "1"]
+    assert captions[0]["caption"] == "coffee.jpg: blocks.3 of efficientnet_lite0, 4 octaves of 10 steps"
+    assert [Image.open(io.BytesIO(data)).format for data in found.values()] == ["JPEG"] * 5
+    assert b"s3://" not in b"".join(found.values())
+    assert "s3://" not in table
+
+
+def test_a_download_without_favourites_or_of_others_is_refused(
+    stack: Stack, storage: Storage, destination: str, rows: list[Row]
+) -> None:
+    """A manifest may come from other people and name any object."""
+    storage.write("s3://photos/private.png", b"private", "image/png")
+    row = replace(rows[0], result_uri="s3://photos/private.png")
+    storage.write(layout.part_uri(destination, row.run_id, 0), manifest.to_parquet([row]), manifest.CONTENT_TYPE)
+    Marks(destination, storage).add([Mark(str(row.result_id), 4)])
+    with served(create_app([destination], Storage(environment=stack.environment()))) as url:
+        for path in ("favourites.zip", "share.zip", "favourites.zip?marks=5"):
+            answer = Browser(url, destination).ask(f"/d/{slug_of(destination)}/{path}")
+            assert answer.code == 404
+            assert b"private" not in answer.body
