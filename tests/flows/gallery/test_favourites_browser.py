@@ -1,6 +1,7 @@
 """Marks and favourites in headless Chromium, over a real store."""
 
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,10 @@ def test_favourites_are_rated_by_keyboard(open_page: Open, marks: Marks) -> None
     page.wait_for_selector("body[data-view=favourites][data-ready]")
     assert shown(page) == [second, fourth, first]
     assert page.inner_text("#favourite-count") == "3"
+    with page.expect_download() as started:
+        page.click("text=Originals")
+    assert started.value.suggested_filename == "dreams-gallery-marks-favourites.zip"
+    assert zipfile.is_zipfile(started.value.path())
     page.check("[name=marks][value='4']")
     page.wait_for_selector("h1:has-text('2 favourites')")
     page.check("[name=rejected]")
