@@ -102,7 +102,6 @@ def test_marks_of_others_appear(open_page: Open, marks: Marks) -> None:
     page.wait_for_selector(f".cell[data-id='{second}'][data-mark='3']")
     page.keyboard.press("1")
     wait_until(lambda: marks.read().get(first) == 1)
-    page.wait_for_timeout(2500)
     assert marks_in(page)[:2] == ["1", "3"]
     page.select_option("select[name=marks]", "2")
     hidden = page.eval_on_selector_all(".cell .pic", "pics => pics.map(pic => getComputedStyle(pic).visibility)")
@@ -124,6 +123,6 @@ def test_a_mark_that_the_store_refuses_is_taken_back(
         wait_until(lambda: marks_in(page)[0] == "0")
         proxy.choose = lambda _: None
         page.keyboard.press("2")
-        page.wait_for_timeout(300)
+        page.wait_for_selector("body:not([data-sending])")
         page.reload()
         page.wait_for_selector(".cell[data-mark='2']")

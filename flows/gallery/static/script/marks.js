@@ -9,7 +9,6 @@ const undo = [];
 const waiting = new Map(); // marks that are not sent yet, by dream
 const stored = new Map(); // of dreams whose marks are on their way: the mark that is in the store
 const marked = new Map(); // when a dream was marked in this page
-let sending = false;
 
 const text = (mark) => (mark === 0 ? "Mark removed" : mark === -1 ? "Rejected" : `Marked ${mark}`);
 
@@ -66,8 +65,8 @@ function post(marks) {
 
 /** Send the marks that wait, together. Those that come meanwhile are sent afterwards. */
 async function send() {
-  if (sending || !waiting.size) return;
-  sending = true;
+  if ("sending" in document.body.dataset || !waiting.size) return;
+  document.body.dataset.sending = "";
   const sent = new Map([...waiting].slice(0, MOST));
   for (const id of sent.keys()) waiting.delete(id);
   const problem = await problemOf(post(sent));
@@ -78,7 +77,7 @@ async function send() {
     stored.delete(id);
   }
   if (problem) say(`${sent.size === 1 ? "The mark was" : `${sent.size} marks were`} not stored: ${problem}`, 8000);
-  sending = false;
+  delete document.body.dataset.sending;
   send();
 }
 
@@ -108,7 +107,8 @@ async function hear() {
     if (response.status !== 200) return;
     const news = await response.json();
     document.body.dataset.marksVersion = news.version;
-    $("#favourite-count").textContent = news.favourites || "";
+    const count = $("#favourite-count");
+    if (count) count.textContent = news.favourites || "";
     const shown = new Set($$(".cell[data-id]").map((cell) => cell.dataset.id));
     for (const bar of $$("[data-marks]")) shown.add(bar.dataset.marks);
     for (const id of shown) {
