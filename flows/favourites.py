@@ -120,6 +120,11 @@ class Marks:
         self._group: _Group | None = None
         self._merges = True  # False as soon as the store refuses a merge
 
+    @property
+    def known(self) -> Mapping[str, int]:
+        """The marks that this object has read or added, without asking S3. The mapping does not change later."""
+        return self._marks
+
     def read(self) -> Mapping[str, int]:
         """Return the marks, as `read_marks` does. Only objects that are new since the last call are read.
 

@@ -26,11 +26,13 @@ from flows.s3_errors import CorruptObject, UnreadableObject
 from flows.storage import Storage
 from flows.summary import main_settings
 
-__all__ = ["MAX_SIDE", "ChosenDream", "favourites", "stream_share_pack", "stream_zip"]
+__all__ = ["MAX_SIDE", "MISSING", "ChosenDream", "favourites", "stream_share_pack", "stream_zip"]
 
 MAX_SIDE = 1600
 """Longer side of a picture in a share pack, in pixels."""
 CAPTIONS = "captions.csv"
+MISSING = "missing.txt"
+"""The file of a zip that lists the dreams that could not be read. It exists only if there are such dreams."""
 
 _QUALITY = 88
 _READERS = 4
@@ -40,7 +42,7 @@ _UNSAFE = re.compile(r"[^\w.-]")
 _COLUMNS = ("result_id", "result_uri", "source_uri", "status", "model", "layers", "octaves", "steps")
 
 OnMissing = Callable[["ChosenDream"], None]
-"""Called with a dream whose object is missing, archived or damaged. The zip goes without it."""
+"""Called with a dream whose object is missing, archived or damaged. The zip lists it in `MISSING`."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,10 @@ def stream_zip(dreams: Iterable[ChosenDream], storage: Storage, on_missing: OnMi
     def load(dream: ChosenDream) -> tuple[str, bytes | None]:
         return f"{dream.stem}{PurePosixPath(dream.result_uri).suffix}", _read(dream, storage)
 
-    pack = _Zip()
-    for _, name, data in _loaded(dreams, load, on_missing):
+    pack, missing = _Zip(), _Missing(on_missing)
+    for _, name, data in _loaded(dreams, load, missing):
         yield pack.add(name, data)
-    yield pack.end()
+    yield missing.add_to(pack) + pack.end()
 
 
 def stream_share_pack(dreams: Iterable[ChosenDream], storage: Storage, on_missing: OnMissing) -> Iterator[bytes]:
@@ -124,7 +126,7 @@ def stream_share_pack(dreams: Iterable[ChosenDream], storage: Storage, on_missin
         InvalidInput: access is refused.
         Unavailable: S3 failed.
     """
-    pack, packed = _Zip(), []
+    pack, packed, missing = _Zip(), [], _Missing(on_missing)
     with closing(Decoders(core_count())) as decoders:
 
         def load(dream: ChosenDream) -> tuple[str, bytes | None]:
@@ -135,11 +137,11 @@ def stream_share_pack(dreams: Iterable[ChosenDream], storage: Storage, on_missin
             except ImageError:
                 return name, None
 
-        for dream, name, data in _loaded(dreams, load, on_missing):
+        for dream, name, data in _loaded(dreams, load, missing):
             packed.append((dream, name))
             yield pack.add(name, data)
     yield pack.add(CAPTIONS, _captions(packed))
-    yield pack.end()
+    yield missing.add_to(pack) + pack.end()
 
 
 def _loaded(
@@ -204,6 +206,25 @@ class _Zip:
         """Return the last piece."""
         self._zip.close()
         return self._pieces.take()
+
+
+class _Missing:
+    """The dreams that a zip goes without. Each is also given to `on_missing`."""
+
+    def __init__(self, on_missing: OnMissing) -> None:
+        self._on_missing = on_missing
+        self._lines: list[str] = []
+
+    def __call__(self, dream: ChosenDream) -> None:
+        self._on_missing(dream)
+        self._lines.append(f"{dream.result_id}  {dream.photograph}\n")
+
+    def add_to(self, pack: _Zip) -> bytes:
+        """Add the list to a zip if a dream is missing, and return the next piece of the zip."""
+        if not self._lines:
+            return b""
+        head = "These dreams are missing in the store, or cannot be read:\n"
+        return pack.add(MISSING, "".join([head, *self._lines]).encode())
 
 
 class _Pieces(io.RawIOBase):

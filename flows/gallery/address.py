@@ -60,6 +60,7 @@ def filters_of(params: Params) -> Filters:
         until=_time(params.get("until")),
         marks_min=_number(params.get("marks")),
         marked={"any": True, "none": False}.get(params.get("marks")),
+        hide_rejected=params.get("hide") == "1",
         **{name: params.all(key) for key, name in _LISTS.items()},
     )
 

@@ -51,6 +51,8 @@ def condition(filters: Filters, points: Mapping[int, Point], without: Collection
         parts.append(("d.result_no IN (SELECT result_no FROM live.marks WHERE mark >= ?)", [filters.marks_min]))
     if "marked" in wanted:
         parts.append(("(d.result_no IN (SELECT result_no FROM live.marks)) = ?", [filters.marked]))
+    if wanted.get("hide_rejected"):
+        parts.append(("d.result_no NOT IN (SELECT result_no FROM live.marks WHERE mark < 0)", []))
     if "text" in wanted:
         parts += [_word(word) for word in searchable(filters.text).split()[:_MAX_WORDS]]
     return " AND ".join(text for text, _ in parts) or "true", [value for _, values in parts for value in values]

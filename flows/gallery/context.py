@@ -79,6 +79,7 @@ def place_of(request: Request) -> Place:
     place = site.place(request.path_params["slug"])
     if place is None:
         raise HTTPException(404, "The gallery was started without this destination.")
+    request.state.marks_version = place.marks.version()  # before the page reads them, so that it misses no later mark
     return place
 
 
@@ -162,6 +163,8 @@ def render(
         "read_only": site.read_only,
         "keymap": KEYMAP,
         "running": None,
-        "trouble": place.trouble if place else "",
+        "trouble": (place.trouble or place.marks.trouble) if place else "",
+        "favourite_count": place.queries.favourite_count if place else None,
+        "marks_version": getattr(request.state, "marks_version", ""),
     }
     return HTMLResponse(_ENVIRONMENT.get_template(template).render(frame | dict(values)), code)

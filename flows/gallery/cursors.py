@@ -32,7 +32,7 @@ def read_cursor(text: str, order: str) -> tuple[Any, int]:
         found = None
     match found:
         case [str(name), str() | int() | float() as key, int(number)] if name == order and abs(number) < 2**31:
-            if isinstance(key, str) == (order in _TEXT_KEYS):
+            if isinstance(key, str) == (order in _TEXT_KEYS) and (isinstance(key, str) or abs(key) < 2**63):
                 return key, number
     raise InvalidInput(f"{text!r} is not a page of this list: open the list from its beginning")
 

@@ -2,18 +2,15 @@
 
 from typing import Any, NamedTuple
 
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from flows.gallery.address import Params, best_by_of, filters_of, sort_of
-from flows.gallery.context import dream_or_404, form_of, inspector_values, params_of, place_of, render, unfinished_run
-from flows.gallery.marks import REJECTED
+from flows.gallery.context import dream_or_404, inspector_values, params_of, place_of, render, unfinished_run
 from flows.gallery.records import Filters
 from flows.gallery.site import Place, Site
 
-__all__ = ["destinations", "dream", "failures", "home", "library", "mark", "now", "runs"]
+__all__ = ["destinations", "dream", "failures", "home", "library", "now", "runs"]
 
 PER_PAGE = 100
 FACET_OPTIONS = 12
@@ -27,7 +24,15 @@ _FACETS = (
     ("run", "Run"),
 )
 _STATUSES = ("done", "failed", "skipped")
-_MARKS = (("", "all"), ("1", "marked 1 or more"), ("3", "marked 3 or more"), ("5", "marked 5"), ("none", "not marked"))
+_MARKS = {
+    "": "all",
+    "1": "1 or more",
+    "2": "2 or more",
+    "3": "3 or more",
+    "4": "4 or more",
+    "5": "5",
+    "none": "not marked",
+}
 _KINDS = {
     "not_an_image": ("The file is not an image, whatever its name says.", "Look at the file: it may be a web page."),
     "damaged": ("The file is truncated or corrupt.", "Upload the photograph again."),
@@ -146,14 +151,17 @@ def _facets(place: Place, filters: Filters, params: Params) -> list[Facet]:
 
 def _marks_facet(params: Params) -> Facet:
     chosen = params.get("marks")
-    return Facet("marks", "Marks", [Option(value, text, None, value == chosen) for value, text in _MARKS], True, 0)
+    return Facet(
+        "marks", "Marks", [Option(value, text, None, value == chosen) for value, text in _MARKS.items()], True, 0
+    )
 
 
 def _chips(params: Params) -> list[Chip]:
-    words = {"q": "", "marks": "marks: ", "since": "since ", "until": "before ", "seen": "seen: "}
-    marks, shown = dict(_MARKS), {"q", "marks", "since", "until", *(name for name, _ in _FACETS)}
+    words = {"q": "", "hide": "", "marks": "marks: ", "since": "since ", "until": "before ", "seen": "seen: "}
+    texts = {"marks": _MARKS, "hide": {"1": "rejected hidden"}}
+    shown = {"q", "hide", "marks", "since", "until", *(name for name, _ in _FACETS)}
     return [
-        Chip(words.get(name, f"{name}: ") + (marks.get(value, value) if name == "marks" else value), rest)
+        Chip(words.get(name, f"{name}: ") + texts.get(name, {}).get(value, value), rest)
         for name, value in params.pairs
         if name in shown and (name, value) != ("status", "done")
         for rest in (params.without(name, value),)
@@ -166,18 +174,6 @@ def dream(request: Request) -> HTMLResponse:
     row = dream_or_404(place, request.path_params["result_id"])
     view = request.query_params.get("view", "")
     return render(request, "inspector.html", view, inspector_values(row), place=place)
-
-
-async def mark(request: Request) -> Response:
-    """Set the mark of a dream."""
-    place = place_of(request)
-    form = await form_of(request)
-    result_id, text = form.get("id"), form.get("mark")
-    if text not in {str(each) for each in range(REJECTED, 6)}:
-        raise HTTPException(400, "A mark is a number from 0 to 5, or -1 to reject.")
-    await run_in_threadpool(dream_or_404, place, result_id)
-    await run_in_threadpool(place.marks.add, result_id, int(text))
-    return Response(status_code=204)
 
 
 def failures(request: Request) -> HTMLResponse:

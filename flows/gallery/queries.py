@@ -28,6 +28,7 @@ from flows.gallery.records import (
     FailureKind,
     Filters,
     Histogram,
+    MarkCount,
     Photograph,
     Run,
     ScoreMap,
@@ -49,6 +50,8 @@ _KEYS: Mapping[Sort, str] = {
     "cost": "-coalesce(milliseconds, 0)::BIGINT",
 }
 """The keys of the orders of photographs, in rising order. They are exact, so that cursors are."""
+_MARK_KEY = f"-(m.mark * {10**16} + epoch_us(d.created_at))"
+"""The key of the order of marked dreams: microseconds since 1970 have less than 16 digits."""
 _BEST: Mapping[BestBy, str] = {
     "gain": "0",
     "mark": "coalesce(m.mark, 0)",
@@ -232,20 +235,44 @@ class Queries:
         return found[0] if found else None
 
     def favourites(
-        self, marks_min: int = 1, after: str | None = None, limit: int = 500
+        self, marks_min: int = 1, *, with_rejected: bool = False, after: str | None = None, limit: int = 500
     ) -> tuple[list[DreamRow], str | None]:
-        """Return a page of the dreams with at least this mark, and the cursor of the next page. High marks are first.
+        """Return a page of the dreams with at least this mark, and the cursor of the next page.
+
+        High marks are first, and of dreams with one mark the newest. Rejected dreams, if they are wanted, are last.
 
         Raises:
             InvalidInput: the cursor is malformed.
         """
         position = read_cursor(after, "mark") if after else None
-        beyond = "AND (-m.mark, d.dream_no) > (?, ?)" if position else ""
-        where = f"WHERE d.status = 0 AND m.mark >= ? {beyond} ORDER BY m.mark DESC, d.dream_no LIMIT ?"
-        rows = self._ask(select("d.dream_no") + where, [marks_min, *(position or ()), limit + 1])
-        found = [read_dream(row, self.cache.points) for row in rows]
-        cursor = write_cursor("mark", -(found[limit - 1].mark or 0), rows[limit - 1][-1]) if len(rows) > limit else None
-        return found[:limit], cursor
+        beyond = "WHERE (key, dream_no) > (?, ?)" if position else ""
+        marked = f"""
+            WITH marked AS (
+                SELECT dream_no, {_MARK_KEY} AS key FROM live.marks m JOIN dreams d USING (result_no)
+                WHERE d.status = 0 AND (m.mark >= ? OR (? AND m.mark < 0))
+            )
+            SELECT key, dream_no FROM marked {beyond} ORDER BY key, dream_no LIMIT ?
+            """  # noqa: S608 - constants
+        sql = f"{select('c.key', 'c.dream_no')} JOIN ({marked}) c ON c.dream_no = d.dream_no ORDER BY c.key, c.dream_no"
+        rows = self._ask(sql, [marks_min, with_rejected, *(position or ()), limit + 1])
+        cursor = write_cursor("mark", *rows[limit - 1][-2:]) if len(rows) > limit else None
+        return [read_dream(row, self.cache.points) for row in rows[:limit]], cursor
+
+    def marked(self) -> list[MarkCount]:
+        """Return how many dreams have each mark, high marks first."""
+        sql = """
+            SELECT m.mark, count(*), coalesce(sum(x.result_bytes), 0)::BIGINT
+            FROM live.marks m JOIN dreams d USING (result_no) JOIN details x USING (dream_no)
+            WHERE d.status = 0 GROUP BY m.mark ORDER BY m.mark DESC
+            """
+        return [MarkCount(*row) for row in self._ask(sql)]
+
+    def favourite_count(self) -> int:
+        """Return how many dreams have a mark of 1 or more."""
+        ((count,),) = self._ask(
+            "SELECT count(*) FROM live.marks m JOIN dreams d USING (result_no) WHERE d.status = 0 AND m.mark > 0"
+        )
+        return int(count)
 
     # --- grids
 

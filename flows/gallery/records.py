@@ -16,6 +16,7 @@ __all__ = [
     "Filters",
     "Histogram",
     "LayerScore",
+    "MarkCount",
     "Photograph",
     "Run",
     "ScoreMap",
@@ -68,6 +69,8 @@ class Filters:
     """The dream has at least this mark."""
     marked: bool | None = None
     """Whether the dream has a mark, also that of a rejection."""
+    hide_rejected: bool = False
+    """The dream is not rejected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +202,15 @@ class Histogram:
     """The limits of the bins, one more than bins."""
     counts: tuple[int, ...]
     dreams: int
+
+
+class MarkCount(NamedTuple):
+    """The dreams with one mark."""
+
+    mark: int
+    dreams: int
+    bytes: int
+    """The size of their files."""
 
 
 class FailureKind(NamedTuple):

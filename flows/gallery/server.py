@@ -18,11 +18,11 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from flows.gallery import pages, pictures
+from flows.gallery import downloads, marks_page, pages, pictures
 from flows.gallery.context import FOLDER, render
+from flows.gallery.favourites_page import favourites
 from flows.gallery.grid_page import grid, news
 from flows.gallery.loupe_page import loupe
-from flows.gallery.marks import Marks, MemoryMarks
 from flows.gallery.ratios import stylesheet
 from flows.gallery.security import Access, Guard
 from flows.gallery.site import Site
@@ -34,20 +34,13 @@ _STOP_SECONDS = 2
 """How long a stopped server waits for the pictures that it is sending."""
 
 
-def create_app(
-    destinations: Sequence[str],
-    storage: Storage,
-    access: Access | None = None,
-    *,
-    make_marks: Callable[[str], Marks] = lambda _: MemoryMarks(),
-) -> Starlette:
+def create_app(destinations: Sequence[str], storage: Storage, access: Access | None = None) -> Starlette:
     """Return the gallery of these destinations.
 
     Args:
         destinations: folders of results.
         storage: access to S3.
         access: who may use the gallery; by default, this machine.
-        make_marks: returns the marks of a destination.
     """
     access = access or Access()
     app = Starlette(
@@ -56,7 +49,7 @@ def create_app(
         exception_handlers={HTTPException: _show_http_error, DreamgridError: _show_error},
     )
     app.state.access = access
-    app.state.site = Site(destinations, storage, read_only=access.read_only, make_marks=make_marks)
+    app.state.site = Site(destinations, storage, read_only=access.read_only)
     return app
 
 
@@ -66,11 +59,15 @@ def _routes() -> list[BaseRoute]:
         "library": pages.library,
         "grid": grid,
         "news": news,
+        "favourites": favourites,
+        "favourites.zip": downloads.originals,
+        "share.zip": downloads.share_pack,
         "loupe": loupe,
         "failures": pages.failures,
         "runs": pages.runs,
         "now": pages.now,
         "dream/{result_id}": pages.dream,
+        "marks": marks_page.news,
         "thumb/{result_id}.webp": pictures.thumb,
         "full/{result_id}": pictures.full,
         "photograph/{result_id}": pictures.photograph,
@@ -79,7 +76,7 @@ def _routes() -> list[BaseRoute]:
     return [
         Route("/", pages.home),
         *(Route(f"/d/{{slug}}/{path}", handler) for path, handler in in_place.items()),
-        Route("/d/{slug}/mark", pages.mark, methods=["POST"]),
+        Route("/d/{slug}/mark", marks_page.mark, methods=["POST"]),
         Route("/static/ratios.css", lambda _: Response(stylesheet(), media_type="text/css")),
         Mount("/static", StaticFiles(directory=FOLDER / "static")),
     ]

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import digest
 from flows.gallery.cache import Cache
-from flows.gallery.marks import Marks, MemoryMarks, RecentMarks
+from flows.gallery.marks import Marks
 from flows.gallery.planned import Planned, read_planned
 from flows.gallery.queries import Queries
 from flows.gallery.records import Filters
@@ -140,20 +140,11 @@ class Site:
         destinations: folders of results.
         storage: access to S3.
         read_only: whether nothing may be written.
-        make_marks: returns the marks of a destination.
     """
 
-    def __init__(
-        self,
-        destinations: Sequence[str],
-        storage: Storage,
-        *,
-        read_only: bool = False,
-        make_marks: Callable[[str], Marks] = lambda _: MemoryMarks(),
-    ) -> None:
+    def __init__(self, destinations: Sequence[str], storage: Storage, *, read_only: bool = False) -> None:
         self.destinations: Mapping[str, str] = {slug_of(each): each for each in destinations}
         self.storage, self.read_only = storage, read_only
-        self._make_marks = make_marks
         self._places: dict[str, Place] = {}
         self._lock = threading.Lock()
 
@@ -168,7 +159,7 @@ class Site:
 
     def _open(self, slug: str) -> Place:
         destination = self.destinations[slug]
-        marks = RecentMarks(self._make_marks(destination))
+        marks = Marks(destination, self.storage)
         cache = Cache.open(destination, self.storage)
         folder = _pictures_folder() / digest(self.storage.endpoint, destination)
         return Place(

@@ -16,7 +16,7 @@ from PIL import Image
 from dreamcore.images import encode, read_metadata
 from flows import layout, manifest
 from flows.favourites import Mark, Marks
-from flows.share import CAPTIONS, ChosenDream, favourites, stream_share_pack, stream_zip
+from flows.share import CAPTIONS, MISSING, ChosenDream, favourites, stream_share_pack, stream_zip
 from flows.storage import Storage
 from tests.support.command import Command
 from tests.support.rows import DONE, FAILED
@@ -55,6 +55,7 @@ def test_a_zip_has_the_files_as_they_are() -> None:
     dreams = [dream(1), dream(2), dream(3, "trip/../\u00e4 <b>.x.tif", "webp"), dream(1)]
     by_uri = {each.result_uri: data.get(int(each.result_id)) for each in dreams}
     found = unzip(stream_zip(dreams, Pictures(by_uri.__getitem__), missing.append))
+    assert found.pop(MISSING).decode().splitlines()[1:] == [f"{2:016x}  cat.jpg"]
     assert found == {f"cat-{1:016x}.png": data[1], f"\u00e4__b_.x-{3:016x}.webp": data[3]}
     assert missing == [dreams[1]]
 
@@ -67,6 +68,7 @@ def test_a_share_pack_has_small_jpegs_without_metadata_and_captions() -> None:
     store = Pictures(lambda uri: data[str(layout.result_id_of(uri))])
     found = unzip(stream_share_pack(dreams, store, missing.append))
     assert missing == [dreams[2]]
+    assert f"{3:016x}  cat.jpg" in found.pop(MISSING).decode()
     table = list(csv.DictReader(io.StringIO(found.pop(CAPTIONS).decode("utf-8-sig"))))
     assert [row["file"] for row in table] == list(found)
     assert table[0]["caption"] == "cat.jpg: blocks.4 of efficientnet_lite0, 2 octaves of 3 steps"
@@ -132,7 +134,7 @@ def test_the_command_writes_a_zip_or_a_share_pack(
     assert (shared.returncode, lost in shared.stderr.replace("\n", "")) == (1, True)
     assert shared.stdout.startswith("best.zip: 1 dreams, ")
     with zipfile.ZipFile(tmp_path / "best.zip") as pack:
-        assert pack.namelist() == [f"cat-{3:016x}.jpg", CAPTIONS]
+        assert pack.namelist() == [f"cat-{3:016x}.jpg", CAPTIONS, MISSING]
     assert sorted(path.name for path in tmp_path.glob("*.zip*")) == ["all.zip", "best.zip"]
 
 

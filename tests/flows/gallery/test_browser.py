@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dreamcore.errors import Unavailable
-from flows.gallery.marks import MemoryMarks
+from flows.favourites import Marks
 from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.local.stack import Stack
@@ -59,14 +59,14 @@ def rows(stack: Stack) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def marks() -> MemoryMarks:
-    return MemoryMarks()
+def marks(stack: Stack) -> Marks:
+    return Marks(DESTINATION, Storage(environment=stack.environment()))
 
 
 @pytest.fixture(scope="module")
-def url(stack: Stack, rows: list[Row], marks: MemoryMarks) -> Iterator[str]:
+def url(stack: Stack, rows: list[Row]) -> Iterator[str]:
     """The address of a gallery over the destination."""
-    app = create_app([DESTINATION], Storage(environment=stack.environment()), make_marks=lambda _: marks)
+    app = create_app([DESTINATION], Storage(environment=stack.environment()))
     with served(app) as address:
         yield f"{address}/d/{slug_of(DESTINATION)}"
 
@@ -142,7 +142,7 @@ def test_sliders_and_axes_choose_the_cells(open_page: Open, rows: list[Row]) -> 
     assert shown(page) == before
 
 
-def test_keys_move_mark_and_undo(open_page: Open, marks: MemoryMarks) -> None:
+def test_keys_move_mark_and_undo(open_page: Open, marks: Marks) -> None:
     page = open_page(grid_of("coffee.jpg"))
     first, second, third, _ = shown(page)
     page.keyboard.press("Shift+Digit4")
@@ -154,13 +154,14 @@ def test_keys_move_mark_and_undo(open_page: Open, marks: MemoryMarks) -> None:
     page.keyboard.press("3")
     page.keyboard.press("z")
     page.wait_for_selector("#toast:has-text('Undone')")
+    page.wait_for_selector("body:not([data-sending])")
     page.reload()
     found = page.eval_on_selector_all(".cells .cell", "cells => cells.slice(0, 3).map(cell => cell.dataset.mark)")
     assert found == ["4", "5", "-1"]
     assert [marks.read().get(identity) for identity in (first, second, third)] == [4, 5, -1]
 
 
-def test_marks_are_stored_although_the_page_is_left_at_once(open_page: Open, marks: MemoryMarks) -> None:
+def test_marks_are_stored_although_the_page_is_left_at_once(open_page: Open, marks: Marks) -> None:
     page = open_page(grid_of("tea.jpg"))
     ids = shown(page)
     page.evaluate(

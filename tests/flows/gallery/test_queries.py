@@ -74,6 +74,7 @@ filters_of = st.builds(
     until=st.sampled_from([None, START + timedelta(seconds=2)]),
     marks_min=st.sampled_from([None, 0, 4]),
     marked=st.sampled_from([None, None, True, False]),
+    hide_rejected=st.booleans(),
 )
 
 
@@ -135,6 +136,7 @@ def matches(row: Row, filters: Filters, marks: dict[str, int], number: int | Non
         and (filters.until is None or row.created_at < filters.until)
         and (filters.marks_min is None or (mark is not None and mark >= filters.marks_min))
         and (filters.marked is None or (mark is not None) == filters.marked)
+        and not (filters.hide_rejected and mark == -1)
     )
 
 
@@ -231,21 +233,27 @@ def test_pages_have_every_photograph_once_in_order(
 
 def test_favourites_and_failures_are_paged(place: tuple[Cache, Storage]) -> None:
     chosen = [
-        {"name": each, "settings": point, "mark": 1 + number % 5}
+        {"name": each, "settings": point, "mark": (1, 2, 3, 5, -1, 0)[number], "second": len(each) * number % 7}
         for each in NAMES
         for number, point in enumerate(POINTS)
     ]
     broken = [{"name": f"{number}.jpg", "status": "failed", "settings": POINTS[0]} for number in range(7)]
     queries, rows, marks = fill(place, [*chosen, *broken])
-    for minimum, limit in ((1, 4), (4, 3), (5, 100)):
-        found, cursor = queries.favourites(minimum, limit=limit)
+    at = {str(row.result_id): row.created_at.timestamp() for row in rows}
+    for minimum, rejected, limit in ((1, False, 4), (4, True, 3), (5, False, 100), (1, True, 7)):
+        found, cursor = queries.favourites(minimum, with_rejected=rejected, limit=limit)
         while cursor:
-            more, cursor = queries.favourites(minimum, cursor, limit)
+            more, cursor = queries.favourites(minimum, with_rejected=rejected, after=cursor, limit=limit)
             found += more
-        assert [each.mark for each in found] == sorted(
-            (mark for mark in marks.values() if mark >= minimum), reverse=True
-        )
-        assert len({each.result_id for each in found}) == len(found)
+        wanted = [name for name, mark in marks.items() if mark >= minimum or (rejected and mark == -1)]
+        assert {each.result_id for each in found} == set(wanted)
+        keys = [(-(each.mark or 0), -at[each.result_id]) for each in found]
+        assert len(keys) == len(wanted)
+        assert keys == sorted(keys), "the highest mark first, then the newest"
+    assert {each.mark: (each.dreams, each.bytes) for each in queries.marked()} == {
+        mark: (count, count * int(rows[0].result_bytes or 0)) for mark, count in Counter(marks.values()).items()
+    }
+    assert queries.favourite_count() == sum(mark > 0 for mark in marks.values())
     failures, cursor = queries.failures(limit=3)
     while cursor:
         further, cursor = queries.failures("damaged", after=cursor, limit=3)

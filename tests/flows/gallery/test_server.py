@@ -18,7 +18,9 @@ from PIL import Image
 
 from dreamcore.errors import InvalidInput
 from flows import layout, manifest
-from flows.gallery.marks import READ_SECONDS, MemoryMarks, RecentMarks
+from flows.favourites import Mark, Marks, read_marks
+from flows.gallery.marks import READ_SECONDS
+from flows.gallery.marks import Marks as PageMarks
 from flows.gallery.security import Access, is_loopback
 from flows.gallery.server import create_app, listen
 from flows.gallery.site import find_destinations, slug_of
@@ -77,14 +79,14 @@ def rows(stack: Stack) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def marks() -> MemoryMarks:
-    return MemoryMarks()
+def marks(stack: Stack) -> Marks:
+    return Marks(DESTINATION, Storage(environment=stack.environment()))
 
 
 @pytest.fixture(scope="module")
-def browser(stack: Stack, rows: list[Row], marks: MemoryMarks) -> Iterator[Browser]:
+def browser(stack: Stack, rows: list[Row]) -> Iterator[Browser]:
     """A gallery over the destination."""
-    app = create_app([DESTINATION], Storage(environment=stack.environment()), make_marks=lambda _: marks)
+    app = create_app([DESTINATION], Storage(environment=stack.environment()))
     with served(app) as url:
         yield Browser(url, DESTINATION)
 
@@ -175,17 +177,17 @@ def test_names_of_photographs_are_text(browser: Browser) -> None:
     ],
 )
 def test_a_mark_needs_the_token_of_the_page(
-    browser: Browser, done: Row, marks: MemoryMarks, headers: dict[str, str], code: int
+    browser: Browser, done: Row, marks: Marks, headers: dict[str, str], code: int
 ) -> None:
     given = {"X-Dreamgrid-Token": csrf(browser)} | {k: v.format(host=browser.host) for k, v in headers.items()}
     body = urlencode({"id": done.result_id, "mark": 4})
-    marks.add(str(done.result_id), 0)
+    marks.add([Mark(str(done.result_id), 0)])
     assert browser.ask(f"{browser.base}/mark", "POST", body, **given).code == code
     assert marks.read().get(str(done.result_id)) == (4 if code == 204 else None)
 
 
 @pytest.mark.parametrize(
-    "fields", [{"mark": "6"}, {"mark": "-2"}, {"mark": "x"}, {"mark": ""}, {"id": "0" * 16}, {"id": "'"}]
+    "fields", [{"mark": "6"}, {"mark": "-2"}, {"mark": "x"}, {"mark": ""}, {"id": ""}, {"id": "0" * 16}, {"id": "'"}]
 )
 def test_a_wrong_mark_is_refused(browser: Browser, done: Row, fields: dict[str, str]) -> None:
     body = urlencode({"id": done.result_id, "mark": "1"} | fields)
@@ -219,16 +221,50 @@ def test_a_gallery_of_another_address_requires_the_token(stack: Stack, rows: lis
         assert (refused.code, "--read-only" in refused.text) == (403, True)
 
 
-def test_marks_of_others_are_read_again_after_a_moment() -> None:
-    kept, now = MemoryMarks(), [0.0]
-    recent = RecentMarks(kept, lambda: now[0])
-    assert recent.read() == {}
-    kept.add("a", 3)
-    assert recent.read() == {}
+def test_marks_of_others_are_read_again_after_a_moment(storage: Storage, destination: str) -> None:
+    a, b, now = "a" * 16, "b" * 16, [0.0]
+    other, here = Marks(destination, storage), PageMarks(destination, storage, lambda: now[0])
+    assert here.read() == {}
+    begun = here.version()
+    other.add([Mark(a, 3)])
+    assert here.read() == {}
     now[0] += READ_SECONDS + 0.1
-    assert recent.read() == {"a": 3}
-    recent.add("b", 1)
-    assert recent.read() == {"a": 3, "b": 1}
+    assert here.read() == {a: 3}
+    here.add([Mark(b, 1)])
+    assert here.read() == {a: 3, b: 1}, "a mark of this process counts at once"
+    news = here.news(begun)
+    assert (dict(news.marks), news.is_all) == ({a: 3, b: 1}, False)
+    here.add([Mark(a, 0)])
+    assert here.news(news.version)[1:] == ({a: 0}, False)
+    assert here.news(here.version())[1:] == ({}, False)
+    for unknown in ("", "x-1", begun.partition("-")[0] + "-99999999999"):
+        assert here.news(unknown)[1:] == ({b: 1}, True)
+
+
+def test_an_acknowledged_mark_is_in_the_store(browser: Browser, storage: Storage, rows: list[Row]) -> None:
+    chosen = {str(row.result_id): mark for row, mark in zip(rows[:4], (1, 3, -1, 2), strict=True)}
+    version = re.findall(r'data-marks-version="([^"]+)"', browser.page("/library"))[0]
+    body = urlencode([pair for each in chosen.items() for pair in zip(("id", "mark"), each, strict=True)])
+    assert browser.ask(f"{browser.base}/mark", "POST", body, X_Dreamgrid_Token=csrf(browser)).code == 204
+    assert chosen.items() <= read_marks(DESTINATION, storage).items()
+    news = json.loads(browser.page(f"/marks?since={version}"))
+    assert chosen.items() <= news["marks"].items()
+    assert browser.ask(f"{browser.base}/marks?since={news['version']}").code == 204
+
+
+def test_a_mark_that_the_store_refuses_is_not_acknowledged(stack: Stack, rows: list[Row], proxy: Proxy) -> None:
+    storage = Storage(RetryPolicy(0.2, 1), proxy.environment(stack.environment()))
+    with served(create_app([DESTINATION], storage)) as url:
+        browser = Browser(url, DESTINATION)
+        token = csrf(browser)
+        proxy.choose = lambda call: Fault.RESET if "/favourites/" in call.uri else None
+        body = urlencode({"id": rows[5].result_id, "mark": 5})
+        answer = browser.ask(f"{browser.base}/mark", "POST", body, X_Dreamgrid_Token=token)
+        assert answer.code == 503
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        assert f'data-id="{rows[5].result_id}" data-mark="5"' not in browser.page(
+            f"/grid?photo={quote(SOURCE)}coffee.jpg"
+        )
 
 
 # --- pages

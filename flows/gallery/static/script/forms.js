@@ -3,6 +3,7 @@ import { $, $$, address, remember, say, show, view } from "./page.js";
 
 const PARTS = {
   library: ["results", "facets", "chosen"],
+  favourites: ["results", "facets", "chosen"],
   grid: ["sheet", "rest", "axes-now", "tally", "chosen", "news"],
 };
 const FLIP_MS = 450;
@@ -26,8 +27,8 @@ function formAddress(form) {
 }
 
 export async function submit(form) {
-  const library = view() === "library";
-  await show(formAddress(form), PARTS[view()], { push: library, replace: !library, decode: 40 });
+  const push = view() !== "grid";
+  await show(formAddress(form), PARTS[view()], { push, replace: !push, decode: 40 });
 }
 
 /** Show the value of a slider in words, and put it into the form. */
@@ -104,6 +105,9 @@ document.addEventListener("change", (event) => {
   if (input.matches("[data-class]")) {
     $("#view").classList.toggle(input.dataset.class, input.checked);
     remember({ [input.name]: input.checked ? "1" : null });
+  } else if (input.matches("select[data-least]")) {
+    $("#view").dataset.least = input.value;
+    remember({ marks: input.value });
   } else if (input.matches("[data-go]")) {
     show(address({ [input.name]: input.value, after: null, chosen: null }), PARTS.library, { push: true, decode: 40 });
   } else if (input.form && PARTS[view()] && input.closest(".rail")) {

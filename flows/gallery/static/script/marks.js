@@ -1,10 +1,14 @@
 // Marks: sent at once and in order. The page does not wait; if a mark is not stored, the page takes it back and says so.
+// Marks of other tabs and other people appear after a few seconds.
 import { $, $$, base, say } from "./page.js";
 import { current, move } from "./cells.js";
 
+const MOST = 500; // marks of one request
+const HEAR_MS = 2000;
 const undo = [];
-const waiting = new Set();
-let queue = Promise.resolve();
+const waiting = new Map(); // marks that are not sent yet, by dream
+const stored = new Map(); // of dreams whose marks are on their way: the mark that is in the store
+const marked = new Map(); // when a dream was marked in this page
 
 const text = (mark) => (mark === 0 ? "Mark removed" : mark === -1 ? "Rejected" : `Marked ${mark}`);
 
@@ -36,41 +40,93 @@ export function mark(value, { id = target(), next = false, undoing = false } = {
   if ("readOnly" in document.body.dataset) return say("The gallery was started with --read-only");
   const before = markOf(id);
   if (!undoing) undo.push([id, before]);
+  if (!stored.has(id)) stored.set(id, before);
+  waiting.set(id, value);
+  marked.set(id, performance.now());
   draw(id, value);
   say(undoing ? "Undone" : `${text(value)}. z undoes`);
-  const given = { id, value, before };
-  waiting.add(given);
-  queue = queue.then(() => waiting.delete(given) && send(given));
+  send();
   if (next) move(1, 0);
 }
 
-const post = ({ id, value }) => fetch(`${base()}/mark`, {
-  method: "POST",
-  headers: { "X-Dreamgrid-Token": $("meta[name=csrf]").content },
-  body: new URLSearchParams({ id, mark: String(value) }),
-  keepalive: true, // also if the page is left meanwhile
-});
-
-async function send({ id, value, before }) {
-  let problem = "the gallery does not respond";
-  try {
-    const response = await post({ id, value });
-    if (response.ok) return;
-    problem = (await response.text()).slice(0, 120);
-    if (problem.startsWith("<")) problem = `error ${response.status}`;
-  } catch {
-    // the message says it
+function post(marks) {
+  const body = new URLSearchParams();
+  for (const [id, value] of marks) {
+    body.append("id", id);
+    body.append("mark", String(value));
   }
-  if (markOf(id) === value) draw(id, before);
-  say(`The mark was not stored: ${problem}`);
+  return fetch(`${base()}/mark`, {
+    method: "POST",
+    headers: { "X-Dreamgrid-Token": $("meta[name=csrf]").content },
+    body,
+    keepalive: true, // also if the page is left meanwhile
+  });
 }
 
-// A page that is left sends what waits at once: the last mark of each dream.
+/** Send the marks that wait, together. Those that come meanwhile are sent afterwards. */
+async function send() {
+  if ("sending" in document.body.dataset || !waiting.size) return;
+  document.body.dataset.sending = "";
+  const sent = new Map([...waiting].slice(0, MOST));
+  for (const id of sent.keys()) waiting.delete(id);
+  const problem = await problemOf(post(sent));
+  for (const [id, value] of sent) {
+    if (!problem) stored.set(id, value);
+    if (waiting.has(id)) continue;
+    if (problem) draw(id, stored.get(id));
+    stored.delete(id);
+  }
+  if (problem) say(`${sent.size === 1 ? "The mark was" : `${sent.size} marks were`} not stored: ${problem}`, 8000);
+  delete document.body.dataset.sending;
+  send();
+}
+
+/** Return why a request failed; an empty text if it did not. */
+async function problemOf(request) {
+  try {
+    const response = await request;
+    if (response.ok) return "";
+    const reason = (await response.text()).trim();
+    return reason.startsWith("<") ? `error ${response.status}` : reason.slice(0, 200);
+  } catch {
+    return "the gallery does not respond";
+  }
+}
+
+// A page that is left sends what waits at once.
 addEventListener("pagehide", () => {
-  const last = new Map([...waiting].map((given) => [given.id, given]));
+  if (waiting.size) post(waiting).catch(() => {});
   waiting.clear();
-  for (const given of last.values()) post(given).catch(() => {});
 });
+
+/** Show marks of other tabs and other people. */
+async function hear() {
+  const begun = performance.now();
+  try {
+    const response = await fetch(`${base()}/marks?since=${document.body.dataset.marksVersion}`);
+    if (response.status !== 200) return;
+    const news = await response.json();
+    document.body.dataset.marksVersion = news.version;
+    const count = $("#favourite-count");
+    if (count) count.textContent = news.favourites || "";
+    const shown = new Set($$(".cell[data-id]").map((cell) => cell.dataset.id));
+    for (const bar of $$("[data-marks]")) shown.add(bar.dataset.marks);
+    for (const id of shown) {
+      const isOurs = waiting.has(id) || stored.has(id) || (marked.get(id) ?? -1) > begun;
+      if (!isOurs && (id in news.marks || news.all)) draw(id, news.marks[id] ?? 0);
+    }
+    document.dispatchEvent(new CustomEvent("gallery:marks", { detail: news }));
+  } catch {
+    // the next request that the user causes says so
+  }
+}
+
+const listen = () => setTimeout(async () => {
+  if (document.visibilityState === "visible") await hear();
+  listen();
+}, HEAR_MS);
+if (base()) listen();
+document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && base() && hear());
 
 export function undoMark() {
   const last = undo.pop();

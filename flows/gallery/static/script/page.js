@@ -8,11 +8,11 @@ export const view = () => document.body.dataset.view;
 let silence;
 
 /** Show a short message, which screen readers read. */
-export function say(text) {
+export function say(text, milliseconds = 2400) {
   const toast = $("#toast");
   toast.textContent = text;
   clearTimeout(silence);
-  silence = setTimeout(() => { toast.textContent = ""; }, 2400);
+  silence = setTimeout(() => { toast.textContent = ""; }, milliseconds);
 }
 
 /** Show a line that stays until the trouble is over; an empty text hides it. */
