@@ -51,9 +51,11 @@ LEVELS = (
     },
     {
         "gallery.address",
+        "gallery.composer",
         "gallery.context",
         "gallery.formats",
         "gallery.grid_page",
+        "gallery.job_page",
         "gallery.job_runs",
         "gallery.jobs",
         "gallery.loupe_page",

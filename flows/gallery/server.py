@@ -21,6 +21,7 @@ from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows.gallery import pages, pictures
 from flows.gallery.context import FOLDER, render
 from flows.gallery.grid_page import grid, news
+from flows.gallery.job_page import cost, job, job_now, start_job, stop_job
 from flows.gallery.loupe_page import loupe
 from flows.gallery.marks import Marks, MemoryMarks
 from flows.gallery.ratios import stylesheet
@@ -67,6 +68,9 @@ def _routes() -> list[BaseRoute]:
         "grid": grid,
         "news": news,
         "loupe": loupe,
+        "job": job,
+        "job/cost": cost,
+        "job/now": job_now,
         "failures": pages.failures,
         "runs": pages.runs,
         "now": pages.now,
@@ -80,6 +84,8 @@ def _routes() -> list[BaseRoute]:
         Route("/", pages.home),
         *(Route(f"/d/{{slug}}/{path}", handler) for path, handler in in_place.items()),
         Route("/d/{slug}/mark", pages.mark, methods=["POST"]),
+        Route("/d/{slug}/job/start", start_job, methods=["POST"]),
+        Route("/d/{slug}/job/stop", stop_job, methods=["POST"]),
         Route("/static/ratios.css", lambda _: Response(stylesheet(), media_type="text/css")),
         Mount("/static", StaticFiles(directory=FOLDER / "static")),
     ]
