@@ -14,15 +14,19 @@ from typing import cast
 
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import DreamSettings
+from flows import run_record
 from flows.gallery.address import Params
 from flows.gallery.jobs import ChosenDream, Variations, enlarge, more_like, retry_failed, whole_collection
 from flows.gallery.records import DreamRow
 from flows.gallery.site import Place
 from flows.job import DreamJob, EnlargeOptions, RetryFailed
 
-__all__ = ["FORMATS", "KINDS", "Choice", "choice_of", "compose"]
+__all__ = ["FORMATS", "KINDS", "OTHER_KINDS", "Choice", "choice_of", "compose"]
 
-KINDS = ("like", "all", "enlarge", "retry")
+KINDS = ("like", "all", "enlarge")
+"""The kinds of jobs of chosen dreams, the usual one first."""
+OTHER_KINDS = ("retry", "resume")
+"""The kinds of jobs for which no dream is chosen."""
 MAX_CHOSEN = 1000
 FORMATS = ("jpg", "png", "webp")
 """Formats of enlarged dreams, the usual one first."""
@@ -56,8 +60,8 @@ def choice_of(place: Place, params: Params) -> Choice:
         InvalidInput: too many dreams are chosen, or `marks_min` is not a number.
     """
     kind = params.get("kind")
-    kind = kind if kind in KINDS else KINDS[0]
-    if kind == "retry":
+    kind = kind if kind in KINDS + OTHER_KINDS else KINDS[0]
+    if kind in OTHER_KINDS:
         return Choice(kind, (), 0, {"error": params.get("error")}, {})
     rows, missing = _rows(place, params)
     fields = {name: params.get(name, usual) for name, usual in _usual_fields(place, kind, rows).items()}
@@ -117,6 +121,8 @@ def compose(place: Place, choice: Choice) -> DreamJob:
         InvalidInput: nothing is chosen, or the fields make no job.
     """
     fields, destination = choice.fields, place.destination
+    if choice.kind == "resume":
+        return DreamJob.model_validate(run_record.active_job(destination, place.storage))
     if choice.kind == "retry":
         kinds = cast("RetryFailed", (fields["error"],) if fields["error"] else True)
         return retry_failed(destination, kinds, place.storage)

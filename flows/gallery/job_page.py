@@ -53,10 +53,11 @@ def job(request: Request) -> HTMLResponse:
     values: dict[str, Any] = {
         "params": params,
         "choice": choice,
-        "kinds": {kind: urlencode({**kept, "kind": kind}) for kind in KINDS if kind != "retry"},
+        "kinds": {kind: urlencode({**kept, "kind": kind}) for kind in KINDS},
         "formats": FORMATS,
         "half_steps": tuple(choice.axes) or HALF_STEPS,
         "photographs": len({row.source_uri for row in choice.rows}),
+        "of_dreams": choice.kind in KINDS,
         "tiles": _tiles(choice, params),
         "kept": kept,
         "problem": problem,
@@ -104,7 +105,12 @@ def _view(run: JobRun) -> RunView:
 def cost(request: Request) -> HTMLResponse:
     """Show what the job would do and take, and the button that starts it, as a part of the page."""
     place, params = place_of(request), params_of(request)
-    values: dict[str, Any] = {"query": params.with_changes({}), "found": None, "problem": ""}
+    values: dict[str, Any] = {
+        "query": params.with_changes({}),
+        "kind": params.get("kind"),
+        "found": None,
+        "problem": "",
+    }
     try:
         with _estimating:
             values["found"] = preview(compose(place, choice_of(place, params)), place.storage)

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import pytest
 
 from dreamcore.errors import Unavailable
+from flows import manifest
 from flows.gallery.job_runs import last_run
 from flows.gallery.jobs import ChosenDream, Variations, enlarge, job_yaml, more_like, whole_collection
 from flows.gallery.marks import MemoryMarks
@@ -169,8 +170,17 @@ def test_failures_are_tried_again_by_kind_unless_a_run_is_on(
         yield {}
 
     with pytest.raises(Unavailable):
-        collection.run_job(collection.job("blocks.0", "blocks.1"), stop)  # type: ignore[arg-type]
+        collection.run_job(longer := collection.job("blocks.0", "blocks.1"), stop)  # type: ignore[arg-type]
     with served(create_app([destination], Storage(environment=stack.environment()))) as url:
-        page = Served(f"{url}/{base}", Access()).ask("failures")
+        gallery = Served(f"{url}/{base}", Access())
+        page = gallery.ask("failures")
         assert "not_an_image" in page
         assert "Try again" not in page
+        assert "no dream is chosen" in gallery.ask("job/cost", kind="all", marks_min=1)
+        rows = manifest.read(storage, destination, ["status", "result_id"]).to_pylist()
+        (done,) = [row["result_id"] for row in rows if row["status"] == "done"]
+        other = gallery.ask("job/cost", kind="like", ids=done)
+        assert "of another job" in other
+        assert 'job?kind=resume">' in other
+        assert yaml_of(gallery.ask("job", kind="resume")) == job_yaml(longer)
+        assert ">Continue</button>" in gallery.ask("job/cost", kind="resume")

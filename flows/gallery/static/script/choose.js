@@ -57,10 +57,11 @@ function makeBar() {
   link.className = "button primary";
   const clear = document.createElement("button");
   clear.type = "button";
+  clear.className = "plain";
   clear.textContent = "Choose none";
   clear.addEventListener("click", () => keep([]));
   bar.append(link, clear);
-  $("#main").append(bar);
+  $(".bar .end").prepend(bar);
   return bar;
 }
 
