@@ -51,11 +51,13 @@ LEVELS = (
     },
     {
         "gallery.address",
+        "gallery.composer",
         "gallery.context",
         "gallery.downloads",
         "gallery.favourites_page",
         "gallery.formats",
         "gallery.grid_page",
+        "gallery.job_page",
         "gallery.job_runs",
         "gallery.jobs",
         "gallery.loupe_page",

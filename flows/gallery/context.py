@@ -47,6 +47,8 @@ KEYMAP = (
     ("s, held", "the photograph instead"),
     ("c", "compare: this one, then the other"),
     ("o", "the other one of those compared"),
+    ("m", "more like it"),
+    ("v", "choose several for one job"),
     ("[ and ]", "the slider, one value on"),
     ("p", "flip through the slider"),
     ("t", "swap the axes"),

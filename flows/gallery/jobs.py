@@ -1,4 +1,4 @@
-"""Jobs that are composed from chosen dreams of a destination: on the whole collection, or variations of the dreams.
+"""Jobs that are composed from chosen dreams of a destination: on the whole collection, variations, or enlarged dreams.
 
 A composed job is an ordinary job for the same destination. Its plan leaves out what the destination has.
 """
@@ -30,6 +30,7 @@ __all__ = [
     "ChosenDream",
     "Preview",
     "Variations",
+    "enlarge",
     "job_yaml",
     "more_like",
     "preview",
@@ -41,6 +42,7 @@ HALF_STEPS = ("octaves", "octave_scale", "steps", "step_size")
 """The settings that `Variations.half_steps` changes if the destination has no axes."""
 _OF_THE_JOB = ("max_pixels", "output")
 """Settings that a job has once, for all points of its grid."""
+_NOTHING_CHOSEN = "no dream is chosen: choose at least one"
 _READ_PARTS = 8
 """Newest parts of the manifest whose rows say how large a dream is."""
 
@@ -60,16 +62,21 @@ class ChosenDream:
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """Return the dream of a row of the manifest. Only the columns `source_uri` and `settings` (JSON) are read.
 
+        An enlarged dream stands for its settings at the usual size.
+
         Raises:
             InvalidInput: the settings are those of a version of Dreamgrid that has other settings.
         """
         try:
-            return cls(str(row["source_uri"]), read_recorded(json.loads(row["settings"])))
+            settings = read_recorded(json.loads(row["settings"]))
         except ValidationError as error:
             raise InvalidInput(
                 f"this version of Dreamgrid cannot use the settings of the dream of {row['source_uri']}: "
                 f"{explain_validation(error)}"
             ) from error
+        if settings.enlarge:
+            settings = settings.model_copy(update={"enlarge": None, "max_pixels": DreamSettings().max_pixels})
+        return cls(str(row["source_uri"]), settings)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,24 @@ def more_like(dreams: Sequence[ChosenDream], variations: Variations, destination
     return _job({"sources": [dream.source_uri for dream in dreams]}, destination, found)
 
 
+def enlarge(dreams: Mapping[str, str], destination: str, options: Mapping[str, Any], output: str = "jpg") -> DreamJob:
+    """Return the job that enlarges dreams of a destination.
+
+    Args:
+        dreams: the address of the photograph of each dream, by the `result_id` of the dream.
+        destination: the destination, which has the dreams.
+        options: `max_pixels` and `strength`.
+        output: the file format of the enlarged dreams.
+
+    Raises:
+        InvalidInput: no dream is chosen, or too many; or an option is out of range.
+    """
+    if not dreams:
+        raise InvalidInput(_NOTHING_CHOSEN)
+    fields = {"sources": sorted(set(dreams.values())), "destination": destination, "output": {"format": output}}
+    return _validated({**fields, "enlarge": {**options, "dreams": list(dreams)}})
+
+
 def retry_failed(destination: str, kinds: RetryFailed, storage: Storage) -> DreamJob:
     """Return the job that tries failed dreams of a destination again: the newest recorded job, with `retry_failed`.
 
@@ -148,7 +173,7 @@ def _job(sources: Mapping[str, Any], destination: str, settings: Sequence[DreamS
     """Return the job with these settings as points. What most of them have in common belongs to the job."""
     settings = list(dict.fromkeys(settings))
     if not settings:
-        raise InvalidInput("no dream is chosen: choose at least one")
+        raise InvalidInput(_NOTHING_CHOSEN)
     if len(settings) > MAX_GRID_POINTS:
         raise InvalidInput(f"these are {len(settings):,} variations, but a job takes {MAX_GRID_POINTS:,}: choose fewer")
     counts = {name: Counter(getattr(each, name) for each in settings) for name in _OF_THE_JOB}

@@ -222,6 +222,13 @@ class Queries:
         found = self.find(result_id) if len(result_id) == 16 else []
         return found[0] if found else None
 
+    def chosen(self, result_ids: Sequence[str]) -> list[DreamRow]:
+        """Return the dreams with these `result_id`s, in this order. Those that failed or do not exist are left out."""
+        numbers = [int(each, 16) for each in result_ids if len(each) == 16 and _ID.fullmatch(each)]
+        where = "WHERE d.status = 0 AND d.result_no IN (SELECT unnest(?::UBIGINT[])) ORDER BY d.dream_no DESC"
+        found = {row.result_id: row for row in self._dreams(where, [numbers])}
+        return [found[each] for each in result_ids if each in found]
+
     def find(self, start: str, limit: int = 100) -> list[DreamRow]:
         """Return the dreams whose `result_id` begins with these digits, four at the least."""
         if not _ID.fullmatch(start):

@@ -22,6 +22,7 @@ from flows.gallery import downloads, marks_page, pages, pictures
 from flows.gallery.context import FOLDER, render
 from flows.gallery.favourites_page import favourites
 from flows.gallery.grid_page import grid, news
+from flows.gallery.job_page import cost, job, job_now, start_job, stop_job
 from flows.gallery.loupe_page import loupe
 from flows.gallery.ratios import stylesheet
 from flows.gallery.security import Access, Guard
@@ -63,6 +64,9 @@ def _routes() -> list[BaseRoute]:
         "favourites.zip": downloads.originals,
         "share.zip": downloads.share_pack,
         "loupe": loupe,
+        "job": job,
+        "job/cost": cost,
+        "job/now": job_now,
         "failures": pages.failures,
         "runs": pages.runs,
         "now": pages.now,
@@ -77,6 +81,8 @@ def _routes() -> list[BaseRoute]:
         Route("/", pages.home),
         *(Route(f"/d/{{slug}}/{path}", handler) for path, handler in in_place.items()),
         Route("/d/{slug}/mark", marks_page.mark, methods=["POST"]),
+        Route("/d/{slug}/job/start", start_job, methods=["POST"]),
+        Route("/d/{slug}/job/stop", stop_job, methods=["POST"]),
         Route("/static/ratios.css", lambda _: Response(stylesheet(), media_type="text/css")),
         Mount("/static", StaticFiles(directory=FOLDER / "static")),
     ]

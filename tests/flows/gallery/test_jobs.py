@@ -12,6 +12,7 @@ from dreamcore.targets import layers_label
 from flows.gallery.jobs import (
     ChosenDream,
     Variations,
+    enlarge,
     job_yaml,
     more_like,
     preview,
@@ -122,6 +123,27 @@ def test_half_steps_without_axes_change_octaves_and_steps_and_skip_what_is_out_o
     ]
     assert {each.steps for each in found} == {8, 10, 15}
     assert all(each.octave_scale > 1 for each in found)
+
+
+def test_enlarged_dreams_come_from_their_photographs(tmp_path: Path) -> None:
+    dreams = {"b" * 16: "s3://photos/2.jpg", "a" * 16: "s3://photos/1.jpg", "c" * 16: "s3://photos/1.jpg"}
+    job = enlarge(dreams, DESTINATION, {"max_pixels": 5_000_000, "strength": 0.25})
+    check_text(job, tmp_path)
+    assert job.enlarge is not None
+    assert job.enlarge.dreams == ("a" * 16, "b" * 16, "c" * 16)
+    assert (job.enlarge.max_pixels, job.enlarge.strength, job.output.format) == (5_000_000, 0.25, "jpg")
+    assert job.addresses == ("s3://photos/1.jpg", "s3://photos/2.jpg")
+    with pytest.raises(InvalidInput, match="no dream is chosen"):
+        enlarge({}, DESTINATION, {})
+    with pytest.raises(InvalidInput, match=r"enlarge\.strength: .*less than or equal to 2, not 3"):
+        enlarge(dreams, DESTINATION, {"strength": 3})
+
+
+def test_an_enlarged_dream_stands_for_its_settings_at_the_usual_size() -> None:
+    made = {"uri": "s3://dreams/1.png", "sha256": "a" * 64}
+    settings = DreamSettings.model_validate({"octaves": 4, "max_pixels": 12_000_000, "enlarge": made})
+    chosen = ChosenDream.from_row({"source_uri": "s3://photos/1.jpg", "settings": settings.canonical_json()})
+    assert chosen.settings == DreamSettings(octaves=4)
 
 
 def test_nothing_chosen_and_too_much_are_refused() -> None:

@@ -2,6 +2,7 @@
 import { $, base, say, view } from "./page.js";
 import { compare, current, forgetPicks, move, open, peek } from "./cells.js";
 import { mark, undoMark } from "./marks.js";
+import { chooseForJob, moreLike } from "./choose.js";
 import { flip, step, swap } from "./forms.js";
 import { other, pan, zoomBy } from "./loupe.js";
 
@@ -11,7 +12,7 @@ const PLACES = { l: "library", e: "failures", r: "runs", f: "favourites" };
 let going = false;
 
 export function copyCommand() {
-  const button = $("#inspector [data-copy]");
+  const button = $("#inspector [data-copy], #made [data-copy]");
   if (button) button.click();
 }
 
@@ -65,6 +66,8 @@ function act(event) {
   else if (key === "h") document.body.classList.toggle("bare");
   else if (key === "s") event.repeat || peek(true);
   else if (key === "c") compare();
+  else if (key === "v") chooseForJob();
+  else if (key === "m") moreLike();
   else if (key === "o") other();
   else if (key === "y") copyCommand();
   else if (key === "p") flip();

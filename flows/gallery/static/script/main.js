@@ -6,6 +6,7 @@ import { applySizes } from "./forms.js";
 import "./keys.js";
 import { start } from "./loupe.js";
 import { watch } from "./window.js";
+import "./choose.js";
 
 let seen = $("#running progress")?.value ?? null;
 
