@@ -52,6 +52,8 @@ LEVELS = (
     {
         "gallery.address",
         "gallery.context",
+        "gallery.export",
+        "gallery.export_target",
         "gallery.formats",
         "gallery.grid_page",
         "gallery.job_runs",

@@ -26,6 +26,7 @@ __all__ = [
     "place_of",
     "point_of",
     "render",
+    "text_of",
     "unfinished_run",
 ]
 
@@ -164,4 +165,9 @@ def render(
         "running": None,
         "trouble": place.trouble if place else "",
     }
-    return HTMLResponse(_ENVIRONMENT.get_template(template).render(frame | dict(values)), code)
+    return HTMLResponse(text_of(template, frame | dict(values)), code)
+
+
+def text_of(template: str, values: Mapping[str, Any]) -> str:
+    """Return the text of a template with these values, which are escaped."""
+    return _ENVIRONMENT.get_template(template).render(values)

@@ -214,6 +214,11 @@ class Queries:
         found = self._dreams("WHERE s.uri = ?", [source_uri])
         return sorted(found, key=lambda row: (row.status != "done", row.number, row.created_at))
 
+    def within(self, filters: Filters, limit: int) -> list[DreamRow]:
+        """Return the rows within the filters, by photograph and number, up to a limit."""
+        where, values = self._condition(filters)
+        return self._dreams(f"WHERE {where} ORDER BY s.search, d.source_no, d.number LIMIT ?", [*values, limit])
+
     def dream(self, result_id: str) -> DreamRow | None:
         """Return the dream with this `result_id`; None if there is none. Equal photographs have equal dreams."""
         found = self.find(result_id) if len(result_id) == 16 else []
