@@ -64,6 +64,7 @@ LEVELS = (
         "gallery.pictures",
         "gallery.planned",
         "gallery.ratios",
+        "gallery.scores_page",
         "gallery.security",
         "gallery.server",
         "gallery.site",

@@ -55,7 +55,7 @@ KEYMAP = (
     ("+ and −, wheel", "zoom in the loupe; drag or arrows move"),
     ("y", "copy the command"),
     ("h", "hide the panels: pictures alone"),
-    ("g then l, f, e, r", "library, favourites, errors, runs"),
+    ("g then l, f, s, e, r", "library, favourites, scores, errors, runs"),
     ("/", "find photographs"),
     ("?", "this list"),
 )

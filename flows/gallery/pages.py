@@ -7,13 +7,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from flows.gallery.address import Params, best_by_of, filters_of, sort_of
+from flows.gallery.address import SETTING, Params, best_by_of, filters_of, sort_of
 from flows.gallery.context import dream_or_404, form_of, inspector_values, params_of, place_of, render, unfinished_run
 from flows.gallery.marks import REJECTED
 from flows.gallery.records import Filters
 from flows.gallery.site import Place, Site
 
-__all__ = ["destinations", "dream", "failures", "home", "library", "mark", "now", "runs"]
+__all__ = ["chips_of", "destinations", "dream", "failures", "home", "library", "mark", "now", "runs"]
 
 PER_PAGE = 100
 FACET_OPTIONS = 12
@@ -106,7 +106,7 @@ def library(request: Request) -> HTMLResponse:
     }
     if params.get("after") and request.headers.get("HX-Request"):
         return render(request, "sheaf.html", "library", values, place=place)
-    chips = _chips(params)
+    chips = chips_of(params)
     values |= {
         "filters": filters,
         "best_by": best_by,
@@ -149,13 +149,19 @@ def _marks_facet(params: Params) -> Facet:
     return Facet("marks", "Marks", [Option(value, text, None, value == chosen) for value, text in _MARKS], True, 0)
 
 
-def _chips(params: Params) -> list[Chip]:
+def chips_of(params: Params) -> list[Chip]:
+    """Return the filters that an address sets."""
     words = {"q": "", "marks": "marks: ", "since": "since ", "until": "before ", "seen": "seen: "}
-    marks, shown = dict(_MARKS), {"q", "marks", "since", "until", *(name for name, _ in _FACETS)}
+    words |= {"gain_min": "gain from ", "gain_max": "gain up to "}
+    marks, shown = dict(_MARKS), {"q", "marks", *words, *(name for name, _ in _FACETS)}
     return [
-        Chip(words.get(name, f"{name}: ") + (marks.get(value, value) if name == "marks" else value), rest)
+        Chip(
+            words.get(name, f"{name.removeprefix(SETTING)}: ")
+            + (marks.get(value, value) if name == "marks" else value),
+            rest,
+        )
         for name, value in params.pairs
-        if name in shown and (name, value) != ("status", "done")
+        if (name in shown or name.startswith(SETTING)) and (name, value) != ("status", "done")
         for rest in (params.without(name, value),)
     ]
 

@@ -299,6 +299,13 @@ class Queries:
         """Return the settings that vary among the dreams within the filters: the axes of score maps."""
         return axes_of([each.point for each in self._sums(filters)])
 
+    def objectives(self, filters: Filters) -> list[tuple[str, int]]:
+        """Return the objectives of the dreams within the filters with the number of dreams, the most frequent first."""
+        counts = Counter[str]()
+        for each in self._sums(filters):
+            counts[each.point.objective] += each.dreams
+        return counts.most_common()
+
     def gain_histogram(self, filters: Filters, bins: int = 40) -> list[Histogram]:
         """Return the distribution of the gain for each objective, the most frequent objective first."""
         where, values = self._condition(filters)

@@ -68,6 +68,12 @@ class Filters:
     """The dream has at least this mark."""
     marked: bool | None = None
     """Whether the dream has a mark, also that of a rejection."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Settings with their values as text. `objective` and `settings_id` count as settings, too."""
+    gain_min: float | None = None
+    """The dream has at least this gain."""
+    gain_max: float | None = None
+    """The dream has at most this gain."""
 
 
 @dataclass(frozen=True, kw_only=True)
