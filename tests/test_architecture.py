@@ -86,7 +86,7 @@ LEVELS = (
     {"form"},
     {"dream_collection"},
     {"estimate"},
-    {"executors", "artifacts", "cancellation", "progress", "prefect_names", "events"},
+    {"executors", "artifacts", "cancellation", "progress", "prefect_names", "events", "gallery_links"},
     {"process_pool", "ray_cluster"},
     {"protocol", "compact"},
     {"zoom", "video"},

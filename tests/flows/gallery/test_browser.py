@@ -308,7 +308,7 @@ def test_the_grid_is_accessible_and_fits_a_phone(open_page: Open) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW])
 @pytest.mark.parametrize(
-    "path", ["/library", grid_of("coffee.jpg"), "/loupe?mode=split", "/loupe?mode=several", "/failures"]
+    "path", ["/library", grid_of("coffee.jpg"), "/loupe?mode=split", "/loupe?mode=several", "/failures", "/scores"]
 )
 def test_pages_are_accessible_and_fit(
     open_page: Open, rows: list[Row], path: str, size: "ViewportSize", theme: Literal["light", "dark"]
