@@ -7,6 +7,7 @@
     DEST/favourites/<time>-<random>.parquet                  marks of dreams
     DEST/favourites/merged-<generation>-<random>.parquet     merged marks of dreams
     DEST/sheets/<source key>.jpg                             contact sheets
+    DEST/gallery/                                            a static gallery, written by `gallery --export`
     DEST/_runs/active.json                                   which run is unfinished
     DEST/_runs/compaction.json                               exists while parts are merged
     DEST/_runs/<run_id>/                                     the record of a run: job, plan, index, success
@@ -30,6 +31,7 @@ __all__ = [
     "compaction_uri",
     "favourites_folder",
     "folder_uri",
+    "gallery_folder",
     "images_folder",
     "index_uri",
     "is_result_id",
@@ -61,7 +63,7 @@ __all__ = [
     "thumbs_folder",
 ]
 
-FOLDERS = ("images", "thumbs", "manifest", "favourites", "sheets", "_runs")
+FOLDERS = ("images", "thumbs", "manifest", "favourites", "sheets", "gallery", "_runs")
 """The folders of a destination."""
 
 MAX_KEY_BYTES = 800
@@ -242,6 +244,11 @@ def sheet_names(destination: str, uri: str) -> list[str]:
     name = uri.removeprefix(sheets_folder(destination)).removesuffix(".jpg")
     first, _, page = name.rpartition("%2D")
     return [name, first] if first and page.isdecimal() else [name]
+
+
+def gallery_folder(destination: str) -> str:
+    """Return the folder of the static gallery."""
+    return f"{destination}gallery/"
 
 
 def runs_folder(destination: str) -> str:

@@ -10,12 +10,19 @@ from uuid import UUID
 
 import httpx  # Prefect's client raises its errors
 from prefect import get_run_logger, runtime
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 
+from dreamcore.errors import InvalidInput
 from flows import events
+from flows.gallery_links import run_page
 from flows.job import DreamJob
 from flows.pace import LINE_SECONDS, Display, ShardCounts, Snapshot
 from flows.prefect_names import artifact_key
@@ -55,8 +62,21 @@ class Progress:
         """Show which run has begun."""
         self._run = run
         get_run_logger().info("run %s -> %s", run.run_id, run.destination)
+        self._link(run)
         if self._also:
             self._also.start(run.run_id, run.destination)
+
+    def _link(self, run: Run) -> None:
+        """Link to the gallery's page of the run, which fills in while the run works."""
+        try:
+            page = run_page(run.destination, run.run_id)
+        except InvalidInput as error:
+            get_run_logger().warning("no link to the gallery: %s", error)
+            return
+        if page:
+            key = artifact_key("gallery", run.destination, self._job)
+            text = f"Dreams of this run in {run.destination}"
+            create_link_artifact(page, link_text=text, key=key, description="The gallery")
 
     def add_shard(self, result: ShardResult) -> None:
         """Count a finished shard for its machine, and emit its event. A shard that was put off has no rows."""

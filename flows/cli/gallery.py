@@ -3,12 +3,14 @@
 import os
 import sys
 from collections.abc import Callable
-from urllib.parse import urlencode
+from dataclasses import asdict
+from urllib.parse import parse_qsl, urlencode
 
 import click
 
+from dreamcore.errors import InvalidInput
 from flows.cli.options import json_option
-from flows.terminal import print_line, screen, show_json
+from flows.terminal import print_line, progress, screen, show_json
 
 __all__ = ["gallery"]
 
@@ -31,8 +33,27 @@ PORT = 8470
 @click.option(
     "--open/--no-open", "open_browser", default=None, help="Open a browser. By default, if this is a desktop."
 )
+@click.option(
+    "--export",
+    "folder",
+    is_flag=False,
+    flag_value="",
+    metavar="[FOLDER]",
+    help="Do not serve: write the gallery as plain files into a folder, or into a folder of S3. Without FOLDER, into "
+    "DEST/gallery/.",
+)
+@click.option("--filter", "query", metavar="QUERY", help="Export these dreams only, such as 'marks=3&layers=blocks.3'.")
 @json_option
-def gallery(destination: str, host: str, port: int, read_only: bool, open_browser: bool | None, as_json: bool) -> None:
+def gallery(
+    destination: str,
+    host: str,
+    port: int,
+    read_only: bool,
+    open_browser: bool | None,
+    folder: str | None,
+    query: str | None,
+    as_json: bool,
+) -> None:
     """Serve a page to browse, compare and mark dreams, until Ctrl-C.
 
     DEST is a destination, or a bucket or folder with several of them.
@@ -42,7 +63,13 @@ def gallery(destination: str, host: str, port: int, read_only: bool, open_browse
       dreamgrid gallery s3://dreams/demo/
       dreamgrid gallery s3://dreams/
       dreamgrid gallery s3://dreams/demo/ --read-only --host 0.0.0.0
+      dreamgrid gallery s3://dreams/demo/ --export site/ --filter 'marks=3'
     """
+    if folder is not None:
+        _export(destination, folder, query or "", as_json)
+        return
+    if query is not None:
+        raise click.UsageError("--filter chooses the dreams of an export: give --export too")
     from flows.gallery.security import Access
     from flows.gallery.server import create_app, listen, serve
     from flows.gallery.site import find_destinations
@@ -69,6 +96,30 @@ def gallery(destination: str, host: str, port: int, read_only: bool, open_browse
         serve(app, listening, ready=_opener(url) if _wants_browser(open_browser, as_json) else None)
     except KeyboardInterrupt:
         screen.print("stopped")
+
+
+def _export(destination: str, folder: str, query: str, as_json: bool) -> None:
+    """Write the gallery as plain files."""
+    from flows.gallery.address import Params, filters_of
+    from flows.gallery.export import export
+    from flows.gallery.export_target import open_target
+    from flows.gallery.site import find_destinations
+    from flows.storage import Storage
+
+    storage = Storage()
+    one, *others = find_destinations(destination, storage)
+    if others:
+        raise InvalidInput(f"{destination} has {len(others) + 1} destinations: export one of them, such as {one}")
+    filters = filters_of(Params(parse_qsl(query.removeprefix("?"))))
+    with progress("exporting pictures") as on_progress:
+        exported = export(one, storage, open_target(folder, one, storage), filters, on_progress)
+    if as_json:
+        show_json(asdict(exported))
+        return
+    print_line(f"{exported.dreams:,} dreams of {exported.photographs:,} photographs -> {exported.folder}")
+    if exported.missing:
+        screen.print(f"{exported.missing:,} dreams are left out: their objects do not exist or are no images.")
+    screen.print("Any web server or S3 website can serve it: open index.html.")
 
 
 def _url(host: str, port: int, token: str | None) -> str:

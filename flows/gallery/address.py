@@ -3,6 +3,7 @@
 So Back works, a link can be sent to somebody, and a reload changes nothing.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -11,10 +12,12 @@ from urllib.parse import urlencode
 
 from flows.gallery.records import BestBy, Filters, Sort
 
-__all__ = ["AXIS", "Params", "best_by_of", "filters_of", "sort_of"]
+__all__ = ["AXIS", "SETTING", "Params", "best_by_of", "filters_of", "sort_of"]
 
 AXIS = "at."
 """The beginning of the parameter that holds the value of a slider."""
+SETTING = "with."
+"""The beginning of a filter by the value of a setting, such as `with.octaves=4`."""
 _LISTS = {"model": "model", "layers": "layers", "seen": "seen"}
 
 
@@ -61,6 +64,9 @@ def filters_of(params: Params) -> Filters:
         marks_min=_number(params.get("marks")),
         marked={"any": True, "none": False}.get(params.get("marks")),
         hide_rejected=params.get("hide") == "1",
+        settings=tuple(params.below(SETTING).items()),
+        gain_min=_figure(params.get("gain_min")),
+        gain_max=_figure(params.get("gain_max")),
         **{name: params.all(key) for key, name in _LISTS.items()},
     )
 
@@ -92,3 +98,11 @@ def _time(text: str) -> datetime | None:
 
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.lstrip("-").isdecimal() and len(text) < 3 else None
+
+
+def _figure(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -37,7 +37,7 @@ def condition(filters: Filters, points: Mapping[int, Point], without: Collection
     parts: list[Condition] = []
     if "status" in wanted:
         parts.append(("d.status = ?", [_status(filters.status)]))
-    if {"model", "layers"} & wanted.keys():
+    if {"model", "layers", "settings"} & wanted.keys():
         parts.append((_SETTINGS, [_settings(points, wanted)]))
     if "seen" in wanted:
         parts.append((_SEEN, [list(filters.seen)]))
@@ -47,6 +47,10 @@ def condition(filters: Filters, points: Mapping[int, Point], without: Collection
         parts.append(("d.created_at >= ?", [_utc(wanted["since"])]))
     if "until" in wanted:
         parts.append(("d.created_at < ?", [_utc(wanted["until"])]))
+    if "gain_min" in wanted:
+        parts.append(("d.gain >= ?", [filters.gain_min]))
+    if "gain_max" in wanted:
+        parts.append(("d.gain <= ?", [filters.gain_max]))
     if "marks_min" in wanted:
         parts.append(("d.result_no IN (SELECT result_no FROM live.marks WHERE mark >= ?)", [filters.marks_min]))
     if "marked" in wanted:
@@ -73,7 +77,9 @@ def _settings(points: Mapping[int, Point], wanted: Mapping[str, Any]) -> list[in
     return [
         number
         for number, point in points.items()
-        if (models is None or point.model in models) and (layers is None or point.layers in layers)
+        if (models is None or point.model in models)
+        and (layers is None or point.layers in layers)
+        and all(point.value(name) == value for name, value in wanted.get("settings", ()))
     ]
 
 

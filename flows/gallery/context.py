@@ -26,6 +26,7 @@ __all__ = [
     "place_of",
     "point_of",
     "render",
+    "text_of",
     "unfinished_run",
 ]
 
@@ -56,7 +57,7 @@ KEYMAP = (
     ("+ and −, wheel", "zoom in the loupe; drag or arrows move"),
     ("y", "copy the command"),
     ("h", "hide the panels: pictures alone"),
-    ("g then l, f, e, r", "library, favourites, errors, runs"),
+    ("g then l, f, s, e, r", "library, favourites, scores, errors, runs"),
     ("/", "find photographs"),
     ("?", "this list"),
 )
@@ -169,4 +170,9 @@ def render(
         "favourite_count": place.queries.favourite_count if place else None,
         "marks_version": getattr(request.state, "marks_version", ""),
     }
-    return HTMLResponse(_ENVIRONMENT.get_template(template).render(frame | dict(values)), code)
+    return HTMLResponse(text_of(template, frame | dict(values)), code)
+
+
+def text_of(template: str, values: Mapping[str, Any]) -> str:
+    """Return the text of a template with these values, which are escaped."""
+    return _ENVIRONMENT.get_template(template).render(values)

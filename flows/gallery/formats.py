@@ -11,7 +11,7 @@ from flows.gallery.points import defaults
 from flows.gallery.ratios import ratio_class
 from flows.gallery.records import DreamRow
 
-__all__ = ["FILTERS", "redream_command", "settings_text"]
+__all__ = ["FILTERS", "describe", "figure", "gain", "plain", "redream_command", "settings_text"]
 
 _DIRECTIONS = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 """Marks that change the direction of the text after them."""

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from flows.gallery.address import Params, best_by_of, filters_of, sort_of
+from flows.gallery.address import SETTING, Params, best_by_of, filters_of, sort_of
 from flows.gallery.context import dream_or_404, inspector_values, params_of, place_of, render, unfinished_run
 from flows.gallery.records import Filters
 from flows.gallery.site import Place, Site
 
-__all__ = ["destinations", "dream", "failures", "home", "library", "now", "runs"]
+__all__ = ["chips_of", "destinations", "dream", "failures", "home", "library", "now", "runs"]
 
 PER_PAGE = 100
 FACET_OPTIONS = 12
@@ -111,7 +111,7 @@ def library(request: Request) -> HTMLResponse:
     }
     if params.get("after") and request.headers.get("HX-Request"):
         return render(request, "sheaf.html", "library", values, place=place)
-    chips = _chips(params)
+    chips = chips_of(params)
     values |= {
         "filters": filters,
         "best_by": best_by,
@@ -156,14 +156,16 @@ def _marks_facet(params: Params) -> Facet:
     )
 
 
-def _chips(params: Params) -> list[Chip]:
+def chips_of(params: Params) -> list[Chip]:
+    """Return the filters that an address sets."""
     words = {"q": "", "hide": "", "marks": "marks: ", "since": "since ", "until": "before ", "seen": "seen: "}
+    words |= {"gain_min": "gain from ", "gain_max": "gain up to "}
     texts = {"marks": _MARKS, "hide": {"1": "rejected hidden"}}
-    shown = {"q", "hide", "marks", "since", "until", *(name for name, _ in _FACETS)}
+    shown = {*words, *(name for name, _ in _FACETS)}
     return [
-        Chip(words.get(name, f"{name}: ") + texts.get(name, {}).get(value, value), rest)
+        Chip(words.get(name, f"{name.removeprefix(SETTING)}: ") + texts.get(name, {}).get(value, value), rest)
         for name, value in params.pairs
-        if name in shown and (name, value) != ("status", "done")
+        if (name in shown or name.startswith(SETTING)) and (name, value) != ("status", "done")
         for rest in (params.without(name, value),)
     ]
 

@@ -19,6 +19,7 @@ WHOLE = "settings"
 
 _NOT_SHOWN = ("model", "layers")
 """Fields that a point has beside its other settings."""
+_OWN = (*_NOT_SHOWN, "objective", "settings_id")
 _TARGETS = TypeAdapter(tuple[Target, ...])
 
 
@@ -35,10 +36,13 @@ class Point:
     """The settings that differ from the defaults, without model and layers."""
 
     def value(self, name: str) -> str:
-        """Return the value of a setting, also if it is at its default; empty if this version has no such setting."""
+        """Return the value of a setting, also if it is at its default; empty if this version has no such setting.
+
+        The objective and the `settings_id` have values, too. `WHOLE` stands for all settings.
+        """
         if name == WHOLE:
             return self.settings_id
-        if name in _NOT_SHOWN:
+        if name in _OWN:
             return str(getattr(self, name))
         return self.settings.get(name) or defaults().get(name, "")
 

@@ -217,6 +217,11 @@ class Queries:
         found = self._dreams("WHERE s.uri = ?", [source_uri])
         return sorted(found, key=lambda row: (row.status != "done", row.number, row.created_at))
 
+    def within(self, filters: Filters, limit: int) -> list[DreamRow]:
+        """Return the rows within the filters, by photograph and number, up to a limit."""
+        where, values = self._condition(filters)
+        return self._dreams(f"WHERE {where} ORDER BY s.search, d.source_no, d.number LIMIT ?", [*values, limit])
+
     def dream(self, result_id: str) -> DreamRow | None:
         """Return the dream with this `result_id`; None if there is none. Equal photographs have equal dreams."""
         found = self.find(result_id) if len(result_id) == 16 else []
@@ -327,6 +332,13 @@ class Queries:
     def score_axes(self, filters: Filters) -> list[Axis]:
         """Return the settings that vary among the dreams within the filters: the axes of score maps."""
         return axes_of([each.point for each in self._sums(filters)])
+
+    def objectives(self, filters: Filters) -> list[tuple[str, int]]:
+        """Return the objectives of the dreams within the filters with the number of dreams, the most frequent first."""
+        counts = Counter[str]()
+        for each in self._sums(filters):
+            counts[each.point.objective] += each.dreams
+        return counts.most_common()
 
     def gain_histogram(self, filters: Filters, bins: int = 40) -> list[Histogram]:
         """Return the distribution of the gain for each objective, the most frequent objective first."""

@@ -71,6 +71,12 @@ class Filters:
     """Whether the dream has a mark, also that of a rejection."""
     hide_rejected: bool = False
     """The dream is not rejected."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Settings with their values as text. `objective` and `settings_id` count as settings, too."""
+    gain_min: float | None = None
+    """The dream has at least this gain."""
+    gain_max: float | None = None
+    """The dream has at most this gain."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from flows.gallery.grid_page import grid, news
 from flows.gallery.job_page import cost, job, job_now, start_job, stop_job
 from flows.gallery.loupe_page import loupe
 from flows.gallery.ratios import stylesheet
+from flows.gallery.scores_page import scores
 from flows.gallery.security import Access, Guard
 from flows.gallery.site import Site
 from flows.storage import Storage
@@ -69,6 +70,7 @@ def _routes() -> list[BaseRoute]:
         "job/now": job_now,
         "failures": pages.failures,
         "runs": pages.runs,
+        "scores": scores,
         "now": pages.now,
         "dream/{result_id}": pages.dream,
         "marks": marks_page.news,

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from dreamcore.errors import InvalidInput, Unavailable
@@ -17,6 +16,7 @@ from flows.gallery.planned import Planned, read_planned
 from flows.gallery.queries import Queries
 from flows.gallery.records import Filters
 from flows.gallery.thumbnails import Thumbnails
+from flows.gallery_links import slug_of
 from flows.layout import folder_uri
 from flows.storage import Storage
 
@@ -31,11 +31,6 @@ _DEPTH = 3
 _MAX_DESTINATIONS = 200
 _MAX_REQUESTS = 500
 _ALL = Filters(status="")
-
-
-def slug_of(destination: str) -> str:
-    """Return the name of a destination in addresses: 8 hex digits that depend only on the destination."""
-    return sha256(folder_uri(destination).encode()).hexdigest()[:8]
 
 
 def _pictures_folder() -> Path:

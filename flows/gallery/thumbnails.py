@@ -71,7 +71,7 @@ class Thumbnails:
         data = self._storage.read(uri)
         if data is None:
             with self._turns:
-                data = encode_thumbnail(decode(self._read(result_uri), max_pixels=_ENOUGH_PIXELS).pixels)
+                data = encode_thumbnail(decode(self.full(result_uri), max_pixels=_ENOUGH_PIXELS).pixels)
             self._keep_in_destination(uri, data)
         _write(kept, data)
         return data
@@ -100,7 +100,8 @@ class Thumbnails:
         _write(kept, data)
         return data
 
-    def _read(self, uri: str) -> bytes:
+    def full(self, uri: str) -> bytes:
+        """Return a whole dream as it is stored; raise `Missing` if it does not exist."""
         data = self._storage.read(uri)
         if data is None:
             raise Missing(f"{uri} does not exist")

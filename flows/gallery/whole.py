@@ -5,6 +5,7 @@ the grid shows such dreams in one row, each with the name of its look or with wh
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
@@ -34,9 +35,14 @@ def is_sparse(axes: Sequence[Axis], count: int) -> bool:
 
 
 def names_of(points: Sequence[Point]) -> dict[str, str]:
-    """Return for each point, by `settings_id`, its look or its layers, and the other settings that distinguish it."""
+    """Return for each point, by `settings_id`, its look or its layers, and the other settings that distinguish it.
+
+    No two names are equal: a name that would be that of two points has the start of the `settings_id`.
+    """
     varying = [axis.name for axis in axes_of(points) if axis.name != "layers"]
-    return {point.settings_id: _name(point, varying) for point in points}
+    names = {point.settings_id: _name(point, varying) for point in points}
+    counts = Counter(names.values())
+    return {each: name if counts[name] == 1 else f"{name} ({each[:6]})" for each, name in names.items()}
 
 
 def _name(point: Point, varying: Sequence[str]) -> str:

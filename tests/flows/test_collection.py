@@ -20,10 +20,13 @@ from PIL import Image
 
 from dreamcore.images import decode, read_metadata
 from flows import manifest
+from flows.gallery_links import slug_of
 from flows.local.stack import Stack
 from flows.parts import part_uris
 from flows.storage import Storage
 from tests.support.command import PHOTOS, Command
+
+GALLERY = "http://gallery.example:8470"
 
 
 def photograph(name: str, width: int = 72, height: int = 48) -> bytes:
@@ -67,7 +70,7 @@ def test_a_second_run_dreams_only_new_photographs(
         "2",
     ]
 
-    report = report_of(dreamgrid("run", *job, *grid, "--json"))
+    report = report_of(dreamgrid("run", *job, *grid, "--json", DREAMGRID_GALLERY_URL=f"{GALLERY}?token=secret"))
     counts = {name: report[name] for name in ("state", "planned", "done", "failed", "skipped")}
     assert counts == {"state": "completed", "planned": 12, "done": 8, "failed": 4, "skipped": 0}
     assert json.loads(storage.read(f"{destination}_runs/{report['run_id']}/success.json") or b"")["done"] == 8
@@ -196,9 +199,12 @@ def check_prefect_page(prefect_api: Callable[[str, dict[str, Any]], Any], report
     assert node["dreams a minute"] > 0
     sheets = [artifact for artifact in artifacts if artifact["type"] == "image"]
     assert len(sheets) == 2
-    assert len({artifact["key"] for artifact in artifacts}) == len(artifacts) == 5, (
-        "progress, report, nodes and two sheets"
+    assert len({artifact["key"] for artifact in artifacts}) == len(artifacts) == 6, (
+        "progress, report, nodes, gallery and two sheets"
     )
+    (link,) = (artifact["data"] for artifact in artifacts if artifact["type"] == "markdown")
+    page = f"{GALLERY}/d/{slug_of(report['destination'])}/library?run={report['run_id']}"
+    assert f"({page})" in link
     for sheet in sheets:
         picture = sheet["data"].partition("data:image/jpeg;base64,")[2]
         assert min(decode(base64.b64decode(picture)).pixels.shape[:2]) > 100

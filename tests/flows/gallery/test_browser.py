@@ -253,6 +253,36 @@ def test_a_run_fills_the_grid_while_it_is_open(
         page.wait_for_selector("#tally:has-text('2 dreams')")
 
 
+def test_scores_are_charts_that_lead_to_their_pictures(open_page: Open) -> None:
+    page = open_page("/library?layers=blocks.2")
+    page.click("text=Scores >> nth=0")
+    page.wait_for_selector("body[data-view=scores][data-drawn]")
+    page.keyboard.press("g")
+    page.keyboard.press("s")
+    page.wait_for_url("**/scores")
+    page.wait_for_selector("body[data-drawn]")
+    assert page.eval_on_selector_all(".chart", "charts => charts.length") == 4
+    drawn = "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
+    assert page.eval_on_selector("[data-chart=map] canvas", drawn)
+    page.select_option("[name='with.objective']", index=1)
+    page.wait_for_url("**with.objective=*")
+    page.wait_for_selector("body[data-drawn]")
+    page.focus("[data-chart=map] canvas")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector("#spoken:has-text('octaves 2, seed 1')", state="attached")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/library?*with.seed=1*")
+    assert page.inner_text(".head .sub").startswith("the best of each, from 3 dreams")
+    page.go_back()
+    page.wait_for_selector("body[data-drawn]")
+    last = page.locator("[data-chart=distribution] canvas")
+    box = last.bounding_box()
+    assert box is not None
+    last.click(position={"x": box["width"] - 12, "y": box["height"] - 40})
+    page.wait_for_url("**/library?*gain_min=*")
+
+
 def test_names_run_no_scripts_and_store_no_pictures_of_others(open_page: Open) -> None:
     page = open_page("/library?sort=name")
     assert page.inner_text(".cell:has-text('onerror') .cap") == HOSTILE
@@ -279,7 +309,7 @@ def test_the_grid_is_accessible_and_fits_a_phone(open_page: Open) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW])
 @pytest.mark.parametrize(
-    "path", ["/library", grid_of("coffee.jpg"), "/loupe?mode=split", "/loupe?mode=several", "/failures"]
+    "path", ["/library", grid_of("coffee.jpg"), "/loupe?mode=split", "/loupe?mode=several", "/failures", "/scores"]
 )
 def test_pages_are_accessible_and_fit(
     open_page: Open, rows: list[Row], path: str, size: "ViewportSize", theme: Literal["light", "dark"]

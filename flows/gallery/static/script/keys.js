@@ -8,7 +8,7 @@ import { other, pan, zoomBy } from "./loupe.js";
 
 const TYPING = "input:not([type=checkbox], [type=radio], [type=range]), select, textarea";
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-const PLACES = { l: "library", e: "failures", r: "runs", f: "favourites" };
+const PLACES = { l: "library", e: "failures", r: "runs", s: "scores", f: "favourites" };
 let going = false;
 
 export function copyCommand() {
