@@ -18,6 +18,7 @@ __all__ = [
     "Throughput",
     "bits_per_pixel",
     "decoding_seconds",
+    "dreamt_pixels",
     "estimate_pixels",
     "estimate_seconds",
     "reference_seconds",
@@ -77,6 +78,12 @@ def estimate_pixels(source: Source, max_pixels: int) -> int:
     The estimate uses the size of the file, because a scan does not open photographs.
     """
     return max(1, min(max_pixels, round(source.size * 8 / bits_per_pixel(source))))
+
+
+def dreamt_pixels(planned: PlannedSettings, pixels: int) -> int:
+    """Return how many pixels the dream of a photograph of this many pixels has. Only enlarged dreams can have more."""
+    settings = planned.settings
+    return settings.max_pixels if settings.enlarge else min(pixels, settings.max_pixels)
 
 
 def estimate_seconds(source: Source, planned: PlannedSettings, speed: float = CORE) -> float:

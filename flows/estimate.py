@@ -28,6 +28,7 @@ from flows.cost import (
     Throughput,
     bits_per_pixel,
     decoding_seconds,
+    dreamt_pixels,
     reference_seconds,
     step_kind,
     step_seconds,
@@ -239,7 +240,7 @@ class _Work:
             seconds[""] += decoding_seconds(pixels)
             known = self.pixels.are_equal or work.source.uri in self.pixels.opened
             for index in work.settings:
-                dreamt = min(pixels, settings[index].settings.max_pixels)
+                dreamt = dreamt_pixels(settings[index], pixels)
                 entries.append((settings[index], dreamt, (keys[index], dreamt if known else work)))
             if len(self.sheet_sources) < self.sheets or work.source.uri in self.sheet_sources:
                 self.sheet_sources.add(work.source.uri)

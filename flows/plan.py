@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from flows.cost import ONE_CORE, Throughput, estimate_pixels, reference_seconds
+from flows.cost import ONE_CORE, Throughput, dreamt_pixels, estimate_pixels, reference_seconds
 from flows.work import Keys, PlannedSettings, ReplacedPart, Shard, Source, Work, dream_keys
 
 __all__ = [
@@ -323,9 +323,7 @@ def _estimate(planned: PlannedSettings, speed: float) -> Callable[[Source], floa
         return reference_seconds(planned, pixels) / speed
 
     max_pixels = planned.settings.max_pixels
-    if planned.settings.enlarge:  # a smaller photograph is resampled
-        return lambda _source: seconds(max_pixels)
-    return lambda source: seconds(estimate_pixels(source, max_pixels))
+    return lambda source: seconds(dreamt_pixels(planned, estimate_pixels(source, max_pixels)))
 
 
 def _estimated(

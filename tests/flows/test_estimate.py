@@ -15,7 +15,7 @@ from PIL import Image
 from dreamcore.settings import DreamSettings, settings_id
 from flows import calibration, estimate, layout
 from flows.calibration import Calibration, machine_name
-from flows.cost import CORE, Throughput, reference_seconds, step_kind
+from flows.cost import CORE, Throughput, dreamt_pixels, reference_seconds, step_kind
 from flows.dimensions import image_size
 from flows.job import DreamJob
 from flows.local.stack import Stack
@@ -38,6 +38,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def planned(cost: int = 4848, **fields: object) -> PlannedSettings:
     settings = DreamSettings.model_validate(fields)
     return PlannedSettings(settings=settings, settings_id=settings_id(settings, "w"), weights="w", cost=cost)
+
+
+def test_an_enlarged_dream_costs_what_its_size_costs() -> None:
+    dream = {"uri": "s3://dreams/a.png", "sha256": "0" * 64}
+    for max_pixels in (200_000, 12_000_000):
+        large = planned(max_pixels=max_pixels, enlarge=dream)
+        assert dreamt_pixels(large, 100_000) == max_pixels, "a smaller photograph is resampled"
+        work = estimate._Work(estimate._Pixels({"s3://photos/a.png": (400, 250)}), sheets=0)
+        work.add(Shard(0, (Work(Source("s3://photos/a.png", "a.png", "e", 1000), (0,)),)), [large])
+        assert work.seconds[0][large.settings_id] == reference_seconds(large, max_pixels)
+    assert dreamt_pixels(planned(max_pixels=200_000), 100_000) == 100_000
 
 
 # --- the size of an image
