@@ -31,6 +31,7 @@ __all__ = ["RemoteObject", "download_objects", "find_objects", "refusal"]
 
 _FOLDER_MARKER = "folder marker"
 _TEMPORARY = f"{RESERVED}-download-"
+_FRESH_SECONDS = 2
 _NAME_ERRORS = {
     errno.ENAMETOOLONG,
     errno.EINVAL,
@@ -169,7 +170,8 @@ def _is_same(path: Path, info: ObjectInfo, storage: Storage) -> bool:
         return False
     if not stat.S_ISREG(status.st_mode) or status.st_size != info.size:
         return False
-    if int(status.st_mtime) == int(info.modified):
+    # The time of an object has whole seconds. An object that was read in its second may have changed after that.
+    if int(status.st_mtime) == int(info.modified) and status.st_ctime - info.modified > _FRESH_SECONDS:
         return True
     md5 = file_md5(path)
     return md5 == info.etag or md5 == storage.recorded_md5(info.uri)
