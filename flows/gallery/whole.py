@@ -30,7 +30,7 @@ def whole_axis(points: Iterable[Point]) -> Axis:
 
 
 def is_sparse(axes: Sequence[Axis], count: int) -> bool:
-    """Return whether most combinations of the values of the axes do not exist, of which there are `count`."""
+    """Return whether a table of the axes would be mostly empty. `count` is the number of points that exist."""
     return math.prod(len(axis.values) for axis in axes) > _SPARSE * count
 
 

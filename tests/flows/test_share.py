@@ -98,7 +98,7 @@ def test_a_large_zip_is_never_in_memory() -> None:
 
 @pytest.fixture
 def rated(storage: Storage, destination: str) -> str:
-    """A destination with four dreams, of which three are rated, and a failed row."""
+    """A destination with a failed row and four dreams. Three of the dreams are rated."""
     rows, marks = [FAILED], (5, 2, -1, 3)
     for number in range(4):
         each = dream(number)
