@@ -7,13 +7,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["keep", "read"]
+__all__ = ["cache_folder", "keep", "read"]
 
 
 def read(name: str) -> str | None:
     """Return the text that was kept as `name`; None if there is none, or it cannot be read."""
     try:
-        return _file(name).read_text(encoding="utf-8")
+        return (cache_folder() / name).read_text(encoding="utf-8")
     except (OSError, RuntimeError, ValueError):
         return None
 
@@ -21,7 +21,7 @@ def read(name: str) -> str | None:
 def keep(name: str, text: str) -> None:
     """Keep a text as `name`, as a whole or not at all."""
     with suppress(OSError, RuntimeError):
-        file = _file(name)
+        file = cache_folder() / name
         temporary = file.with_name(f"{file.name}.{os.getpid()}")
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -31,7 +31,7 @@ def keep(name: str, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _file(name: str) -> Path:
-    """Return the path of a text; raise RuntimeError if this user has no home."""
+def cache_folder() -> Path:
+    """Return the folder of Dreamgrid in this user's cache; raise RuntimeError if this user has no home."""
     folder = os.environ.get("XDG_CACHE_HOME")
-    return (Path(folder) if folder else Path.home() / ".cache") / "dreamgrid" / name
+    return (Path(folder) if folder else Path.home() / ".cache") / "dreamgrid"

@@ -8,7 +8,6 @@ of its own. The file is a cache: a damaged one is built again. It has no credent
 """
 
 import logging
-import os
 import shutil
 import tempfile
 import uuid
@@ -24,6 +23,7 @@ import pyarrow as pa
 
 from dreamcore.errors import Unavailable
 from dreamcore.settings import digest
+from dreamcore.user_cache import cache_folder
 from flows.gallery import tables
 from flows.gallery.points import Point, read_point
 from flows.manifest import PartReader, empty_table
@@ -80,9 +80,7 @@ class Cache:
         Raises:
             Unavailable: neither the user's cache nor the folder of temporary files can be written.
         """
-        base = os.environ.get("XDG_CACHE_HOME")
-        folder = (Path(base) if base else Path.home() / ".cache") / "dreamgrid" / "gallery"
-        return cls(destination, storage, folder / digest(storage.endpoint, destination))
+        return cls(destination, storage, cache_folder() / "gallery" / digest(storage.endpoint, destination))
 
     def __enter__(self) -> Self:
         return self

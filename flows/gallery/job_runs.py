@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import digest
+from dreamcore.user_cache import cache_folder
 from flows import run_record
 from flows.gallery.jobs import job_yaml
 from flows.job import DreamJob
@@ -208,9 +209,7 @@ def _start_child(run: JobRun, job: DreamJob, lock: int) -> None:
 
 def _folder(destination: str, storage: Storage) -> Path:
     """Return the folder of a destination in one store."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    root = Path(cache) if cache else Path.home() / ".cache"
-    return root / "dreamgrid" / "gallery" / "runs" / digest(storage.endpoint, destination)
+    return cache_folder() / "gallery" / "runs" / digest(storage.endpoint, destination)
 
 
 def _with_reason(summary: str, reason: str | None) -> str:

@@ -1,6 +1,5 @@
 """The destinations of a gallery, and what its pages share for each of them."""
 
-import os
 import threading
 import time
 from collections import deque
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import digest
+from dreamcore.user_cache import cache_folder
 from flows.gallery.cache import Cache
 from flows.gallery.marks import Marks
 from flows.gallery.planned import Planned, read_planned
@@ -35,8 +35,7 @@ _ALL = Filters(status="")
 
 def _pictures_folder() -> Path:
     """Return the folder of this user's small pictures, in the cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dreamgrid" / "pictures"
+    return cache_folder() / "pictures"
 
 
 def find_destinations(address: str, storage: Storage) -> list[str]:
