@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     disable_heap_trimming(max_memory("cpu"))  # as in a worker; here it applies to all contenders
     started = time.perf_counter()
-    sections = measure(options.only or list(report.TITLES), quick=options.quick, soak=options.soak)
+    wanted = options.only or list(report.TITLES)
+    sections = measure(wanted, quick=options.quick, soak=options.soak, device=options.device)
     conditions["seconds"] = round(time.perf_counter() - started, 1)
     return conclude(conditions, sections, options.json)
 
@@ -43,7 +44,7 @@ def conclude(conditions: Mapping[str, Any], sections: report.Sections, file: Pat
     return 1 if report.disagreeing(sections) else 0
 
 
-def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, list[Row]]:
+def measure(wanted: Collection[str], *, quick: bool, soak: bool, device: str = "cuda") -> dict[str, list[Row]]:
     """Measure the sections in `wanted`, in the order of the report.
 
     Args:
@@ -51,6 +52,7 @@ def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, li
         quick: few rounds of small cases.
         soak: in section `memory`, also make many dreams in one process; in section `scale`, also plan ten million
             photographs.
+        device: the device of section `gpu`.
     """
     others: dict[str, Callable[[], list[Row]]] = {
         "machine": lambda: machine.measure_machine(quick=quick),
@@ -62,7 +64,7 @@ def measure(wanted: Collection[str], *, quick: bool, soak: bool) -> dict[str, li
         "memory": lambda: memory.measure_memory(quick=quick, soak=soak),
         "scale": lambda: scale.measure_scale(quick=quick, soak=soak),
         "gallery": lambda: gallery.measure_gallery(quick=quick),
-        "gpu": lambda: gpu.measure_gpu(quick=quick),
+        "gpu": lambda: gpu.measure_gpu(quick=quick, device=device),
     }
     together = [name for name in STEPS if name in wanted]
     sections: dict[str, list[Row]] = {}
@@ -87,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         "--soak",
         action="store_true",
         help="in section memory, also 2,000 dreams in one process; in section scale, also ten million photographs",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="section gpu measures this device; cpu tries the section itself, with tiny images",
     )
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), metavar="FILE", help="the JSON output")
     parser.add_argument("--only", nargs="+", choices=list(report.TITLES), metavar="NAME", help=", ".join(report.TITLES))

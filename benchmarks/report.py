@@ -25,7 +25,7 @@ TITLES = {
     "memory": "memory: resident memory of a process",
     "scale": "scale: coordinating a run over many photographs",
     "gallery": "gallery: browsing a million rows",
-    "gpu": "gpu: one step on a GPU",
+    "gpu": "gpu: checks, and one step on a GPU (CPU ms: until all kernels are launched)",
 }
 """Titles of the sections, in the order of the report."""
 
@@ -34,6 +34,8 @@ FIGURES = {
     "times_published": "{:.2f}x published",
     "times_clean": "{:.2f}x clean eager",
     "agreement_db": "{:.0f} dB",
+    "variant_db": "{:.0f} dB (a variant)",
+    "wrong": "WRONG",
     "null_ratio": "{:.3f}x itself",
     "gflops": "{:.1f} GFLOP/s",
     "of_matmul": "{:.0%} of torch.mm",
@@ -72,11 +74,11 @@ Sections = Mapping[str, Sequence[Row]]
 
 
 def disagreeing(sections: Sections) -> list[str]:
-    """Return the sections that are invalid because a contender computes another step than the published one."""
+    """Return the sections that are invalid: a contender computes another step than the published one, or is wrong."""
     return [
         section
         for section, rows in sections.items()
-        if any(row.figures.get("agreement_db", math.inf) < MIN_DB for row in rows)
+        if any(row.figures.get("agreement_db", math.inf) < MIN_DB or "wrong" in row.figures for row in rows)
     ]
 
 
@@ -218,6 +220,6 @@ def verdict(trusted: bool | None, disagreeing: Sequence[str] = ()) -> Text:
             style="bold",
         )
     for section in disagreeing:
-        reason = f"images after one step agree to less than {MIN_DB:.0f} dB"
+        reason = f"images after one step agree to less than {MIN_DB:.0f} dB, or a check found something wrong"
         text.append(f"\nSection {section} is invalid: {reason}.", style="bold")
     return text

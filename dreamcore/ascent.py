@@ -12,6 +12,7 @@ The method is that of Mordvintsev, Olah and Tyka, "Inceptionism: Going Deeper in
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from dreamcore.network import LayerActivations, Network
 from dreamcore.objective import Objective, measure
 from dreamcore.octaves import Size, carry, enlarged, images_at, larger_sizes, mask_at, octave_sizes, resize
 from dreamcore.settings import DreamSettings
+from dreamcore.stopping import Stopping
 from dreamcore.tiles import Tile, even_tiles, fixed_tiles
 from dreamcore.transforms import Transforms, choose_views, view_size
 from dreamcore.views import Views
@@ -102,7 +104,7 @@ def ascend(
         tiles = batch.tiles(view_size(size, shared), tile_size)
         joint = len(tiles) > 1 and not shared.tile  # memory tiles share one score, tiles of the setting do not
         sums = measure(network, dreams, objective, batch.tiles(size, tile_size), base) if joint else None
-        active, canvas = torch.ones_like(batch.step_size), batch.canvas(dreams, base, mask)
+        stopping, canvas = batch.stopping(), batch.canvas(dreams, base, mask)
         for step in range(steps[octave]):
             views = choose_views(batch.settings, octave, step, size, random_tile_offset=joint)
             viewed = views.apply(canvas.image())
@@ -120,13 +122,12 @@ def ascend(
             gradient = batch.subtract_penalties(gradient, viewed, base, views)
             del viewed, patch, activations, source, tile_sum, score  # the next lines need memory for several images
             gradient = filter_gradient(batch.in_step_space(gradient), shared, step)
-            canvas.step(views.pull_back(gradient), active)  # step 5: step up
-            total = torch.stack(tile_sums).sum(0)
-            sums = total if joint else None
-            active = active * (objective.score(total).view_as(active) <= batch.stop_at)
+            canvas.step(views.pull_back(gradient), stopping.active)  # step 5: step up
+            sums = torch.stack(tile_sums).sum(0) if joint else None
+            stopping.update(partial(batch.score, tile_sums))
             if on_step:
                 on_step(sum(steps[:octave]) + step + 1, sum(steps))
-            if batch.may_stop_early and not active.any():
+            if stopping.is_over(step + 1):
                 break
         dreams = canvas.image()
         measured = measure(network, dreams, objective, batch.tiles(size, tile_size))
@@ -160,8 +161,7 @@ class _Batch:
         like = samples[0].image
         self.step_size = _column([settings.step_size for settings in self.settings], like)
         stop_at = [torch.inf if settings.stop_at is None else settings.stop_at for settings in self.settings]
-        self.stop_at = _column(stop_at, like)
-        self.may_stop_early = min(stop_at) < torch.inf
+        self.stop_at = _column(stop_at, like) if min(stop_at) < torch.inf else None
         self.total_variation = _column([settings.total_variation for settings in self.settings], like)
         self.l2 = _column([settings.l2 for settings in self.settings], like)
         self.penalized = any(settings.total_variation or settings.l2 for settings in self.settings)
@@ -196,6 +196,14 @@ class _Batch:
         if self.shared.space == "fourier":
             return Spectrum(start, normalize, self.step_size, base, mask)
         return Pixels(start, normalize, self.step_length(self.weights(start, mask)), self.slow, self.clip)
+
+    def stopping(self) -> Stopping:
+        """Return which samples take steps at the start of an octave: all."""
+        return Stopping(self.stop_at, torch.ones_like(self.step_size))
+
+    def score(self, tile_sums: Sequence[Tensor]) -> Tensor:
+        """Return the scores (B,) of whole images from the totals and counts (B, targets, 2) of their tiles."""
+        return self.objective.score(torch.stack([*tile_sums]).sum(0))
 
     def source_activations(
         self, base: Tensor, views: Views | Transforms, tile: Tile

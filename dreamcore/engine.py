@@ -5,6 +5,7 @@
   by an older matrix product, at less than half the speed.
 - The backward pass of a convolution with respect to its input is computed as a forward convolution.
 - On CPUs with bfloat16 instructions, the backward pass of large convolutions uses bfloat16.
+- On GPUs, a fused activation keeps its output for the gradient and not its input.
 """
 
 import math
@@ -113,8 +114,9 @@ class Convolution(_PaddedConvolution):
         self.weight, self.bias, self.groups = plain.weight, plain.bias, plain.groups
         reach = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
         self.backward_padding = reach[0] - self.padding[0], reach[1] - self.padding[1]
-        on_cpu = plain.weight.device.type == "cpu"
-        self.backward_as_forward_conv = on_cpu and self.stride == (1, 1) and min(self.backward_padding) >= 0
+        self.on_cpu = plain.weight.device.type == "cpu"
+        """Whether the convolution is made for CPUs. Its copy on the meta device, which measures memory, is so too."""
+        self.backward_as_forward_conv = self.on_cpu and self.stride == (1, 1) and min(self.backward_padding) >= 0
         self.register_buffer(
             "backward_weight", _transposed_weights(plain) if self.backward_as_forward_conv else None, persistent=False
         )
@@ -131,8 +133,31 @@ class Convolution(_PaddedConvolution):
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return _OneDnnConvolution.apply(x, self)  # type: ignore[no-any-return]
         x = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        # In place, because nothing else uses this output and memory limits the batch size of a GPU.
-        return x if self.ceiling is None else nn.functional.hardtanh(x, 0, self.ceiling, inplace=True)
+        if self.ceiling is None:
+            return x
+        if self.on_cpu:  # in float64, and on the meta device: the memory that is measured there decides about tiles
+            return nn.functional.hardtanh(x, 0, self.ceiling, inplace=True)
+        return _Clamp.apply(x, self.ceiling)  # type: ignore[no-any-return]
+
+
+class _Clamp(torch.autograd.Function):
+    """Clamps a tensor to [0, ceiling] in place, and keeps only the result for the gradient.
+
+    It has the values and gradients of `hardtanh`. That function, with `inplace=True`, first copies its input for the
+    gradient. On a GPU, memory limits the batch size, and the copy takes time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ceiling: float) -> Tensor:
+        ctx.ceiling = ceiling
+        x.clamp_(0, ceiling)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.aten.hardtanh_backward(gradients[0], *ctx.saved_tensors, 0.0, ctx.ceiling), None
 
 
 class _OneDnnConvolution(torch.autograd.Function):

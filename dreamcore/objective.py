@@ -82,17 +82,16 @@ class Objective:
             each | {anchor.layer} if anchor else each for each, anchor in zip(layers, self._anchors, strict=True)
         ]
         """The layers whose activations each sample needs."""
-        shape = len(targets), max(len(each) for each in targets) + bool(self._anchor_layers)
-        self.weights = torch.zeros(shape, device=network.device)
-        self._plain_mean = torch.zeros(shape, dtype=torch.bool, device=network.device)
-        """(B, targets): whether a target is measured by its mean, whatever `measure` is."""
+        columns = max(len(each) for each in targets) + bool(self._anchor_layers)
+        weights = [[0.0] * columns for _ in targets]
+        plain_mean = [[False] * columns for _ in targets]
         self._guide_features: list[dict[str, Tensor]] = []
         """Features of each sample's guide by layer; empty without a guide."""
         known: dict[tuple[int, frozenset[str]], dict[str, Tensor]] = {}
         for sample, (each, guide) in enumerate(zip(targets, guides, strict=True)):
             for column, target in enumerate(each):
-                self.weights[sample, column] = target.weight
-                self._plain_mean[sample, column] = guide is not None or target.layer == LOGITS or bool(target.direction)
+                weights[sample][column] = target.weight
+                plain_mean[sample][column] = guide is not None or target.layer == LOGITS or bool(target.direction)
                 if target.sweep:
                     raise InvalidInput(f"{target.name} has no channels yet: resolve the settings first")
             key = id(guide), layers[sample]
@@ -100,7 +99,10 @@ class Objective:
                 known[key] = {} if guide is None else network.features(guide[None], layers[sample])
             self._guide_features.append(known[key])
             if anchor := self._anchors[sample]:
-                self.weights[sample, -1] = -anchor.weight
+                weights[sample][-1] = -anchor.weight
+        self.weights = torch.tensor(weights, device=network.device)
+        self._plain_mean = torch.tensor(plain_mean, device=network.device)
+        """(B, targets): whether a target is measured by its mean, whatever `measure` is."""
 
     @torch.no_grad()
     def source_activations(self, network: Network, images: Tensor) -> dict[str, LayerActivations]:
@@ -155,7 +157,7 @@ class Objective:
                 total, count = _total(features, "mean" if layer == LOGITS else self.measure, INSIDE if at else edges)
             sample_index, column_index = index(samples, sums.device), index(columns, sums.device)
             sums[sample_index, column_index, 0] = total
-            sums[sample_index, column_index, 1] = count
+            sums[sample_index, column_index, 1] = _number(count, sums.device, dtype)
         for sample, anchor in enumerate(self._anchors if source else ()):
             if anchor and source:
                 known = _select(source[anchor.layer], (sample,), (), None)
@@ -261,6 +263,12 @@ def _projection(features: Tensor, target: Target) -> tuple[Tensor, int]:
 def _tensor(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     """Return `numbers` on `device`, cached as by `index`."""
     return torch.tensor(numbers, device=device)
+
+
+@lru_cache(maxsize=4096)
+def _number(number: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return `number` as a tensor () on `device`, cached, and filled there: nothing is copied to a GPU."""
+    return torch.full((), number, device=device, dtype=dtype)
 
 
 def _similarity(features: Tensor, guide: Tensor) -> tuple[Tensor, int]:

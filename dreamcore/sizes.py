@@ -7,9 +7,14 @@ from dreamcore.errors import InvalidInput
 __all__ = ["BATCH", "REFERENCE_PIXELS", "default_batch_size", "parse_size"]
 
 BATCH = 16
-"""Largest default batch size."""
+"""Largest default batch size on a CPU."""
 CPU_BATCH_PIXELS = 600_000
 """Pixels of a default batch on a CPU, unless a single image already has more."""
+GPU_BATCH = 256
+"""Largest default batch size on a GPU: the CPU chooses the view of each sample in each step."""
+GPU_BATCH_PIXELS = 16_000_000
+"""Pixels of a default batch on a GPU, unless a single image already has more. So many pixels keep a GPU busy for longer
+than a CPU needs to launch the kernels of a step; this is a calculation, not a measurement."""
 REFERENCE_PIXELS = 4_000_000
 """Guides and masks with more pixels are shrunk to this many."""
 
@@ -35,12 +40,18 @@ def parse_size(text: str) -> int:
 def default_batch_size(device: str, pixels: int) -> int:
     """Return how many images of one size are dreamt together, if memory allows.
 
-    The batch size is `BATCH` on a GPU, which a single image does not fill. On a CPU it is as many images as have
-    `CPU_BATCH_PIXELS` together: batches make small octaves up to three times faster, while large ones overflow the
-    caches.
+    The images of a batch have at most `GPU_BATCH_PIXELS` together on a GPU, which a single image does not fill, and at
+    most `CPU_BATCH_PIXELS` on a CPU: batches make small octaves up to three times faster, while large ones overflow
+    the caches.
 
     Args:
         device: the device of the network, such as `cpu` or `cuda:0`.
         pixels: pixels of one image.
+
+    Example:
+        >>> [default_batch_size(device, 150_000) for device in ("cpu", "cuda:0")]
+        [4, 106]
     """
-    return BATCH if device.startswith("cuda") else max(1, min(BATCH, CPU_BATCH_PIXELS // pixels))
+    if device.startswith("cuda"):
+        return max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // pixels))
+    return max(1, min(BATCH, CPU_BATCH_PIXELS // pixels))

@@ -17,7 +17,7 @@ from torch import Tensor
 from dreamcore.octaves import Size
 from dreamcore.settings import DreamSettings
 from dreamcore.tiles import Tile, pixel
-from dreamcore.views import Views
+from dreamcore.views import Views, to_device
 
 __all__ = ["Transform", "Transforms", "choose_views", "view_size"]
 
@@ -157,8 +157,7 @@ class Transforms:
     def _sample(self, images: Tensor) -> Tensor:
         """Return the views (B, C, *size) of `images` (B, C, H, W), with 0 beyond the edges."""
         matrices = torch.tensor([self._matrix(transform) for transform in self.each], dtype=images.dtype)
-        if images.is_cuda:  # a copy from ordinary memory would make the GPU wait
-            matrices = matrices.pin_memory().to(images.device, non_blocking=True)
+        matrices = to_device(matrices, images.device)
         grid = F.affine_grid(matrices, [len(images), images.shape[1], *self.size], align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
 

@@ -4,6 +4,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from dreamcore.settings import DreamSettings
 from dreamcore.tiles import Tile, pixel
 
-__all__ = ["View", "Views"]
+__all__ = ["View", "Views", "to_device"]
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,32 @@ class Views:
         """Return `images` (B, C, H, W), each in its view."""
         if len(set(self.each)) == 1:
             return self.each[0].apply(images)
+        if images.device.type != "cpu":
+            return self.gather(images)
         return torch.stack([view.apply(image) for view, image in zip(self.each, images, strict=True)])
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Return the gradient (B, C, H, W) with respect to the images from that with respect to the views."""
         if len(set(self.each)) == 1:
             return self.each[0].invert(gradient)
+        if gradient.device.type != "cpu":
+            return self.gather(gradient, inverse=True)
         return torch.stack([view.invert(one) for view, one in zip(self.each, gradient, strict=True)])
+
+    def gather(self, images: Tensor, *, inverse: bool = False) -> Tensor:
+        """Return the same as `apply`, or as `pull_back`, in a number of operations that does not grow with the batch.
+
+        A GPU would need several kernels for each sample otherwise. A CPU is faster with a copy for each sample.
+        """
+        (height, width), device = self.size, images.device
+        down, right, mirrored = _offsets(self.each, device)[..., None].unbind(1)  # each (B, 1)
+        sign = 1 if inverse else -1
+        rows = (torch.arange(height, device=device) + sign * down) % height  # (B, H)
+        columns = (torch.arange(width, device=device) + sign * right) % width  # (B, W)
+        columns = torch.where(mirrored > 0, width - 1 - columns if inverse else columns.flip(1), columns)
+        samples, channels = (torch.arange(count, device=device) for count in images.shape[:2])
+        rows, columns = rows[:, None, :, None], columns[:, None, None]
+        return images[samples[:, None, None, None], channels[:, None, None], rows, columns]
 
     def locator(self, tile: Tile) -> Callable[[int, tuple[float, float]], tuple[float, float] | None]:
         """Return a function of (sample, position in its image) that gives the position in `tile` of the sample's view.
@@ -129,3 +149,14 @@ class Views:
         The function returns None if the position is outside the tile. Positions are (x, y), from 0 to 1.
         """
         return lambda sample, at: tile.locate(self.each[sample].locate(at, self.size), self.size)
+
+
+@lru_cache(maxsize=4096)
+def _offsets(views: tuple[View, ...], device: torch.device) -> Tensor:
+    """Return the shift down, the shift to the right and the mirroring of each view as a tensor (B, 3) on `device`."""
+    return to_device(torch.tensor([(view.down, view.right, view.mirrored) for view in views]), device)
+
+
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to `device`. A GPU does not wait: a copy from ordinary memory would make it wait."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)

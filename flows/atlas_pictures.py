@@ -27,7 +27,7 @@ from dreamcore.sweeps import ranked, sweep_channels
 from dreamcore.targets import LOGITS, Target
 from flows.assets import network_for
 from flows.job import explain_validation
-from flows.machine import batch_size, choose_device, gpu_count, max_memory, worker_count
+from flows.machine import batch_size, choose_device, gpu_count, max_memory, visible_gpus, worker_count
 from flows.worker_process import disable_heap_trimming, start_worker, stop_workers
 
 __all__ = ["AtlasLayer", "Picture", "draw_missing", "finished_layers", "plan_atlas"]
@@ -206,7 +206,8 @@ def _draw_batches(batches: Sequence[_Batch]) -> Iterator[tuple[_Batch, list[_Dra
         for batch in batches:
             yield batch, _draw(batch)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
+    context, assignment = multiprocessing.get_context("spawn"), (visible_gpus(), workers)
+    with ProcessPoolExecutor(workers, context, start_worker, assignment) as pool:
         waiting = {pool.submit(_draw, batch): batch for batch in batches}
         try:
             for future in as_completed(list(waiting)):

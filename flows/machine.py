@@ -3,7 +3,11 @@
 import math
 import multiprocessing
 import os
+import re
+import subprocess
 import warnings
+from collections.abc import Sequence
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from dreamcore.sizes import BATCH, default_batch_size, parse_size
 from flows.cgroups import read_limits
 
 __all__ = [
+    "assign_gpu",
     "batch_size",
     "check_environment",
     "choose_device",
@@ -22,15 +27,25 @@ __all__ = [
     "limit_threads",
     "max_memory",
     "prefetch_depth",
+    "set_up_gpu_allocator",
+    "visible_gpus",
     "worker_count",
 ]
 
 GPU_MEMORY_SHARE, RAM_SHARE = 0.8, 0.6
 """Shares of the memory of a GPU and of the machine that dreaming may use."""
 UNUSABLE = (
-    "torch cannot use any of the {} GPUs found here: the driver may be too old, or this torch may be a CPU build. "
+    "torch cannot use the GPUs found here ({}): the driver may be too old, or this torch may be a CPU build. "
     "Dreaming continues on CPUs, with one process per GPU; set CUDA_VISIBLE_DEVICES= to get one process per core"
 )
+DEVICES = Path("/dev")
+"""Folder of the device files of the GPUs."""
+CAPABILITIES = Path("/proc/driver/nvidia/capabilities")
+"""Folder in which NVIDIA's driver lists the MIG devices."""
+NVIDIA_SMI_SECONDS = 60.0
+"""Time limit of `nvidia-smi`, which may have to start the driver of several GPUs."""
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""Variables with options of torch's allocator for GPUs. torch 2.9 takes some options from the first one only."""
 
 
 def env_int(name: str, what: str) -> int | None:
@@ -71,12 +86,71 @@ def cores_per_worker() -> int:
 
 
 def gpu_count() -> int:
-    """Return the number of GPUs that this process may use, without importing torch, which is slow."""
+    """Return the number of GPUs that this process may use."""
+    return len(visible_gpus())
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, each as an entry of `CUDA_VISIBLE_DEVICES`.
+
+    An entry is a number, or the UUID of a GPU or of a MIG device. torch, which is slow to import, is not needed.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+        return _mig_devices() or [str(number) for number in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
     # CUDA ignores every entry from the first one on that names no GPU, such as -1.
-    return len(list(takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, visible.split(",")))))
+    named = takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, visible.split(",")))
+    return list(dict.fromkeys(named))
+
+
+@cache
+def _mig_devices() -> list[str]:
+    """Return the UUIDs of all MIG devices and of all undivided GPUs; empty if no GPU is divided into MIG devices.
+
+    Without `CUDA_VISIBLE_DEVICES`, CUDA would show a process only one of the MIG devices.
+    """
+    if not any(CAPABILITIES.glob("gpu*/mig/gi*/ci*")):
+        return []
+    command = ["nvidia-smi", "-L"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return []
+    uuids: list[str] = []
+    for uuid in re.findall(r"\(UUID: ([^)\s]+)\)", found.stdout):
+        if uuid.startswith("MIG-") and uuids and uuids[-1].startswith("GPU-"):
+            uuids.pop()  # a divided GPU cannot be used as a whole
+        uuids.append(uuid)
+    return uuids
+
+
+def assign_gpu(gpus: Sequence[str], workers: int) -> None:
+    """Let this worker process see only one of `gpus`, round-robin. For torch, this GPU is then `cuda:0`.
+
+    Call this before torch is imported: CUDA reads the variable only once.
+
+    Args:
+        gpus: the `visible_gpus` of the process that starts the workers. Without GPUs, nothing is changed.
+        workers: number of worker processes.
+    """
+    if not gpus:
+        return
+    # The last number counts the children of the process that starts the workers, which may be a child itself.
+    number = (multiprocessing.current_process()._identity or (1,))[-1] - 1
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    os.environ["DREAMGRID_WORKERS"] = str(workers)
+    os.environ["DREAMGRID_WORKERS_PER_GPU"] = str(math.ceil(workers / len(gpus)))
+
+
+def set_up_gpu_allocator() -> None:
+    """Let torch's allocator extend its blocks, so that images of many sizes leave fewer gaps in the memory of a GPU.
+
+    Call this before torch is imported. The user's own options of the allocator stay. On MIG devices nothing is
+    changed, because errors of this mode were reported there.
+    """
+    gpus = visible_gpus()
+    if gpus and not gpus[0].startswith("MIG-") and not any(name in os.environ for name in ALLOCATOR_VARIABLES):
+        os.environ[ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
 
 
 def core_count() -> int:
@@ -100,15 +174,14 @@ def limit_threads() -> None:
 
 
 def choose_device() -> str:
-    """Return the device of this worker process: its GPU, assigned round-robin, or the CPU."""
+    """Return the device of this process: the first GPU that it sees, or the CPU. A worker process sees one GPU."""
     import torch  # slow to import, and not needed to count processes
 
-    if not torch.cuda.is_available():
-        if found := gpu_count():  # as many workers were started, and nobody else notices the mistake
-            warnings.warn(UNUSABLE.format(found), stacklevel=2)
-        return "cpu"
-    ordinal = (multiprocessing.current_process()._identity or (1,))[0] - 1
-    return f"cuda:{ordinal % torch.cuda.device_count()}"
+    if torch.cuda.is_available():
+        return "cuda:0"
+    if gpus := visible_gpus():  # as many workers were started, and nobody else notices the mistake
+        warnings.warn(UNUSABLE.format(", ".join(gpus)), stacklevel=2)
+    return "cpu"
 
 
 def max_memory(device: str) -> int:
@@ -125,8 +198,8 @@ def max_memory(device: str) -> int:
     if device.startswith("cuda"):
         import torch
 
-        workers_per_gpu = _workers_per_gpu() or math.ceil(worker_count() / torch.cuda.device_count())
-        return int(torch.cuda.get_device_properties(device).total_memory * GPU_MEMORY_SHARE / workers_per_gpu)
+        total: int = torch.cuda.get_device_properties(device).total_memory
+        return int(total * GPU_MEMORY_SHARE / _workers_per_gpu())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(min(memory, read_limits().memory or memory) * RAM_SHARE / worker_count())
 
@@ -154,9 +227,10 @@ def prefetch_depth(device: str) -> int:
     return BATCH if device.startswith("cuda") else 2
 
 
-def _workers_per_gpu() -> int | None:
-    """Return how many workers share a GPU if Ray assigns the GPUs. A worker then sees only its own GPU."""
-    return env_int("DREAMGRID_WORKERS_PER_GPU", "processes")
+def _workers_per_gpu() -> int:
+    """Return how many workers share a GPU. A worker process sees only its own GPU, and a variable tells it."""
+    given = env_int("DREAMGRID_WORKERS_PER_GPU", "processes")
+    return given or math.ceil(worker_count() / max(1, gpu_count()))
 
 
 def _env_batch_size() -> int | None:

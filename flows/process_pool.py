@@ -9,7 +9,7 @@ from typing import Any
 from prefect.task_runners import ProcessPoolTaskRunner
 
 from dreamcore.errors import Unavailable
-from flows.machine import worker_count
+from flows.machine import visible_gpus, worker_count
 from flows.prefetch import AnyFuture
 from flows.worker_process import start_worker, stop_workers
 
@@ -23,7 +23,8 @@ def open_processes() -> Iterator["ProcessPool"]:
     Raises:
         InvalidInput: `DREAMGRID_WORKERS` is not a positive integer.
     """
-    with ProcessPoolTaskRunner(worker_count(), initializer=start_worker) as runner:
+    workers = worker_count()
+    with ProcessPoolTaskRunner(workers, initializer=start_worker, initargs=(visible_gpus(), workers)) as runner:
         yield ProcessPool(runner)
 
 

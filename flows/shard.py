@@ -27,12 +27,15 @@ from flows.run_record import Run, load_run
 from flows.run_rows import shard_rows
 from flows.storage import Storage
 from flows.work import PlannedSettings, ReplacedPart, Shard, Source, Work
-from flows.worker_process import disable_heap_trimming, trim_heap
+from flows.worker_process import disable_heap_trimming, release_gpu_cache, trim_heap
 
 __all__ = ["DreamFunction", "dream_shard"]
 
 MAX_WAITING = 32
 """Photographs that may wait until a batch of their size is full."""
+MANY_SIZES = 8
+"""After a shard with more sizes of photographs, torch's cache of GPU memory is released, because most of its blocks fit
+no other size. After other shards, the next shard uses the cache."""
 
 DreamFunction = Callable[[Network, Sequence[DreamRequest], Limits], list[Dream | ImageError]]
 """Dreams one batch."""
@@ -181,6 +184,7 @@ class _Dreamer:
         if self.device == "cpu":
             disable_heap_trimming(memory)
         self.limits = Limits(memory, run.job.stage_scores)
+        self.sizes = set[tuple[int, ...]]()  # shapes of the photographs that were dreamt
         self.prefetch = prefetch_depth(self.device)
 
     def rows(self, on_row: Callable[[Row], None]) -> list[Row]:
@@ -195,6 +199,8 @@ class _Dreamer:
             loaded = ordered_prefetch(readers, self.load, self.shard.works, self.prefetch)
             rows = list(ordered_prefetch(writers, deliver, self.dream(loaded), self.prefetch))
         trim_heap()
+        if len(self.sizes) > MANY_SIZES:
+            release_gpu_cache(self.device)
         return rows
 
     def load(self, work: Work) -> _Loaded:
@@ -254,6 +260,7 @@ class _Dreamer:
     def _dream_batch(self, outcomes: Sequence[_Outcome]) -> Iterator[_Outcome]:
         """Dream photographs of one size under settings with one `batch_key`."""
         network = network_for(outcomes[0].planned.settings, self.device, self.run.job.labels)
+        self.sizes.add(outcomes[0].photograph.pixels.shape)
         try:
             requests = self._requests(network, outcomes)
         except ImageError as error:  # images of this size cannot even be observed

@@ -5,14 +5,17 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from multiprocessing import util
 from multiprocessing.synchronize import SemLock
 from typing import Any
 
+from flows.machine import assign_gpu, set_up_gpu_allocator
 from flows.prefect_logs import shorten_errors
 
 __all__ = [
     "disable_heap_trimming",
+    "release_gpu_cache",
     "set_up_compute",
     "start_worker",
     "stop_workers",
@@ -30,14 +33,24 @@ _LARGE_BLOCK_SHARE = 64
 
 
 def set_up_compute() -> None:
-    """Prepare a worker process for dreaming: one compute thread, since there is one process per core."""
+    """Prepare a worker process for dreaming: one compute thread, since there is one process per core.
+
+    If the process has a GPU, it must see only its own.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it at import, and only worker processes import torch
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_CACHE)
+    set_up_gpu_allocator()
     shorten_errors()
 
 
-def start_worker() -> None:
-    """Initialize a worker process of this machine."""
+def start_worker(gpus: Sequence[str] = (), workers: int = 1) -> None:
+    """Initialize a worker process of this machine.
+
+    Args:
+        gpus: the GPUs of all worker processes, as entries of `CUDA_VISIBLE_DEVICES`. This process gets one of them.
+        workers: number of worker processes that share these GPUs.
+    """
+    assign_gpu(gpus, workers)
     set_up_compute()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process; the flow handles it
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -87,6 +100,14 @@ def trim_heap() -> None:
     """Return unused heap memory to the kernel. Fragmentation between blocks of many sizes makes it grow."""
     if (malloc_trim := _libc_function("malloc_trim")) is not None:
         malloc_trim(0)
+
+
+def release_gpu_cache(device: str) -> None:
+    """Return the memory that torch keeps for later images to the GPU. On CPUs nothing is done."""
+    if device.startswith("cuda"):
+        import torch  # slow to import; a process with a GPU has done so
+
+        torch.cuda.empty_cache()
 
 
 def _libc_function(name: str) -> Any:

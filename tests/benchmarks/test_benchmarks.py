@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import gpu, host, memory, report
+from benchmarks import gpu, gpu_checks, gpu_variants, host, memory, report
 from benchmarks.__main__ import conclude
 from benchmarks.contenders import (
     BUNDLED_SUBJECT,
@@ -39,6 +40,7 @@ from benchmarks.processes import ProcessGroup
 from benchmarks.residence import STATUS
 from benchmarks.steps import AGAIN, is_trusted, peak_rows
 from benchmarks.timing import Race, Row, Spent, order, race
+from dreamcore.views import Views
 
 pytestmark = pytest.mark.slow
 
@@ -119,12 +121,12 @@ def test_a_contender_that_computes_another_step_invalidates_only_its_section(
         return (lambda x: step(x).flip(-1)) if name == CLEAN else step
 
     monkeypatch.setattr(gpu, "contender", contenders)
-    monkeypatch.setattr(gpu, "SUBJECTS", (None, BUNDLED_SUBJECT))
-    monkeypatch.setattr(gpu, "SIZE", (64, 96))
-    monkeypatch.setattr(gpu, "BATCH", 2)
-    rows = measure_gpu(quick=True, device="cpu")
-    assert [row.contender for row in rows] == [PUBLISHED, CLEAN, PLAIN, ENGINE]
+    rows = gpu.measure_case(BUNDLED_SUBJECT, (64, 96), 2, [gpu_variants.TF32, gpu_variants.FUSED], "cpu", 2)
+    others = [gpu_variants.TF32, gpu.WHOLE_STEP, gpu.LAPLACIAN]
+    assert [row.contender for row in rows] == [PUBLISHED, CLEAN, PLAIN, ENGINE, *others, gpu_variants.FUSED]
     assert rows[1].figures["agreement_db"] < 60 < rows[3].figures["agreement_db"]
+    assert rows[-1].note, "a variant that cannot run says why"
+    assert "wrong" not in rows[-1].figures
     valid = [Row("one", ENGINE, figures={"times_clean": 2, "agreement_db": 80})]
     assert conclude(MACHINE, {"engine": valid}, tmp_path / "found.json") == 0
     assert "Section" not in capsys.readouterr().out
@@ -209,6 +211,60 @@ def test_workers_are_idle_only_while_shards_wait() -> None:
     assert busy_share([(0, 4), (4, 9)], workers=1) == 1
     assert busy_share([(0, 4), (1, 2), (4, 9)], workers=2) == (4 + 1) / (2 * 4)
     assert busy_share([(0, 4)], workers=1) == 1
+
+
+@pytest.mark.soak
+def test_the_gpu_section_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "gpu", "--device", "cpu", "--json"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "found.json")], cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "found.json").read_text())["sections"]["gpu"]
+    checks = [row for row in rows if row["case"] == "checks"]
+    assert len(checks) == 3 * 8 + 6
+    assert all("dB against float64" in row["note"] for row in checks[:24])
+    steps = {row["contender"]: row for row in rows if row["case"].startswith("2 of googlenet")}
+    assert {PUBLISHED, CLEAN, ENGINE, gpu_variants.HALF_BACKWARD, gpu.WHOLE_STEP} <= steps.keys()
+    assert 40 < steps[gpu_variants.HALF_BACKWARD]["variant_db"] < 110
+
+
+VARIANTS = """
+from benchmarks.contenders import ENGINE, SUBJECTS, agreement, contender, images, network_for
+from benchmarks.gpu_variants import FUSED, HALF_BACKWARD, compiled, variant
+
+for subject in SUBJECTS:
+    steps = {name: variant(name, subject, "cpu") for name in (FUSED, HALF_BACKWARD)}
+    steps["traced"] = compiled(network_for(subject), subject.layer, lambda forward, dynamic: forward)
+    print(*agreement({ENGINE: contender(ENGINE, subject), **steps}, images((32, 48), 2)).values())
+"""
+
+
+@pytest.mark.soak
+def test_the_variants_compute_the_step_of_the_engine() -> None:
+    """Triton's interpreter runs its kernels on a CPU."""
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", VARIANTS]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=True)
+    found = [list(map(float, line.split())) for line in done.stdout.splitlines()]
+    assert len(found) == len(SUBJECTS)
+    for fused, half, traced in found:
+        assert min(fused, traced) > 80
+        assert half > 60
+
+
+def test_a_wrong_dream_on_a_gpu_makes_the_section_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks find a jitter that does nothing, and a check that cannot run."""
+    gather = Views.gather
+    monkeypatch.setattr(
+        Views, "gather", lambda views, images, *, inverse=False: gather(views, images, inverse=not inverse)
+    )
+    monkeypatch.setattr(gpu_checks, "CHECKED", ())
+    monkeypatch.setattr(gpu_checks, "ascend", None)
+    rows = gpu_checks.check_gpu("cpu", tiny=True)
+    wrong = [row.contender for row in rows if "wrong" in row.figures]
+    assert wrong == ["the jitter of a batch", "batches", "stop_at", "waits"]
+    assert report.disagreeing({"gpu": rows}) == ["gpu"]
 
 
 def test_the_gpu_section_reports_a_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamcore.ascent import Sample, ascend
+from dreamcore.ascent import AscentResult, Sample, ascend
 from dreamcore.batch import to_pixels, to_tensor
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.network import Network
+from dreamcore.objective import Objective
 from dreamcore.observation import observe
 from dreamcore.octaves import MIN_OCTAVE, octave_sizes, resize
 from dreamcore.settings import DreamSettings
+from dreamcore.stopping import GPU_INTERVAL, Stopping
 from dreamcore.views import View
 from tests.support.tiny import SETTINGS, changed, dreams, picture, tiny_network
 
@@ -428,3 +430,46 @@ def test_large_reductions_on_a_gpu_run_on_the_cpu(height: int, where: str) -> No
     with FakeTensorMode(), RecordDevice():  # type: ignore[no-untyped-call]
         small = resize(torch.empty(1, 3, 1000, 90, device="cuda"), (height, 60))
     assert (devices, small.device.type, tuple(small.shape)) == ([where], "cuda", (1, 3, height, 60))
+
+
+# --- the end of an octave
+
+
+def test_scores_between_steps_are_computed_only_if_a_sample_may_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    score = Objective.score
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(1)
+        return score(*args)
+
+    monkeypatch.setattr(Objective, "score", counted)
+    dreams(tiny_network(), picture(), changed(octaves=2, steps=3))
+    assert len(calls) == 2 * 3 + 2, "one for each gradient, and one for each octave"
+    calls.clear()
+    dreams(tiny_network(), picture(), changed(octaves=2, steps=3, stop_at=100))
+    assert len(calls) == 2 * 2 * 3 + 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"normalise": "adam"}, {"space": "fourier"}, {"clip": False}], ids=str)
+def test_an_octave_that_ends_some_steps_late_gives_the_same_dream(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU checks only sometimes whether all samples have stopped."""
+
+    class Late(Stopping):
+        def __init__(self, stop_at: Tensor | None, active: Tensor) -> None:
+            super().__init__(stop_at, active)
+            self._interval = GPU_INTERVAL
+
+    settings = [changed(steps=GPU_INTERVAL + 4, stop_at=limit, **fields) for limit in (-5.5, -5.2)]
+    found: list[tuple[AscentResult, int]] = []
+    for kind in (Stopping, Late):
+        monkeypatch.setattr("dreamcore.ascent.Stopping", kind)
+        steps: list[int] = []
+        samples = [Sample(picture()[0], each) for each in settings]
+        found.append((ascend(tiny_network(), samples, on_step=lambda *_, steps=steps: steps.append(1)), len(steps)))
+    (early, early_steps), (late, late_steps) = found
+    assert early_steps < late_steps
+    assert torch.equal(early.images, late.images)
+    assert torch.equal(early.octave_scores, late.octave_scores)

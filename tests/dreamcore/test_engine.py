@@ -16,6 +16,7 @@ from dreamcore.ascent import Sample, ascend
 from dreamcore.catalog import network_spec
 from dreamcore.engine import Convolution, StemConvolution, optimize, supports_bfloat16
 from dreamcore.folding import CEILINGS
+from dreamcore.memory import Allocations
 from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.zoo import build
@@ -58,11 +59,40 @@ def test_one_step_in_float64_agrees_with_the_plain_network(model: str) -> None:
     """Float64 takes the same path through convolutions and clamps as float32 does on a GPU."""
     optimized, plain = pair(model)
     plain.module.double()
+    as_on_a_gpu(optimized._optimized[0])
     image = picture(96, 100)[0].double()
     settings = changed(model=model, layers=MIDDLES[model], octaves=1, steps=1, gradient="plain")
     images = [ascend(network, [Sample(image, settings)]).images for network in (optimized, plain)]
     assert (images[1] - image).abs().max() > 0.01
     assert psnr(*images) > 160
+
+
+def as_on_a_gpu(module: nn.Module) -> None:
+    """Let the convolutions in float64 compute as they do on a GPU."""
+    for part in module.modules():
+        if isinstance(part, Convolution):
+            part.on_cpu = False
+
+
+@pytest.mark.parametrize("ceiling", [6.0, math.inf])
+def test_a_clamp_on_a_gpu_equals_hardtanh_to_the_bit_and_copies_nothing(ceiling: float) -> None:
+    plain = nn.Conv2d(1, 1, 1, bias=False, dtype=torch.double).requires_grad_(False)
+    plain.weight.fill_(1)
+    x = torch.tensor([-2, -0.0, 0, 1e-300, 3, 6, 6.5, math.inf, -math.inf, math.nan], dtype=torch.double).view(
+        1, 1, 1, -1
+    )
+    found = []
+    for on_cpu in (True, False):
+        convolution = Convolution(plain, ceiling)
+        convolution.on_cpu = on_cpu
+        image = x.clone().requires_grad_()
+        with Allocations() as allocations:
+            output = convolution(image)
+            taken = allocations.peak
+            (gradient,) = torch.autograd.grad(output, image, torch.full_like(output, 2))
+        found.append((output.view(torch.long), gradient.view(torch.long), taken // x.nbytes))
+    assert all(torch.equal(one, other) for one, other in zip(found[0][:2], found[1][:2], strict=True))
+    assert [copies for _, _, copies in found] == [2, 1]
 
 
 @pytest.mark.parametrize("size", [(300, 451), (65, 97), (224, 224)])

@@ -5,11 +5,13 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dreamcore.settings import DreamSettings
 from dreamcore.tiles import Tile
 from dreamcore.transforms import Transform, Transforms, choose_views, view_size
-from dreamcore.views import Views
+from dreamcore.views import View, Views
 from tests.support.tiny import changed, dreams, picture, tiny_network
 
 SIZE = (48, 64)
@@ -106,3 +108,15 @@ def test_a_dream_with_transforms_also_works_in_memory_tiles(kind: str) -> None:
     whole, tiled = (dreams(tiny_network(), images, settings, tile_size=side) for side in (0, 64))
     assert (whole - images).abs().mean() > 0.02
     assert (tiled - whole).abs().mean() < 0.4 * (whole - images).abs().mean()
+
+
+VIEWS = st.builds(View, st.integers(-70, 70), st.integers(-70, 70), st.booleans())
+
+
+@given(st.lists(VIEWS, min_size=1, max_size=4), st.tuples(st.integers(1, 9), st.integers(1, 9)))
+def test_the_views_of_a_batch_are_gathered_as_each_image_is_shifted(each: list[View], size: tuple[int, int]) -> None:
+    """A GPU gathers. On a CPU, each image is shifted by itself."""
+    views, images = Views(tuple(each), size), torch.rand(len(each), 3, *size)
+    assert torch.equal(views.gather(images), views.apply(images))
+    assert torch.equal(views.gather(images, inverse=True), views.pull_back(images))
+    assert torch.equal(views.pull_back(views.apply(images)), images)

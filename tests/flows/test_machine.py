@@ -1,26 +1,34 @@
 """How many processes dream at once, in how much memory, and how many dreams each makes at once."""
 
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 
 from dreamcore.errors import InvalidInput
 from dreamcore.sizes import parse_size
+from flows import machine
 from flows.cost import CORE, GPU, Throughput
 from flows.estimate import throughput
-from flows.machine import batch_size, choose_device, core_count, max_memory, worker_count
+from flows.machine import batch_size, choose_device, core_count, max_memory, visible_gpus, worker_count
+from flows.process_pool import open_processes
+from flows.worker_process import release_gpu_cache
 from tests.support.command import REPOSITORY
+from tests.support.gpus import report_gpus
 
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # without a measured speed
+    monkeypatch.setattr(machine, "DEVICES", tmp_path)  # without GPUs
+    machine._mig_devices.cache_clear()
     for name in ("DREAMGRID_WORKERS", "DREAMGRID_MAX_MEMORY", "DREAMGRID_BATCH", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
@@ -32,11 +40,99 @@ def test_there_is_one_worker_per_visible_gpu(monkeypatch: pytest.MonkeyPatch, vi
     assert throughput() == Throughput(gpu_count, GPU)
 
 
+def test_gpus_are_counted_by_their_device_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a container, the files keep the numbers of the machine. CUDA numbers the GPUs of the container from 0."""
+    for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert visible_gpus() == ["0", "1"]
+    assert worker_count() == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert visible_gpus() == ["3"]
+
+
+LISTING = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-0a)
+  MIG 3g.20gb     Device  0: (UUID: MIG-1b)
+  MIG 1c.3g.20gb  Device  1: (UUID: MIG-GPU-0a/2/0)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-2c)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "gpus"),
+    [
+        (f"#!/bin/sh\n[ $1 = -L ] && cat <<END\n{LISTING}END\n", ["MIG-1b", "MIG-GPU-0a/2/0", "GPU-2c"]),
+        ("#!/bin/sh\nexit 9\n", ["0", "1"]),
+        ("", ["0", "1"]),
+    ],
+    ids=["MIG", "failed", "missing"],
+)
+def test_each_mig_device_counts_as_a_gpu(
+    script: str, gpus: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "nvidia0").touch()
+    (tmp_path / "nvidia1").touch()
+    monkeypatch.setattr(machine, "CAPABILITIES", tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin" if script else str(tmp_path))
+    if script:
+        (tmp_path / "nvidia-smi").write_text(script)
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    assert visible_gpus() == ["0", "1"], "no GPU is divided"
+    machine._mig_devices.cache_clear()
+    (tmp_path / "gpu0" / "mig" / "gi1" / "ci0").mkdir(parents=True)
+    assert visible_gpus() == gpus
+    assert worker_count() == len(gpus)
+
+
+@pytest.mark.slow
+def test_each_worker_sees_its_own_gpu_also_if_the_flow_runs_in_a_child_process(tmp_path: Path) -> None:
+    gpus, context = ["2", "GPU-5f", "MIG-1b"], multiprocessing.get_context("spawn")
+    flow = context.Process(target=report_gpus, args=(tmp_path, gpus, 4))
+    flow.start()
+    flow.join(120)
+    reports = sorted(file.read_text() for file in tmp_path.glob("*.txt"))
+    assert reports == sorted(f"{gpu} 4 2 torch:False" for gpu in [*gpus, "2"])
+
+
+def test_the_pool_of_a_run_hands_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,MIG-1b")
+    monkeypatch.setenv("DREAMGRID_WORKERS", "3")
+    with open_processes() as pool:
+        assert pool.runner._initargs == (["1", "MIG-1b"], 3)
+
+
+@pytest.mark.parametrize(
+    ("visible", "given", "expected"),
+    [
+        ("0", {}, "expandable_segments:True"),
+        ("0", {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}, "backend:cudaMallocAsync"),
+        ("0", {"PYTORCH_ALLOC_CONF": "backend:native"}, None),
+        ("MIG-1b", {}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_allocator_of_a_gpu_extends_its_blocks_unless_the_user_says_otherwise(
+    visible: str, given: dict[str, str], expected: str | None
+) -> None:
+    kept = {name: value for name, value in os.environ.items() if name not in machine.ALLOCATOR_VARIABLES}
+    with mock.patch.dict(os.environ, {**kept, **given, "CUDA_VISIBLE_DEVICES": visible}, clear=True):
+        machine.set_up_gpu_allocator()
+        assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
+def test_only_a_gpu_has_a_cache_to_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(True))
+    release_gpu_cache("cpu")
+    assert not released
+    release_gpu_cache("cuda:0")
+    assert released
+
+
 def test_gpus_that_torch_cannot_use_give_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise nobody would notice that only two CPU workers run."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.warns(UserWarning, match="torch cannot use any of the 2 GPUs .* set CUDA_VISIBLE_DEVICES= to get"):
+    with pytest.warns(UserWarning, match=r"the GPUs found here \(0, 1\): .* set CUDA_VISIBLE_DEVICES= to get"):
         assert choose_device() == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert choose_device() == "cpu"
@@ -97,7 +193,7 @@ def test_workers_that_share_a_gpu_share_its_memory(
     monkeypatch: pytest.MonkeyPatch, asked: str, gpu_count: int, share: float
 ) -> None:
     monkeypatch.setenv("DREAMGRID_WORKERS", asked)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpu_count)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpu_count))))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**9))
     assert max_memory("cuda:0") == pytest.approx(share * 10**9, rel=1e-6)
 
@@ -105,7 +201,6 @@ def test_workers_that_share_a_gpu_share_its_memory(
 def test_a_worker_of_a_cluster_sees_one_gpu_and_knows_who_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DREAMGRID_WORKERS", "16")
     monkeypatch.setenv("DREAMGRID_WORKERS_PER_GPU", "2")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**9))
     assert max_memory("cuda:0") == pytest.approx(0.4 * 10**9, rel=1e-6)
 
@@ -128,13 +223,12 @@ def test_workers_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch
     assert max_memory("cpu") == pytest.approx(alone / 4, rel=1e-6)
 
 
-def test_on_cpus_small_images_are_batched_and_large_ones_are_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert [batch_size("cpu", pixels) for pixels in (1, 20_000, 150_000, 300_001, 10**6)] == [16, 16, 4, 1, 1]
-    assert batch_size("cuda:3", 10**6) == 16
+def test_a_batch_has_a_limited_number_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (1, 20_000, 150_000, 300_001, 10**6, 10**8)
+    assert [batch_size("cpu", pixels) for pixels in sizes] == [16, 16, 4, 1, 1, 1]
+    assert [batch_size("cuda:0", pixels) for pixels in sizes] == [256, 256, 106, 53, 16, 1]
     monkeypatch.setenv("DREAMGRID_BATCH", "5")
-    assert [batch_size(device, 10**6) for device in ("cpu", "cuda:3")] == [5, 5]
+    assert [batch_size(device, 10**6) for device in ("cpu", "cuda:0")] == [5, 5]
 
 
 @pytest.mark.parametrize("nonsense", ["0", "-1", "two", "1.5"])

@@ -10,6 +10,7 @@ from PIL import Image
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.images import decode, encode
 from flows import layout, protocol, run_record
+from flows import shard as shards
 from flows.job import DreamJob
 from flows.local.stack import Stack
 from flows.scan import scan
@@ -95,6 +96,23 @@ def test_a_store_that_is_lost_before_a_thumbnail_stops_the_shard_and_loses_nothi
     (dream,) = dreams_in(storage, destination)
     assert dream_shard(run, shard, storage) == {"done": 1}
     assert [row["result_uri"] for row in rows_of(storage, run)] == [dream]
+
+
+def test_the_cache_of_a_gpu_is_released_after_a_shard_of_many_sizes(
+    storage: Storage, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[str] = []
+    monkeypatch.setattr(shards, "release_gpu_cache", released.append)
+    monkeypatch.setattr(shards, "MANY_SIZES", 1)
+    put_photograph(storage, source + "cat.png")
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    dream_shard(run, shard, storage)
+    assert not released
+    put_photograph(storage, source + "dog.png", height=48)
+    put_photograph(storage, source + "fox.png", height=56)
+    run, shard = plan_run(storage, source, destination, ["blocks.0"])
+    dream_shard(run.model_copy(update={"run_id": "other"}), shard, storage)
+    assert released == ["cpu"]
 
 
 def give_old_label(storage: Storage, uri: str) -> str:
