@@ -12,7 +12,21 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import collection, dreams, gallery, gpu, host, machine, memory, nodes, report, scale, steps
+from benchmarks import (
+    collection,
+    dreams,
+    gallery,
+    gpu,
+    host,
+    machine,
+    memory,
+    nodes,
+    pipeline,
+    report,
+    scale,
+    start,
+    steps,
+)
 from benchmarks.timing import Row
 from flows.machine import max_memory
 from flows.worker_process import disable_heap_trimming
@@ -60,6 +74,8 @@ def measure(wanted: Collection[str], *, quick: bool, soak: bool, device: str = "
         "flat": lambda: dreams.measure_sizes(quick=quick),
         "collection": lambda: collection.measure_collection(quick=quick),
         "nodes": lambda: nodes.measure_nodes(quick=quick),
+        "start": lambda: start.measure_start(quick=quick),
+        "pipeline": lambda: pipeline.measure_pipeline(quick=quick),
         "files": lambda: dreams.measure_files(quick=quick),
         "memory": lambda: memory.measure_memory(quick=quick, soak=soak),
         "scale": lambda: scale.measure_scale(quick=quick, soak=soak),

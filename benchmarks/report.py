@@ -21,6 +21,8 @@ TITLES = {
     "flat": "flat: time of a step per megapixel, by image size",
     "collection": "collection: from S3 to S3 through the flow",
     "nodes": "nodes: the same collection on one Ray node and on two",
+    "start": "start: commands with almost nothing to compute",
+    "pipeline": "pipeline: reading and writing beside a device that sleeps",
     "files": "files: encoding a dream",
     "memory": "memory: resident memory of a process",
     "scale": "scale: coordinating a run over many photographs",
@@ -60,6 +62,15 @@ FIGURES = {
     "growth": "{:+.1%}",
     "lists": "{:.0f} LIST",
     "gets": "{:.0f} GET",
+    "dreams_per_second": "{:.1f} dreams/s",
+    "worker_cpu": "CPU ms a dream: {:.0f} worker",
+    "decoder_cpu": "{:.0f} decoders",
+    "server_cpu": "{:.0f} S3 server",
+    "cores_wanted": "{:.1f} cores for 25 dreams/s",
+    "launch_ms": "{:.1f} ms to launch a dream",
+    "times_alone": "{:.2f}x alone",
+    "late_median": "1 ms ticks late by {:.2f} ms",
+    "late_99": "1 % of them by {:.2f} ms",
 }
 """Derived values of a row, with their formats."""
 

@@ -11,7 +11,7 @@ from dreamcore.ascent import AscentResult, OnStep, Sample, ascend
 from dreamcore.enlarge import check_dream, settings_of_ascent
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph
-from dreamcore.memory import choose_batch_size, choose_tile
+from dreamcore.memory import certainly_fits, choose_batch_size, choose_tile
 from dreamcore.network import Network
 from dreamcore.observation import Observation, observations, observe, scores_by_target
 from dreamcore.octaves import octave_sizes, resize
@@ -199,7 +199,7 @@ def _choose_batch_and_tile(
     Raises:
         ImageError: `out_of_memory`: the images need memory tiles, and the network is a vision transformer.
     """
-    if limits.max_memory is None:
+    if limits.max_memory is None or certainly_fits(network.spec, size, len(requests), limits.max_memory):
         return len(requests), 0
     batch_size = choose_batch_size(network, layers, size, limits.max_memory)
     tile = choose_tile(network, layers, size, limits.max_memory)

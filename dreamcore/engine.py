@@ -9,16 +9,16 @@
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
+from dreamcore.efficientnet_lite import Conv2dSame, pad_same
 from dreamcore.folding import FoldedNormRemainder, find_foldable, fold, replace_module
 
 __all__ = ["Convolution", "StemConvolution", "optimize", "supports_bfloat16"]
@@ -71,7 +71,13 @@ def _is_plain_convolution(part: nn.Module) -> bool:
     Convolutions that recompute their weights on each call would not become faster.
     """
     plain = type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)
-    return plain or type(part) is Conv2dSame
+    return plain or _is_same_padded(part)
+
+
+def _is_same_padded(part: nn.Module) -> bool:
+    """Return whether a module is a convolution with TensorFlow's "same" padding, of this package or of timm."""
+    timm = sys.modules.get("timm.layers.conv2d_same")  # a network of timm has imported it
+    return type(part) is Conv2dSame or (timm is not None and type(part) is timm.Conv2dSame)
 
 
 def _is_stem(convolution: nn.Conv2d) -> bool:
@@ -91,13 +97,13 @@ class _PaddedConvolution(nn.Module):
     def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.dilation = map(_pair, (plain.kernel_size, plain.stride, plain.dilation))
-        self.same = isinstance(plain, Conv2dSame)
+        self.same = _is_same_padded(plain)
         """The padding depends on the size of the input, and `pad` applies it."""
         self.padding = (0, 0) if self.same or isinstance(plain.padding, str) else _pair(plain.padding)
 
     def pad(self, x: Tensor) -> Tensor:
         """Return `x` (B, C, H, W) with "same" padding if the convolution uses it."""
-        return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)) if self.same else x
+        return pad_same(x, self.kernel_size, self.stride, self.dilation) if self.same else x
 
 
 class Convolution(_PaddedConvolution):

@@ -73,13 +73,16 @@ def find_foldable(module: nn.Module, side: int) -> dict[str, str]:
     """Return the convolutions that can be folded, each with the name of the batch normalization after it.
 
     The output of such a convolution goes into the normalization and nowhere else, and both modules run once. This is
-    observed in a forward pass on the meta device, so it does not depend on how the network's code is written.
+    observed in a forward pass, so it does not depend on how the network's code is written. On a CPU, the network itself
+    runs. On the meta device, normalizations would make PyTorch import its compiler, which takes seconds.
 
     Args:
         module: the network, in evaluation mode.
         side: side in pixels of an image that the network accepts.
     """
-    structure = deepcopy(module).to("meta")
+    tensors = [*module.parameters(), *module.buffers()]
+    device = "cpu" if all(tensor.device.type == "cpu" for tensor in tensors) else "meta"
+    structure = deepcopy(module, {id(tensor): tensor.to(device) for tensor in tensors})
     calls: dict[str, int] = {}
     outputs: list[tuple[str, Tensor]] = []
     pairs: list[tuple[str, str, Tensor]] = []
@@ -98,7 +101,7 @@ def find_foldable(module: nn.Module, side: int) -> dict[str, str]:
         elif isinstance(part, _BatchNorm) and part.track_running_stats and part.affine:
             part.register_forward_pre_hook(lambda _part, inputs, name=name: before_norm(name, inputs[0]))
     with torch.no_grad(), _UseCounter() as uses:
-        structure(torch.zeros(1, 3, side, side, device="meta", dtype=next(module.parameters()).dtype))
+        structure(torch.zeros(1, 3, side, side, device=device, dtype=tensors[0].dtype))
     return {
         convolution: norm
         for convolution, norm, output in pairs
@@ -108,6 +111,10 @@ def find_foldable(module: nn.Module, side: int) -> dict[str, str]:
 
 class _UseCounter(TorchDispatchMode):
     """Counts, while active, how often each tensor is an input of an operation."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports its compiler at the first operation, which takes seconds
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

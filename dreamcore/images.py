@@ -9,7 +9,6 @@ settings or storage.
 import io
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from dreamcore import bmp, tiff
 from dreamcore.colors import over_white, profile_of, to_srgb
 from dreamcore.errors import ImageError
 from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image, reading, unread_format
+from dreamcore.png import encode_png
 from dreamcore.samples import Array, from_bits, has_low_bytes, load_both_bytes, scale_transparent_gray, stretch
 
 __all__ = [
@@ -213,12 +213,11 @@ def encode(pixels: Array, format: Format, quality: int, metadata: Mapping[str, o
     if max(width, height) > _MAX_SIDE[format]:
         limit = f"{format} allows at most {_MAX_SIDE[format]} pixels per side"
         raise ImageError("too_large", f"{width} x {height} pixels cannot be written: {limit}")
-    options: dict[str, Any]
+    exif = _exif(metadata)
     if format == "png":
-        # Noisy dreams contain no long repetitions: run-length encoding is within 1 % of the default's size in half
-        # the time.
-        options = {"format": "PNG", "compress_type": zlib.Z_RLE}
-    elif format == "webp" and quality == 100:
+        return encode_png(pixels, exif)
+    options: dict[str, Any]
+    if format == "webp" and quality == 100:
         # In lossless mode both numbers are effort. method=1 would save 8 % of the size for five times the time.
         options = {"format": "WEBP", "lossless": True, "quality": 0, "method": 0}
     elif format == "webp":
@@ -227,7 +226,7 @@ def encode(pixels: Array, format: Format, quality: int, metadata: Mapping[str, o
         # Optimized or progressive files would be 10 % smaller, but noise can overflow the buffer that Pillow allocates.
         options = {"format": "JPEG", "quality": quality, "subsampling": 0}
     result = io.BytesIO()
-    Image.fromarray(pixels).save(result, exif=_exif(metadata), **options)
+    Image.fromarray(pixels).save(result, exif=exif, **options)
     return result.getvalue()
 
 

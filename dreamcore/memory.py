@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dreamcore.efficientnet_lite import SCALES
 from dreamcore.network import Network
 from dreamcore.settings import MIN_TILE
+from dreamcore.spec import NetworkSpec
 from dreamcore.tiles import MULTIPLE
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "FULL_SIZE_IMAGES",
     "Allocations",
     "bytes_per_pixel",
+    "certainly_fits",
     "choose_batch_size",
     "choose_tile",
 ]
@@ -36,6 +39,9 @@ FULL_SIZE_IMAGES = 7
 
 _BYTES_PER_PIXEL = 3 * 4
 """Of an RGB image in float32."""
+_ROUGH_FACTOR = 3
+"""Ratio of a rough estimate to the activations of all layers. A step needs about as much as all activations, and up to
+twice as much if convolutions are not folded."""
 
 
 class Allocations(TorchDispatchMode):
@@ -48,6 +54,10 @@ class Allocations(TorchDispatchMode):
         >>> allocations.peak
         8000
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports its compiler at the first operation, which takes seconds
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -100,6 +110,25 @@ def _measure(network: Network, layers: Collection[str]) -> float:
         score = sum(features.square().sum() for features in activations.values())
         torch.autograd.grad(score, image)  # type: ignore[arg-type]
     return ALLOCATOR_OVERHEAD * float(allocations.peak) / side**2
+
+
+def certainly_fits(spec: NetworkSpec, size: tuple[int, int], count: int, max_memory: int) -> bool:
+    """Return whether a step of some images fits by a rough estimate, so that the memory need not be measured.
+
+    The measurement makes PyTorch import its compiler, which takes longer than the dream of a small image. The estimate
+    is for the packaged networks. All others have imported the compiler already, because timm and torchvision do.
+
+    Args:
+        spec: the network.
+        size: height and width of the images in pixels.
+        count: number of images.
+        max_memory: limit in bytes, without the memory of the network.
+    """
+    if spec.model not in SCALES:
+        return False
+    numbers = sum(layer.channels / layer.stride**2 for layer in spec.layers)
+    per_pixel = _ROUGH_FACTOR * 4 * numbers + FULL_SIZE_IMAGES * _BYTES_PER_PIXEL
+    return count * size[0] * size[1] * per_pixel <= max_memory
 
 
 def choose_tile(network: Network, layers: Collection[str], size: tuple[int, int], max_memory: int) -> int:

@@ -10,7 +10,6 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -22,7 +21,7 @@ from dreamcore.spec import CUSTOM, NetworkSpec
 from dreamcore.targets import LOGITS
 from dreamcore.tracing import structure_of, trace_module
 from dreamcore.weights import assign, class_count, mismatch, read_tensors
-from dreamcore.zoo import build, classes_of
+from dreamcore.zoo import build, classes_of, imagenet_labels
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -226,7 +225,7 @@ def _read_file(path: Path) -> bytes:
 
 def _class_labels(classes: int) -> Sequence[str]:
     """Return ImageNet's class names for 1000 classes, and numbers for any other number of classes."""
-    categories: Sequence[str] = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    categories = imagenet_labels()
     return categories if classes == len(categories) else [f"class {index}" for index in range(classes)]
 
 

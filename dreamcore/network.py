@@ -22,6 +22,9 @@ __all__ = ["LayerActivations", "Network", "index", "to_meta"]
 MAX_CLASSIFIED_SIDE = 4
 """Longest side of an image that is classified, as a multiple of the training size of the network."""
 
+SMALL_SIDE = 64
+"""Side in pixels of images with which a network is examined, if the network accepts them."""
+
 _BICUBIC: dict[str, Any] = {"mode": "bicubic", "antialias": True}
 
 
@@ -87,12 +90,17 @@ class Network:
     @cached_property
     def _optimized(self) -> tuple[nn.Module, frozenset[str]]:
         """The optimized copy of the module, and the layers whose activations differ in the copy."""
-        return optimize(self.module, self._probe_side)
+        return optimize(self.module, self._small_side)
 
     @property
     def _probe_side(self) -> int:
         """Side in pixels of an image that the network certainly accepts."""
         return max(self.spec.size, self.spec.min_size)
+
+    @property
+    def _small_side(self) -> int:
+        """The same of a small image, for passes that compute."""
+        return math.ceil(max(SMALL_SIDE, self.spec.min_size) / self.spec.multiple) * self.spec.multiple
 
     def _module_for(self, layers: Collection[str]) -> nn.Module:
         """Return the module to run: the optimized copy, if all of `layers` have the same activations there."""
@@ -121,13 +129,17 @@ class Network:
     def _backward_dtypes(self, layers: frozenset[str]) -> list[str]:
         """Return the dtypes, other than that of the forward pass, in the optimized backward pass from `layers`."""
         if layers not in self._backward_dtypes_of:
-            structure, names = self.without_weights(layers), set[str]()
-            for part in structure.module.modules():
-                if isinstance(part, Convolution) and part.backward_dtype != self._dtype:
-                    part.register_forward_hook(_backward_recorder(names, _dtype_name(part.backward_dtype)))
-            image = torch.zeros(1, 3, self._probe_side, self._probe_side, device="meta", requires_grad=True)
-            activations = structure.activations(image, layers)
-            torch.autograd.grad([features.sum() for features in activations.values()], image)
+            names, module = set[str](), self._module_for(layers)
+            with ExitStack() as hooks:
+                for part in module.modules():
+                    if isinstance(part, Convolution) and part.backward_dtype != self._dtype:
+                        recorder = _backward_recorder(names, _dtype_name(part.backward_dtype))
+                        hooks.enter_context(part.register_forward_hook(recorder))
+                # Not on the meta device, where subtractions import PyTorch's compiler, which takes seconds.
+                side = self._small_side
+                image = torch.zeros(1, 3, side, side, device=self.device, requires_grad=True)
+                activations = self.activations(image, layers)
+                torch.autograd.grad([features.sum() for features in activations.values()], image)
             self._backward_dtypes_of[layers] = sorted(names)
         return self._backward_dtypes_of[layers]
 

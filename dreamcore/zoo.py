@@ -1,7 +1,8 @@
 """Build networks by name, and report what their libraries say about the default weights.
 
 The names are those of torchvision's classifiers, timm's networks as `timm/NAME`, and the networks whose ImageNet
-weights are installed as Python packages.
+weights are installed as Python packages. torchvision and timm take seconds to import, so each is imported only for its
+own networks.
 """
 
 import difflib
@@ -9,16 +10,18 @@ import hashlib
 import importlib
 import os
 import re
-from collections.abc import Iterator
+import runpy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torchvision
 from torch import nn
 
+from dreamcore.efficientnet_lite import SCALES, EfficientNet
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import BUNDLED
 
@@ -27,6 +30,7 @@ __all__ = [
     "PACKAGED",
     "build",
     "classes_of",
+    "imagenet_labels",
     "model_names",
     "packaged_file",
     "preprocessing",
@@ -50,6 +54,8 @@ _DYNAMIC = {"vision_transformer", "vision_transformer_hybrid", "deit", "eva"}
 """timm's modules with vision transformers that take images of any size if they are built with `dynamic_img_size`."""
 
 _Triple = tuple[float, float, float]
+_HALF: _Triple = (0.5, 0.5, 0.5)  # mean and standard deviation of the packaged networks
+_CLASSES = 1000  # of ImageNet
 
 
 def model_names() -> list[str]:
@@ -59,6 +65,8 @@ def model_names() -> list[str]:
         >>> model_names()[0]
         'efficientnet_lite0'
     """
+    import timm
+
     return [*PACKAGED, *_classifiers(), *(f"{_TIMM}{name}" for name in timm.list_models(pretrained=True))]
 
 
@@ -74,18 +82,20 @@ def build(model: str, *, pretrained: bool, classes: int | None = None) -> nn.Mod
         InvalidInput: no network has this name (the message names the nearest ones), or the library's weights are not
             installed or damaged.
     """
-    name = f"tf_{model}" if model in PACKAGED else model.removeprefix(_TIMM)
-    if not (timm.is_model_pretrained(name) if _is_timm(model) else name in _classifiers()):
-        near = difflib.get_close_matches(model, model_names(), n=5, cutoff=0.3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "."
-        raise InvalidInput(f"network {model!r} does not exist{hint} `dreamgrid models` lists all networks")
     with _tensors_only() if pretrained else nullcontext():
-        if not _is_timm(model):
-            return _from_torchvision(name, pretrained, classes)
-        packaged = pretrained and model in PACKAGED
-        options: dict[str, Any] = {"num_classes": classes, **_size_options(name)}
-        module: nn.Module = timm.create_model(name, pretrained=pretrained and not packaged, **options)
-        return _with_packaged_weights(module, model) if packaged else module
+        if model in PACKAGED:
+            return _with_packaged_weights(model) if pretrained else EfficientNet(model, classes or _CLASSES)
+        if _is_timm(model):
+            return _from_timm(model, pretrained, classes)
+        if model not in _classifiers():
+            raise _unknown(model)
+        return _from_torchvision(model, pretrained, classes)
+
+
+def _unknown(model: str) -> InvalidInput:
+    near = difflib.get_close_matches(model, model_names(), n=5, cutoff=0.3)
+    hint = f"; did you mean {', '.join(near)}?" if near else "."
+    return InvalidInput(f"network {model!r} does not exist{hint} `dreamgrid models` lists all networks")
 
 
 def weights_identity(model: str, module: nn.Module) -> str:
@@ -100,21 +110,44 @@ def weights_identity(model: str, module: nn.Module) -> str:
     if _is_timm(model):
         cfg = _timm_cfg(module)
         return f"timm:{cfg['architecture']}.{cfg['tag']}"
+    import torchvision
+
     return f"torchvision:{torchvision.models.get_model_weights(model).DEFAULT}"
 
 
 def preprocessing(model: str, module: nn.Module) -> tuple[_Triple, _Triple, int]:
     """Return mean and standard deviation of the training images, in [0, 1] per channel, and their side in pixels."""
+    if model in PACKAGED:
+        return _HALF, _HALF, SCALES[model][2]
     if _is_timm(model):
         cfg = _timm_cfg(module)
         return tuple(cfg["mean"]), tuple(cfg["std"]), cfg["input_size"][-1]
+    import torchvision
+
     preset = torchvision.models.get_model_weights(model).DEFAULT.transforms()
     return tuple(preset.mean), tuple(preset.std), preset.crop_size[0]
 
 
 def classes_of(model: str, module: nn.Module) -> int:
     """Return the number of classes of the library's default weights of `model`."""
-    return int(_timm_cfg(module)["num_classes"]) if _is_timm(model) else 1000
+    return int(_timm_cfg(module)["num_classes"]) if _is_timm(model) else _CLASSES
+
+
+@cache
+def imagenet_labels() -> Sequence[str]:
+    """Return the names of ImageNet's 1000 classes, as torchvision has them.
+
+    They are read from the one file of torchvision that has them, because importing the package takes long. The file is
+    private, so another version of torchvision may lack it.
+    """
+    package = find_spec("torchvision")
+    file = Path(str(package and package.origin)).with_name("models") / "_meta.py"
+    names = runpy.run_path(str(file)).get("_IMAGENET_CATEGORIES") if file.is_file() else None
+    if names is None:
+        import torchvision
+
+        names = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    return tuple(names)
 
 
 def packaged_file(model: str) -> Path:
@@ -142,12 +175,24 @@ def sha256_of(path: Path) -> str:
 
 
 def _is_timm(model: str) -> bool:
-    """Return whether timm builds the network. It builds the packaged networks, too."""
-    return model in PACKAGED or model.startswith(_TIMM)
+    return model.startswith(_TIMM)
+
+
+def _from_timm(model: str, pretrained: bool, classes: int | None) -> nn.Module:
+    import timm
+
+    name = model.removeprefix(_TIMM)
+    if not timm.is_model_pretrained(name):
+        raise _unknown(model)
+    options: dict[str, Any] = {"num_classes": classes, **_size_options(name)}
+    module: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    return module
 
 
 def _size_options(name: str) -> dict[str, bool]:
     """Return the option with which timm's vision transformers interpolate their positions to the size of the image."""
+    import timm
+
     package = timm.models.model_entrypoint(name.partition(".")[0]).__module__
     return {"dynamic_img_size": True} if package.rpartition(".")[2] in _DYNAMIC else {}
 
@@ -159,19 +204,27 @@ def _timm_cfg(module: nn.Module) -> dict[str, Any]:
 
 
 def _classifiers() -> list[str]:
+    import torchvision
+
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
 
 
-def _with_packaged_weights(module: nn.Module, model: str) -> nn.Module:
-    """Load the ImageNet weights of a package into an EfficientNet-Lite."""
+def _with_packaged_weights(model: str) -> nn.Module:
+    """Return an EfficientNet-Lite with the ImageNet weights of its package."""
     weights = torch.load(packaged_file(model), weights_only=True)
-    # The file has the same tensors in the same order, under other names.
-    module.load_state_dict(dict(zip(module.state_dict(), weights.values(), strict=True)))
+    with torch.device("meta"):  # without random weights, which would be overwritten
+        module = EfficientNet(model)
+    # The file has the same tensors in the same order, under other names. They are transposed in memory, and then the
+    # sums of the classifier would be rounded in another way.
+    tensors = (tensor.clone(memory_format=torch.contiguous_format) for tensor in weights.values())
+    module.load_state_dict(dict(zip(module.state_dict(), tensors, strict=True)), assign=True)
     return module
 
 
 def _from_torchvision(name: str, pretrained: bool, classes: int | None) -> nn.Module:
+    import torchvision
+
     if pretrained:
         _check_cached(torchvision.models.get_model_weights(name).DEFAULT.url)
     options = _constructor_options(name, pretrained) | ({"num_classes": classes} if classes else {})

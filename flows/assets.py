@@ -19,10 +19,11 @@ from dreamcore.settings import DreamSettings, settings_id
 from dreamcore.sizes import REFERENCE_PIXELS
 from flows.decoder import decode
 from flows.layout import parse_uri
-from flows.storage import FAIL_FAST, Storage, storage
+from flows.retry_policy import FAIL_FAST
 
 if TYPE_CHECKING:
     from dreamcore.network import Network
+    from flows.storage import Storage
 
 __all__ = [
     "FILES",
@@ -41,13 +42,22 @@ FILES = ("guide", "mask", "weights", "enlarge")
 """The settings that refer to a file."""
 
 
-def _fail_fast_storage() -> Storage:
+def _fail_fast_storage() -> "Storage":
     """Return a storage whose requests fail within seconds, because a user waits for the result of a check."""
+    from flows.storage import Storage  # imports boto3, which a dream of local files does not need
+
     return Storage(FAIL_FAST)
 
 
+def _shared_storage() -> "Storage":
+    """Return the storage of this process."""
+    from flows.storage import storage
+
+    return storage()
+
+
 def resolve(
-    settings: DreamSettings, *, local: bool = False, open_storage: Callable[[], Storage] = _fail_fast_storage
+    settings: DreamSettings, *, local: bool = False, open_storage: "Callable[[], Storage]" = _fail_fast_storage
 ) -> DreamSettings:
     """Return the settings with every layer named and the SHA-256 of every file filled in.
 
@@ -64,7 +74,7 @@ def resolve(
     return resolve_files(resolve_layers(settings), local=local, open_storage=open_storage)
 
 
-def can_repeat(settings: DreamSettings, identity: str, store: Storage) -> bool:
+def can_repeat(settings: DreamSettings, identity: str, store: "Storage") -> bool:
     """Return whether recorded settings still have their `settings_id`: the same algorithm, network and files.
 
     Raises:
@@ -78,7 +88,7 @@ def can_repeat(settings: DreamSettings, identity: str, store: Storage) -> bool:
 
 
 def resolve_files(
-    settings: DreamSettings, *, local: bool = False, open_storage: Callable[[], Storage] = _fail_fast_storage
+    settings: DreamSettings, *, local: bool = False, open_storage: "Callable[[], Storage]" = _fail_fast_storage
 ) -> DreamSettings:
     """Return the settings with the SHA-256 of every file filled in. Arguments and errors are those of `resolve`."""
     for name in FILES:
@@ -100,7 +110,7 @@ def _check_is_in_s3(reference: Reference, name: str) -> None:
 def check_labels(
     labels: Reference | None,
     settings: Sequence[DreamSettings],
-    open_storage: Callable[[], Storage] = _fail_fast_storage,
+    open_storage: "Callable[[], Storage]" = _fail_fast_storage,
 ) -> None:
     """Check the labels file of a job, as far as this needs no weights.
 
@@ -124,7 +134,7 @@ def check_labels(
 
 
 @lru_cache(maxsize=64)
-def _sha256(reference: Reference, name: str, open_storage: Callable[[], Storage]) -> str:
+def _sha256(reference: Reference, name: str, open_storage: "Callable[[], Storage]") -> str:
     """Return the SHA-256 of a file, which is read once per process. A guide or a mask is decoded to check it."""
     data = read(reference, name, open_storage)
     if name != "weights":
@@ -132,7 +142,7 @@ def _sha256(reference: Reference, name: str, open_storage: Callable[[], Storage]
     return hashlib.sha256(data).hexdigest()
 
 
-def read(reference: Reference, name: str, open_storage: Callable[[], Storage] = storage) -> bytes:
+def read(reference: Reference, name: str, open_storage: "Callable[[], Storage]" = _shared_storage) -> bytes:
     """Read a file in S3 or on this machine.
 
     Args:
@@ -154,7 +164,7 @@ def read(reference: Reference, name: str, open_storage: Callable[[], Storage] = 
     return data
 
 
-def _read(uri: str, name: str, open_storage: Callable[[], Storage]) -> bytes:
+def _read(uri: str, name: str, open_storage: "Callable[[], Storage]") -> bytes:
     if not uri.startswith("s3://"):
         try:
             return Path(uri).read_bytes()
@@ -199,7 +209,7 @@ def load_guide_and_mask(settings: DreamSettings) -> tuple[Photograph | None, Pho
     return guide, mask
 
 
-def load_dream(settings: DreamSettings, open_storage: Callable[[], Storage] = storage) -> Photograph | None:
+def load_dream(settings: DreamSettings, open_storage: "Callable[[], Storage]" = _shared_storage) -> Photograph | None:
     """Return the dream that these settings enlarge, at its full size; None if they enlarge none.
 
     Args:

@@ -35,7 +35,7 @@ _ENVIRONMENT = ("LD_LIBRARY_PATH",)  # Python may need it to start; all other va
 
 
 class ChildProcess:
-    """A Python module that runs in a child process of its own.
+    """A Python module that runs in a child process of its own. It starts in the background; see `await_ready`.
 
     Args:
         module: the module. It calls `flows.sandbox.enter_sandbox`, and writes `READY` before it replies.
@@ -65,12 +65,20 @@ class ChildProcess:
             raise Unavailable(f"cannot start a process to decode images: {error}") from error
         self.replies = cast(BufferedReader, self.process.stdout)
         self.errors = cast(BufferedReader, self.process.stderr)
-        self.timed_out = False
-        if self.replies.readline() != READY:
+        self.timed_out = self._ready = False
+
+    def await_ready(self) -> None:
+        """Wait until the child has given up its rights and reads requests.
+
+        Raises:
+            Unavailable: the child failed to start.
+        """
+        if not self._ready and self.replies.readline() != READY:
             self.process.kill()
             message = self.errors.read().decode(errors="replace").strip().rpartition("\n")[2]
             self.stop()
             raise Unavailable(f"the process that decodes images failed to start: {message}")
+        self._ready = True
 
     def read_line(self) -> Any:
         """Return the JSON value of the next line.

@@ -32,7 +32,7 @@ from flows.child_process import CLOCK_FACTOR, MEMORY, READY, SECONDS, ChildProce
 from flows.machine import cores_per_worker
 from flows.sandbox import enter_sandbox
 
-__all__ = ["CLOCK_FACTOR", "MEMORY", "SECONDS", "Decoder", "Decoders", "decode", "thread_safe_cache"]
+__all__ = ["CLOCK_FACTOR", "MEMORY", "SECONDS", "Decoder", "Decoders", "decode", "start", "thread_safe_cache"]
 
 _REQUEST = struct.Struct("<QQ")  # length of the image in bytes; `max_pixels`, or 0 for no limit
 
@@ -75,6 +75,15 @@ def decode(data: bytes, *, max_pixels: int | None = None) -> Photograph:
         Unavailable: no child process can be started.
     """
     return _decoders().decode(data, max_pixels=max_pixels)
+
+
+def start() -> None:
+    """Start a child process in the background, for an image that is decoded soon.
+
+    Raises:
+        Unavailable: no child process can be started.
+    """
+    _decoders().start()
 
 
 class Decoder:
@@ -122,10 +131,16 @@ class Decoder:
         if self.child is not None:
             self.child.stop()
 
-    def _running_child(self) -> "_Child":
+    def start(self) -> None:
+        """Start the child process in the background, if none runs."""
         if self.child is None or self.child.process.poll() is not None:
             self.close()
             self.child = _Child(self.memory)
+
+    def _running_child(self) -> "_Child":
+        self.start()
+        assert self.child is not None  # noqa: S101 - it was started
+        self.child.await_ready()
         return self.child
 
 
@@ -149,6 +164,14 @@ class Decoders:
         decoder = self._idle.get()
         try:
             return decoder.decode(data, max_pixels=max_pixels)
+        finally:
+            self._idle.put(decoder)
+
+    def start(self) -> None:
+        """Start the child process that decodes the next image in the background."""
+        decoder = self._idle.get()
+        try:
+            decoder.start()
         finally:
             self._idle.put(decoder)
 

@@ -1,4 +1,4 @@
-"""The capacity of this machine: worker processes, their devices, memory, batch size and prefetch depth."""
+"""The capacity of this machine: worker processes, their devices, memory, batch size and prefetching."""
 
 import math
 import multiprocessing
@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from dreamcore.errors import InvalidInput
-from dreamcore.sizes import BATCH, default_batch_size, parse_size
+from dreamcore.sizes import default_batch_size, parse_size
 from flows.cgroups import read_limits
 
 __all__ = [
@@ -22,11 +22,13 @@ __all__ = [
     "choose_device",
     "core_count",
     "cores_per_worker",
+    "dreams_behind",
     "env_int",
     "gpu_count",
+    "io_threads",
     "limit_threads",
     "max_memory",
-    "prefetch_depth",
+    "prefetch_pixels",
     "set_up_gpu_allocator",
     "visible_gpus",
     "worker_count",
@@ -222,9 +224,22 @@ def batch_size(device: str, pixels: int) -> int:
     return default_batch_size(device, pixels)
 
 
-def prefetch_depth(device: str) -> int:
-    """Return how many photographs a worker loads ahead, and how many dreams it uploads behind: a batch of a GPU."""
-    return BATCH if device.startswith("cuda") else 2
+def io_threads(device: str) -> int:
+    """Return the number of threads with which a worker reads photographs, and with which it writes dreams."""
+    return 16 if device.startswith("cuda") else 2
+
+
+def dreams_behind(device: str) -> int:
+    """Return how many dreams a worker writes behind at most. They are lost if it is killed."""
+    return 256 if device.startswith("cuda") else 2
+
+
+def prefetch_pixels(device: str) -> int:
+    """Return how many pixels of photographs a worker loads ahead, and how many of dreams it writes behind.
+
+    A GPU dreams a batch within a second, and the next batch must be ready then.
+    """
+    return 32_000_000 if device.startswith("cuda") else 2_400_000
 
 
 def _workers_per_gpu() -> int:

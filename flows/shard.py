@@ -1,6 +1,7 @@
 """Dream one shard: load, dream and deliver, overlapped; then write its part of the manifest.
 
-Threads read and decode photographs ahead of the ascent, and encode and upload dreams behind it (`delivery`).
+Threads read and decode photographs ahead of the ascent, and encode and upload dreams behind it (`delivery`). How far
+ahead and behind is limited by pixels, and so the memory is limited for photographs of all sizes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,10 +20,10 @@ from flows.assets import load_guide_and_mask, network_for
 from flows.delivery import Delivery, failed_row
 from flows.enlargements import Originals, large_photographs, load_originals
 from flows.grouping import group_by_size
-from flows.machine import batch_size, choose_device, max_memory, prefetch_depth
+from flows.machine import batch_size, choose_device, dreams_behind, io_threads, max_memory, prefetch_pixels
 from flows.manifest import Row
 from flows.parts import find_merged
-from flows.prefetch import ordered_prefetch, thread_pool
+from flows.prefetch import ordered_prefetch, thread_pool, weighted_prefetch
 from flows.run_record import Run, load_run
 from flows.run_rows import shard_rows
 from flows.storage import Storage
@@ -31,8 +32,10 @@ from flows.worker_process import disable_heap_trimming, release_gpu_cache, trim_
 
 __all__ = ["DreamFunction", "dream_shard"]
 
-MAX_WAITING = 32
-"""Photographs that may wait until a batch of their size is full."""
+MAX_WAITING = 32_000_000
+"""Pixels of the photographs that may wait until a batch of their size is full."""
+MAX_AHEAD = 256
+"""Photographs that are loaded ahead, however small they are."""
 MANY_SIZES = 8
 """After a shard with more sizes of photographs, torch's cache of GPU memory is released, because most of its blocks fit
 no other size. After other shards, the next shard uses the cache."""
@@ -137,6 +140,12 @@ class _Loaded:
     originals: Originals = field(default_factory=lambda: Originals({}, {}))
     """The dreams to enlarge."""
 
+    @property
+    def size(self) -> int:
+        """The number of pixels in memory."""
+        images = [*self.photographs.values(), *self.originals.dreams.values()]
+        return sum(image.pixels.size // 3 for image in images)
+
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
@@ -148,6 +157,11 @@ class _Outcome:
     """The photograph, until it is dreamt; None if there is nothing to dream."""
     dream: Dream | None = None
     """The dream, until it is delivered."""
+
+    @property
+    def size(self) -> int:
+        """The number of pixels to write; 0 if there is no dream to write."""
+        return self.dream.pixels.size // 3 if self.dream else 0
 
     @property
     def photograph(self) -> Photograph:
@@ -185,7 +199,7 @@ class _Dreamer:
             disable_heap_trimming(memory)
         self.limits = Limits(memory, run.job.stage_scores)
         self.sizes = set[tuple[int, ...]]()  # shapes of the photographs that were dreamt
-        self.prefetch = prefetch_depth(self.device)
+        self.prefetch = prefetch_pixels(self.device)
 
     def rows(self, on_row: Callable[[Row], None]) -> list[Row]:
         """Return one row for each photograph and setting of the shard, after all dreams were delivered."""
@@ -195,9 +209,16 @@ class _Dreamer:
             on_row(row)
             return row
 
-        with thread_pool(self.prefetch) as readers, thread_pool(self.prefetch) as writers:
-            loaded = ordered_prefetch(readers, self.load, self.shard.works, self.prefetch)
-            rows = list(ordered_prefetch(writers, deliver, self.dream(loaded), self.prefetch))
+        def loaded_weight(loaded: _Loaded) -> int:
+            return max(loaded.size, self.prefetch // MAX_AHEAD)
+
+        def dream_weight(outcome: _Outcome) -> int:
+            return max(outcome.size, self.prefetch // dreams_behind(self.device))
+
+        threads = io_threads(self.device)
+        with thread_pool(threads) as readers, thread_pool(threads) as writers:
+            loaded = weighted_prefetch(readers, threads, self.load, self.shard.works, self.prefetch, loaded_weight)
+            rows = list(ordered_prefetch(writers, deliver, self.dream(loaded), self.prefetch, dream_weight))
         trim_heap()
         if len(self.sizes) > MANY_SIZES:
             release_gpu_cache(self.device)
@@ -239,7 +260,7 @@ class _Dreamer:
     def dream(self, loaded: Iterable[_Loaded]) -> Iterator[_Outcome]:
         """Dream photographs under each of their settings, in batches of one size. A failed photograph fails alone."""
         outcomes = (outcome for photograph in loaded for outcome in self._outcomes(photograph))
-        for batch in group_by_size(outcomes, _group_key, self._batch_size, MAX_WAITING):
+        for batch in group_by_size(outcomes, _group_key, self._batch_size, MAX_WAITING, _pixels):
             yield from self._dream_batch(batch) if batch[0].loaded else batch
 
     def _outcomes(self, loaded: _Loaded) -> Iterator[_Outcome]:
@@ -254,8 +275,7 @@ class _Dreamer:
                 yield outcome
 
     def _batch_size(self, outcome: _Outcome) -> int:
-        height, width = outcome.photograph.pixels.shape[:2]
-        return batch_size(self.device, height * width)
+        return batch_size(self.device, _pixels(outcome))
 
     def _dream_batch(self, outcomes: Sequence[_Outcome]) -> Iterator[_Outcome]:
         """Dream photographs of one size under settings with one `batch_key`."""
@@ -341,6 +361,11 @@ def _group_key(outcome: _Outcome) -> tuple[object, ...] | None:
     if outcome.loaded is None:
         return None
     return batch_key(outcome.planned.settings), outcome.photograph.pixels.shape
+
+
+def _pixels(outcome: _Outcome) -> int:
+    """Return the number of pixels of the photograph to dream."""
+    return outcome.photograph.pixels.size // 3
 
 
 def _observation_key(settings: DreamSettings) -> tuple[object, ...]:

@@ -1,8 +1,11 @@
 """Dream one image from file to file, without S3 or Prefect."""
 
 import re
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +13,8 @@ from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.fields import Reference
 from dreamcore.images import Photograph, encode, from_pillow
 from dreamcore.settings import DreamSettings
+from flows import decoder
 from flows.assets import FILES, load_dream, load_guide_and_mask, network_for, resolve
-from flows.decoder import decode
 from flows.machine import choose_device, max_memory
 from flows.worker_process import disable_heap_trimming
 
@@ -81,7 +84,10 @@ def dream_file(
     files = [file.uri for file in (settings.guide, settings.mask, settings.weights, labels) if file]
     for file in samples.files(result):
         check_output_path(file, source, *files)
+    if not str(source).startswith(NOISE):
+        decoder.start()
     settings = resolve(settings, local=True)
+    _import_early()
     seeded = [settings.model_copy(update={"seed": settings.seed + number}) for number in range(samples.count)]
     pairs = [(read_source(source, each), each) for each in seeded]
     found = _dream_together(pairs, on_step, samples.diversity, stages=stages, labels=labels)
@@ -89,6 +95,16 @@ def dream_file(
     for file, dream in dreams.items():
         write_file(file, encode(dream.pixels, settings.output.format, settings.output.quality, description(dream)))
     return dreams
+
+
+def _import_early() -> None:
+    """Import torch, which takes seconds, while the image is decoded in another process."""
+
+    def import_torch() -> None:
+        with suppress(Exception):  # the caller imports it, too, and reports the error, unless the command was stopped
+            import_module("dreamcore.batch")
+
+    threading.Thread(target=import_torch).start()
 
 
 def dream_resolved(
@@ -229,6 +245,6 @@ def decode_named(data: bytes, name: object, max_pixels: int | None = None) -> Ph
         ImageError: the bytes are not an image; the message begins with `name`.
     """
     try:
-        return decode(data, max_pixels=max_pixels)
+        return decoder.decode(data, max_pixels=max_pixels)
     except ImageError as error:
         raise ImageError(error.kind, f"{name}: {error}") from error

@@ -125,6 +125,7 @@ class VideoFile:
         """Start a child process for one task, and stop it at the end of the block."""
         text = json.dumps([memory or self.memory, *arguments])
         child = ChildProcess("flows.video_decoder", task, text, stdin=self.file.fileno(), files=files)
+        child.await_ready()
         try:
             yield child
         finally:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs, observe_photographs
+from dreamcore.catalog import network_spec
 from dreamcore.errors import ImageError
 from dreamcore.images import Photograph
 from dreamcore.memory import (
@@ -18,12 +19,14 @@ from dreamcore.memory import (
     FULL_SIZE_IMAGES,
     Allocations,
     bytes_per_pixel,
+    certainly_fits,
     choose_batch_size,
     choose_tile,
 )
 from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.settings import BUNDLED
+from dreamcore.zoo import build
 from tests.support.architectures import network
 from tests.support.command import REPOSITORY
 from tests.support.tiny import changed, picture, pixels, tiny_network
@@ -85,6 +88,16 @@ def test_bytes_per_pixel_are_measured_on_the_module_that_runs(layer: str) -> Non
         features = network("resnet18").activations(image, [layer])[layer]
         torch.autograd.grad(features.square().sum(), image)
     assert planned == pytest.approx(ALLOCATOR_OVERHEAD * allocations.peak / 256**2, rel=0.2)
+
+
+@pytest.mark.parametrize("layer", ["blocks.6", "blocks.6.0.conv_pwl"])  # the second one is not folded
+@pytest.mark.parametrize("model", [BUNDLED, "efficientnet_lite2"])
+def test_the_rough_estimate_is_above_the_measured_memory(model: str, layer: str) -> None:
+    spec = network_spec(model)
+    needed = int(bytes_per_pixel(Network(build(model, pretrained=False), spec), {layer}) * 480 * 640)
+    assert not certainly_fits(spec, (480, 640), 1, needed)
+    assert certainly_fits(spec, (480, 640), 1, 5 * needed)
+    assert not certainly_fits(spec, (480, 640), 5, 5 * needed)
 
 
 # --- tiles and batches
@@ -275,6 +288,7 @@ LARGE_DREAM = """
 import sys
 import numpy as np
 import torch
+import torch._dynamo  # measuring the memory imports PyTorch's compiler, which does not count
 from pathlib import Path
 from dreamcore.images import Photograph
 from dreamcore.models import load_network

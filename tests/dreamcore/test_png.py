@@ -1,16 +1,25 @@
-"""PNG files of every color type, depth and transparency agree with pypng, an independent decoder."""
+"""PNG files are decoded as by pypng, an independent decoder, and encoded so that pypng and Pillow agree on them."""
 
+import io
 import itertools
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import png as pypng
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from dreamcore.errors import ImageError
-from dreamcore.images import decode
+from dreamcore.images import Array, decode
+from dreamcore.png import STRIP_BYTES, encode_png
+from tests.support.pictures import photo
 
 WIDTH, HEIGHT = 31, 23
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
@@ -101,3 +110,61 @@ def test_the_transparent_color_of_a_shrunk_image_needs_both_bytes() -> None:
     values[0, 0] = 1001  # the same high byte, and this is the transparent color
     chunks = [(b"tRNS", struct.pack(">3H", 1001, 1001, 1001))]
     assert decode(file_of(values, 16, RGB, False, chunks), max_pixels=50).pixels[2:].max() < 10
+
+
+# --- encoding
+
+CONTENTS: dict[str, Callable[[int, int], Array]] = {
+    "a photograph": photo,
+    "noise": lambda width, height: np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8),
+    "one color": lambda width, height: np.full((height, width, 3), 200, np.uint8),
+    "black and white": lambda width, height: np.indices((height, width, 3), np.uint8).sum(0) % 2 * np.uint8(255),
+}
+
+
+def chunk_names(data: bytes) -> list[bytes]:
+    return [name for name, _ in pypng.Reader(bytes=data).chunks()]
+
+
+def check_two_decoders(data: bytes, pixels: Array) -> None:
+    """Both decoders also check the checksum of every chunk."""
+    width, height, lines, info = pypng.Reader(bytes=data).read()
+    assert (info["bitdepth"], info["planes"], info["interlace"]) == (8, 3, 0)
+    np.testing.assert_array_equal(np.vstack([np.asarray(line) for line in lines]).reshape(height, width, 3), pixels)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+@settings(max_examples=80)
+@given(
+    width=st.integers(1, 70), height=st.integers(1, 70), content=st.sampled_from(sorted(CONTENTS)),
+    strip=st.integers(1, 5000), turned=st.booleans(),
+)  # fmt: skip
+def test_an_encoded_file_has_the_same_pixels_in_two_decoders(
+    width: int, height: int, content: str, strip: int, turned: bool
+) -> None:
+    pixels = CONTENTS[content](width, height)
+    if turned:
+        pixels = pixels.transpose(1, 0, 2)[::-1]  # not contiguous
+    with mock.patch("dreamcore.png.STRIP_BYTES", strip):
+        check_two_decoders(encode_png(pixels), pixels)
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, 300), (STRIP_BYTES // 3 + 1, 2)])
+def test_large_files_have_several_parts(width: int, height: int) -> None:
+    pixels = photo(width, height)
+    data = encode_png(pixels)
+    assert chunk_names(data).count(b"IDAT") > 1
+    check_two_decoders(data, pixels)
+
+
+def test_exif_data_come_before_the_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0131] = "dreamgrid"  # the tag Software
+    for raw in (exif.tobytes(), exif.tobytes().removeprefix(b"Exif\0\0")):
+        data = encode_png(photo(20, 10), raw)
+        assert chunk_names(data)[:3] == [b"IHDR", b"eXIf", b"IDAT"]
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.getexif()[0x0131] == "dreamgrid"
+    assert b"eXIf" not in encode_png(photo(20, 10))

@@ -176,6 +176,16 @@ def test_another_child_starts_only_if_an_image_would_wait() -> None:
     decoders.close()
 
 
+def test_the_child_that_was_started_early_decodes_the_image() -> None:
+    decoders = Decoders(2)
+    decoders.start()
+    (early,) = (decoder.child for decoder in decoders.all if decoder.child)
+    assert early.process.poll() is None
+    assert np.array_equal(decoders.decode(GOOD).pixels, photo(60, 40))
+    assert [decoder.child for decoder in decoders.all if decoder.child] == [early]
+    decoders.close()
+
+
 def test_one_child_decodes_all_images_in_milliseconds_each(shared: Decoder) -> None:
     child = pid(shared)
     photograph = saved(Image.fromarray(photo(450, 333)), "JPEG")

@@ -54,5 +54,22 @@ def test_a_bounded_number_of_items_waits(items: list[Item], max_waiting: int) ->
         emitted += len(batch)
 
 
+@given(streams, st.integers(0, 20))
+def test_the_weight_of_the_items_that_wait_is_bounded(items: list[Item], max_waiting: int) -> None:
+    weights = {"a": 1, "b": 5, "c": 2, None: 0}
+    waiting = 0
+
+    def stream() -> Iterator[Item]:
+        nonlocal waiting
+        for item in items:
+            assert waiting <= max_waiting
+            waiting += weights[item[0]]
+            yield item
+
+    key_of, batch_size = (lambda item: item[0]), (lambda item: BATCH_SIZES[item[0] or "a"])
+    for batch in group_by_size(stream(), key_of, batch_size, max_waiting, lambda item: weights[item[0]]):
+        waiting -= sum(weights[key] for key, _ in batch)
+
+
 def test_an_item_without_a_key_passes_immediately() -> None:
     assert next(grouped(iter([("c", 0), (None, 1), ("c", 2)]), 8)) == [(None, 1)]

@@ -15,7 +15,7 @@ import pytest
 from flows import protocol, run_record
 from flows.job import DreamJob
 from flows.local.stack import Stack
-from flows.machine import prefetch_depth
+from flows.machine import dreams_behind
 from flows.storage import Storage
 from tests.support.kills import (
     BATCH,
@@ -31,7 +31,7 @@ from tests.support.kills import (
 
 LANES = 2
 """Concurrent processes of these tests."""
-IN_FLIGHT = BATCH + prefetch_depth("cpu")
+IN_FLIGHT = BATCH + dreams_behind("cpu")
 """Dreams that a worker may lose: the batch in the ascent, and those being encoded or uploaded."""
 
 Begin = Callable[..., Attempt]

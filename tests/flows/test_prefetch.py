@@ -1,15 +1,15 @@
-"""`bounded_as_completed` keeps a bounded number of items in flight and never idles while there is work."""
+"""Prefetching keeps a bounded number or weight of items in flight and never idles while there is work."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from threading import Barrier
+from threading import Barrier, Lock, Semaphore
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.prefetch import bounded_as_completed
+from flows.prefetch import bounded_as_completed, ordered_prefetch, thread_pool, weighted_prefetch
 
 
 @given(items=st.integers(0, 40), count=st.integers(1, 12), draw=st.data())
@@ -84,3 +84,64 @@ def test_an_error_is_raised_by_its_future() -> None:
         (future,) = bounded_as_completed(lambda item: pool.submit(divmod, item, 0), [1], 2)
     with pytest.raises(ZeroDivisionError):
         future.result()
+
+
+@given(weights=st.lists(st.integers(0, 9), max_size=40), threads=st.integers(1, 4), limit=st.integers(1, 20))
+def test_results_come_in_order_and_their_weight_is_bounded(weights: list[int], threads: int, limit: int) -> None:
+    lock, ahead, most = Lock(), 0, 0
+
+    def load(number: int) -> int:
+        nonlocal ahead, most
+        with lock:
+            ahead += weights[number]
+            most = max(most, ahead)
+        return number
+
+    received = []
+    with thread_pool(threads) as pool:
+        for number in weighted_prefetch(pool, threads, load, range(len(weights)), limit, weights.__getitem__):
+            received.append(number)
+            with lock:
+                ahead -= weights[number]
+    assert received == list(range(len(weights)))
+    assert most < limit + (threads + 1) * max(weights, default=1) + 1  # the reader has one result more
+
+
+def test_the_pool_goes_on_while_the_reader_is_busy() -> None:
+    loaded = Semaphore(0)
+
+    def load(item: int) -> int:
+        loaded.release()
+        return item
+
+    with thread_pool(2) as pool:
+        results = weighted_prefetch(pool, 2, load, range(100), 10, lambda _result: 1)
+        assert next(results) == 0
+        for _ in range(11):  # one that is read, and ten ahead, without another call of `next`
+            assert loaded.acquire(timeout=60)
+        assert list(results) == list(range(1, 100))
+
+
+def test_a_failed_call_ends_weighted_prefetching_without_waiting_for_the_rest() -> None:
+    def load(item: int) -> float:
+        return 1 / (3 - item)
+
+    with thread_pool(2) as pool, pytest.raises(ZeroDivisionError):
+        list(weighted_prefetch(pool, 2, load, range(10**9), 2, lambda _result: 1))
+
+
+@given(weights=st.lists(st.integers(0, 9), max_size=40), limit=st.integers(1, 20))
+def test_items_ahead_of_the_reader_weigh_at_most_the_limit(weights: list[int], limit: int) -> None:
+    ahead = 0
+
+    def items() -> Iterator[int]:
+        nonlocal ahead
+        for number, weight in enumerate(weights):
+            assert ahead <= limit
+            ahead += weight
+            yield number
+
+    with thread_pool(2) as pool:
+        for expected, number in enumerate(ordered_prefetch(pool, abs, items(), limit, weights.__getitem__)):
+            assert number == expected
+            ahead -= weights[number]

@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -14,9 +15,13 @@ from dreamcore.settings import DreamSettings
 from flows.cli.main import cli
 from flows.cli.options import metavar_of
 from flows.job import DreamJob
-from tests.support.command import Command
+from tests.support.command import PHOTOS, Command
 
-HEAVY = ("torch", "prefect", "boto3", "pyarrow")
+HEAVY = ("torch", "torchvision", "timm", "prefect", "boto3", "pyarrow", "duckdb", "numpy", "PIL")
+LIGHT_COMMANDS = (["--help"], ["image", "--help"], ["status", "--json"], ["run", "--nonsense"])
+USED_BY_COMMANDS = (
+    "gallery.server upload download prune verify favourites sheets share retry protocol estimate local.stack"
+)
 
 
 def command_paths(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -36,7 +41,7 @@ def imported_by(statement: str) -> set[str]:
     """Return the heavy packages that a new interpreter has imported after `statement`."""
     code = f"{statement}\nimport sys\nprint(*set({HEAVY!r}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_help_imports_no_heavy_package(dreamgrid: Command) -> None:
@@ -44,8 +49,28 @@ def test_help_imports_no_heavy_package(dreamgrid: Command) -> None:
     assert "dreamgrid demo" in dreamgrid("--help").stdout
 
 
-def test_a_plan_imports_no_torch_and_no_prefect() -> None:
-    assert imported_by("import flows.estimate") == {"boto3", "pyarrow"}
+@pytest.mark.parametrize("arguments", LIGHT_COMMANDS, ids=" ".join)
+def test_light_commands_import_no_heavy_package(arguments: list[str]) -> None:
+    run = f"""
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from io import StringIO
+from flows.cli.main import main
+with redirect_stdout(StringIO()), redirect_stderr(StringIO()), suppress(SystemExit):
+    main({arguments!r})
+"""
+    assert imported_by(run) == set()
+
+
+def test_no_command_without_dreams_imports_torch_or_prefect() -> None:
+    modules = ", ".join(f"flows.{name}" for name in USED_BY_COMMANDS.split())
+    assert imported_by(f"import {modules}").isdisjoint({"torch", "torchvision", "timm", "prefect"})
+
+
+def test_a_dream_of_the_bundled_network_imports_only_what_it_uses(tmp_path: Path) -> None:
+    files = [str(PHOTOS / "chelsea.png"), str(tmp_path / "dream.png")]
+    quick = ["--steps", "1", "--octaves", "1", "--max-pixels", "3000"]
+    run = f"from flows.cli.main import cli; cli.main({['image', *files, *quick]!r}, standalone_mode=False)"
+    assert imported_by(f"{run}; print()") == {"torch", "numpy", "PIL"}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
