@@ -45,6 +45,7 @@ def test_operations_that_would_make_a_gpu_wait_are_recorded() -> None:
             bool(IMAGE.isfinite().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
