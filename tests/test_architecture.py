@@ -283,7 +283,7 @@ def test_no_module_has_a_name_without_meaning() -> None:
         ("dreamcore", {"prefect", "boto3", "torch"}),
         ("dreamcore.settings", {"torch"}),
         ("dreamcore.catalog", {"torch", "timm"}),
-        ("dreamcore.batch", {"prefect", "boto3", "flows"}),
+        pytest.param("dreamcore.batch", {"prefect", "boto3", "flows"}, marks=pytest.mark.slow),
         ("flows.decoder", {"torch", "prefect", "boto3", "pydantic"}),
         ("flows.plan", {"torch", "prefect", "boto3"}),
         ("flows.job", {"torch", "prefect", "boto3"}),

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -143,38 +142,27 @@ def ended(done: int, failed: int) -> State[Any]:
 
 
 def flow_run(client: SyncPrefectClient, state: State[Any]) -> FlowRun:
-    """Create a run and give it a state."""
+    """Create a run and give it a final state."""
     run = client.create_flow_run(dream_collection, parameters={}, state=Running())
-    if not state.is_running():
-        client.set_flow_run_state(run.id, state)
+    client.set_flow_run_state(run.id, state)
     return run
 
 
-def send_heartbeat(stack: Stack, run: FlowRun) -> None:
-    """Send the event that the engine of Prefect sends from the process of a run."""
-    event = {
-        "id": str(uuid4()),
-        "occurred": datetime.now(UTC).isoformat(),
-        "event": "prefect.flow-run.heartbeat",
-        "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
-        "related": [
-            {
-                "prefect.resource.id": f"prefect.flow.{run.flow_id}",
-                "prefect.resource.role": "flow",
-                "prefect.resource.name": dream_collection.name,
-            }
-        ],
-    }
-    httpx.post(f"{stack.prefect_url}/api/events", json=[event], trust_env=False).raise_for_status()
-
-
 def test_every_alert_names_the_run_its_state_a_message_and_a_link(
-    stack: Stack, client: SyncPrefectClient, alerts: Path, receiver: Receiver, pool: str
+    stack: Stack,
+    client: SyncPrefectClient,
+    alerts: Path,
+    receiver: Receiver,
+    pool: str,
+    storage: Storage,
+    source: str,
+    destination: str,
+    tmp_path: Path,
 ) -> None:
     # A worker reports once and then never again.
     client.send_worker_heartbeat(pool, "worker", heartbeat_interval_seconds=1)
+    expected = {pool: ("State: not ready\nMessage: No Prefect worker reports", f"/work-pools/work-pool/{pool}")}
 
-    expected: dict[str, tuple[str, str]] = {}
     states: list[State[Any]] = [
         ended(done=0, failed=3),
         Failed(name="TimedOut", message="too slow"),
@@ -185,20 +173,19 @@ def test_every_alert_names_the_run_its_state_a_message_and_a_link(
         run = flow_run(client, state)
         expected[run.name] = (f"State: {state.name}\nMessage: {state.message}\n", f"/runs/flow-run/{run.id}")
 
-    # A run sends a heartbeat, and then its machine is lost.
-    lost = flow_run(client, Running())
-    send_heartbeat(stack, lost)
-    expected[lost.name] = ("State: Crashed\nMessage: No heartbeat for 90 seconds.", f"/runs/flow-run/{lost.id}")
-
     # No worker starts a run at its time.
     deployment = client.create_deployment(client.create_flow(dream_from_form), "late", work_pool_name=pool)
     late = client.create_flow_run_from_deployment(deployment, state=Scheduled(scheduled_time=datetime.now(UTC)))
     expected[late.name] = ("State: Late\n", f"/runs/flow-run/{late.id}")
 
-    expected[pool] = ("State: not ready\nMessage: No Prefect worker reports", f"/work-pools/work-pool/{pool}")
-
     fine = flow_run(client, Completed(message="3 done"))
     other = client.create_flow_run(flow(name="another-flow")(lambda: None), state=Failed(message="another flow"))
+
+    # All processes of a run are killed after it has sent a heartbeat.
+    put_photographs(storage, source, 4)
+    with long_run(source, destination, tmp_path):
+        lost = await_heartbeat(stack, client, destination)
+    expected[lost.name] = ("State: Crashed\nMessage: No heartbeat for 90 seconds.", f"/runs/flow-run/{lost.id}")
 
     deadline = time.monotonic() + 180
     while missing := [name for name in expected if not receiver.about(name)]:
@@ -212,28 +199,8 @@ def test_every_alert_names_the_run_its_state_a_message_and_a_link(
         assert f"Link: {stack.prefect_url}{link}" in text
     assert not receiver.about(fine.name)
     assert not receiver.about(other.name)
+    assert client.read_flow_run(lost.id).state_type is StateType.CRASHED
     client.delete_deployment(deployment)
-
-
-def test_a_run_whose_processes_are_killed_becomes_crashed(
-    stack: Stack,
-    client: SyncPrefectClient,
-    alerts: Path,
-    receiver: Receiver,
-    storage: Storage,
-    source: str,
-    destination: str,
-    tmp_path: Path,
-) -> None:
-    put_photographs(storage, source, 4)
-    with long_run(source, destination, tmp_path):
-        run = await_heartbeat(stack, client, destination)
-    deadline = time.monotonic() + 60
-    while not receiver.about(run.name):
-        assert time.monotonic() < deadline, f"no alert about {run.name}; {receiver.texts}"
-        time.sleep(0.2)
-    assert client.read_flow_run(run.id).state_type is StateType.CRASHED
-    assert "State: Crashed\nMessage: No heartbeat for 90 seconds." in receiver.about(run.name)[0]
 
 
 @pytest.mark.soak

@@ -85,17 +85,21 @@ def deployed(stack: Stack, client: SyncPrefectClient) -> Iterator[dict[str, Depl
         client.delete_work_pool(POOL)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def worker(
-    stack: Stack, client: SyncPrefectClient, deployed: dict[str, DeploymentResponse], tmp_path: Path
+    stack: Stack,
+    client: SyncPrefectClient,
+    deployed: dict[str, DeploymentResponse],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Path]:
     """Start a worker in an empty folder, which runs only what a test requests, and return its log."""
     client.pause_deployment(deployed["nightly"].id)  # in case it is 02:00 now
-    log = tmp_path / "worker.log"
-    elsewhere = tmp_path / "elsewhere"
+    folder = tmp_path_factory.mktemp("worker")
+    log = folder / "worker.log"
+    elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOL, "--limit", "1"]
-    mark = {"DREAMGRID_TEST": str(tmp_path)}  # each run starts a new session, but inherits this variable
+    mark = {"DREAMGRID_TEST": str(folder)}  # each run starts a new session, but inherits this variable
     environment = os.environ | stack.environment() | mark | {"DREAMGRID_WORKERS": "1"}
     with log.open("w") as sink, subprocess.Popen(
         command, cwd=elsewhere, env=environment, stdout=sink, stderr=sink, start_new_session=True
@@ -104,7 +108,7 @@ def worker(
             yield log
         finally:
             process.kill()
-            assert all_end(f"DREAMGRID_TEST={tmp_path}"), "a process outlives the worker"
+            assert all_end(f"DREAMGRID_TEST={folder}"), "a process outlives the worker"
 
 
 def all_end(mark: str) -> bool:

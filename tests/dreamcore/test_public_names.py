@@ -57,7 +57,9 @@ def test_no_module_hides_a_public_name() -> None:
     [
         ("import dreamcore", {"torch", "prefect", "boto3", "pydantic", "PIL"}),
         ("from dreamcore import DreamSettings, Grid, InvalidInput, network_spec", {"torch", "prefect", "boto3"}),
-        ("from dreamcore import dream, load_network", {"prefect", "boto3", "flows"}),
+        pytest.param(
+            "from dreamcore import dream, load_network", {"prefect", "boto3", "flows"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_importing_dreamcore_imports_only_what_is_used(code: str, absent: set[str]) -> None:

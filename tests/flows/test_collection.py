@@ -70,7 +70,8 @@ def test_a_second_run_dreams_only_new_photographs(
         "2",
     ]
 
-    report = report_of(dreamgrid("run", *job, *grid, "--json", DREAMGRID_GALLERY_URL=f"{GALLERY}?token=secret"))
+    variables = {"DREAMGRID_GALLERY_URL": f"{GALLERY}?token=secret", "DREAMGRID_WORKERS": "2"}
+    report = report_of(dreamgrid("run", *job, *grid, "--json", **variables))
     counts = {name: report[name] for name in ("state", "planned", "done", "failed", "skipped")}
     assert counts == {"state": "completed", "planned": 12, "done": 8, "failed": 4, "skipped": 0}
     assert json.loads(storage.read(f"{destination}_runs/{report['run_id']}/success.json") or b"")["done"] == 8
@@ -83,12 +84,12 @@ def test_a_second_run_dreams_only_new_photographs(
     check_prefect_page(prefect_api, report)
     check_failures_are_logged(prefect_api, source)
 
-    again = report_of(dreamgrid("run", *job, *grid, "--json"))
+    strict = dreamgrid("run", *job, *grid, "--strict", "--json")
+    assert strict.returncode == 1, strict.stderr
+    again = json.loads(strict.stdout)
     assert (again["state"], again["planned"], again["run_id"]) == ("nothing to do", 0, None)
     assert (again["photographs_failed_earlier"], again["failed_earlier"]) == (1, 4)
-    strict = dreamgrid("run", *job, *grid, "--strict")
-    assert strict.returncode == 1, strict.stderr
-    assert "4 dreams (photographs: 1) failed earlier and are tried again when the photograph changes" in strict.stdout
+    assert "4 dreams (photographs: 1) failed earlier and are tried again when the photograph changes" in strict.stderr
     name, message = state_of_the_last_run(prefect_api)
     assert (name, message.partition(":")[0]) == ("Failed", "nothing to do")
 

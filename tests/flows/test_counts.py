@@ -170,7 +170,7 @@ def test_a_run_stopped_by_failures_continues_with_a_higher_limit(
     for number in range(40):
         storage.write(f"{source}{number}.jpg", BYTES["page"], "image/jpeg")
     job = ("--source", source, "--destination", destination, *("--steps", "1", "--steps", "2", "--steps", "3"))
-    stopped = dreamgrid("run", *job)
+    stopped = dreamgrid("run", *job, DREAMGRID_WORKERS="2")  # more and smaller shards, so that the run is not finished
     assert stopped.returncode == 1, stopped.stderr
     assert "not_an_image). Finished dreams are kept." in stopped.stderr
     assert "Traceback" not in stopped.stderr

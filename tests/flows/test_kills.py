@@ -4,11 +4,12 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,12 +24,15 @@ from tests.support.kills import (
     Attempt,
     Observer,
     PartsObserver,
+    events_of_each_kind,
+    folder_of,
     is_running,
     put_photographs,
     suspended,
     wait,
 )
 
+LAYERS = ("blocks.0", "blocks.1")
 LANES = 2
 """Concurrent processes of these tests."""
 IN_FLIGHT = BATCH + dreams_behind("cpu")
@@ -44,11 +48,12 @@ def begin(stack: Stack, source: str, destination: str, tmp_path: Path) -> Begin:
     def attempt(
         folder: object,
         layers: tuple[str, ...] = ("blocks.0",),
-        event: int | None = None,
+        event: int | str | None = None,
         number: int = signal.SIGKILL,
     ) -> Attempt:
         grid = {"layers": list(layers), "octaves": [1], "steps": [1]}
-        job = DreamJob.model_validate({"source": source, "destination": f"{destination}{folder}/", "grid": grid})
+        place = f"{destination}{folder_of(folder)}/"
+        job = DreamJob.model_validate({"source": source, "destination": place, "grid": grid})
         return Attempt(stack.environment(), job, tmp_path / "made", event, number)
 
     return attempt
@@ -64,34 +69,40 @@ def in_lanes(until_finished: Callable[[int], bool]) -> int:
         return sum(lanes.map(lane, range(1, LANES + 1)))
 
 
-def kill_at_every_event(begin: Begin, storage: Storage, layers: tuple[str, ...]) -> int:
-    """Start a fresh run for each event, kill it there, check, run it again, check. Return the number of kills."""
-
-    def finishes(event: int) -> bool:
-        observer = Observer(storage, begin(event).job.destination)
-        code = begin(event, layers, event).run()
-        observer.look()
-        if code == -signal.SIGKILL:
-            assert begin(event, layers).run() == 0
-        else:
-            assert code == 0
-        observer.check_finished(begin(event, layers).job)
-        return code == 0
-
-    return in_lanes(finishes)
+def all_killed(kill: Callable[[str], bool], events: Sequence[str]) -> bool:
+    """Kill a process of its own at each event. Return whether none finished before its event."""
+    with ThreadPoolExecutor(LANES) as lanes:
+        return not any(list(lanes.map(kill, events)))
 
 
-def test_a_run_killed_before_or_after_any_s3_call_loses_nothing(begin: Begin, storage: Storage, source: str) -> None:
+def kill_a_run(begin: Begin, storage: Storage, event: int | str) -> bool:
+    """Kill a fresh run at an event, check, run it again, check. Return whether it finished before the event."""
+    observer = Observer(storage, begin(event).job.destination)
+    code = begin(event, LAYERS, event).run()
+    observer.look()
+    assert code in (0, -signal.SIGKILL)
+    if code:
+        assert begin(event, LAYERS).run() == 0
+    observer.check_finished(begin(event, LAYERS).job)
+    return code == 0
+
+
+def test_a_run_killed_before_or_after_each_kind_of_s3_call_loses_nothing(
+    begin: Begin, storage: Storage, source: str
+) -> None:
     put_photographs(storage, source, 1)
-    assert kill_at_every_event(begin, storage, ("blocks.0", "blocks.1")) > 40
+    events = events_of_each_kind(begin("all", LAYERS), reads=True)
+    assert len(events) > 30
+    assert all_killed(lambda event: kill_a_run(begin, storage, event), events)
 
 
 @pytest.mark.soak
-def test_a_longer_run_killed_before_or_after_any_s3_call_loses_nothing(
-    begin: Begin, storage: Storage, source: str
+@pytest.mark.parametrize(("photographs", "kills"), [(1, 40), (8, 120)])
+def test_a_run_killed_before_or_after_any_s3_call_loses_nothing(
+    begin: Begin, storage: Storage, source: str, photographs: int, kills: int
 ) -> None:
-    put_photographs(storage, source, 8)
-    assert kill_at_every_event(begin, storage, ("blocks.0", "blocks.1")) > 120
+    put_photographs(storage, source, photographs)
+    assert in_lanes(lambda event: kill_a_run(begin, storage, event)) > kills
 
 
 def kill_at_random(begin: Begin, storage: Storage, kills: int, made: Path) -> int:
@@ -121,7 +132,7 @@ def kill_at_random(begin: Begin, storage: Storage, kills: int, made: Path) -> in
 
 def test_runs_killed_at_random_times_lose_nothing(begin: Begin, storage: Storage, source: str, tmp_path: Path) -> None:
     put_photographs(storage, source, 50)
-    assert kill_at_random(begin, storage, 20, tmp_path / "made") < 20 * 0.05 * 100, "at most 5 % of a run for each kill"
+    assert kill_at_random(begin, storage, 10, tmp_path / "made") < 10 * 0.05 * 100, "at most 5 % of a run for each kill"
 
 
 @pytest.mark.soak
@@ -142,7 +153,7 @@ def race(begin: Begin, storage: Storage, races: int, processes: int = 2) -> None
 
 def test_two_concurrent_runs_of_a_job_write_each_row_once(begin: Begin, storage: Storage, source: str) -> None:
     put_photographs(storage, source, 2)
-    race(begin, storage, 10)
+    race(begin, storage, 5)
 
 
 def test_three_concurrent_runs_of_a_job_share_the_shards(
@@ -198,7 +209,7 @@ def test_a_suspended_run_that_wakes_up_corrupts_nothing(
     suspend: Callable[[Begin, Storage, int], bool], begin: Begin, storage: Storage, source: str
 ) -> None:
     put_photographs(storage, source, 2)
-    for event in range(1, 50, 8):
+    for event in range(1, 50, 12):
         suspend(begin, storage, event)
 
 
@@ -213,7 +224,6 @@ def test_a_run_suspended_at_any_s3_call_corrupts_nothing(
 
 # --- failed dreams that are tried again
 
-LAYERS = ("blocks.0", "blocks.1")
 _network = threading.Lock()
 """Lock around runs in this process: a network dreams in one thread at a time."""
 
@@ -226,13 +236,13 @@ def failed_run(begin: Begin, storage: Storage, folder: object, processes: int = 
     return PartsObserver(storage, attempt.job.destination)
 
 
-def retry(begin: Begin, folder: object, *when: int) -> Attempt:
+def retry(begin: Begin, folder: object, *when: Any) -> Attempt:
     """Return an attempt at the failed dreams of a folder."""
     attempt = begin(folder, LAYERS, *when)
     return replace(attempt, job=attempt.job.model_copy(update={"retry_failed": True}))
 
 
-def kill_a_retry(begin: Begin, storage: Storage, event: int, processes: int) -> bool:
+def kill_a_retry(begin: Begin, storage: Storage, event: int | str, processes: int) -> bool:
     """Kill a retry at an event, check, run it again, check. Return whether it finished before the event."""
     observer = failed_run(begin, storage, event, processes)
     code = retry(begin, event, event).run()
@@ -244,9 +254,14 @@ def kill_a_retry(begin: Begin, storage: Storage, event: int, processes: int) -> 
     return code == 0
 
 
-def test_a_retry_killed_before_any_s3_call_loses_nothing(begin: Begin, storage: Storage, source: str) -> None:
+def test_a_retry_killed_before_or_after_each_kind_of_write_loses_nothing(
+    begin: Begin, storage: Storage, source: str
+) -> None:
     put_photographs(storage, source, 1)
-    assert in_lanes(lambda number: kill_a_retry(begin, storage, 2 * number - 1, 0)) > 20
+    failed_run(begin, storage, "all")
+    events = events_of_each_kind(retry(begin, "all"))
+    assert len(events) > 20
+    assert all_killed(lambda event: kill_a_retry(begin, storage, event, 0), events)
 
 
 @pytest.mark.soak

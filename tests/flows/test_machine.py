@@ -257,7 +257,7 @@ import torch
 from dreamcore.models import load_network
 torch.set_num_threads(1)
 network, faults = load_network("efficientnet_lite0"), []
-for _ in range(12):
+for _ in range(6):
     picture = torch.rand(1, 3, 640, 960, requires_grad=True)
     network.activations(picture, ["blocks.1"])["blocks.1"].square().mean().backward()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)

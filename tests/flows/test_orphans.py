@@ -94,7 +94,7 @@ def check_nothing_is_left(
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.soak)])
 def test_a_run_that_is_killed_leaves_no_server_worker_or_decoder(
     number: signal.Signals, stack: Stack, storage: Storage, source: str, destination: str, home: str, tmp_path: Path,
     processes: list[subprocess.Popen[bytes]],

@@ -17,9 +17,18 @@ from flows.scan import plan_settings
 from flows.storage import Storage
 from flows.verify import verify
 from flows.work import dream_keys
-from tests.flows.test_kills import in_lanes
+from tests.flows.test_kills import all_killed, in_lanes
 from tests.support.copies import read_destination, write_destination
-from tests.support.kills import REFUSED, Attempt, Identity, put_photographs, suspended, wait
+from tests.support.kills import (
+    REFUSED,
+    Attempt,
+    Identity,
+    events_of_each_kind,
+    folder_of,
+    put_photographs,
+    suspended,
+    wait,
+)
 
 SOURCE, ORIGINAL = "s3://photos/prune kills/", "s3://dreams/prune kills/"
 LAYERS = ("blocks.0", "blocks.1")
@@ -53,8 +62,8 @@ def job(destination: str) -> DreamJob:
 def begin(stack: Stack, objects: Mapping[str, bytes], storage: Storage, destination: str, tmp_path: Path) -> Begin:
     """Return a function that copies the destination and returns an attempt at pruning the copy."""
 
-    def attempt(folder: object, event: int | None = None, number: int = signal.SIGKILL) -> Attempt:
-        copy = f"{destination}{folder}/"
+    def attempt(folder: object, event: int | str | None = None, number: int = signal.SIGKILL) -> Attempt:
+        copy = f"{destination}{folder_of(folder)}/"
         write_destination(storage, objects, ORIGINAL, copy)
         unwanted = next(
             each.settings_id for each in plan_settings(job(copy)) if each.settings.layers[0].layer == LAYERS[1]
@@ -122,7 +131,7 @@ def _rows(storage: Storage, destination: str) -> dict[Identity, str]:
     return found
 
 
-def kill(begin: Begin, storage: Storage, event: int) -> bool:
+def kill(begin: Begin, storage: Storage, event: int | str) -> bool:
     """Kill a prune at an event, check, prune again, check. Return whether it finished before the event."""
     attempt = begin(event, event)
     watcher = Watcher.of(attempt, storage)
@@ -135,8 +144,12 @@ def kill(begin: Begin, storage: Storage, event: int) -> bool:
     return code == 0
 
 
-def test_a_prune_killed_before_any_s3_call_is_finished_by_the_next(begin: Begin, storage: Storage) -> None:
-    assert in_lanes(lambda number: kill(begin, storage, 2 * number - 1)) > 25
+def test_a_prune_killed_before_or_after_each_kind_of_write_is_finished_by_the_next(
+    begin: Begin, storage: Storage
+) -> None:
+    events = events_of_each_kind(begin("all"))
+    assert len(events) > 10
+    assert all_killed(lambda event: kill(begin, storage, event), events)
 
 
 @pytest.mark.soak

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import pytest
+
 from flows.local.stack import Stack
 from flows.storage import Storage
 from tests.support.command import Command
@@ -60,6 +62,7 @@ def test_no_secret_is_printed_logged_or_stored(
         assert [place for place, data in searched if secret.encode() in data] == []
 
 
+@pytest.mark.slow
 def test_the_token_of_a_request_is_not_logged() -> None:
     """At DEBUG botocore would log it, and Prefect would store it in its database."""
     token = f"canary{secrets.token_hex(16)}"

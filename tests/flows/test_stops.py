@@ -28,12 +28,13 @@ GRID = {"layers": ["blocks.0", "blocks.1"], "octaves": [2], "steps": [30]}
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Return a function that starts `dreamgrid run` as the leader of a process group."""
+    """Return a function that starts `dreamgrid run` as the leader of a process group. It makes one dream at a time."""
 
-    def popen(*arguments: str) -> subprocess.Popen[str]:
+    def popen(*arguments: str, workers: int = 1) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [DREAMGRID, "run", *arguments],
             cwd=tmp_path,
+            env=os.environ | {"DREAMGRID_WORKERS": str(workers), "DREAMGRID_BATCH": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -79,7 +80,7 @@ def test_the_next_command_resumes_a_run_however_it_was_stopped(
     start: Callable[..., subprocess.Popen[str]],
     tmp_path: Path,
 ) -> None:
-    put_photographs(storage, source, 20)
+    put_photographs(storage, source, 12)
     job = DreamJob.model_validate({"source": source, "destination": destination, "grid": GRID})
     (tmp_path / "job.yaml").write_text(job.model_dump_json())
     observer = Observer(storage, destination)
@@ -89,7 +90,7 @@ def test_the_next_command_resumes_a_run_however_it_was_stopped(
     os.killpg(command.pid, signal.SIGKILL)
     assert end(command)[0] == -signal.SIGKILL
 
-    command = start("job.yaml")
+    command = start("job.yaml", workers=2)
     await_more(observer, command)
     os.kill(workers_of(command)[0], signal.SIGKILL)
     code, errors = end(command)
@@ -119,7 +120,7 @@ def test_the_next_command_resumes_a_run_however_it_was_stopped(
     assert command.returncode == 0, errors
     assert json.loads(output)["run_id"] == held.run_id
     observer.check_finished(job)
-    assert len(observer.rows) == 40
+    assert len(observer.rows) == 24
 
 
 @pytest.mark.soak

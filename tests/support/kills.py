@@ -10,17 +10,20 @@ import io
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow.parquet as pq
 import torch
@@ -84,9 +87,12 @@ class Attempt:
     job: DreamJob
     made: Path
     """A file that grows by one byte for each computed dream."""
-    event: int | None = None
-    """When the process sends itself the signal. Each S3 call is two events, numbered from 1."""
+    event: int | str | None = None
+    """When the process sends itself the signal: a number from 1, or one of `events_of_each_kind`. Each S3 call is two
+    events."""
     signal: int = signal.SIGKILL
+    events: Path | None = None
+    """A file to which the process adds the name of each event."""
     fails_at: str | None = None
     """A layer at which every dream fails."""
     processes: int = 4
@@ -196,14 +202,60 @@ def _counting_executor(attempt: Attempt, storage: Storage) -> Executor:
 
 
 def _watch_calls(storage: Storage, attempt: Attempt) -> None:
-    events = itertools.count(1)
+    numbers, times, call, one_by_one = itertools.count(1), Counter[str](), threading.local(), threading.Lock()
 
-    def event(**_: object) -> None:
-        if next(events) == attempt.event:
-            os.kill(os.getpid(), attempt.signal)
+    def happened(kind: str) -> None:
+        with one_by_one:
+            times[kind] += 1
+            name = f"{kind} #{times[kind]}"
+            if attempt.events:
+                with attempt.events.open("a") as file:
+                    file.write(f"{name}\n")
+            if attempt.event in (next(numbers), name):
+                os.kill(os.getpid(), attempt.signal)
 
-    for name in ("before-send.s3", "response-received.s3"):
-        storage._client.meta.events.register(name, event)
+    def before(request: Any, **_: object) -> None:
+        call.kind = _kind(request.method, request.url, attempt.job.destination)
+        happened(f"before {call.kind}")
+
+    def after(**_: object) -> None:
+        happened(f"after {call.kind}")
+
+    storage._client.meta.events.register("before-send.s3", before)
+    storage._client.meta.events.register("response-received.s3", after)
+
+
+def _kind(method: str, url: str, destination: str) -> str:
+    """Return the method of a call and its key without numbers and ids, such as `PUT manifest/run=*/shard-*.parquet`."""
+    address = urlsplit(url)
+    listed = parse_qs(address.query).get("prefix")
+    uri = f"s3:/{unquote(address.path).rstrip('/')}" + (f"/{listed[0]}" if listed else "")
+    key = re.sub(r"[0-9a-f]{6,}|[0-9]+", "*", uri.removeprefix(destination))
+    return f"{'LIST' if listed else method} {key}"
+
+
+def events_of_each_kind(attempt: Attempt, *, reads: bool = False) -> list[str]:
+    """Run an attempt to its end. Return events of each kind of write: before the first, before and after the last.
+
+    A read changes nothing, so a kill at a read leaves the same objects as a kill after the write before it. With
+    `reads`, there is nevertheless one event before the first read of each kind.
+    """
+    file = attempt.made.with_name("events")
+    assert replace(attempt, events=file).run() == 0
+    times = Counter(line.rpartition(" #")[0] for line in file.read_text().splitlines())
+    chosen = []
+    for kind, last in times.items():
+        when, method, *_ = kind.split(" ")
+        if method in ("PUT", "POST", "DELETE"):
+            chosen += [f"{kind} #{number}" for number in sorted({1, last} if when == "before" else {last})]
+        elif reads and when == "before":
+            chosen.append(f"{kind} #1")
+    return chosen
+
+
+def folder_of(event: object) -> str:
+    """Return the name of a folder for the attempt that is killed or suspended at an event."""
+    return re.sub(r"\W+", "-", str(event))
 
 
 def put_photographs(storage: Storage, source: str, count: int) -> None:
