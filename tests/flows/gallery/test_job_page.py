@@ -176,6 +176,7 @@ def test_failures_are_tried_again_by_kind_unless_a_run_is_on(
         page = gallery.ask("failures")
         assert "not_an_image" in page
         assert "Try again" not in page
+        assert "A run has not ended: 0 of 2 dreams are finished" in page
         assert "no dream is chosen" in gallery.ask("job/cost", kind="all", marks_min=1)
         rows = manifest.read(storage, destination, ["status", "result_id"]).to_pylist()
         (done,) = [row["result_id"] for row in rows if row["status"] == "done"]
