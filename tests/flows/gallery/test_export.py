@@ -160,6 +160,15 @@ def test_an_export_below_the_destination_links_to_its_dreams(store: Storage, row
     assert (store.read(thumb) or b"").startswith(b"RIFF")
 
 
+def test_an_export_elsewhere_in_s3_has_copies_and_leaves_out_what_is_missing(store: Storage, destination: str) -> None:
+    first, second = fill(store, SOURCE, destination, ("coffee.jpg",), grid=[{"seed": 0}, {"seed": 1}])
+    store.delete(str(second.result_uri))
+    target = open_target("s3://dreams/gallery elsewhere/", destination, store)
+    found = export(destination, store, target, Filters())
+    assert (found.dreams, found.missing) == (1, 1)
+    assert target.read(f"pictures/{first.result_id}.png") == store.read(str(first.result_uri))
+
+
 def test_looks_stand_in_one_row_of_the_export(store: Storage, destination: str, tmp_path: Path) -> None:
     looks = [{"look": "creatures"}, {"look": "neon"}, {}, {"look": "filigree"}]
     fill(store, SOURCE, destination, ("coffee.jpg",), grid=looks)
