@@ -33,12 +33,15 @@ def chromium() -> Iterator["Browser"]:
         browser.close()
 
 
-@pytest.fixture
-def open_page(chromium: "Browser", request: pytest.FixtureRequest) -> Iterator[Open]:
-    """Return a function that opens a page; errors in the page, dialogs and broken policies fail the test.
+@pytest.fixture(scope="module")
+def url() -> str:
+    """The address of the gallery that the pages of a module belong to. Modules with such a gallery replace this."""
+    return ""
 
-    The address of the page is below `base`: by default the fixture `url` of the test's module.
-    """
+
+@pytest.fixture
+def open_page(chromium: "Browser", url: str) -> Iterator[Open]:
+    """Return a function that opens a page; errors in the page, dialogs and broken policies fail the test."""
     contexts, problems = [], []
 
     def listen(page: "Page") -> None:
@@ -47,14 +50,14 @@ def open_page(chromium: "Browser", request: pytest.FixtureRequest) -> Iterator[O
         page.on("console", lambda line: problems.append(line.text) if "Content Security Policy" in line.text else None)
 
     def start(
-        path: str, size: "ViewportSize" = WIDE, theme: Literal["light", "dark"] = "light", base: str = ""
+        path: str, size: "ViewportSize" = WIDE, theme: Literal["light", "dark"] = "light", base: str = url
     ) -> "Page":
         context = chromium.new_context(viewport=size, color_scheme=theme)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(30_000)
         listen(page)
-        page.goto((base or request.getfixturevalue("url")) + path)
+        page.goto(base + path)
         page.wait_for_selector("body[data-ready]")
         return page
 
