@@ -42,6 +42,7 @@ from flows.s3_transfers import MD5, OnBytes, request_download, request_upload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef
 
 __all__ = [
     "DEFAULT_RETRY",
@@ -170,6 +171,16 @@ class Storage:
 
         with suppress(NotFound):
             self._request(uri, copy)
+            return True
+        return False
+
+    def copy(self, uri: str, target: str) -> bool:
+        """Copy an object within the store, and replace the target; return False if the object does not exist."""
+        bucket, key = parse_uri(target)
+        source_bucket, source_key = parse_uri(uri)
+        source: CopySourceTypeDef = {"Bucket": source_bucket, "Key": source_key}
+        with suppress(NotFound):
+            self._request(uri, lambda s3: s3.copy_object(Bucket=bucket, Key=key, CopySource=source))
             return True
         return False
 

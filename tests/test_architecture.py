@@ -54,6 +54,7 @@ LEVELS = (
         "gallery.composer",
         "gallery.context",
         "gallery.downloads",
+        "gallery.enlarged",
         "gallery.favourites_page",
         "gallery.export",
         "gallery.export_target",
@@ -75,6 +76,7 @@ LEVELS = (
         "gallery.site",
         "gallery.thumbnails",
         "gallery.whole",
+        "gallery.windows",
     },
     {
         "gallery.axes",

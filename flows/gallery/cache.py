@@ -1,15 +1,18 @@
 """The gallery's copy of a manifest: a DuckDB file in the user's cache.
 
-    XDG_CACHE_HOME/dreamgrid/gallery/<key>/<slot>.duckdb
+    XDG_CACHE_HOME/dreamgrid/gallery/<key>/<slot>.duckdb, <slot>.lock
 
 The key is a digest of the store's endpoint and the destination. DuckDB allows one process to write a file, so each
 server takes the first slot that is free, and holds it by a lock. A second server on the same destination fills a slot
 of its own. The file is a cache: a damaged one is built again. It has no credentials, and only its user may read it.
+`delete_unused` deletes what no process has opened for a long time.
 """
 
 import logging
+import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -31,11 +34,12 @@ from flows.parts import Part, list_parts
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import Storage
 
-__all__ = ["Cache"]
+__all__ = ["UNUSED_DAYS", "Cache", "delete_unused"]
 
 _LOG = logging.getLogger(__name__)
 
 _SLOTS = 16
+UNUSED_DAYS = 90
 _READERS = 8
 _ROWS_PER_BATCH = 100_000
 """Rows that are added with one transaction while the cache is filled."""
@@ -110,6 +114,7 @@ class Cache:
             for number in range(_SLOTS):
                 if lock := _try_lock(folder / f"{number}.lock"):
                     self._lock = lock
+                    os.utime(lock.fileno())  # when it was opened last, for `delete_unused`
                     return folder / f"{number}.duckdb"
         except OSError as error:
             _LOG.warning("The cache %s cannot be used, so the manifest is read anew: %s", folder, error)
@@ -328,6 +333,38 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def delete_unused(root: Path, days: float = UNUSED_DAYS) -> list[str]:
+    """Delete the databases that no process has opened for some days, and none that a process has open.
+
+    Args:
+        root: the folder of all caches.
+        days: how long.
+
+    Returns:
+        The keys of the destinations of which nothing is left.
+    """
+    oldest, gone = time.time() - days * 86_400, []
+    for folder in {path.parent for path in root.glob("*/*.lock")}:
+        with suppress(OSError):
+            for path in folder.glob("*.lock"):
+                _delete_slot(path, oldest)
+            folder.rmdir()
+            gone.append(folder.name)
+    return gone
+
+
+def _delete_slot(path: Path, oldest: float) -> None:
+    """Delete the files of a slot that was opened last before `oldest`, and its lock last."""
+    files = [path, *path.parent.glob(f"{path.stem}.duckdb*"), *path.parent.glob(f"{path.stem}-*")]
+    if max(file.stat().st_mtime for file in files) > oldest:
+        return
+    if lock := _try_lock(path):
+        with lock:
+            if os.fstat(lock.fileno()).st_mtime <= oldest:  # another process may have opened it a moment ago
+                for file in reversed(files):
+                    _remove(file)
+
+
 def _try_lock(path: Path) -> IO[bytes] | None:
     """Return an open file that this process alone holds; None if another one holds it."""
     try:
@@ -337,7 +374,9 @@ def _try_lock(path: Path) -> IO[bytes] | None:
     file = path.open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            return file
     except OSError:
-        file.close()
-        return None
-    return file
+        pass
+    file.close()  # held by another process, or deleted a moment ago
+    return None

@@ -131,12 +131,19 @@ def dream_or_404(place: Place, result_id: str) -> DreamRow:
     raise HTTPException(404, f"{place.destination} has no dream with the id {result_id[:16]}. It may be pruned.")
 
 
-def inspector_values(row: DreamRow | None) -> dict[str, Any]:
-    """Return what the inspector shows of a dream besides its row."""
+def inspector_values(place: Place, row: DreamRow | None) -> dict[str, Any]:
+    """Return what the inspector shows of a dream: its row, the defaults, and the dreams that it is related to."""
     known = defaults()
     shown = {*_MAIN_SETTINGS, *(row.settings if row else ())}
     at_default = [name for name in known if name not in shown]
-    return {"row": row, "main_settings": _MAIN_SETTINGS, "defaults": known, "at_default": at_default}
+    return {
+        "row": row,
+        "main_settings": _MAIN_SETTINGS,
+        "defaults": known,
+        "at_default": at_default,
+        "original": place.queries.dream(row.enlarged_from) if row and row.enlarged_from else None,
+        "enlarged_dreams": place.queries.enlarged(row.result_id) if row else [],
+    }
 
 
 def unfinished_run(place: Place) -> Run | None:

@@ -39,6 +39,7 @@ _COLUMNS = {
     "result_bytes": "x.result_bytes",
     "created_at": "d.created_at",
     "mark": "m.mark",
+    "enlarged_from": "x.enlarged_from",
 }
 
 _FROM = """
@@ -61,6 +62,7 @@ def read_dream(row: Sequence[Any], points: Mapping[int, Point]) -> DreamRow:
     values = dict(zip(_COLUMNS, row, strict=False))
     point = points[values.pop("settings_no")]
     created_at: datetime = values.pop("created_at")
+    original = values.pop("enlarged_from")
     return DreamRow(
         result_id=f"{values.pop('result_no'):016x}",
         settings_id=point.settings_id,
@@ -75,6 +77,7 @@ def read_dream(row: Sequence[Any], points: Mapping[int, Point]) -> DreamRow:
         classes_before=_classes(values.pop("classes_before")),
         classes_after=_classes(values.pop("classes_after")),
         created_at=created_at.replace(tzinfo=UTC),
+        enlarged_from=None if original is None else f"{original:016x}",
         **values,
     )
 

@@ -1,6 +1,7 @@
 """A gallery as plain files, which open from any web server without Python.
 
-The files of the page are `index.html`, scripts and styles, and `data-<digest>.js` with what is known of the dreams. The
+The files of the page are `index.html`, styles, the scripts of the served gallery in `script-<digest>/`, and
+`data-<digest>.js` with what is known of the dreams: `export_pages.js` draws the pages that a server would send. The
 index page is written last and names the data by its digest, so that an export that was stopped changes no earlier one.
 Pictures have names that stand for their content; a repeated export writes only those that are missing.
 """
@@ -11,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.settings import digest
 from flows.gallery.axes import axes_of
-from flows.gallery.context import FOLDER, point_of, text_of
-from flows.gallery.export_target import Target
-from flows.gallery.formats import describe, figure, gain, plain, redream_command, settings_text
+from flows.gallery.context import FOLDER, KEYMAP, point_of, text_of
+from flows.gallery.enlarged import apart
+from flows.gallery.export_target import DATA, PICTURES, SCRIPTS, Target
+from flows.gallery.formats import describe, figure, gain, plain, redream_command, setting, settings_text
 from flows.gallery.points import WHOLE, defaults
 from flows.gallery.ratios import ratio_class, stylesheet
 from flows.gallery.records import Axis, DreamRow, Filters
@@ -36,9 +37,16 @@ __all__ = ["MAX_DREAMS", "Exported", "export"]
 MAX_DREAMS = 2000
 _THREADS = 8
 _GENERATOR = b'<meta name="generator" content="Dreamgrid">'
-_SCRIPTS = ("script/theme.js", "export/export.js", "export/loupe.js")
-_STYLES = ("style/frame.css", "style/pictures.css", "style/panels.css", "export/export.css")
-_OWN_FILE = re.compile(r"data-[0-9a-f]{16}\.js|pictures/[0-9a-f]{16}(-small|-photograph)?\.(webp|png|jpg)")
+_SCRIPTS = (
+    "theme", "page", "trail", "cells", "forms", "loupe", "keys", "start", "export_parts", "export_pages", "export",
+)  # fmt: skip
+"""The scripts of the page. All but those named after the export are scripts of the served gallery, too."""
+_STYLES = ("frame", "pictures", "panels", "export")
+_NOT_HERE = ("1 to 5", "f", "x", "0", "shift with a mark", "z", "m", "v", "g then l, f, s, e, r")
+"""Keys of the served gallery that mark dreams, make jobs or go to other views."""
+_OWN_FILE = re.compile(
+    rf"{DATA}[0-9a-f]{{16}}\.js|{PICTURES}[0-9a-f]{{16}}(-small|-photograph)?\.(webp|png|jpg)|{SCRIPTS}[0-9a-f]{{16}}/\w+\.js"
+)
 """Files that only an export writes; those of an earlier one that are not used any more are deleted."""
 
 
@@ -72,6 +80,12 @@ class _Export:
         """Write a picture unless the target has it; return its name."""
         if name not in self.known:
             self.target.write(name, read())
+        return name
+
+    def copy(self, name: str, uri: str) -> str:
+        """Write a whole dream unless the target has it; return the name of the file."""
+        if name not in self.known and not self.target.copy(name, uri, self.place.storage):
+            raise Missing(f"{uri} does not exist")
         return name
 
 
@@ -143,25 +157,36 @@ def _write(work: _Export, rows: Sequence[DreamRow], on_progress: Callable[[int, 
     pictures = dict(zip(photographs, found[len(rows) :], strict=True))
     data = _data(work, dreams, pictures)
     text = f"window.DREAMS = {json.dumps(data, separators=(',', ':'))};\n".encode()
-    used = {f"data-{sha256(text).hexdigest()[:16]}.js", *_names(data)}
-    _write_page(work, data["title"], text)
+    used = {*_write_page(work, data["title"], text), *_names(data)}
     work.target.delete(name for name in work.known - used if _OWN_FILE.fullmatch(name))
     return Exported(work.target.address, len(dreams), len(data["photographs"]), len(rows) - len(dreams))
 
 
-def _write_page(work: _Export, title: str, data: bytes) -> None:
-    """Write the files of the page, and the index last. Each is named with its version, which caches need."""
-    versions = {}
-    files = {name: (FOLDER / "static" / name).read_bytes() for name in ("icon.svg", *_SCRIPTS, *_STYLES)}
-    files |= {"style/ratios.css": stylesheet().encode(), f"data-{sha256(data).hexdigest()[:16]}.js": data}
+def _write_page(work: _Export, title: str, data: bytes) -> set[str]:
+    """Write the files of the page, and the index last; return their names.
+
+    Caches may keep every file, because its address names its version. Scripts import each other by their names, so the
+    version is that of their folder.
+    """
+    static = FOLDER / "static"
+    scripts = {f"{name}.js": (static / "script" / f"{name}.js").read_bytes() for name in _SCRIPTS}
+    folder = f"{SCRIPTS}{sha256(b''.join(scripts.values())).hexdigest()[:16]}/"
+    data_file = f"{DATA}{sha256(data).hexdigest()[:16]}.js"
+    styles = {"ratios.css": stylesheet().encode()}
+    styles |= {f"{name}.css": (static / "style" / f"{name}.css").read_bytes() for name in _STYLES}
+    files = {data_file: data, "icon.svg": (static / "icon.svg").read_bytes(), **styles}
+    files |= {folder + name: content for name, content in scripts.items()}
     for name, content in files.items():
-        work.target.write(Path(name).name, content)
-        versions[Path(name).name] = f"{Path(name).name}?{sha256(content).hexdigest()[:8]}"
-    styles = [versions[Path(name).name] for name in ("style/ratios.css", *_STYLES)]
-    theme, *scripts = [versions[Path(name).name] for name in _SCRIPTS]
-    scripts.insert(0, next(name for name in versions.values() if name.startswith("data-")))
-    values = {"title": title, "styles": styles, "theme": theme, "scripts": scripts, "icon": versions["icon.svg"]}
+        work.target.write(name, content)
+    values = {
+        "title": title,
+        "styles": [f"{name}?{sha256(content).hexdigest()[:8]}" for name, content in styles.items()],
+        "data": data_file,
+        "scripts": folder,
+        "keymap": [each for each in KEYMAP if each[0] not in _NOT_HERE],
+    }
     work.target.write("index.html", text_of("export.html", values).encode())
+    return set(files)
 
 
 def _names(data: Mapping[str, Any]) -> set[str]:
@@ -175,13 +200,12 @@ def _dream(work: _Export, row: DreamRow) -> dict[str, Any] | None:
     place, uri = work.place, row.result_uri or ""
     if not uri.startswith(images_folder(place.destination)):  # a manifest may name anything
         return None
-    small = f"pictures/{row.result_id}-small.webp"
-    full = f"pictures/{row.result_id}.{uri.rpartition('.')[2]}"
+    small = f"{PICTURES}{row.result_id}-small.webp"
+    full = f"{PICTURES}{row.result_id}.{uri.rpartition('.')[2]}"
     read_small = partial(place.thumbnails.of_dream, uri, row.result_id)
     try:
         if work.up is None:
-            read_full = partial(place.thumbnails.full, uri)
-            return {"small": work.write(small, read_small), "full": work.write(full, read_full)}
+            return {"small": work.write(small, read_small), "full": work.copy(full, uri)}
         if place.storage.find(uri) is None:
             return None
         thumb = thumb_uri(place.destination, uri)  # deleted with the dream by `dreamgrid prune`
@@ -198,7 +222,7 @@ def _link(work: _Export, uri: str) -> str:
 
 def _photograph(work: _Export, row: DreamRow) -> dict[str, Any] | None:
     """Write a photograph as small and as large as its largest dream; None if it is missing or was replaced."""
-    name = f"pictures/{digest(row.source_uri, row.source_etag, str(row.width), str(row.height))[:16]}"
+    name = f"{PICTURES}{digest(row.source_uri, row.source_etag, str(row.width), str(row.height))[:16]}"
     thumbnails, version = work.place.thumbnails, (row.source_uri, row.source_etag)
     pixels = pixels_of(row.width, row.height)
     try:
@@ -221,31 +245,39 @@ def _data(
     photographs: list[dict[str, Any]] = []
     at: dict[int, dict[str, str]] = {}
     for numbers in groups.values():
-        rows = [dreams[number][0] for number in numbers]
-        points = [point_of(row) for row in rows]
-        axes = axes_of(points)
-        if is_sparse(axes, len(points)):
-            names = names_of(points)
-            axes = [Axis(WHOLE, tuple(names.values()))]
-            at |= {number: {WHOLE: names[point.settings_id]} for number, point in zip(numbers, points, strict=True)}
-        else:
-            at |= {
-                number: {axis.name: point.value(axis.name) for axis in axes}
-                for number, point in zip(numbers, points, strict=True)
-            }
-        files = pictures.get((rows[0].source_uri, rows[0].source_etag)) or {"small": "", "full": ""}
-        best = max(numbers, key=lambda number: dreams[number][0].gain_rank or 0.0)
+        grid, enlarged = apart([dreams[number][0] for number in numbers])
+        position = {dreams[number][0].result_id: number for number in numbers}
+        axes, values = _places(grid)
+        at |= {position[result_id]: each for result_id, each in values.items()}
+        files = pictures.get((grid[0].source_uri, grid[0].source_etag)) or {"small": "", "full": ""}
+        best = max(grid, key=lambda row: row.gain_rank or 0.0)
         photographs.append(
             {
-                "name": plain(rows[0].source_name), "dreams": numbers, "best": best, **files,
+                "name": plain(grid[0].source_name),
+                "dreams": [position[row.result_id] for row in grid],
+                "enlarged": [position[row.result_id] for row in enlarged],
+                "best": position[best.result_id],
                 "axes": [{"name": axis.name, "values": axis.values} for axis in axes],
+                **files,
             }
-        )  # fmt: skip
+        )
     return {
         "title": plain(work.place.destination.rstrip("/").rpartition("/")[2]),
         "photographs": photographs,
-        "dreams": [_entry(row, files) | {"at": at[number]} for number, (row, files) in enumerate(dreams)],
+        "dreams": [_entry(row, files) | {"at": at.get(number, {})} for number, (row, files) in enumerate(dreams)],
     }
+
+
+def _places(grid: Sequence[DreamRow]) -> tuple[Sequence[Axis], dict[str, dict[str, str]]]:
+    """Return the axes of a photograph, and the values of each dream on them by its `result_id`."""
+    points = {row.result_id: point_of(row) for row in grid}
+    axes = axes_of(points.values())
+    if is_sparse(axes, len(points)):
+        names = names_of(list(points.values()))
+        return [Axis(WHOLE, tuple(names.values()))], {
+            each: {WHOLE: names[point.settings_id]} for each, point in points.items()
+        }
+    return axes, {each: {axis.name: point.value(axis.name) for axis in axes} for each, point in points.items()}
 
 
 def _entry(row: DreamRow, files: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,7 +298,8 @@ def _entry(row: DreamRow, files: Mapping[str, Any]) -> dict[str, Any]:
         "objective": row.objective,
         "before": [[seen.label, round(100 * seen.p)] for seen in row.classes_before[:4]],
         "after": [[seen.label, round(100 * seen.p)] for seen in row.classes_after[:4]],
-        "facts": {name: plain(value) for name, value in facts.items()},
+        "facts": {name: plain(setting(value, name)) for name, value in facts.items()},
         "command": redream_command(row),
+        "enlarged_from": row.enlarged_from,
         "mark": row.mark or 0,
     }

@@ -2,15 +2,18 @@
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from dreamcore.errors import InvalidInput
 from flows.layout import folder_uri, gallery_folder
 from flows.storage import Storage
 
-__all__ = ["FolderTarget", "S3Target", "Target", "open_target"]
+__all__ = ["DATA", "PICTURES", "SCRIPTS", "FolderTarget", "S3Target", "Target", "open_target"]
+
+DATA, PICTURES, SCRIPTS = "data-", "pictures/", "script-"
+"""How the names begin of the files that are named after their content."""
 
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -33,10 +36,13 @@ class Target(Protocol):
         """Return the bytes of a file; None if it does not exist."""
 
     def names(self) -> set[str]:
-        """Return the names of all files."""
+        """Return the names of the files that an export may have written. Others in the folder take no time."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file."""
+
+    def copy(self, name: str, uri: str, storage: Storage) -> bool:
+        """Write an object of S3 as a file, without holding it in memory; return False if it does not exist."""
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files."""
@@ -62,23 +68,36 @@ class FolderTarget:
             raise InvalidInput(f"{self._folder / name} cannot be read: {error.strerror}") from error
 
     def names(self) -> set[str]:
-        """Return the names of all files."""
-        return {path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file()}
+        """Return the names of the files that an export may have written."""
+        folders = [self._folder, self._folder / PICTURES, *self._folder.glob(f"{SCRIPTS}*")]
+        files = (path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file())
+        return {path.relative_to(self._folder).as_posix() for path in files}
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file."""
+        self._fill(name, lambda file: file.write(data) >= 0)
+
+    def copy(self, name: str, uri: str, storage: Storage) -> bool:
+        """Write an object of S3 as a file; return False if it does not exist."""
+        return self._fill(name, lambda file: storage.copy_to(uri, file))
+
+    def _fill(self, name: str, fill: Callable[[BinaryIO], bool]) -> bool:
+        """Let `fill` write a file, which then appears as a whole; if it returns False, there is no file."""
         path, temporary = self._folder / name, None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".export-")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+            with os.fdopen(descriptor, "w+b") as file:
+                if not fill(file):
+                    return False
             Path(temporary).chmod(0o644)  # a web server reads it
             Path(temporary).replace(path)
         except OSError as error:
+            raise InvalidInput(f"{path} cannot be written: {error.strerror}") from error
+        finally:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
-            raise InvalidInput(f"{path} cannot be written: {error.strerror}") from error
+        return True
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files."""
@@ -102,12 +121,17 @@ class S3Target:
         return self._storage.read(self.address + name)
 
     def names(self) -> set[str]:
-        """Return the names of all files."""
-        return {info.uri.removeprefix(self.address) for info in self._storage.list(self.address)}
+        """Return the names of the files that an export may have written."""
+        found = (info for start in (DATA, PICTURES, SCRIPTS) for info in self._storage.list(self.address + start))
+        return {info.uri.removeprefix(self.address) for info in found}
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file."""
         self._storage.write(self.address + name, data, _TYPES[name.rpartition(".")[2]])
+
+    def copy(self, name: str, uri: str, storage: Storage) -> bool:
+        """Copy an object within the store; return False if it does not exist."""
+        return storage.copy(uri, self.address + name)
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files."""

@@ -52,7 +52,7 @@ def favourites(request: Request) -> HTMLResponse:
         "rejected": sum(each.dreams for each in counts if each.mark == REJECTED),
         "running": unfinished_run(place),
     }
-    return render(request, "favourites.html", "favourites", values | inspector_values(row), place=place)
+    return render(request, "favourites.html", "favourites", values | inspector_values(place, row), place=place)
 
 
 def marks_of(params: Params) -> int:

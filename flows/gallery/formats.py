@@ -11,7 +11,7 @@ from flows.gallery.points import defaults
 from flows.gallery.ratios import ratio_class
 from flows.gallery.records import DreamRow
 
-__all__ = ["FILTERS", "describe", "figure", "gain", "plain", "redream_command", "settings_text"]
+__all__ = ["FILTERS", "describe", "figure", "gain", "plain", "redream_command", "setting", "settings_text"]
 
 _DIRECTIONS = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 """Marks that change the direction of the text after them."""
@@ -62,6 +62,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def setting(value: str, name: str) -> str:
+    """Return the value of a setting for a list: of `enlarge`, whose dream is shown elsewhere, only the strength."""
+    return value.partition("), ")[2] or value if name == "enlarge" else value
+
+
 def settings_text(row: DreamRow) -> str:
     """Return the layers and the most important settings of a dream, as a short line."""
     values = {name: row.settings.get(name, defaults().get(name, "")) for name in _IN_WORDS}
@@ -106,6 +111,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "plain": plain,
     "ratio": lambda row: ratio_class(row.width, row.height),
     "redream": redream_command,
+    "setting": setting,
     "settings_text": settings_text,
     "sparkline": sparkline,
 }

@@ -1,7 +1,7 @@
 """The grid: the dreams of one photograph, with any two settings as rows and columns and the others as sliders."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
@@ -12,11 +12,13 @@ from starlette.responses import HTMLResponse, Response
 from flows.gallery.address import AXIS, Params
 from flows.gallery.axes import axes_of, in_order
 from flows.gallery.context import inspector_values, params_of, place_of, point_of, render, unfinished_run
+from flows.gallery.enlarged import apart, awaited, without_enlarged
 from flows.gallery.planned import Planned
 from flows.gallery.ratios import ratio_class
 from flows.gallery.records import Axis, DreamRow, Filters
 from flows.gallery.site import Place
 from flows.gallery.whole import is_sparse, names_of, whole_axis
+from flows.gallery.windows import Window, window
 
 __all__ = ["grid", "news"]
 
@@ -69,7 +71,7 @@ def grid(request: Request) -> HTMLResponse:
     values = _values(place, params)
     source_uri = values["source_uri"]
     previous, following = place.queries.neighbours(source_uri, Filters())
-    values |= {"previous": previous, "next": following} | inspector_values(values["chosen_row"])
+    values |= {"previous": previous, "next": following} | inspector_values(place, values["chosen_row"])
     return render(request, "grid.html", "grid", values, place=place)
 
 
@@ -90,22 +92,28 @@ def _values(place: Place, params: Params) -> dict[str, Any]:
     planned = planned if planned and planned.covers(source_uri) else None
     if photograph is None:
         raise HTTPException(404, f"{place.destination} has no dreams of {source_uri or 'this photograph'}.")
-    rows = place.queries.dreams(source_uri)
+    everything = place.queries.dreams(source_uri)
+    rows, enlarged = apart(everything)
+    to_come, planned = awaited(planned, everything), without_enlarged(planned)
     sample = next((row for row in rows if row.width), rows[0])
-    axes = _axes(place.queries.axes(source_uri), rows, planned)
+    axes = _axes(rows, planned)
     points = [*map(point_of, rows), *(planned.points if planned else ())]
     whole = whole_axis(points)
     down, across = _chosen_axes(axes, whole, params)
     others = [axis for axis in axes if axis not in (down, across) and down != whole]
-    sliders = _sliders(others, params, _row_of(rows, params))
+    wanted = _wanted(rows, params)
+    sliders = _sliders(others, params, wanted)
     names = names_of(points) if down == whole else {}
-    lines = _lines(place, source_uri, (down, across), sliders, planned, names)
+    shown_down, shown_across, windows = _windows(down, across, params, wanted)
+    lines = _lines(rows, (shown_down, shown_across), sliders, planned, names)
     cells = [cell for line in lines for cell in line.cells]
     dreams = [cell.row for cell in cells if cell.kind == "dream" and cell.row]
-    chosen = next((row for row in dreams if row.result_id == params.get("chosen")), dreams[0] if dreams else None)
-    one_objective = len({row.objective for row in dreams}) < 2
-    columns = [Line(value, _mean([line.cells[i] for line in lines]), []) for i, value in enumerate(_values_of(across))]
-    tally = _tally(rows, planned)
+    shown = dreams + [row for row in enlarged if row.status == "done"]
+    chosen = _wanted(shown, params) or (shown[0] if shown else None)
+    columns = [
+        Line(value, _mean([line.cells[i] for line in lines]), []) for i, value in enumerate(_values_of(shown_across))
+    ]
+    tally = _tally(everything, planned, to_come)
     running = unfinished_run(place) if planned else None
     return {
         "params": params,
@@ -117,9 +125,10 @@ def _values(place: Place, params: Params) -> dict[str, Any]:
         "rest": sliders,
         "swapped": params.with_changes({"down": across.name, "across": down.name}) if down and across else "",
         "lines": lines,
-        "columns": columns[:_MAX_COLUMNS],
-        "one_objective": one_objective,
-        "cut": _cut(down, across),
+        "columns": columns,
+        "windows": windows,
+        "enlarged": enlarged,
+        "enlarging": to_come,
         "captions": params.get("captions") if params.get("captions") in _CAPTIONS else "scores",
         "shape": ratio_class(sample.width or 3, sample.height or 2),
         "source_thumb": f"/d/{place.slug}/photograph/{sample.result_id}/small" if tally.done else "",
@@ -131,15 +140,18 @@ def _values(place: Place, params: Params) -> dict[str, Any]:
     }
 
 
-def _row_of(rows: Sequence[DreamRow], params: Params) -> DreamRow | None:
-    """Return the dream that an address names, whose settings the sliders then show."""
-    return next((row for row in rows if row.result_id == params.get("chosen")), None)
+def _wanted(rows: Sequence[DreamRow], params: Params) -> DreamRow | None:
+    """Return the dream that an address names, or else the first one of the run that it names."""
+    chosen = next((row for row in rows if row.result_id == params.get("chosen")), None)
+    run = params.get("run")
+    return chosen or next((row for row in rows if run and row.run_id == run and row.status == "done"), None)
 
 
-def _axes(axes: Sequence[Axis], rows: Sequence[DreamRow], planned: Planned | None) -> list[Axis]:
+def _axes(rows: Sequence[DreamRow], planned: Planned | None) -> list[Axis]:
     """Return the settings that vary among the dreams that exist and those that are planned."""
+    axes = axes_of([point_of(row) for row in rows])
     if planned is None:
-        return list(axes)
+        return axes
     known = {axis.name: axis.values for axis in axes}
     points = [*planned.points, *(point_of(row) for row in rows[:1])]
     found = [Axis(axis.name, in_order({*axis.values, *known.pop(axis.name, ())})) for axis in axes_of(points)]
@@ -179,15 +191,27 @@ def _values_of(axis: Axis | None) -> Sequence[str]:
     return axis.values if axis else ("",)
 
 
-def _cut(down: Axis | None, across: Axis | None) -> tuple[int, int] | None:
-    """Return the whole size of a table that is too large to be shown."""
-    height, width = len(_values_of(down)), len(_values_of(across))
-    return (height, width) if across and (height > _MAX_ROWS or width > _MAX_COLUMNS) else None
+def _windows(
+    down: Axis | None, across: Axis | None, params: Params, wanted: DreamRow | None
+) -> tuple[Axis | None, Axis | None, dict[str, Window]]:
+    """Return the parts of both axes that the page shows, and the windows by what they show: rows, columns, dreams."""
+    point, windows = point_of(wanted) if wanted else None, {}
+
+    def part(axis: Axis | None, what: str, most: int) -> Axis | None:
+        if axis is None:
+            return None
+        shown, found = window(axis, most, f"first_{what}", params, point.value(axis.name) if point else "")
+        if found:
+            windows[what] = found
+        return shown
+
+    if across is None:
+        return part(down, "dreams", _MAX_ROWS * _MAX_COLUMNS), None, windows
+    return part(down, "rows", _MAX_ROWS), part(across, "columns", _MAX_COLUMNS), windows
 
 
 def _lines(
-    place: Place,
-    source_uri: str,
+    rows: Sequence[DreamRow],
     axes: tuple[Axis | None, Axis | None],
     sliders: Sequence[Slider],
     planned: Planned | None,
@@ -198,15 +222,11 @@ def _lines(
     fixed = {slider.name: slider.value for slider in sliders}
     if across is None:
         across, down = down, None
-    shown = [
-        down and replace(down, values=down.values[:_MAX_ROWS]),
-        across and replace(across, values=across.values[: _MAX_COLUMNS if down else _MAX_ROWS * _MAX_COLUMNS]),
-    ]
     lines = []
-    found = _found(place, source_uri, shown[0], shown[1], fixed)
-    for value in _values_of(shown[0]):
+    found = _found(rows, down, across, fixed)
+    for value in _values_of(down):
         cells = []
-        for other in _values_of(shown[1]):
+        for other in _values_of(across):
             row = found.get((value, other))
             at = dict(fixed) | ({down.name: value} if down else {}) | ({across.name: other} if across else {})
             cells.append(_cell(row, at, names.get(other, other), planned))
@@ -215,11 +235,11 @@ def _lines(
 
 
 def _found(
-    place: Place, source_uri: str, down: Axis | None, across: Axis | None, fixed: Mapping[str, str]
+    rows: Sequence[DreamRow], down: Axis | None, across: Axis | None, fixed: Mapping[str, str]
 ) -> dict[tuple[str, str], DreamRow]:
     """Return the rows of the table by the values of both axes."""
     found: dict[tuple[str, str], DreamRow] = {}
-    for row in place.queries.dreams(source_uri):
+    for row in rows:
         point = point_of(row)
         if all(point.value(name) == value for name, value in fixed.items()):
             place_of_row = (point.value(down.name) if down else "", point.value(across.name) if across else "")
@@ -246,8 +266,8 @@ def _mean(cells: Sequence[Cell]) -> float | None:
     return sum(row.gain or 0.0 for row in rows) / len(rows)
 
 
-def _tally(rows: Sequence[DreamRow], planned: Planned | None) -> Tally:
+def _tally(rows: Sequence[DreamRow], planned: Planned | None, enlarging: int) -> Tally:
     there = {row.settings_id for row in rows}
     to_come = sum(point.settings_id not in there for point in planned.points) if planned else 0
     done = sum(row.status == "done" for row in rows)
-    return Tally(done, len(rows) - done, to_come)
+    return Tally(done, len(rows) - done, to_come + enlarging)

@@ -8,7 +8,7 @@ from starlette.responses import HTMLResponse
 
 from flows.gallery.address import Params
 from flows.gallery.context import dream_or_404, inspector_values, params_of, place_of, point_of, render, unfinished_run
-from flows.gallery.formats import figure, gain
+from flows.gallery.formats import figure, gain, setting
 from flows.gallery.records import DreamRow
 
 __all__ = ["loupe"]
@@ -32,7 +32,8 @@ def loupe(request: Request) -> HTMLResponse:
     place.refresh()
     ids = list(dict.fromkeys(params.all("id")))[:_MAX_PANES] or [""]
     chosen = [dream_or_404(place, each) for each in ids]
-    film = [row for row in place.queries.dreams(chosen[0].source_uri) if row.status == "done"][:_MAX_FILM]
+    dreams = [row for row in place.queries.dreams(chosen[0].source_uri) if row.status == "done"]
+    film = _film(dreams, chosen[0])
     mode = params.get("mode", "several" if len(chosen) > 1 else "one")
     mode = mode if mode in ("one", "split", "photograph", "several") else "one"
     panes = _panes(chosen, film, params) if mode == "several" else chosen[:1]
@@ -47,11 +48,19 @@ def loupe(request: Request) -> HTMLResponse:
         "panes": panes,
         "active": active,
         "film": film,
+        "film_of": len(dreams),
         "versus": _compare(panes) if len(panes) > 1 else [],
         "chosen": row.result_id,
         "running": unfinished_run(place),
     }
-    return render(request, "loupe.html", "loupe", values | inspector_values(row), place=place)
+    return render(request, "loupe.html", "loupe", values | inspector_values(place, row), place=place)
+
+
+def _film(dreams: Sequence[DreamRow], chosen: DreamRow) -> Sequence[DreamRow]:
+    """Return the dreams of the strip: all of them, or those around the chosen one."""
+    position = next((i for i, row in enumerate(dreams) if row.result_id == chosen.result_id), 0)
+    start = max(0, min(position - _MAX_FILM // 2, len(dreams) - _MAX_FILM))
+    return dreams[start : start + _MAX_FILM]
 
 
 def _panes(chosen: Sequence[DreamRow], film: Sequence[DreamRow], params: Params) -> list[DreamRow]:
@@ -87,7 +96,9 @@ def _compare(rows: Sequence[DreamRow]) -> list[Comparison]:
         ("photograph", [row.source_name for row in rows]),
         *((name, [point.value(name) for point in points]) for name in names),
     ]
-    settings = [Comparison(name, values, len(set(values)) > 1) for name, values in lines]
+    settings = [
+        Comparison(name, [setting(value, name) for value in values], len(set(values)) > 1) for name, values in lines
+    ]
     one_objective = len({row.objective for row in rows}) == 1
     outcomes = [
         ("gain" if one_objective else "gain, of different objectives", [gain(row.gain) for row in rows]),

@@ -7,6 +7,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from flows.gallery.address import SETTING, Params, best_by_of, filters_of, sort_of
 from flows.gallery.context import dream_or_404, inspector_values, params_of, place_of, render, unfinished_run
+from flows.gallery.job_runs import last_run
 from flows.gallery.records import Filters
 from flows.gallery.site import Place, Site
 
@@ -122,7 +123,7 @@ def library(request: Request) -> HTMLResponse:
         "mixed": any(photo.objectives > 1 for photo in photographs),
         "running": unfinished_run(place),
     }
-    return render(request, "library.html", "library", values | inspector_values(row), place=place)
+    return render(request, "library.html", "library", values | inspector_values(place, row), place=place)
 
 
 def _facets(place: Place, filters: Filters, params: Params) -> list[Facet]:
@@ -175,7 +176,7 @@ def dream(request: Request) -> HTMLResponse:
     place = place_of(request)
     row = dream_or_404(place, request.path_params["result_id"])
     view = request.query_params.get("view", "")
-    return render(request, "inspector.html", view, inspector_values(row), place=place)
+    return render(request, "inspector.html", view, inspector_values(place, row), place=place)
 
 
 def failures(request: Request) -> HTMLResponse:
@@ -201,8 +202,26 @@ def failures(request: Request) -> HTMLResponse:
         "total": sum(kind["dreams"] for kind in kinds),
         "counts": place.queries.counts(Filters()),
         "running": unfinished_run(place),
+        "params": params,
+        "going_on": _going_on(place),
     }
     return render(request, "failures.html", "failures", values, place=place)
+
+
+def _going_on(place: Place) -> str:
+    """Return what the run does that holds the destination, in words; empty if failed dreams may be tried again."""
+    started = last_run(place.destination, place.storage)
+    run = next((run for run in place.queries.runs() if run.state == "unfinished"), None)
+    if started and started.is_running():
+        progress = started.progress()
+        if progress.planned:
+            return f"{progress.finished or 0:,} of {progress.planned:,} dreams are finished"
+        return f"the photographs are being listed, {progress.listed:,} so far" if progress.listed else "it is starting"
+    if run is None:
+        return ""
+    if run.planned:
+        return f"{run.done + run.failed + run.skipped:,} of {run.planned:,} dreams are finished"
+    return "its photographs are being listed, or it was stopped meanwhile"
 
 
 def runs(request: Request) -> HTMLResponse:

@@ -35,6 +35,11 @@ class Point:
     settings: Mapping[str, str]
     """The settings that differ from the defaults, without model and layers."""
 
+    @property
+    def enlarges(self) -> str:
+        """The file of the dream that is enlarged; empty for any other dream."""
+        return self.settings.get("enlarge", "").partition(" (")[0]
+
     def value(self, name: str) -> str:
         """Return the value of a setting, also if it is at its default; empty if this version has no such setting.
 
@@ -95,7 +100,9 @@ def _text(value: object) -> str:
             return value
         case {"uri": str(uri)}:
             sha256 = value.get("sha256") if isinstance(value, dict) else None
-            return uri.rpartition("/")[2] + (f" ({sha256[:8]})" if isinstance(sha256, str) else "")
+            name = uri.rpartition("/")[2] + (f" ({sha256[:8]})" if isinstance(sha256, str) else "")
+            strength = value.get("strength") if isinstance(value, dict) else None
+            return f"{name}, strength {strength:g}" if isinstance(strength, (int, float)) else name
         case {"format": "png"}:
             return "png"
         case {"format": str(name), "quality": quality}:

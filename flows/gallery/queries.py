@@ -241,6 +241,14 @@ class Queries:
         where = "WHERE d.result_no BETWEEN ? AND ? ORDER BY d.status, d.result_no, d.dream_no LIMIT ?"
         return self._dreams(where, [*result_range(start), limit])
 
+    def enlarged(self, result_id: str) -> list[DreamRow]:
+        """Return the dreams that enlarge this dream, the largest first."""
+        numbers = [int(result_id, 16)] if len(result_id) == 16 and _ID.fullmatch(result_id) else []
+        where = (
+            "WHERE x.enlarged_from IN (SELECT unnest(?::UBIGINT[])) AND d.status = 0 ORDER BY x.width DESC, d.number"
+        )
+        return self._dreams(where, [numbers])
+
     def numbered(self, source_uri: str, number: int) -> DreamRow | None:
         """Return the dream of a photograph with this number; None if there is none."""
         found = self._dreams("WHERE s.uri = ? AND d.number = ? AND d.status = 0", [source_uri, number])

@@ -126,6 +126,8 @@ class DreamRow:
     result_bytes: int | None
     created_at: datetime
     mark: int | None
+    enlarged_from: str | None
+    """The `result_id` of the dream that this dream enlarges; None for any other dream."""
 
 
 @dataclass(frozen=True)

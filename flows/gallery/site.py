@@ -1,5 +1,6 @@
 """The destinations of a gallery, and what its pages share for each of them."""
 
+import shutil
 import threading
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from pathlib import Path
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import digest
 from dreamcore.user_cache import cache_folder
-from flows.gallery.cache import Cache
+from flows.gallery.cache import Cache, delete_unused
 from flows.gallery.marks import Marks
 from flows.gallery.planned import Planned, read_planned
 from flows.gallery.queries import Queries
@@ -36,6 +37,12 @@ _ALL = Filters(status="")
 def _pictures_folder() -> Path:
     """Return the folder of this user's small pictures, in the cache."""
     return cache_folder() / "pictures"
+
+
+def _delete_unused_caches() -> None:
+    """Delete the caches of destinations that nobody has opened for months, and their small pictures."""
+    for key in delete_unused(cache_folder() / "gallery"):
+        shutil.rmtree(_pictures_folder() / key, ignore_errors=True)
 
 
 def find_destinations(address: str, storage: Storage) -> list[str]:
@@ -141,6 +148,7 @@ class Site:
         self.storage, self.read_only = storage, read_only
         self._places: dict[str, Place] = {}
         self._lock = threading.Lock()
+        _delete_unused_caches()
 
     def place(self, slug: str) -> Place | None:
         """Return an opened destination; None if the gallery has none of this name."""

@@ -27,7 +27,7 @@ __all__ = [
     "searchable",
 ]
 
-FORMAT = "1"
+FORMAT = "2"
 """Incremented when the tables change. A cache of another format is built again."""
 
 STATUSES = ("done", "failed", "skipped")
@@ -37,6 +37,7 @@ COLUMNS = (
     "run_id", "shard", "status", "error_kind", "error", "source_uri", "source_etag", "settings_id", "settings",
     "score_before", "score_after", "layer_scores", "octave_scores", "stage_scores", "classes_before", "classes_after",
     "width", "height", "seconds", "device", "result_uri", "result_bytes", "created_at", "result_id",
+    "enlarged_from",
 )  # fmt: skip
 """The columns of the manifest that the cache has."""
 
@@ -59,7 +60,8 @@ CREATE TABLE details (
     stage_scores STRUCT(layer VARCHAR, "before" DOUBLE, "after" DOUBLE)[],
     classes_before STRUCT(label VARCHAR, p DOUBLE)[],
     classes_after STRUCT(label VARCHAR, p DOUBLE)[],
-    width INTEGER, height INTEGER, device VARCHAR, result_uri VARCHAR, result_bytes BIGINT
+    width INTEGER, height INTEGER, device VARCHAR, result_uri VARCHAR, result_bytes BIGINT,
+    enlarged_from UBIGINT
 );
 """
 
@@ -72,7 +74,7 @@ def create(db: Any, key: str) -> None:
 
 def check(db: Any, key: str) -> None:
     """Raise `ValueError` if another version made the tables, or for another destination."""
-    found = dict(db.execute("SELECT key, value FROM meta WHERE key <> 'prefix'").fetchall())
+    found = dict(db.execute("SELECT key, value FROM meta WHERE key NOT IN ('prefix', 'sorted')").fetchall())
     if found != {"format": FORMAT, "key": key}:
         raise ValueError("it belongs to another version or destination")
 
@@ -83,7 +85,10 @@ def searchable(text: str) -> str:
 
 
 def forget(db: Any, parts: Sequence[int]) -> None:
-    """Delete the rows of these parts."""
+    """Delete the rows of these parts. What they leave needs `rank`."""
+    db.execute(_STALE)
+    rows = "SELECT DISTINCT objective_no, source_no FROM dreams WHERE part_no IN (SELECT unnest(?::INTEGER[]))"
+    db.execute(f"INSERT INTO stale {rows}", [list(parts)])
     for table in ("dreams", "details", "parts"):
         db.execute(f"DELETE FROM {table} WHERE part_no IN (SELECT unnest(?::INTEGER[]))", [list(parts)])  # noqa: S608
 
@@ -147,7 +152,8 @@ ORDER BY dream_no
 _INSERT_DETAILS = """
 INSERT INTO details
 SELECT dream_no, part_no, source_etag, error_kind, error, score_before, layer_scores, octave_scores, stage_scores,
-    classes_before, classes_after, width, height, device, result_uri, result_bytes
+    classes_before, classes_after, width, height, device, result_uri, result_bytes,
+    ('0x' || enlarged_from)::UBIGINT
 FROM numbered
 ORDER BY dream_no
 """
@@ -245,34 +251,75 @@ def _append(db: Any, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
 
 
 def rank(db: Any) -> None:
-    """Build `dreams` again, sorted by photograph, with the ranks of all gains and scores, and the numbers."""
-    db.execute(_RANKED)
+    """Give all rows the ranks of their gains and scores, and their numbers.
+
+    Few new rows change the ranks of their objectives and the numbers of their photographs only. Many are a reason to
+    build `dreams` again, sorted by photograph.
+    """
+    (rows,) = db.execute("SELECT count(*) FROM dreams").fetchone()
+    found = db.execute("SELECT value FROM meta WHERE key = 'sorted'").fetchone()
+    if found is None or rows > _MAX_GROWTH * int(found[0]):
+        db.execute(_RANKED)
+        db.execute("DELETE FROM meta WHERE key = 'sorted'")
+        db.execute("INSERT INTO meta VALUES ('sorted', ?)", [str(rows)])
+    else:
+        db.execute(_STALE)
+        db.execute(
+            "INSERT INTO stale SELECT DISTINCT objective_no, source_no FROM dreams WHERE status = 0 AND number = 0"
+        )
+        db.execute(_RANKED_AGAIN)
+    db.execute("DROP TABLE IF EXISTS stale")
 
 
 def rank_if_needed(db: Any) -> None:
-    """Build `dreams` again if rows were added without ranks."""
+    """Rank rows that were added without ranks."""
     if db.execute("SELECT 1 FROM dreams WHERE status = 0 AND number = 0 LIMIT 1").fetchone():
         rank(db)
 
 
-_RANKED = """
+_MAX_GROWTH = 1.05
+"""Rows that are not at their place make queries for a photograph slower."""
+
+_STALE = "CREATE TEMP TABLE IF NOT EXISTS stale (objective_no INTEGER, source_no INTEGER)"
+"""The objectives and the photographs whose rows have changed."""
+
+_STARTED = "started AS (SELECT run_no, min(created_at) AS begun FROM dreams GROUP BY run_no)"
+
+_NUMBER = """
+CASE WHEN status = 0 THEN row_number() OVER (
+    PARTITION BY source_no, status = 0 ORDER BY begun, run_no, shard, created_at, dream_no
+)::INTEGER ELSE 0 END AS number
+"""
+
+_RANKS = """
+CASE WHEN gain IS NOT NULL THEN (
+    (rank() OVER by_gain - 1) / count(gain) OVER (PARTITION BY objective_no) + cume_dist() OVER by_gain
+) / 2 END AS gain_rank,
+CASE WHEN score IS NOT NULL THEN (
+    (rank() OVER by_score - 1) / count(score) OVER (PARTITION BY objective_no) + cume_dist() OVER by_score
+) / 2 END AS score_rank
+"""
+
+_WINDOWS = """
+WINDOW by_gain AS (PARTITION BY objective_no, gain IS NULL ORDER BY gain),
+    by_score AS (PARTITION BY objective_no, score IS NULL ORDER BY score)
+"""
+
+_RANKED = f"""
 CREATE OR REPLACE TABLE dreams AS
-WITH started AS (SELECT run_no, min(created_at) AS begun FROM dreams GROUP BY run_no),
-ranked AS (
-    SELECT d.* REPLACE (
-        CASE WHEN status = 0 THEN row_number() OVER (
-            PARTITION BY source_no, status = 0 ORDER BY begun, run_no, shard, created_at, dream_no
-        )::INTEGER ELSE 0 END AS number,
-        CASE WHEN gain IS NOT NULL THEN (
-            (rank() OVER by_gain - 1) / count(gain) OVER (PARTITION BY objective_no) + cume_dist() OVER by_gain
-        ) / 2 END AS gain_rank,
-        CASE WHEN score IS NOT NULL THEN (
-            (rank() OVER by_score - 1) / count(score) OVER (PARTITION BY objective_no) + cume_dist() OVER by_score
-        ) / 2 END AS score_rank
-    )
-    FROM dreams d JOIN started USING (run_no)
-    WINDOW by_gain AS (PARTITION BY objective_no, gain IS NULL ORDER BY gain),
-        by_score AS (PARTITION BY objective_no, score IS NULL ORDER BY score)
+WITH {_STARTED}, ranked AS (
+    SELECT d.* REPLACE ({_NUMBER}, {_RANKS}) FROM dreams d JOIN started USING (run_no) {_WINDOWS}
 )
 SELECT * FROM ranked ORDER BY source_no, number, dream_no
-"""
+"""  # noqa: S608 - constants
+
+_RANKED_AGAIN = f"""
+CREATE OR REPLACE TEMP TABLE changed AS
+SELECT dream_no, {_RANKS} FROM dreams WHERE objective_no IN (SELECT objective_no FROM stale) {_WINDOWS};
+UPDATE dreams SET gain_rank = c.gain_rank, score_rank = c.score_rank FROM changed c WHERE c.dream_no = dreams.dream_no;
+CREATE OR REPLACE TEMP TABLE changed AS
+WITH {_STARTED} SELECT dream_no, {_NUMBER} FROM dreams JOIN started USING (run_no)
+WHERE source_no IN (SELECT source_no FROM stale);
+UPDATE dreams SET number = c.number FROM changed c WHERE c.dream_no = dreams.dream_no;
+DROP TABLE changed;
+"""  # noqa: S608 - constants

@@ -71,7 +71,7 @@ class Thumbnails:
         data = self._storage.read(uri)
         if data is None:
             with self._turns:
-                data = encode_thumbnail(decode(self.full(result_uri), max_pixels=_ENOUGH_PIXELS).pixels)
+                data = encode_thumbnail(decode(self._whole(result_uri), max_pixels=_ENOUGH_PIXELS).pixels)
             self._keep_in_destination(uri, data)
         _write(kept, data)
         return data
@@ -100,7 +100,7 @@ class Thumbnails:
         _write(kept, data)
         return data
 
-    def full(self, uri: str) -> bytes:
+    def _whole(self, uri: str) -> bytes:
         """Return a whole dream as it is stored; raise `Missing` if it does not exist."""
         data = self._storage.read(uri)
         if data is None:

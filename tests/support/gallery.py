@@ -28,8 +28,9 @@ def make_row(
     second: int = 0,
     status: str = "done",
     seconds: float = 1.0,
+    original: str | None = None,
 ) -> Row:
-    """Return the row of a photograph under these settings."""
+    """Return the row of a photograph under these settings; `original` is the dream that it enlarges."""
     settings = settings or DreamSettings()
     etag, identity = md5(name.encode()).hexdigest(), settings_id(settings, "w")
     found = result_id(etag, identity)
@@ -50,6 +51,7 @@ def make_row(
         **always,  # type: ignore[arg-type]
         result_id=found,
         result_uri=destination + layout.result_name(name, settings, found),
+        enlarged_from=original,
         score_before=0.0 if gain is not None else None,
         score_after=gain,
         classes_after=[{"label": label, "p": 0.5}],

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 import uvicorn
@@ -68,7 +69,9 @@ def fill(
             if name not in failing:
                 row = _done(row, destination + layout.result_name(name, settings, str(row.result_id)), place)
                 dream = ImageEnhance.Brightness(picture).enhance(0.5 + 0.15 * place)
-                storage.write(str(row.result_uri), _encode(dream, "PNG"), "image/png")
+                data = _encode(dream, "PNG")
+                storage.write(str(row.result_uri), data, "image/png")
+                row = replace(row, result_sha256=sha256(data).hexdigest())
             rows.append(row)
     storage.write(layout.part_uri(destination, RUN, 0), manifest.to_parquet(rows), manifest.CONTENT_TYPE)
     return rows
@@ -107,6 +110,7 @@ def _done(row: Row, uri: str, place: int) -> Row:
         result_uri=uri,
         width=SIZE[0],
         height=SIZE[1],
+        enlarged_from=None,
         score_before=3.0,
         score_after=3.0 + 0.1 * (place + 1),
     )

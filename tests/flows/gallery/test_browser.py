@@ -1,10 +1,8 @@
 """The gallery in headless Chromium, over a real store: what a person sees and what the keys do."""
 
 import io
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
@@ -19,35 +17,15 @@ from flows.gallery.site import slug_of
 from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.storage import Storage
+from tests.flows.gallery.conftest import NARROW, WIDE, Open, check_accessibility
 from tests.support.collections import Collection
 from tests.support.gallery_pages import fill, served
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, FloatRect, Page, ViewportSize
+    from playwright.sync_api import FloatRect, Page, ViewportSize
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
-
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
 SOURCE, DESTINATION = "s3://photos/gallery browser/", "s3://dreams/gallery browser/"
 HOSTILE = '"><img src=x onerror=alert(1)>.jpg'
-WIDE: "ViewportSize" = {"width": 1400, "height": 900}
-NARROW: "ViewportSize" = {"width": 400, "height": 860}
-
-Open = Callable[..., "Page"]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator["Browser"]:
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -69,34 +47,6 @@ def url(stack: Stack, rows: list[Row]) -> Iterator[str]:
     app = create_app([DESTINATION], Storage(environment=stack.environment()))
     with served(app) as address:
         yield f"{address}/d/{slug_of(DESTINATION)}"
-
-
-@pytest.fixture
-def open_page(chromium: "Browser", url: str) -> Iterator[Open]:
-    """Return a function that opens a page; errors in the page, dialogs and broken policies fail the test."""
-    contexts, problems = [], []
-
-    def listen(page: "Page") -> None:
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("dialog", lambda dialog: problems.append(dialog.message))
-        page.on("console", lambda line: problems.append(line.text) if "Content Security Policy" in line.text else None)
-
-    def start(
-        path: str, size: "ViewportSize" = WIDE, theme: Literal["light", "dark"] = "light", base: str = url
-    ) -> "Page":
-        context = chromium.new_context(viewport=size, color_scheme=theme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(30_000)
-        listen(page)
-        page.goto(base + path)
-        page.wait_for_selector("body[data-ready]")
-        return page
-
-    yield start
-    for context in contexts:
-        context.close()
-    assert not problems
 
 
 def grid_of(name: str) -> str:
@@ -275,8 +225,8 @@ def test_scores_are_charts_that_lead_to_their_pictures(open_page: Open) -> None:
     page.keyboard.press("Enter")
     page.wait_for_url("**/library?*with.seed=1*")
     assert page.inner_text(".head .sub").startswith("the best of each, from 3 dreams")
-    page.go_back()
-    page.wait_for_selector("body[data-drawn]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("body[data-view=scores][data-drawn]")
     last = page.locator("[data-chart=distribution] canvas")
     box = last.bounding_box()
     assert box is not None
@@ -293,17 +243,14 @@ def test_names_run_no_scripts_and_store_no_pictures_of_others(open_page: Open) -
     page.wait_for_selector("h1:has-text('onerror')")
 
 
-def check_accessibility(page: "Page", size: "ViewportSize") -> None:
+def check_page(page: "Page", size: "ViewportSize") -> None:
     """Fail if axe finds something serious in a page, or if the page is wider than the screen."""
-    page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text())
-    found = page.evaluate("axe.run()")["violations"]
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert not [(each["id"], each["nodes"][0]["target"]) for each in serious]
+    check_accessibility(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
 
 def test_the_grid_is_accessible_and_fits_a_phone(open_page: Open) -> None:
-    check_accessibility(open_page(grid_of("coffee.jpg"), NARROW, "dark"), NARROW)
+    check_page(open_page(grid_of("coffee.jpg"), NARROW, "dark"), NARROW)
 
 
 @pytest.mark.soak
@@ -316,4 +263,4 @@ def test_pages_are_accessible_and_fit(
     open_page: Open, rows: list[Row], path: str, size: "ViewportSize", theme: Literal["light", "dark"]
 ) -> None:
     query = f"&id={rows[0].result_id}" if path.startswith("/loupe") else ""
-    check_accessibility(open_page(path + query, size, theme), size)
+    check_page(open_page(path + query, size, theme), size)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from dreamcore.settings import DreamSettings
 from flows import layout
 from flows.compact import compact
-from flows.gallery.cache import Cache
+from flows.gallery.cache import UNUSED_DAYS, Cache, delete_unused
 from flows.gallery.queries import Queries
 from flows.gallery.records import Counts, Filters
 from flows.storage import Storage
@@ -164,6 +165,51 @@ def test_several_servers_share_a_destination(storage: Storage, destination: str,
     assert len(databases(folder)) == 3
     with Cache.open(destination, storage) as cache:
         assert (cache.refresh(), count(cache)) == (0, 2), "the first file is free again"
+
+
+def test_ranks_after_few_changes_are_those_of_a_new_cache(storage: Storage, destination: str, folder: Path) -> None:
+    settings = [DreamSettings(layers=layers) for layers in ("blocks.2", "blocks.3")]
+    rows = [make_row(destination, f"{n % 60}", settings[n // 60], gain=float(n * 37 % 11)) for n in range(100)]
+    sql = "SELECT result_no, number, gain_rank, score_rank FROM dreams ORDER BY result_no"
+    write_part(storage, destination, rows[:95], [0])
+    with Cache.open(destination, storage) as cache:
+        cache.refresh()
+        write_part(storage, destination, rows[95:98], [1])
+        cache.refresh()
+        between = cache.query(sql)
+        storage.delete(layout.part_uri(destination, rows[0].run_id, 1))
+        write_part(storage, destination, rows[98:], [2])
+        cache.refresh()
+        with Cache.open(destination, storage) as fresh:
+            fresh.refresh()
+            assert cache.query(sql) == fresh.query(sql)
+        assert between != cache.query(sql)
+        assert {number for _, number, *_ in cache.query(sql)} == {1, 2}
+
+
+def test_only_caches_that_nobody_has_opened_for_long_are_deleted(
+    storage: Storage, destination: str, folder: Path
+) -> None:
+    def age(key: str, days: float) -> None:
+        for path in (folder / key).iterdir():
+            os.utime(path, times=(time.time() - 86_400 * days,) * 2)
+
+    keys: dict[str, str] = {}
+    for name in ("old", "recent", "open", "shared"):
+        with Cache.open(f"{destination}{name}/", storage):
+            (keys[name],) = {path.name for path in folder.iterdir()} - set(keys.values())
+    (folder / "runs" / keys["old"]).mkdir(parents=True)
+    with Cache.open(f"{destination}open/", storage), Cache.open(f"{destination}shared/", storage):
+        with Cache.open(f"{destination}shared/", storage):
+            pass
+        for name in keys:
+            age(keys[name], UNUSED_DAYS + 1 if name != "recent" else UNUSED_DAYS - 1)
+        assert delete_unused(folder) == [keys["old"]]
+        assert sorted(path.name for path in (folder / keys["shared"]).glob("*.duckdb")) == ["0.duckdb"]
+        assert {path.name for path in folder.iterdir()} == {*keys.values(), "runs"} - {keys["old"]}
+    with Cache.open(f"{destination}open/", storage):
+        pass
+    assert delete_unused(folder) == [keys["shared"]], "the other one was opened a moment ago"
 
 
 KILLED = f"""

@@ -3,7 +3,6 @@
 import functools
 import http.server
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from flows.gallery.records import Filters
 from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.storage import Storage
+from tests.flows.gallery.conftest import Open
 from tests.support.command import Command
 from tests.support.gallery_pages import fill
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 SOURCE, DESTINATION = "s3://photos/gallery export/", "s3://dreams/gallery export/"
 HOSTILE = '"><img src=x onerror=alert(1)></script>.jpg'
 TURNED = "\u202egpj.exe \u0645.jpg"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +77,16 @@ def served(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(site: Path) -> Iterator["Page"]:
-    """The exported page; errors, broken policies, missing files and requests to other hosts fail the test."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
+def page(site: Path, open_page: Open) -> Iterator["Page"]:
+    """The exported page; missing files and requests to other hosts fail the test, too."""
     problems: list[str] = []
-    with served(site) as url, playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1400, "height": 900}, color_scheme="light")
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("dialog", lambda dialog: problems.append(dialog.message))
+    with served(site) as url:
+        page = open_page("", base=url)
         page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
         page.on("request", lambda each: None if each.url.startswith(url) else problems.append(each.url))
         page.on("response", lambda each: problems.append(each.url) if each.status >= 400 else None)
-        page.goto(url)
-        page.wait_for_selector("body[data-ready]")
+        page.reload()
         yield page
-        browser.close()
     assert not problems
 
 
@@ -103,40 +94,56 @@ def shown(page: "Page") -> list[str]:
     return page.eval_on_selector_all("#sheet .cell", "cells => cells.map(cell => cell.dataset.id)")  # type: ignore[no-any-return]
 
 
-def test_grid_slider_and_loupe_work_as_files(page: "Page", rows: list[Row]) -> None:
+def test_the_exported_pages_work_as_files(page: "Page", rows: list[Row]) -> None:
     assert page.inner_text("h1") == "3 photographs"
-    names = page.eval_on_selector_all(".cap bdi", "names => names.map(name => name.textContent)")
+    names = page.eval_on_selector_all(".cap bdi:only-child", "names => names.map(name => name.textContent)")
     assert HOSTILE in names
     assert "\ufffdgpj.exe \u0645.jpg" in names, "the mark that turns the text around is shown as a sign"
     page.keyboard.press("/")
     page.keyboard.type("coffee")
     page.wait_for_selector("h1:text-is('1 photograph')")
-    page.click(".cell")
-    page.wait_for_selector("#sheet .cell")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-view=grid][data-ready]")
     coffee = [row for row in rows if row.source_uri.endswith("coffee.jpg")]
-    page.locator("[data-slider=seed]").fill("0")
+    page.locator("[data-flip]").fill("0")
+    page.wait_for_selector(f".cell[data-id='{coffee[0].result_id}']")
     assert shown(page) == [row.result_id for row in coffee if row.seed == 0]
     assert page.eval_on_selector(f"[data-id='{coffee[0].result_id}'] .badge", "mark => mark.textContent") == "4"
-    page.keyboard.press("]")
+    page.keyboard.press("p")
+    page.wait_for_selector(f".cell[data-id='{coffee[1].result_id}']")
     assert shown(page) == [row.result_id for row in coffee if row.seed == 1]
-    page.click("#swap")
-    assert page.inner_text("thead th >> nth=1") == "blocks.2"
-    page.reload()
-    assert page.inner_text("thead th >> nth=1") == "blocks.2", "the address says what is shown"
+    page.keyboard.press("p")
+    page.keyboard.press("t")
+    page.wait_for_selector("thead th:text-is('blocks.2')")
     page.locator("#sheet .cell >> nth=1").click()
+    page.keyboard.down("s")
+    page.wait_for_selector("#sheet .cell[aria-current] .peek")
+    page.keyboard.up("s")
+    assert not page.query_selector(".peek")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#stage img.full")
+    page.wait_for_selector("body[data-view=loupe][data-ready]")
     page.click("text=Photograph | dream")
+    page.wait_for_selector("[data-wipe]")
     page.locator("[data-wipe]").fill("0.2")
     page.wait_for_load_state("networkidle")
-    widths = page.eval_on_selector_all("#stage img", "images => images.map(image => image.naturalWidth)")
+    widths = page.eval_on_selector_all("#stage .full", "images => images.map(image => image.naturalWidth)")
     assert widths == [240, 240]
-    page.keyboard.press("+")
-    page.mouse.move(400, 400)
-    page.mouse.wheel(0, -100)
-    assert "matrix(2." in page.eval_on_selector("#stage img", "image => getComputedStyle(image).transform")
+    page.click("text=Four")
+    page.wait_for_selector("#stage.panes-4")
+    assert page.eval_on_selector_all(".versus thead th", "letters => letters.length") == 4
+    page.mouse.move(400, 300)
+    page.mouse.wheel(0, -277)
+    matrices = page.eval_on_selector_all(
+        "#stage .full", "images => images.map(image => getComputedStyle(image).transform)"
+    )
+    assert len(set(matrices)) == 1
+    assert matrices[0].startswith("matrix(2,") or matrices[0].startswith("matrix(1.99")
     page.keyboard.press("Escape")
-    page.wait_for_selector("#sheet")
+    page.wait_for_selector("thead th:text-is('blocks.2')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("h1:text-is('1 photograph')")
+    assert page.input_value("#find") == "coffee", "Esc goes back to the search"
 
 
 def test_an_export_below_the_destination_links_to_its_dreams(store: Storage, rows: list[Row]) -> None:
@@ -151,6 +158,15 @@ def test_an_export_below_the_destination_links_to_its_dreams(store: Storage, row
     assert sum(name.startswith("pictures/") for name in names) == 6, "two of each photograph, none of a dream"
     thumb = layout.thumb_uri(DESTINATION, str(rows[0].result_uri))
     assert (store.read(thumb) or b"").startswith(b"RIFF")
+
+
+def test_an_export_elsewhere_in_s3_has_copies_and_leaves_out_what_is_missing(store: Storage, destination: str) -> None:
+    first, second = fill(store, SOURCE, destination, ("coffee.jpg",), grid=[{"seed": 0}, {"seed": 1}])
+    store.delete(str(second.result_uri))
+    target = open_target("s3://dreams/gallery elsewhere/", destination, store)
+    found = export(destination, store, target, Filters())
+    assert (found.dreams, found.missing) == (1, 1)
+    assert target.read(f"pictures/{first.result_id}.png") == store.read(str(first.result_uri))
 
 
 def test_looks_stand_in_one_row_of_the_export(store: Storage, destination: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -15,14 +14,13 @@ from flows.gallery.site import slug_of
 from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.storage import RetryPolicy, Storage
-from tests.flows.gallery.test_browser import NARROW, Open, axe, chromium, open_page, pytestmark, shown
+from tests.flows.gallery.conftest import NARROW, Open, check_accessibility
+from tests.flows.gallery.test_browser import shown
 from tests.support.faults import Fault, Proxy
 from tests.support.gallery_pages import fill, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
-
-__all__ = ["chromium", "open_page", "pytestmark"]
 
 SOURCE, DESTINATION = "s3://photos/gallery marks/", "s3://dreams/gallery marks/"
 
@@ -75,6 +73,11 @@ def test_favourites_are_rated_by_keyboard(open_page: Open, marks: Marks) -> None
     page.wait_for_selector("body[data-view=favourites][data-ready]")
     assert shown(page) == [second, fourth, first]
     assert page.inner_text("#favourite-count") == "3"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-view=loupe][data-ready]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(f"body[data-view=favourites][data-ready] .cell[aria-current][data-id='{fourth}']")
     with page.expect_download() as started:
         page.click("text=Originals")
     assert started.value.suggested_filename == "dreams-gallery-marks-favourites.zip"
@@ -88,9 +91,7 @@ def test_favourites_are_rated_by_keyboard(open_page: Open, marks: Marks) -> None
     wait_until(lambda: second not in marks.read())
     page.reload()
     assert shown(page) == [fourth, third]
-    page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text())
-    found = page.evaluate("axe.run()")["violations"]
-    assert not [each["id"] for each in found if each["impact"] in ("serious", "critical")]
+    check_accessibility(page)
     page.set_viewport_size(NARROW)
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import pytest
 
 from dreamcore.errors import Unavailable
-from flows import manifest
+from flows import layout, manifest, run_record
 from flows.favourites import Mark, Marks
 from flows.gallery.job_runs import last_run
 from flows.gallery.jobs import ChosenDream, Variations, enlarge, job_yaml, more_like, whole_collection
@@ -21,6 +21,7 @@ from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.local.stack import Stack
 from flows.manifest import Row
+from flows.run_record import Run
 from flows.storage import Storage
 from tests.support.collections import Collection, executor
 from tests.support.gallery_pages import fill, served
@@ -164,6 +165,13 @@ def test_failures_are_tried_again_by_kind_unless_a_run_is_on(
         assert 'kind=retry&amp;error=not_an_image">Try again' in gallery.ask("failures")
         page = gallery.ask("job", kind="retry", error="not_an_image")
         assert yaml_of(page) == job_yaml(first.model_copy(update={"retry_failed": ("not_an_image",)}))
+        claimed = Run(run_id="20260101T000000Z-000000", job=first, settings=())
+        storage.write(layout.job_uri(destination, claimed.run_id), claimed.model_dump_json().encode(), run_record.JSON)
+        storage.write(layout.active_uri(destination), run_record.make_mark(claimed), run_record.JSON)
+        page = gallery.ask("failures")
+        assert "A run has not ended: its photographs are being listed" in page
+        assert "Try again" not in page
+        storage.delete(layout.active_uri(destination))
 
     def stop(*_: object) -> Iterator[dict[str, int]]:
         raise Unavailable("stopped")
@@ -176,6 +184,7 @@ def test_failures_are_tried_again_by_kind_unless_a_run_is_on(
         page = gallery.ask("failures")
         assert "not_an_image" in page
         assert "Try again" not in page
+        assert "A run has not ended: 0 of 2 dreams are finished" in page
         assert "no dream is chosen" in gallery.ask("job/cost", kind="all", marks_min=1)
         rows = manifest.read(storage, destination, ["status", "result_id"]).to_pylist()
         (done,) = [row["result_id"] for row in rows if row["status"] == "done"]

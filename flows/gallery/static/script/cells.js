@@ -1,5 +1,6 @@
 // Pictures as a set with one tab stop: choosing, moving, opening, comparing, and what is known of the chosen one.
-import { $, $$, base, remember, say, show, trouble, view, withPlace } from "./page.js";
+import { $, $$, remember, say, show, site, trouble, view, withPlace } from "./page.js";
+import { go } from "./trail.js";
 
 const PICKS = "dreamgrid-compare";
 
@@ -36,10 +37,7 @@ function about(cell) {
   pause = setTimeout(async () => {
     const call = (asked = new AbortController());
     try {
-      const response = await fetch(`${base()}/dream/${id}?view=${view()}`, { signal: call.signal });
-      const text = await response.text();
-      if (!response.ok) throw new Error(text);
-      $("#chosen").innerHTML = text;
+      $("#chosen").replaceChildren(await site.about(id, call.signal));
       trouble("");
       window.htmx?.process($("#chosen"));
       document.dispatchEvent(new CustomEvent("gallery:chosen", { detail: id }));
@@ -98,7 +96,7 @@ function middle(cell) {
 
 export function open() {
   const cell = current();
-  if (cell && view() !== "loupe") location.href = cell.href;
+  if (cell && view() !== "loupe") go(cell.href);
 }
 
 /** Return the dreams that wait to be compared. */
@@ -114,7 +112,7 @@ function picks() {
 export function compare() {
   if (view() === "loupe") {
     const several = $("#stage").dataset.mode === "several";
-    location.href = withPlace($(`#modes [data-mode="${several ? "one" : "several-2"}"]`).href);
+    go(withPlace($(`#modes [data-mode="${several ? "one" : "several-2"}"]`).href).href, { beside: true });
     return;
   }
   const id = current()?.dataset.id;
@@ -127,7 +125,7 @@ export function compare() {
     return;
   }
   sessionStorage.removeItem(PICKS);
-  location.href = `${base()}/loupe?mode=several&id=${known[0]}&id=${id}`;
+  go(site.address("loupe", `mode=several&id=${known[0]}&id=${id}`));
 }
 
 /** Mark the pictures that wait to be compared with a letter. */
@@ -159,24 +157,29 @@ export function peek(on) {
   for (const pic of $$(".cells .cell[data-id] .pic")) {
     const box = pic.getBoundingClientRect();
     if (box.bottom < 0 || box.top > innerHeight) continue;
+    const source = shared || site.photograph(pic.closest(".cell").dataset.id, true);
+    if (view() === "loupe" || !source) continue;
     const image = new Image();
     image.className = "peek";
     image.alt = "";
-    image.src = shared || `${base()}/photograph/${pic.closest(".cell").dataset.id}/small`;
-    if (view() !== "loupe") pic.append(image);
+    image.src = source;
+    pic.append(image);
   }
   for (const pane of $$("#stage .pane")) {
     const layer = document.createElement("div");
     layer.className = "layer peek";
     const image = new Image();
     image.alt = "The photograph";
-    image.src = `${base()}/photograph/${pane.dataset.id}`;
+    image.src = site.photograph(pane.dataset.id, false);
     layer.append(image);
     pane.append(layer);
   }
 }
 
 document.addEventListener("click", (event) => {
+  if (event.target.closest?.("[data-compare]")) compare();
+  const link = event.target.closest?.(".cull [data-open]");
+  if (link && current()) link.href = current().href;
   const cell = event.target.closest?.(".cells .cell");
   if (!cell || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
   if (cell.closest("#film") || (cell !== current() && cell.dataset.id)) {

@@ -1,6 +1,8 @@
 // The set of dreams for one job: chosen with v, kept while the tab is open, and named in the address of the job's page.
-import { $, $$, base, say, view } from "./page.js";
+import { $, $$, base, say, site, view } from "./page.js";
+import { onKey } from "./keys.js";
 import { target } from "./marks.js";
+import { go } from "./trail.js";
 
 const MOST = 1000;
 const place = () => `dreamgrid-chosen ${base()}`;
@@ -21,7 +23,7 @@ function keep(ids) {
 }
 
 /** Put a dream into the set, or take it out. */
-export function chooseForJob(id = target()) {
+function chooseForJob(id = target()) {
   if (!id || view() === "job") return;
   const ids = chosen();
   if (!ids.includes(id) && ids.length === MOST) return say(`A job takes ${MOST} dreams`);
@@ -29,9 +31,9 @@ export function chooseForJob(id = target()) {
   say(`${count(chosen())} chosen`);
 }
 
-export function moreLike() {
+function moreLike() {
   const id = target();
-  if (id && view() !== "job") location.href = `${base()}/job?kind=like&ids=${id}`;
+  if (id && view() !== "job") go(site.address("job", `kind=like&ids=${id}`));
 }
 
 /** Show the set: a sign on each picture, the state of the button, and a bar that leads to the job. */
@@ -44,7 +46,7 @@ function draw() {
   bar.hidden = !ids.length;
   const link = $("a", bar);
   link.textContent = `Make a job of ${count(ids)}`;
-  link.href = `${base()}/job?kind=like&ids=${ids.join(",")}`;
+  link.href = site.address("job", `kind=like&ids=${ids.join(",")}`);
 }
 
 function makeBar() {
@@ -72,6 +74,8 @@ document.addEventListener("click", (event) => {
 for (const name of ["gallery:shown", "gallery:chosen", "htmx:afterSwap", "htmx:oobAfterSwap"]) {
   document.addEventListener(name, draw);
 }
+onKey("v", () => chooseForJob());
+onKey("m", moreLike);
 // A refused start says why in the page.
 document.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.xhr.status !== 409) return;

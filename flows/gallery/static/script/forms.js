@@ -13,6 +13,7 @@ let typing;
 /** Return the address that a form describes, with the parameters that it does not have. */
 function formAddress(form) {
   const url = new URL(form.action);
+  url.search = "";
   const names = new Set([...form.elements].map((element) => element.name).filter(Boolean));
   for (const [name, value] of new FormData(form)) {
     const control = form.elements[name];
@@ -80,8 +81,8 @@ export function applySizes() {
     place.style.setProperty(range.dataset.size, `${range.value}px`);
     if ("sized" in range.dataset) {
       sheet?.classList.toggle("sized", Number(range.value) > Number(range.min));
-      $(".plain-row")?.style.setProperty("grid-template-columns",
-        Number(range.value) > Number(range.min) ? `repeat(auto-fill, minmax(min(${range.value}px, 90vw), 1fr))` : "");
+      const columns = Number(range.value) > Number(range.min) ? `repeat(auto-fill, minmax(min(${range.value}px, 90vw), 1fr))` : "";
+      for (const row of $$(".plain-row")) row.style.setProperty("grid-template-columns", columns);
     }
   }
 }
@@ -128,6 +129,9 @@ document.addEventListener("click", (event) => {
   else if (event.target.closest?.("#swap")) {
     event.preventDefault();
     swap();
+  } else if (event.target.closest?.("a[data-window]")) {
+    event.preventDefault();
+    show(event.target.closest("a").href, PARTS.grid, { replace: true, decode: 40 });
   }
 });
 

@@ -1,31 +1,31 @@
 // The keyboard. Keys are off while somebody types, and in a slider the arrows are the slider's.
-import { $, base, say, view } from "./page.js";
+import { $, say, view } from "./page.js";
 import { compare, current, forgetPicks, move, open, peek } from "./cells.js";
-import { mark, undoMark } from "./marks.js";
-import { chooseForJob, moreLike } from "./choose.js";
 import { flip, step, swap } from "./forms.js";
 import { other, pan, zoomBy } from "./loupe.js";
+import { back as backToWhere, go } from "./trail.js";
 
 const TYPING = "input:not([type=checkbox], [type=radio], [type=range]), select, textarea";
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const PLACES = { l: "library", e: "failures", r: "runs", s: "scores", f: "favourites" };
+const actions = new Map();
 let going = false;
 
-export function copyCommand() {
-  const button = $("#inspector [data-copy], #made [data-copy]");
-  if (button) button.click();
+/** Let each of these keys do something. The function gets the event and the key; digits are those of any keyboard. */
+export function onKey(keys, action) {
+  for (const key of keys) actions.set(key, action);
 }
 
 function back() {
-  if (forgetPicks()) return;
+  if (forgetPicks() || backToWhere()) return;
   const link = $("#back");
   if (link) location.href = link.href;
-  else if (view() !== "library" && base()) location.href = `${base()}/library`;
+  else if (view() !== "library" && $("#library-link")) location.href = $("#library-link").href;
 }
 
 function follow(selector) {
   const link = $(selector);
-  if (link) location.href = link.href;
+  if (link) go(link.href, { beside: true });
   return Boolean(link);
 }
 
@@ -47,29 +47,24 @@ function enter(event) {
 
 /** Act on one key; returns whether it was one of ours. */
 function act(event) {
-  const key = event.key;
+  const key = /^(?:Digit|Numpad)([0-5])$/.exec(event.code)?.[1] ?? event.key;
   if (going) {
     going = false;
-    if (PLACES[key] && base()) location.href = `${base()}/${PLACES[key]}`;
+    const link = PLACES[key] && $(`#${PLACES[key]}-link`);
+    if (link) location.href = link.href;
     return true;
   }
   if (ARROWS[key]) return arrow(event, ARROWS[key]);
-  const digit = /^(?:Digit|Numpad)([0-5])$/.exec(event.code);
-  if (digit) mark(Number(digit[1]), { next: event.shiftKey });
-  else if (key === "f" || key === "F") mark(5, { next: event.shiftKey });
-  else if (key === "x" || key === "X") mark(-1, { next: event.shiftKey });
+  if (actions.has(key)) actions.get(key)(event, key);
   else if (key === "?") $("#keys").showModal();
   else if (key === "/" && $("#find")) $("#find").focus();
-  else if (key === "/" && base()) location.href = `${base()}/library#find`;
+  else if (key === "/" && $("#library-link")) location.href = `${$("#library-link").href}#find`;
   else if (key === "g") going = true;
-  else if (key === "z") undoMark();
   else if (key === "h") document.body.classList.toggle("bare");
   else if (key === "s") event.repeat || peek(true);
   else if (key === "c") compare();
-  else if (key === "v") chooseForJob();
-  else if (key === "m") moreLike();
   else if (key === "o") other();
-  else if (key === "y") copyCommand();
+  else if (key === "y") $("#inspector [data-copy], #made [data-copy]")?.click();
   else if (key === "p") flip();
   else if (key === "t") swap();
   else if (key === "[" || key === "]") step(key === "]" ? 1 : -1);

@@ -141,6 +141,7 @@ function listen() {
   addEventListener("resize", draw);
   document.addEventListener("gallery:shown", (event) => {
     if (event.detail.includes("stage")) settle();
+    keep(); // the address that was shown may be older than the zoom
   });
 }
 

@@ -1,31 +1,11 @@
-// The script of every page. It works on what the server has drawn; without it, links and forms still work.
+// The script of every served page. It works on what the server has drawn; without it, links and forms still work.
 import { $, show, trouble, view } from "./page.js";
-import { compare, current, showPicks } from "./cells.js";
 import "./marks.js";
-import { applySizes } from "./forms.js";
-import "./keys.js";
-import { start } from "./loupe.js";
-import { watch } from "./window.js";
 import "./choose.js";
+import { start } from "./start.js";
+import { watch } from "./window.js";
 
 let seen = $("#running progress")?.value ?? null;
-
-$("#theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-  try {
-    localStorage.setItem("dreamgrid-theme", root.dataset.theme);
-  } catch {
-    // the theme lasts until the next page
-  }
-});
-$("#keys-button").addEventListener("click", () => $("#keys").showModal());
-document.addEventListener("click", (event) => {
-  if (event.target.closest?.("[data-compare]")) compare();
-  const link = event.target.closest?.(".cull [data-open]");
-  if (link && current()) link.href = current().href;
-});
 
 // Pictures of a run in progress: a cell that has its picture already is left alone.
 document.addEventListener("htmx:oobBeforeSwap", (event) => {
@@ -52,15 +32,5 @@ document.addEventListener("htmx:responseError", (event) => {
   trouble(event.detail.xhr.status === 503 ? "The store does not respond. What is on the page stays; trying again." : `The gallery answered ${event.detail.xhr.status}.`);
 });
 
-// Back and forward after parts of a page were replaced.
-addEventListener("popstate", () => location.reload());
-
-applySizes();
-start();
 watch();
-showPicks();
-if (location.hash === "#find") $("#find")?.focus();
-else if (current()) current().focus({ preventScroll: true });
-if (current()) current().scrollIntoView({ block: "nearest", inline: "nearest" });
-
-document.body.dataset.ready = "";
+start();

@@ -2,6 +2,7 @@
 // Marks of other tabs and other people appear after a few seconds.
 import { $, $$, base, say } from "./page.js";
 import { current, move } from "./cells.js";
+import { onKey } from "./keys.js";
 
 const MOST = 500; // marks of one request
 const HEAR_MS = 2000;
@@ -35,7 +36,7 @@ function draw(id, mark) {
 }
 
 /** Mark a dream. */
-export function mark(value, { id = target(), next = false, undoing = false } = {}) {
+function mark(value, { id = target(), next = false, undoing = false } = {}) {
   if (!id) return;
   if ("readOnly" in document.body.dataset) return say("The gallery was started with --read-only");
   const before = markOf(id);
@@ -128,11 +129,14 @@ const listen = () => setTimeout(async () => {
 if (base()) listen();
 document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && base() && hear());
 
-export function undoMark() {
+onKey("012345", (event, key) => mark(Number(key), { next: event.shiftKey }));
+onKey("fF", (event) => mark(5, { next: event.shiftKey }));
+onKey("xX", (event) => mark(-1, { next: event.shiftKey }));
+onKey("z", () => {
   const last = undo.pop();
   if (!last) return say("There is nothing to undo");
   mark(last[1], { id: last[0], undoing: true });
-}
+});
 
 // What is loaded of a dream may be older than a mark that is still on its way.
 document.addEventListener("gallery:chosen", (event) => {

@@ -5,6 +5,34 @@ export const $$ = (selector, root = document) => [...root.querySelectorAll(selec
 export const base = () => document.body.dataset.base;
 export const view = () => document.body.dataset.view;
 
+/** A page that the gallery refuses to show; the message says why. */
+class Refused extends Error {}
+
+async function read(url, signal) {
+  const response = await fetch(url, { signal });
+  const text = await response.text();
+  const page = new DOMParser().parseFromString(text, "text/html");
+  if (!response.ok) throw new Refused($("#view p", page)?.textContent ?? `The gallery answered ${response.status}.`);
+  return page;
+}
+
+/** How pages are addressed and read. A static gallery, which has no server, replaces these functions. */
+export const site = {
+  /** Return the address of a page. */
+  address: (name, query = "") => `${base()}/${name}${query && `?${query}`}`,
+  /** Return the page at an address as a document. */
+  page: read,
+  /** Return what is known of a dream as elements. */
+  async about(id, signal) {
+    const page = await read(`${base()}/dream/${id}?view=${view()}`, signal);
+    const part = document.createDocumentFragment();
+    part.append(...page.body.childNodes);
+    return part;
+  },
+  /** Return the address of the photograph of a dream, as small as a thumbnail or as large as the dream. */
+  photograph: (id, small) => `${base()}/photograph/${id}${small ? "/small" : ""}`,
+};
+
 let silence;
 
 /** Show a short message, which screen readers read. */
@@ -51,7 +79,7 @@ export function remember(changes) {
 let waiting = null;
 
 /**
- * Fetch a page of the gallery and put its elements with these ids in place of the present ones.
+ * Read a page of the gallery and put its elements with these ids in place of the present ones.
  * A later call cancels an earlier one. The old pictures stay until the new ones are decoded.
  * @returns {Promise<boolean>} whether the page was replaced
  */
@@ -60,12 +88,7 @@ export async function show(url, ids, { push = false, replace = false, decode = 0
   const call = (waiting = new AbortController());
   document.body.classList.add("busy");
   try {
-    const response = await fetch(url, { signal: call.signal });
-    const page = new DOMParser().parseFromString(await response.text(), "text/html");
-    if (!response.ok) {
-      trouble($("#view p", page)?.textContent ?? `The gallery answered ${response.status}.`);
-      return false;
-    }
+    const page = await site.page(url, call.signal);
     trouble("");
     const found = ids.map((id) => page.getElementById(id));
     if (decode) await decoded(found[0], decode);
@@ -79,7 +102,7 @@ export async function show(url, ids, { push = false, replace = false, decode = 0
       window.htmx?.process(fresh);
     });
     document.title = page.title;
-    if (push) history.pushState({ shown: true }, "", url);
+    if (push) history.pushState({ ...history.state, shown: true }, "", url);
     else if (replace) history.replaceState(history.state, "", url);
     if (focus && document.activeElement === document.body) {
       const again = $(focus) ?? (focus.startsWith(".cell") ? $(".cell[aria-current]") : null);
@@ -89,7 +112,7 @@ export async function show(url, ids, { push = false, replace = false, decode = 0
     return true;
   } catch (error) {
     if (error.name === "AbortError") return false;
-    trouble("The gallery does not respond. What is on the page stays; is `dreamgrid gallery` still running?");
+    trouble(error instanceof Refused ? error.message : "The gallery does not respond. What is on the page stays; is `dreamgrid gallery` still running?");
     return false;
   } finally {
     if (waiting === call) document.body.classList.remove("busy");

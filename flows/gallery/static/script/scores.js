@@ -1,5 +1,6 @@
 // The scores: draws the tables of the page as charts. A click or Enter goes to the pictures of a value.
 import { $, $$ } from "./page.js";
+import { go } from "./trail.js";
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const charts = [];
@@ -41,7 +42,7 @@ function options(items, titles) {
 }
 
 function open(item) {
-  if (item?.href) location.href = item.href;
+  if (item?.href) go(item.href);
 }
 
 /** Return the cells of the map; those without a dream are left out. */
