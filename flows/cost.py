@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from flows.noise_source import noise_size
 from flows.work import PlannedSettings, Source
 
 __all__ = [
@@ -77,6 +78,8 @@ def estimate_pixels(source: Source, max_pixels: int) -> int:
 
     The estimate uses the size of the file, because a scan does not open photographs.
     """
+    if size := noise_size(source.uri):
+        return min(max_pixels, size[0] * size[1])
     return max(1, min(max_pixels, round(source.size * 8 / bits_per_pixel(source))))
 
 

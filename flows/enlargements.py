@@ -13,6 +13,7 @@ from dreamcore.settings import DreamSettings, read_recorded
 from flows import manifest
 from flows.assets import load_dream
 from flows.job import DreamJob, EnlargeOptions
+from flows.noise_source import noise_size
 from flows.storage import Storage
 from flows.work import PlannedSettings
 
@@ -107,6 +108,8 @@ def _check_photograph(row: dict[str, Any], job: DreamJob, storage: Storage) -> N
             f"enlarge: the photograph {uri} of the dream {row['result_id']} is not in {job.source_in_words}: choose a "
             "source that contains it"
         )
+    if noise_size(uri):
+        return  # noise never changes
     photograph = storage.find(uri)
     if photograph is None or photograph.etag != row["source_etag"]:
         what = "does not exist any more" if photograph is None else "has changed since it was dreamt"

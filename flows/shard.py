@@ -6,6 +6,8 @@ Threads read and decode photographs ahead of the ascent, and encode and upload d
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import groupby
 
 from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs, observe_photographs
 from dreamcore.errors import ImageError
@@ -21,6 +23,7 @@ from flows.enlargements import Originals, large_photographs, load_originals
 from flows.grouping import group_by_size
 from flows.machine import batch_size, choose_device, max_memory, prefetch_depth
 from flows.manifest import Row
+from flows.noise_source import noise_photograph, noise_size
 from flows.parts import find_merged
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.run_record import Run, load_run
@@ -182,6 +185,8 @@ class _Dreamer:
             disable_heap_trimming(memory)
         self.limits = Limits(memory, run.job.stage_scores)
         self.prefetch = prefetch_depth(self.device)
+        # All dreams from one noise are in one folder, and each seed looks for its own.
+        self.list_folder = lru_cache(maxsize=1)(lambda folder: sorted(info.uri for info in storage.list(folder)))
 
     def rows(self, on_row: Callable[[Row], None]) -> list[Row]:
         """Return one row for each photograph and setting of the shard, after all dreams were delivered."""
@@ -192,10 +197,19 @@ class _Dreamer:
             return row
 
         with thread_pool(self.prefetch) as readers, thread_pool(self.prefetch) as writers:
-            loaded = ordered_prefetch(readers, self.load, self.shard.works, self.prefetch)
+            loaded = ordered_prefetch(readers, self.load, self.pictures(), self.prefetch)
             rows = list(ordered_prefetch(writers, deliver, self.dream(loaded), self.prefetch))
         trim_heap()
         return rows
+
+    def pictures(self) -> Iterator[Work]:
+        """Yield the works of the shard, each with one picture: noise is another picture for each seed."""
+        for work in self.shard.works:
+            if noise_size(work.source.uri):
+                for _, indices in groupby(work.settings, lambda index: self.run.settings[index].settings.seed):
+                    yield replace(work, settings=tuple(indices))
+            else:
+                yield work
 
     def load(self, work: Work) -> _Loaded:
         """Read and decode a photograph, unless all its dreams exist."""
@@ -206,16 +220,23 @@ class _Dreamer:
         if work.source.size > decoder.MEMORY:  # reading it would use up the memory of the worker
             message = f"the file has {work.source.size} bytes; at most {decoder.MEMORY} bytes are read"
             return _Loaded(work, existing, {}, ImageError("too_large", message))
-        sizes = {self.run.settings[index].settings.max_pixels for index in work.settings}
         try:
-            data = self.storage.read_version(work.source.uri, work.source.etag)
-            photographs = {size: self.decode(data, max_pixels=size) for size in sizes}
+            photographs = self._read(work)
             if not self.run.job.enlarge:
                 return _Loaded(work, existing, photographs)
             originals = load_originals((self.run.settings[index] for index in work.settings), self.storage)
             return _Loaded(work, existing, large_photographs(photographs), originals=originals)
         except ImageError as error:
             return _Loaded(work, existing, {}, error)
+
+    def _read(self, work: Work) -> dict[int, Photograph]:
+        """Return the picture of a work by `max_pixels`."""
+        settings = [self.run.settings[index].settings for index in work.settings]
+        sizes = {each.max_pixels for each in settings}
+        if noise_size(work.source.uri):
+            return dict.fromkeys(sizes, noise_photograph(work.source.uri, settings[0].seed))
+        data = self.storage.read_version(work.source.uri, work.source.etag)
+        return {size: self.decode(data, max_pixels=size) for size in sizes}
 
     def _find_existing(self, results: Iterable[str]) -> dict[str, str]:
         """Return the address of each dream that exists, by its planned address.
@@ -224,7 +245,7 @@ class _Dreamer:
         """
         planned = sorted(results)
         folder = planned[0].rpartition("/")[0] + "/"
-        listed = sorted(info.uri for info in self.storage.list(folder))
+        listed = self.list_folder(folder)
         by_place = {layout.result_place(uri): uri for uri in listed}  # deeper folders are other places
         by_place |= {layout.result_place(uri): uri for uri in set(listed).intersection(planned)}
         places = ((uri, layout.result_place(uri)) for uri in planned)

@@ -25,7 +25,8 @@ from flows.folder import Folder, open_folder
 from flows.job import explain_validation
 from flows.movie import check_video_extra, even
 from flows.movie_frames import Outputs
-from flows.single import NOISE, decode_named, read_source
+from flows.noise_source import NOISE
+from flows.single import decode_named, read_source
 from flows.storage import FAIL_FAST, Storage
 from flows.zoom_options import ZoomOptions
 

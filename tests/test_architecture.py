@@ -129,6 +129,8 @@ LEVELS = (
     {"video_frames"},
     {
         "job",
+        "job_addresses",
+        "noise_source",
         "s3_errors",
         "s3_objects",
         "s3_requests",
@@ -155,7 +157,7 @@ LEVELS = (
         "local.servers",
         "local.ray_nodes",
     },
-    {"layout", "globs", "cgroups", "proxies"},
+    {"layout", "globs", "cgroups", "proxies", "job_file"},
 )
 
 

@@ -28,6 +28,7 @@ from flows.gallery.site import Place, Site
 from flows.gallery.thumbnails import Missing, pixels_of
 from flows.gallery.whole import is_sparse, names_of
 from flows.layout import images_folder, thumb_uri
+from flows.noise_source import noise_size
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import Storage
 
@@ -197,7 +198,12 @@ def _link(work: _Export, uri: str) -> str:
 
 
 def _photograph(work: _Export, row: DreamRow) -> dict[str, Any] | None:
-    """Write a photograph as small and as large as its largest dream; None if it is missing or was replaced."""
+    """Write a photograph as small and as large as its largest dream; None if it is missing or was replaced.
+
+    Noise has no picture here, because it is another one for each seed.
+    """
+    if noise_size(row.source_uri):
+        return None
     name = f"pictures/{digest(row.source_uri, row.source_etag, str(row.width), str(row.height))[:16]}"
     thumbnails, version = work.place.thumbnails, (row.source_uri, row.source_etag)
     pixels = pixels_of(row.width, row.height)

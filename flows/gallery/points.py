@@ -46,6 +46,12 @@ class Point:
             return str(getattr(self, name))
         return self.settings.get(name) or defaults().get(name, "")
 
+    @property
+    def seed(self) -> int:
+        """The seed; 0 if another version of Dreamgrid has written none."""
+        text = self.value("seed")
+        return int(text) if text.isdecimal() else 0
+
 
 @lru_cache
 def defaults() -> Mapping[str, str]:

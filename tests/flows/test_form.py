@@ -100,3 +100,12 @@ def test_every_field_of_a_job_is_in_the_form() -> None:
     fields = dream_from_form.parameters.properties
     names = set(fields) | set(fields["more"]["propertyNames"]["enum"])
     assert names - {"more"} == set(DreamJob.model_fields) - {"grid"} | set(Grid.model_fields)
+
+
+@pytest.mark.parametrize(("source", "is_valid"), [("noise:640x360", True), ("noise:640", False), ("noise:", False)])
+def test_the_form_takes_noise(source: str, is_valid: bool) -> None:
+    fields = dream_from_form.parameters.properties
+    assert jsonschema.Draft202012Validator(fields["source"]).is_valid(source) == is_valid
+    assert jsonschema.Draft202012Validator(fields["sources"]).is_valid([source]) == is_valid
+    if is_valid:
+        assert job_from_form({**ADDRESSES, "source": source}, {}, {}).noise == (source,)
