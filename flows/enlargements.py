@@ -88,6 +88,8 @@ def load_originals(planned: Iterable[PlannedSettings], storage: Storage) -> Orig
 def _settings(row: dict[str, Any], job: DreamJob, options: EnlargeOptions) -> DreamSettings:
     """Return the settings of one enlarged dream from the row of the dream."""
     settings = read_recorded(json.loads(row["settings"]))
+    if settings.movie:
+        raise InvalidInput(f"enlarge: {row['result_id']} is a movie, which cannot be enlarged: leave it out")
     enlarge = Enlarge(uri=row["result_uri"], sha256=row["result_sha256"], strength=options.strength)
     return settings.model_copy(update={"enlarge": enlarge, "max_pixels": options.max_pixels, "output": job.output})
 

@@ -225,6 +225,8 @@ class _Work:
     noise_works: int = 0
     """Those of them whose photograph is noise, which is not read."""
     dreams: int = 0
+    frames: int = 0
+    """Frames of movies."""
     seconds: list[dict[str, float]] = field(default_factory=list)
     """Seconds of the reference core for each shard, by `settings_id`; an empty one stands for decoding."""
     points: dict[str, tuple[PlannedSettings, int]] = field(default_factory=dict)
@@ -254,7 +256,9 @@ class _Work:
         alike = Counter(group for *_, group in entries)
         device = "cuda" if gpu_count() else "cpu"
         for planned, dreamt, group in entries:
-            batch = min(alike[group], default_batch_size(device, dreamt))
+            movie = planned.settings.movie
+            batch = 1 if movie else min(alike[group], default_batch_size(device, dreamt))
+            self.frames += movie.frames if movie else 0
             seconds[planned.settings_id] += reference_seconds(planned, dreamt, batch)
             self.points.setdefault(planned.settings_id, (planned, dreamt))
         self.dreams += len(entries)
@@ -300,6 +304,7 @@ class _Work:
         lists += self.shards // sharing.LOOK_AGAIN
         get = 5 + earlier_runs + min(processes, self.shards) + self.works - self.noise_works + 2 * self.shards
         put = 7 + 2 * self.dreams + 2 * self.shards  # a dream has a thumbnail
+        get, put = get + self.frames, put + self.frames
         if drawn := len(self.sheet_sources):
             noise = sum(noise_size(uri) is not None for uri in self.sheet_sources)
             get += 1 + earlier_runs + self.sheet_shards + drawn - noise + self.sheet_dreams
@@ -367,6 +372,7 @@ def estimate(
         **found.with_warnings(finished).report(),
         "grid_points": len(settings),
         "planned": work.dreams,
+        "movie_frames": work.frames or None,
         "done": total - work.dreams,
         "failed_earlier": finished.failures(found.sources, settings).dreams,
         "shards": work.shards,

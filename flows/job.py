@@ -22,6 +22,7 @@ from dreamcore.fields import Enlarge, FileReference, MaxPixels, Output
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
+from dreamcore.zoom import DEFAULTS, Zoom
 from flows.globs import compile_globs
 from flows.job_addresses import MAX_SOURCES, check_destination, check_inventory, check_source, sorted_sources
 from flows.job_file import read_job_file
@@ -193,6 +194,11 @@ class DreamJob(Frozen):
         description="Instead of a grid: dreams of the destination to make large, by their result_id.",
         examples=[{"dreams": ["0123456789abcdef"], "max_pixels": 12_000_000}],
     )
+    zoom: Zoom | None = Field(
+        default=None,
+        description="Make a movie of each photograph and grid point instead of a single dream: a zoom.",
+        examples=[{"seconds": 10, "zoom": 1.3, "keyframes": [{"at": 5, "layers": "blocks.3"}]}],
+    )
     stage_scores: bool = Field(
         default=False, description="Also score every stage of the network before and after the dream."
     )
@@ -259,7 +265,9 @@ class DreamJob(Frozen):
 
     @model_validator(mode="after")
     def _limit_noise(self) -> Self:
-        for uri in () if self.enlarge else self.noise:  # an enlarged dream is larger than its noise
+        if self.enlarge or self.zoom:  # an enlarged dream is larger than its noise, and a movie has its own size
+            return self
+        for uri in self.noise:
             width, height = noise_size(uri) or (0, 0)
             if width * height > self.max_pixels:
                 raise ValueError(
@@ -284,6 +292,18 @@ class DreamJob(Frozen):
     def _enlarge_without_a_grid(self) -> Self:
         if self.enlarge and self.grid != Grid():
             raise ValueError("grid and enlarge are both given: each enlarged dream keeps its own settings")
+        return self
+
+    @model_validator(mode="after")
+    def _zoom_alone(self) -> Self:
+        if not self.zoom:
+            return self
+        if self.enlarge:
+            raise ValueError("enlarge and zoom are both given: write two jobs")
+        if self.max_pixels != type(self).model_fields["max_pixels"].default:
+            raise ValueError("max_pixels does not limit a movie: leave it out, and give zoom.width")
+        if self.output != Output():
+            raise ValueError("the movies of zoom are MP4 files: leave out output")
         return self
 
     @property
@@ -316,13 +336,15 @@ class DreamJob(Frozen):
         of versions without these fields can be resumed.
         """
         left_out = WITHOUT_EFFECT_ON_DREAMS | {
-            name for name in ("exclude", "sources", "enlarge") if not getattr(self, name)
+            name for name in ("exclude", "sources", "enlarge", "zoom") if not getattr(self, name)
         }
         axes = {name for name in Grid.model_fields if name not in _FIRST_AXES and getattr(self.grid, name) is None}
         return digest(self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "grid": axes}))
 
     def settings(self) -> tuple[DreamSettings, ...]:
         """Return the settings of every point of the grid."""
+        if self.zoom:
+            return self.grid.with_defaults(DEFAULTS).expand(movie=self.zoom)
         return self.grid.expand(max_pixels=self.max_pixels, output=self.output)
 
 

@@ -31,6 +31,7 @@ from flows.assets import FILES, resolve
 from flows.job import explain_validation
 from flows.layout import parse_uri
 from flows.manifest import find_results
+from flows.movie_metadata import is_mp4
 from flows.noise_source import noise_size
 from flows.sheet_rows import find_numbered, split_number
 from flows.single import (
@@ -255,6 +256,8 @@ def read_description(data: bytes, name: str) -> Description:
         InvalidInput: the description is missing or malformed; the message is one line.
         ImageError: the file is not an image.
     """
+    if is_mp4(data):
+        raise InvalidInput(f"{name} is a movie: this command takes single dreams; `dreamgrid zoom` makes one movie")
     try:
         inside = read_metadata(data)
     except ImageError as error:

@@ -29,6 +29,7 @@ from flows.plan import Sources
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
 from flows.work import PlannedSettings, Source
+from flows.zoom_plan import check_movies
 
 __all__ = ["Scan", "check_access", "plan_settings", "scan", "store_warning"]
 
@@ -105,6 +106,7 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
                 ranks=ranks,
                 photograph=photograph,
             )
+        check_movies([each.settings for each in planned.values()])
         check_labels(job.labels, [each.settings for each in planned.values()])
     except ValidationError as error:
         raise InvalidInput(f"grid: {explain_validation(error)}") from error

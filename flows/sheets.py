@@ -67,6 +67,8 @@ class _Entry:
     settings: DreamSettings
     label: str
     """The number of the dream on the sheet, and the first digits of its `result_id`."""
+    picture: str
+    """Address of the picture of the dream; of a movie, of its thumbnail."""
 
 
 def draw_sheets(
@@ -97,7 +99,7 @@ def draw_sheets(
         return
     dreams = rows_by_photograph(destination, storage, photographs, _COLUMNS)
     for uri, etag in photographs:
-        entries = list(_entries(dreams.get((uri, etag), [])))
+        entries = list(_entries(destination, dreams.get((uri, etag), [])))
         if not entries:
             continue
         name = entries[0].row["result_uri"].removeprefix(layout.images_folder(destination)).rpartition("/")[0]
@@ -113,13 +115,15 @@ def draw_sheets(
             yield sheet
 
 
-def _entries(rows: Sequence[dict[str, Any]]) -> Iterator[_Entry]:
+def _entries(destination: str, rows: Sequence[dict[str, Any]]) -> Iterator[_Entry]:
     """Yield the dreams with their numbers. A dream of another version of Dreamgrid has a number, but is not shown."""
     for number, (row, digits) in enumerate(
         zip(rows, short_ids([row["result_id"] or "" for row in rows]), strict=True), 1
     ):
         if settings := read_settings(json.loads(row["settings"])):
-            yield _Entry(row, settings, f"#{number} {digits}")
+            uri = row["result_uri"]
+            picture = layout.thumb_uri(destination, uri) if layout.is_movie(uri) else uri
+            yield _Entry(row, settings, f"#{number} {digits}", picture)
 
 
 def read_settings(fields: dict[str, Any]) -> DreamSettings | None:
@@ -153,7 +157,7 @@ def _draw(
 
     def read(index: int) -> Image.Image | None:
         try:
-            data = storage.read(entries[index].row["result_uri"])
+            data = storage.read(entries[index].picture)
             return shrink(data) if data else None
         except (ImageError, CorruptObject, UnreadableObject):  # the cell of a damaged or archived dream stays empty
             return None

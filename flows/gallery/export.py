@@ -27,7 +27,7 @@ from flows.gallery.records import Axis, DreamRow, Filters
 from flows.gallery.site import Place, Site
 from flows.gallery.thumbnails import Missing, pixels_of
 from flows.gallery.whole import is_sparse, names_of
-from flows.layout import images_folder, thumb_uri
+from flows.layout import images_folder, is_movie, thumb_uri
 from flows.noise_source import noise_size
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import Storage
@@ -39,7 +39,7 @@ _THREADS = 8
 _GENERATOR = b'<meta name="generator" content="Dreamgrid">'
 _SCRIPTS = ("script/theme.js", "export/export.js", "export/loupe.js")
 _STYLES = ("style/frame.css", "style/pictures.css", "style/panels.css", "export/export.css")
-_OWN_FILE = re.compile(r"data-[0-9a-f]{16}\.js|pictures/[0-9a-f]{16}(-small|-photograph)?\.(webp|png|jpg)")
+_OWN_FILE = re.compile(r"data-[0-9a-f]{16}\.js|pictures/[0-9a-f]{16}(-small|-photograph)?\.(webp|png|jpg|mp4)")
 """Files that only an export writes; those of an earlier one that are not used any more are deleted."""
 
 
@@ -168,7 +168,7 @@ def _write_page(work: _Export, title: str, data: bytes) -> None:
 def _names(data: Mapping[str, Any]) -> set[str]:
     """Return the pictures that the data names."""
     entries = [*data["dreams"], *data["photographs"]]
-    return {entry[kind] for entry in entries for kind in ("small", "full")}
+    return {entry[kind] for entry in entries for kind in ("small", "full", "file") if kind in entry}
 
 
 def _dream(work: _Export, row: DreamRow) -> dict[str, Any] | None:
@@ -182,15 +182,20 @@ def _dream(work: _Export, row: DreamRow) -> dict[str, Any] | None:
     try:
         if work.up is None:
             read_full = partial(place.thumbnails.full, uri)
-            return {"small": work.write(small, read_small), "full": work.write(full, read_full)}
+            return _files(work.write(small, read_small), work.write(full, read_full))
         if place.storage.find(uri) is None:
             return None
         thumb = thumb_uri(place.destination, uri)  # deleted with the dream by `dreamgrid prune`
         if place.storage.find(thumb) is None:
             place.storage.write_if_absent(thumb, read_small(), "image/webp")
-        return {"small": _link(work, thumb), "full": _link(work, uri)}
+        return _files(_link(work, thumb), _link(work, uri))
     except (Missing, ImageError):
         return None
+
+
+def _files(small: str, full: str) -> dict[str, str]:
+    """Return the addresses of a dream's pictures, and of its file. A movie is shown by its thumbnail."""
+    return {"small": small, "full": small if is_movie(full) else full, "file": full}
 
 
 def _link(work: _Export, uri: str) -> str:

@@ -26,7 +26,7 @@ __all__ = ["full", "photograph", "photograph_thumb", "thumb"]
 
 _FOREVER = "private, max-age=31536000, immutable"
 """An address names one version of one picture, which never changes."""
-_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
 _IN_MEMORY = 2**24
 """Bytes of a dream that are kept in memory while it is sent; more go into a temporary file."""
 _CHUNK = 2**18

@@ -165,8 +165,8 @@
       dream.mark ? h("p", { class: "note" }, dream.mark === -1 ? "rejected" : `marked ${dream.mark}`) : null,
       dream.before.length || dream.after.length ? h("div", { class: "seen" }, h("div", { class: "two-lists" }, lists)) : null,
       h("div", { class: "rule" }, facts),
-      h("p", { class: "row" }, h("a", { class: "button", href: loupeLink(dream) }, "Loupe"), h("a", { class: "button", href: dream.full, download: "" }, "Download")),
-      h("div", { class: "code" }, h("div", { class: "code-head" }, "Makes it again"), h("pre", { tabindex: 0 }, dream.command)),
+      h("p", { class: "row" }, h("a", { class: "button", href: loupeLink(dream) }, "Loupe"), h("a", { class: "button", href: dream.file, download: "" }, "Download")),
+      dream.command ? h("div", { class: "code" }, h("div", { class: "code-head" }, "Makes it again"), h("pre", { tabindex: 0 }, dream.command)) : null,
       h("dl", { class: "facts rule" }, h("dt", {}, "id"), h("dd", {}, h("code", {}, dream.id))));
   }
 
