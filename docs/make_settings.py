@@ -12,6 +12,7 @@ from dreamcore.fields import Output
 from dreamcore.looks import LOOK, LookName
 from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings
+from dreamcore.zoom import Zoom
 from flows.job import DreamJob, EnlargeOptions, ExecutorOptions
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -25,7 +26,7 @@ def kinds(schema: dict[str, Any]) -> Iterator[str]:
         yield "`true`, `false`"
     elif schema.get("type") in ("integer", "number"):
         yield f"{'integer' if schema['type'] == 'integer' else 'number'}{limits(schema)}"
-    elif schema.get("type") == "array" and "enum" in schema["items"]:
+    elif schema.get("type") == "array" and "enum" in schema.get("items", {}):
         yield f"a list of {', '.join(f'`{value}`' for value in schema['items']['enum'])}"
     elif schema.get("type") == "null":
         yield "none"
@@ -50,6 +51,8 @@ def default_of(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, tuple) and isinstance(value[0], float):
+        return f"`{','.join(map(str, value))}`"
     return f"`{'+'.join(map(str, value)) if isinstance(value, tuple) else value}`"
 
 
@@ -65,16 +68,15 @@ def rows(model: type[Any], *names: str) -> Iterator[str]:
 
 def tables() -> dict[str, list[str]]:
     """Return the rows of each table, by its name on the page."""
-    settings = [name for name in DreamSettings.model_fields if name not in DreamJob.model_fields]
-    job = [name for name in DreamJob.model_fields if name not in ("grid", "output", "enlarge", "executor")]
+    settings = [name for name in DreamSettings.model_fields if name not in (*DreamJob.model_fields, "movie")]
+    job = [name for name in DreamJob.model_fields if name not in ("grid", "output", "enlarge", "zoom", "executor")]
     names = [
         f"| `{name}` |  | {values_of({'enum': get_args(values)})} | {description} |"
         for name, values, description in (("preset", PresetName, PRESET), ("look", LookName, LOOK))
     ]
+    models = {"output": Output, "enlarge": EnlargeOptions, "zoom": Zoom, "executor": ExecutorOptions}
     nested = [
-        row.replace("`", f"`{name}.", 1)
-        for name, model in (("output", Output), ("enlarge", EnlargeOptions), ("executor", ExecutorOptions))
-        for row in rows(model, *model.model_fields)
+        row.replace("`", f"`{name}.", 1) for name, model in models.items() for row in rows(model, *model.model_fields)
     ]
     return {"settings": [*names, *rows(DreamSettings, *settings)], "job": [*rows(DreamJob, *job), *nested]}
 

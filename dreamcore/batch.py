@@ -181,6 +181,8 @@ def _check_request(network: Network, request: DreamRequest) -> None:
     """Raise `InvalidInput` if the settings name another network, or an image that the request lacks."""
     if request.settings.model != network.spec.model:
         raise InvalidInput(f"the settings name the network {request.settings.model}, not {network.spec.model}")
+    if request.settings.movie:
+        raise InvalidInput("the settings name a movie, which consists of many dreams: leave out the setting movie")
     for name in ("guide", "mask"):
         if getattr(request.settings, name) and getattr(request, name) is None:
             raise InvalidInput(f"the settings name a {name}, but the request has no {name} image")
@@ -318,7 +320,6 @@ def _to_dreams(
     finite = result.images.flatten(1).isfinite().all(1) & result.octave_scores.isfinite().all(1)
     pixels, octave_scores = to_pixels(result.images), result.octave_scores.tolist()
     precisions = network.precisions([request.settings.layer_names for request in requests])
-    on_cuda = network.device.type == "cuda"
     return [
         Dream(
             pixels=pixels[number],
@@ -328,7 +329,7 @@ def _to_dreams(
             after=after[number],
             octave_scores=octave_scores[number],
             skipped_octaves=result.skipped_octaves,
-            device=torch.cuda.get_device_name(network.device) if on_cuda else "cpu",
+            device=network.device_name,
             precision=precisions[number],
             batch=len(requests),
             tile=request.settings.tile or (tile if len(tiles) > 1 else None),

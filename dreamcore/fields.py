@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from dreamcore.targets import AnchorLayer, Frozen
+from dreamcore.zoom import Zoom
 
 __all__ = [
     "L2",
@@ -30,6 +31,7 @@ __all__ = [
     "MaxPixels",
     "Measure",
     "Model",
+    "Movie",
     "Normalise",
     "OctaveScale",
     "Octaves",
@@ -139,6 +141,10 @@ Enlarged = Annotated[
     Field(
         description="Dream to go on from: only octaves larger than this dream are dreamt. `dreamgrid enlarge` sets it."
     ),
+]
+Movie = Annotated[
+    Zoom | None,
+    Field(description="Movie to make instead of a single dream. The field `zoom` of a job sets it."),
 ]
 Octaves = Annotated[
     int, Field(ge=1, le=32, description="Number of scales, from coarse to fine; more octaves give larger shapes.")

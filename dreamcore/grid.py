@@ -8,6 +8,7 @@ This module imports no torch, so that planning a run stays fast.
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Self, TypeVar
@@ -87,6 +88,8 @@ def _as_json(point: dict[str, Any]) -> dict[str, Any]:
     """Return a point with canonical values, so that equal points compare equal however they are written."""
     if "enlarge" in point:
         raise ValueError("enlarge cannot be a point of a grid: name the dreams in the field enlarge of the job")
+    if "movie" in point:
+        raise ValueError("movie cannot be a point of a grid: give the field zoom of the job")
     try:
         point = expand_names(point) if {"preset", "look"} & set(point) else point
         settings = DreamSettings.model_validate(point)
@@ -201,6 +204,18 @@ class Grid(Frozen):
     def _axes(self) -> dict[str, tuple[Any, ...]]:
         axes = {name: getattr(self, name) for name in Grid.model_fields if name != "points"}
         return {name: values for name, values in axes.items() if values is not None}
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
+        """Return the grid with other defaults for some settings. They override presets and looks of its axes, too.
+
+        Example:
+            >>> grid = Grid(octaves=[3, 4], points=[{"steps": 50}]).with_defaults({"steps": 1, "octaves": 2})
+            >>> [(settings.octaves, settings.steps) for settings in grid.expand()]
+            [(3, 1), (4, 1), (2, 50)]
+        """
+        has_axes = bool(self._axes()) or not self.points
+        new = {name: (value,) for name, value in defaults.items() if has_axes and getattr(self, name) is None}
+        return self.model_copy(update={**new, "points": tuple({**defaults, **point} for point in self.points)})
 
     def expand(self, **fixed: object) -> tuple[DreamSettings, ...]:
         """Return the settings of the grid without duplicates, in a stable order. Sweeps over channels stay as written.

@@ -12,51 +12,23 @@ import bisect
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import ValidationError
 
 from dreamcore.catalog import resolve_layers
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import DreamSettings
-from dreamcore.targets import Frozen, Target, canonical_order
+from dreamcore.targets import Target, canonical_order
+from dreamcore.zoom import Motion
 
-__all__ = ["CONSTANT", "Moment", "Motion", "Timeline", "interpolate", "loop_pull", "read_timeline"]
+__all__ = ["CONSTANT", "Moment", "Timeline", "interpolate", "loop_pull", "read_timeline"]
 
-CONSTANT = ("model", "weights", "guide", "mask", "max_pixels", "output", "enlarge")
+CONSTANT = ("model", "weights", "guide", "mask", "max_pixels", "output", "enlarge", "movie")
 """Settings that are the same for a whole movie."""
 
 _WEIGHT_DIGITS = 6
 """Decimals of a cross-faded weight. A smaller weight counts as 0, and its target is left out."""
-
-_Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def _read_center(value: object) -> object:
-    """Return the two numbers of a point that is written as `X,Y`."""
-    return value.split(",") if isinstance(value, str) else value
-
-
-class Motion(Frozen):
-    """How the camera moves.
-
-    Example:
-        >>> Motion(zoom=1.5, center="0.3,0.5").center
-        (0.3, 0.5)
-    """
-
-    zoom: float = Field(
-        default=1.3,
-        ge=0.1,
-        le=10,
-        description="Factor by which the picture grows in each second; 1 stands still, less than 1 moves back.",
-    )
-    rotate: float = Field(
-        default=2.0, ge=-360, le=360, description="Degrees by which the picture turns in each second, clockwise."
-    )
-    center: Annotated[tuple[_Fraction, _Fraction], BeforeValidator(_read_center)] = Field(
-        default=(0.5, 0.5), description="Point that stays in place, as X,Y: 0,0 is the top left corner, 1,1 the other."
-    )
 
 
 class Moment(NamedTuple):

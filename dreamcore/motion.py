@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamcore.keyframes import Motion
 from dreamcore.octaves import Size
+from dreamcore.zoom import Motion
 
 __all__ = ["Colors", "colors_of", "mix_in", "palette", "transform", "warp", "with_colors"]
 

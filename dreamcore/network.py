@@ -87,6 +87,11 @@ class Network:
         renamed.labels = tuple(labels)
         return renamed
 
+    @property
+    def device_name(self) -> str:
+        """Name of the GPU, or `cpu`."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
     @cached_property
     def _optimized(self) -> tuple[nn.Module, frozenset[str]]:
         """The optimized copy of the module, and the layers whose activations differ in the copy."""

@@ -28,6 +28,7 @@ from dreamcore.fields import (
     MaxPixels,
     Measure,
     Model,
+    Movie,
     Normalise,
     Octaves,
     OctavesAbove,
@@ -199,6 +200,7 @@ class DreamSettings(Frozen):
     max_pixels: MaxPixels = 1_000_000
     output: Output = Output()
     enlarge: Enlarged = None
+    movie: Movie = None
 
     @model_validator(mode="before")
     @classmethod
@@ -262,6 +264,7 @@ BATCH_FIELDS = [
     "carry",
     "max_pixels",
     "enlarge",
+    "movie",
 ]
 """Fields that must be equal for all samples of a batch. All other fields may differ."""
 
@@ -319,9 +322,12 @@ def settings_id(settings: DreamSettings, weights: str) -> str:
         ValueError: guide or mask have no SHA-256 yet.
     """
     first = _FirstSettings.model_construct(**dict(settings))
-    chosen = first.model_dump(mode="json", exclude_defaults=True, exclude={"weights", "guide", "mask", "enlarge"})
+    separate = {"weights", "guide", "mask", "enlarge", "movie"}
+    chosen = first.model_dump(mode="json", exclude_defaults=True, exclude=separate)
     if settings.enlarge:
         chosen["enlarge"] = [settings.enlarge.sha256, settings.enlarge.strength]
+    if settings.movie:
+        chosen["movie"] = settings.movie.model_dump(mode="json")
     for name, file in (("guide", settings.guide), ("mask", settings.mask)):
         if file:
             if file.sha256 is None:

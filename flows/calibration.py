@@ -164,7 +164,8 @@ def _speed(planned: PlannedSettings, pixels: int, device: str) -> float:
 
 def _sample(planned: PlannedSettings, pixels: int, device: str) -> tuple[PlannedSettings, int]:
     """Return settings with few steps, and the side of an image, which take about `_REFERENCE_SECONDS` together."""
-    changes = {"guide": None, "mask": None, "stop_at": None, "steps": min(planned.settings.steps, _MAX_STEPS)}
+    changes: dict[str, Any] = dict.fromkeys(("guide", "mask", "stop_at", "movie"))
+    changes["steps"] = min(planned.settings.steps, _MAX_STEPS)
     sample = planned.model_copy(update={"settings": planned.settings.model_copy(update=changes)})
     while pixels > _MIN_PIXELS and reference_seconds(sample, pixels) > _REFERENCE_SECONDS[device.partition(":")[0]]:
         pixels = pixels * 3 // 4

@@ -5,6 +5,7 @@ measured one after the other, and each gets the dreams of its own channels. The 
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 
@@ -18,6 +19,7 @@ from dreamcore.sweeps import Ranking
 from flows import decoder
 from flows.assets import network_for
 from flows.history import contains_each
+from flows.noise_source import noise_photograph, noise_size
 from flows.plan import IsDone, Sources
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import Storage
@@ -70,8 +72,8 @@ def unwanted_dreams(sources: Sources, settings: Sequence[PlannedSettings], store
         )
     _log.info("measuring %d photographs to choose their channels", len(sources))
     keys = [
-        dream_keys(repeat(source.uri), repeat(source.etag), _unwanted(swept, chosen))
-        for source, chosen in _measured(sources, swept, store)
+        dream_keys(repeat(source.uri), repeat(source.etag), _unwanted(own, chosen))
+        for source, own, chosen in _measured(sources, swept, store)
     ]
     return np.sort(np.concatenate(keys)) if keys else np.empty(0, np.uint64)
 
@@ -97,8 +99,22 @@ def _network(planned: PlannedSettings) -> _Network:
     return planned.settings.model, planned.settings.weights
 
 
-def _measured(sources: Sources, swept: Sequence[PlannedSettings], store: Storage) -> Iterator[tuple[Source, _Chosen]]:
-    """Yield each photograph with its channels by network and ranking."""
+def _pictures(sources: Sources, swept: Sequence[PlannedSettings]) -> Iterator[tuple[Source, Sequence[PlannedSettings]]]:
+    """Yield each photograph with all settings, and noise with those of each seed, for which it is another picture."""
+    for source in sources:
+        if noise_size(source.uri):
+            by_seed = defaultdict[int, list[PlannedSettings]](list)
+            for planned in swept:
+                by_seed[planned.settings.seed].append(planned)
+            yield from ((source, own) for own in by_seed.values())
+        else:
+            yield source, swept
+
+
+def _measured(
+    sources: Sources, swept: Sequence[PlannedSettings], store: Storage
+) -> Iterator[tuple[Source, Sequence[PlannedSettings], _Chosen]]:
+    """Yield each photograph with its settings, and with its channels by network and ranking."""
     from dreamcore.ranking import ranked_channels  # imports torch, which a run without such sweeps does not need
     from dreamcore.results import to_tensor
 
@@ -108,23 +124,24 @@ def _measured(sources: Sources, swept: Sequence[PlannedSettings], store: Storage
     networks = {network: network_for(settings, "cpu") for network, settings in owners.items()}
     first = {(network, ranking): frozenset(range(ranking.size)) for network, ranking in wanted}
     with thread_pool(READERS) as readers:
-        loaded = ordered_prefetch(readers, lambda source: (source, _load(source, store)), sources, READERS)
-        for source, photograph in loaded:
+        pictures = _pictures(sources, swept)
+        loaded = ordered_prefetch(readers, lambda each: (*each, _load(*each, store)), pictures, READERS)
+        for source, own, photograph in loaded:
             if photograph is None:
-                yield source, first
+                yield source, own, first
                 continue
             image = to_tensor(photograph.pixels)[0]
-            yield (
-                source,
-                {
-                    (network, ranking): frozenset(ranked_channels(networks[network], image, ranking))
-                    for network, ranking in wanted
-                },
-            )
+            chosen = {
+                (network, ranking): frozenset(ranked_channels(networks[network], image, ranking))
+                for network, ranking in wanted
+            }
+            yield source, own, chosen
 
 
-def _load(source: Source, store: Storage) -> Photograph | None:
-    """Return a small copy of a photograph, or None if it cannot be read."""
+def _load(source: Source, settings: Sequence[PlannedSettings], store: Storage) -> Photograph | None:
+    """Return a small copy of a photograph, or noise for the seed of the settings; None if it cannot be read."""
+    if noise_size(source.uri):
+        return noise_photograph(source.uri, settings[0].settings.seed)
     if source.size > decoder.MEMORY:
         return None
     try:

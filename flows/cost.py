@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from dreamcore.settings import DreamSettings
+from flows.noise_source import noise_size
 from flows.work import PlannedSettings, Source
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "dreamt_pixels",
     "estimate_pixels",
     "estimate_seconds",
+    "largest_pixels",
     "reference_seconds",
     "step_kind",
     "step_seconds",
@@ -77,13 +80,20 @@ def estimate_pixels(source: Source, max_pixels: int) -> int:
 
     The estimate uses the size of the file, because a scan does not open photographs.
     """
+    if size := noise_size(source.uri):
+        return min(max_pixels, size[0] * size[1])
     return max(1, min(max_pixels, round(source.size * 8 / bits_per_pixel(source))))
+
+
+def largest_pixels(settings: DreamSettings) -> int:
+    """Return how many pixels a dream with these settings, or about how many a frame of its movie, has at most."""
+    return round(settings.movie.width**2 / _ASPECT_RATIO) if settings.movie else settings.max_pixels
 
 
 def dreamt_pixels(planned: PlannedSettings, pixels: int) -> int:
     """Return how many pixels the dream of a photograph of this many pixels has. Only enlarged dreams can have more."""
     settings = planned.settings
-    return settings.max_pixels if settings.enlarge else min(pixels, settings.max_pixels)
+    return settings.max_pixels if settings.enlarge else min(pixels, largest_pixels(settings))
 
 
 def estimate_seconds(source: Source, planned: PlannedSettings, speed: float = CORE) -> float:
@@ -94,26 +104,28 @@ def estimate_seconds(source: Source, planned: PlannedSettings, speed: float = CO
         planned: the settings.
         speed: speed of the process that dreams, relative to the reference core.
     """
-    return reference_seconds(planned, estimate_pixels(source, planned.settings.max_pixels)) / speed
+    return reference_seconds(planned, estimate_pixels(source, largest_pixels(planned.settings))) / speed
 
 
 def reference_seconds(planned: PlannedSettings, pixels: int, batch: int = 1) -> float:
-    """Return about how many seconds the reference core takes for one dream.
+    """Return about how many seconds the reference core takes for one dream, or for all frames of a movie.
 
     Args:
         planned: the settings.
-        pixels: pixels of the dream.
+        pixels: pixels of the dream, or of a frame.
         batch: number of dreams of this size that are computed together.
     """
-    return _PER_DREAM + _PER_PIXEL_OF_DREAM * pixels + step_seconds(planned, pixels, batch)
+    frames = planned.settings.movie.frames if planned.settings.movie else 1
+    return frames * (_PER_DREAM + _PER_PIXEL_OF_DREAM * pixels) + step_seconds(planned, pixels, batch)
 
 
 def step_seconds(planned: PlannedSettings, pixels: int, batch: int = 1) -> float:
-    """Return about how many seconds the reference core takes for all steps of a dream; see `reference_seconds`."""
+    """Return about how many seconds the reference core takes for all steps; see `reference_seconds`."""
     settings = planned.settings
     octaves, relative = _octaves(settings.octaves, settings.octaves_above, settings.octave_scale, int(pixels**0.5))
     per_pixel = _PER_PIXEL_OF_STEP + _PER_MULTIPLY_ADD * planned.cost
-    return settings.steps * (octaves * _PER_STEP / batch + relative * pixels * per_pixel)
+    frames = settings.movie.frames_of_steps if settings.movie else 1
+    return frames * settings.steps * (octaves * _PER_STEP / batch + relative * pixels * per_pixel)
 
 
 def decoding_seconds(pixels: int) -> float:

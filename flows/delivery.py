@@ -6,20 +6,25 @@ dream may lack a thumbnail, and readers make it then. A thumbnail never changes 
 
 import hashlib
 import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from dreamcore.batch import Dream
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.fields import Output
 from dreamcore.images import Array, content_type, encode, read_metadata
+from dreamcore.settings import ALGORITHM_VERSION, result_id
 from dreamcore.thumbnail import THUMBNAIL_TYPE, encode_thumbnail
 from flows import layout
 from flows.manifest import Row
+from flows.movie_metadata import MOVIE_TYPE, read_movie_metadata, with_metadata
+from flows.run_record import Run
 from flows.storage import Storage
+from flows.work import PlannedSettings, Source
 
-__all__ = ["Delivery", "failed_row"]
+__all__ = ["Delivery", "failed_row", "find_existing", "planned_row"]
 
 _SOURCE = ("source_uri", "source_etag")
 _logger = logging.getLogger(__name__)
@@ -46,16 +51,28 @@ class Delivery:
         """
         if dream is None:
             return self._take_over(row)
-        metadata = dream.metadata() | {name: getattr(row, name) for name in _SOURCE}
-        metadata["created_at"] = row.created_at.isoformat()
-        metadata |= {"enlarged_from": row.enlarged_from} if row.enlarged_from else {}
         try:
-            data = encode(dream.pixels, output.format, output.quality, metadata)
+            data = encode(dream.pixels, output.format, output.quality, _metadata(row, dream.metadata()))
         except ImageError as error:
             return failed_row(row, error)
-        if not self.storage.write_if_absent(str(row.result_uri), data, content_type(output.format)):
+        return self._write(row, data, content_type(output.format), dream.pixels)
+
+    def deliver_movie(self, row: Row, movie: bytes, description: Mapping[str, Any], poster: Array) -> Row:
+        """Write a movie if none exists, and return the row of the movie that exists then; see `deliver`.
+
+        Args:
+            row: the row of the movie, with what was measured.
+            movie: the MP4 file.
+            description: what is written into the file, as `Dream.metadata` returns it.
+            poster: the pixels (H, W, 3) from which the thumbnail is made.
+        """
+        return self._write(row, with_metadata(movie, _metadata(row, description)), MOVIE_TYPE, poster)
+
+    def _write(self, row: Row, data: bytes, media_type: str, pixels: Array) -> Row:
+        """Write a file and the thumbnail of these pixels, or take over the file that exists."""
+        if not self.storage.write_if_absent(str(row.result_uri), data, media_type):
             return self._take_over(row)
-        self._write_thumbnail(str(row.result_uri), dream.pixels)
+        self._write_thumbnail(str(row.result_uri), pixels)
         return _with_result(row, data)
 
     def _write_thumbnail(self, result_uri: str, pixels: Array) -> None:
@@ -75,12 +92,12 @@ class Delivery:
             _logger.warning("no thumbnails are written: %s", error)
 
     def _take_over(self, row: Row) -> Row:
-        """Return the row of a dream that another attempt wrote, from the metadata inside the image."""
+        """Return the row of a dream that another attempt wrote, from the metadata inside the image or the movie."""
         data = self.storage.read(str(row.result_uri))
         if data is None:
             raise Unavailable(f"{row.result_uri} existed and was removed during the run: find out what removes dreams")
         try:
-            inside = read_metadata(data) or {}
+            inside = (read_movie_metadata if layout.is_movie(str(row.result_uri)) else read_metadata)(data) or {}
         except ImageError:
             inside = {}
         if inside.get("settings_id") != row.settings_id:
@@ -91,11 +108,64 @@ class Delivery:
         return _with_result(replace(row, **measured), data)
 
 
+def find_existing(results: Iterable[str], list_folder: Callable[[str], Sequence[str]]) -> dict[str, str]:
+    """Return the address of each dream of one photograph that exists, by its planned address.
+
+    A dream is found by its `result_id`. The label in its file name may be that of another version of Dreamgrid.
+
+    Args:
+        results: the planned addresses, in one folder.
+        list_folder: returns the addresses of the objects in a folder, sorted.
+    """
+    planned = sorted(results)
+    listed = list_folder(planned[0].rpartition("/")[0] + "/")
+    by_place = {layout.result_place(uri): uri for uri in listed}  # deeper folders are other places
+    by_place |= {layout.result_place(uri): uri for uri in set(listed).intersection(planned)}
+    places = ((uri, layout.result_place(uri)) for uri in planned)
+    return {uri: by_place[place] for uri, place in places if place in by_place}
+
+
+def planned_row(run: Run, shard: int, source: Source, planned: PlannedSettings) -> Row:
+    """Return the row of one dream of a shard before anything is measured."""
+    settings = planned.settings
+    return Row(
+        run_id=run.run_id,
+        job_id=run.job.job_id,
+        shard=shard,
+        status="done",
+        source_uri=source.uri,
+        source_etag=source.etag,
+        source_bytes=source.size,
+        settings_id=planned.settings_id,
+        model=settings.model,
+        weights_sha256=planned.weights,
+        layers=[{"name": t.layer, "channels": list(t.channels), "weight": t.weight} for t in settings.layers],
+        octaves=settings.octaves,
+        octave_scale=settings.octave_scale,
+        steps=settings.steps,
+        step_size=settings.step_size,
+        jitter=settings.jitter,
+        seed=settings.seed,
+        settings=settings.canonical_json(),
+        result_uri=run.result_uri(source, planned),
+        result_id=result_id(source.etag, planned.settings_id),
+        enlarged_from=layout.result_id_of(settings.enlarge.uri) if settings.enlarge else None,
+        algorithm_version=ALGORITHM_VERSION,
+        created_at=datetime.now(UTC),
+    )
+
+
 def failed_row(row: Row, error: ImageError) -> Row:
     """Return the row of a photograph that could not be dreamt, or that was removed or replaced after the scan."""
     gone = error.kind in ("source_missing", "source_changed")
     status: Literal["skipped", "failed"] = "skipped" if gone else "failed"
     return replace(row, status=status, error_kind=error.kind, error=str(error), result_uri=None, result_id=None)
+
+
+def _metadata(row: Row, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is written into the file of a dream."""
+    found = {**description, **{name: getattr(row, name) for name in _SOURCE}, "created_at": row.created_at.isoformat()}
+    return found | ({"enlarged_from": row.enlarged_from} if row.enlarged_from else {})
 
 
 def _with_result(row: Row, data: bytes) -> Row:

@@ -13,6 +13,7 @@ from dreamcore.settings import DreamSettings, read_recorded
 from flows import manifest
 from flows.assets import load_dream
 from flows.job import DreamJob, EnlargeOptions
+from flows.noise_source import noise_size
 from flows.storage import Storage
 from flows.work import PlannedSettings
 
@@ -87,6 +88,8 @@ def load_originals(planned: Iterable[PlannedSettings], storage: Storage) -> Orig
 def _settings(row: dict[str, Any], job: DreamJob, options: EnlargeOptions) -> DreamSettings:
     """Return the settings of one enlarged dream from the row of the dream."""
     settings = read_recorded(json.loads(row["settings"]))
+    if settings.movie:
+        raise InvalidInput(f"enlarge: {row['result_id']} is a movie, which cannot be enlarged: leave it out")
     enlarge = Enlarge(uri=row["result_uri"], sha256=row["result_sha256"], strength=options.strength)
     return settings.model_copy(update={"enlarge": enlarge, "max_pixels": options.max_pixels, "output": job.output})
 
@@ -107,6 +110,8 @@ def _check_photograph(row: dict[str, Any], job: DreamJob, storage: Storage) -> N
             f"enlarge: the photograph {uri} of the dream {row['result_id']} is not in {job.source_in_words}: choose a "
             "source that contains it"
         )
+    if noise_size(uri):
+        return  # noise never changes
     photograph = storage.find(uri)
     if photograph is None or photograph.etag != row["source_etag"]:
         what = "does not exist any more" if photograph is None else "has changed since it was dreamt"

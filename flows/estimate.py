@@ -38,6 +38,7 @@ from flows.history import finished_dreams
 from flows.job import DreamJob
 from flows.listing import OnListed
 from flows.machine import core_count, gpu_count, worker_count
+from flows.noise_source import noise_size
 from flows.parts import list_parts
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
@@ -177,7 +178,7 @@ class _Pixels:
 
     def of(self, source: Source) -> int:
         """Return about how many pixels a photograph has."""
-        if size := self.opened.get(source.uri):
+        if size := self.opened.get(source.uri) or noise_size(source.uri):
             return size[0] * size[1]
         return max(1, round(source.size * 8 / self.bits.get(_suffix(source), bits_per_pixel(source))))
 
@@ -191,6 +192,8 @@ def _open_some(sources: Sources, store: Storage) -> _Pixels:
     some = list(islice(sources, 0, None, max(1, -(-len(sources) // _OPENED))))
 
     def size_of(source: Source) -> tuple[int, int] | None:
+        if size := noise_size(source.uri):
+            return size
         with suppress(DreamgridError):
             return image_size(store.read_start(source.uri, HEAD_BYTES) or b"")
         return None
@@ -219,7 +222,11 @@ class _Work:
     shards: int = 0
     works: int = 0
     """Pairs of a shard and a photograph in it."""
+    noise_works: int = 0
+    """Those of them whose photograph is noise, which is not read."""
     dreams: int = 0
+    frames: int = 0
+    """Frames of movies."""
     seconds: list[dict[str, float]] = field(default_factory=list)
     """Seconds of the reference core for each shard, by `settings_id`; an empty one stands for decoding."""
     points: dict[str, tuple[PlannedSettings, int]] = field(default_factory=dict)
@@ -231,6 +238,7 @@ class _Work:
     def add(self, shard: Shard, settings: Sequence[PlannedSettings]) -> None:
         """Count one shard, whose indices refer to `settings`."""
         self.shards, self.works = self.shards + 1, self.works + len(shard.works)
+        self.noise_works += sum(noise_size(work.source.uri) is not None for work in shard.works)
         on_sheets = 0
         entries = []
         seconds: dict[str, float] = defaultdict(float)
@@ -248,7 +256,9 @@ class _Work:
         alike = Counter(group for *_, group in entries)
         device = "cuda" if gpu_count() else "cpu"
         for planned, dreamt, group in entries:
-            batch = min(alike[group], default_batch_size(device, dreamt))
+            movie = planned.settings.movie
+            batch = 1 if movie else min(alike[group], default_batch_size(device, dreamt))
+            self.frames += movie.frames if movie else 0
             seconds[planned.settings_id] += reference_seconds(planned, dreamt, batch)
             self.points.setdefault(planned.settings_id, (planned, dreamt))
         self.dreams += len(entries)
@@ -292,10 +302,12 @@ class _Work:
         if not self.shards:
             return {"get": 6 + earlier_runs, "head": heads, "put": 5, "list": lists - 3}
         lists += self.shards // sharing.LOOK_AGAIN
-        get = 5 + earlier_runs + min(processes, self.shards) + self.works + 2 * self.shards
+        get = 5 + earlier_runs + min(processes, self.shards) + self.works - self.noise_works + 2 * self.shards
         put = 7 + 2 * self.dreams + 2 * self.shards  # a dream has a thumbnail
+        get, put = get + self.frames, put + self.frames
         if drawn := len(self.sheet_sources):
-            get += 1 + earlier_runs + self.sheet_shards + drawn + self.sheet_dreams
+            noise = sum(noise_size(uri) is not None for uri in self.sheet_sources)
+            get += 1 + earlier_runs + self.sheet_shards + drawn - noise + self.sheet_dreams
             put, lists = put + drawn, lists + 1
         return {"get": get, "head": heads + self.shards, "put": put, "list": lists + self.works}
 
@@ -360,6 +372,7 @@ def estimate(
         **found.with_warnings(finished).report(),
         "grid_points": len(settings),
         "planned": work.dreams,
+        "movie_frames": work.frames or None,
         "done": total - work.dreams,
         "failed_earlier": finished.failures(found.sources, settings).dreams,
         "shards": work.shards,
@@ -367,7 +380,9 @@ def estimate(
         "estimated_seconds_of_one_process": round(sum(work.seconds_of_shards(machine)), 1),
         "estimated_seconds": round(seconds, 1),
         "estimated_from": origin,
-        "estimated_requests": work.requests(len(found.sources) + found.ignored, runs, machine.processes, job.sources),
+        "estimated_requests": work.requests(
+            len(found.sources) + found.ignored, runs, machine.processes, job.s3_addresses if job.sources else ()
+        ),
         "price_per_hour": price_per_hour,
         "estimated_cost": None if price_per_hour is None else round(seconds / 3600 * price_per_hour, 4),
     }

@@ -53,14 +53,15 @@ class _OtherFields:
 
 
 Address = Annotated[str, Field(pattern="^s3://[^/]+")]
-AddressOrEmpty = Annotated[str, Field(pattern="^(s3://[^/]+.*)?$")]
+Source = Annotated[str, Field(pattern="^(s3://[^/]+|noise:[0-9]+x[0-9]+$)")]
+SourceOrEmpty = Annotated[str, Field(pattern="^(s3://[^/]+.*|noise:[0-9]+x[0-9]+)?$")]
 Layer = Annotated[str, Field(min_length=1)]
 
 
 @flow(name=dream_collection.name, flow_run_name=run_name)
 def dream_from_form(
-    source: AddressOrEmpty = "",
-    sources: list[Address] = [],  # noqa: B006 - Prefect shows an empty list as a list, and None as a choice of types
+    source: SourceOrEmpty = "",
+    sources: list[Source] = [],  # noqa: B006 - Prefect shows an empty list as a list, and None as a choice of types
     *,
     destination: Address,
     look: list[LookName] = [],  # noqa: B006
@@ -77,7 +78,9 @@ def dream_from_form(
 
     Args:
         source: S3 prefix of the photographs, or the address of one photograph. Example: s3://photos/incoming/
-        sources: Instead of the source: several prefixes and addresses of photographs. Empty: the source.
+            noise:640x360 begins with noise of this size, which depends on the seed.
+        sources: Instead of the source: several prefixes, addresses of photographs and sizes of noise. Empty: the
+            source.
         destination: S3 prefix for dreams, manifest and contact sheets. Example: s3://dreams/nightly/
         look: Looks with names. Settings given explicitly override the look. Empty: the default look.
         layers: What to excite. Each item is a layer (blocks.4), a mix with weights (blocks.3=0.3+blocks.4), channels

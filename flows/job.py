@@ -1,13 +1,10 @@
 """The job of a run. One class is the job file, the flags of the command line and the form in the Prefect UI."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -25,8 +22,12 @@ from dreamcore.fields import Enlarge, FileReference, MaxPixels, Output
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings, digest
 from dreamcore.targets import Frozen
+from dreamcore.zoom import DEFAULTS, Zoom
 from flows.globs import compile_globs
-from flows.layout import FOLDERS, check_uri, folder_uri
+from flows.job_addresses import MAX_SOURCES, check_destination, check_inventory, check_source, sorted_sources
+from flows.job_file import read_job_file
+from flows.layout import FOLDERS
+from flows.noise_source import noise_size
 
 __all__ = [
     "AUTO",
@@ -141,54 +142,11 @@ _FIRST_AXES = {
 so that a run of a version without them can be resumed. This list never changes."""
 
 
-def _check_source(uri: str) -> str:
-    try:
-        return check_uri(uri)
-    except ValueError as error:
-        if "://" in uri or not uri:
-            raise
-        upload = f"dreamgrid upload {quote(uri)} s3://BUCKET/PREFIX/"
-        raise ValueError(f"{error}. Is it a folder of this machine? Upload it with: {upload}") from error
-
-
-def _check_destination(uri: str) -> str:
-    try:
-        return folder_uri(uri)
-    except ValueError as error:
-        if "://" in uri or not uri:
-            raise
-        download = f"dreamgrid download s3://BUCKET/PREFIX/ {quote(uri)}"
-        raise ValueError(f"{error}. To copy the results into a folder: {download}") from error
+_SOURCE_FIELDS = ("source", "sources")
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
-
-
-MAX_SOURCES = 5000
-"""Largest number of sources in a list: Prefect's server refuses parameters of more than 512 KiB."""
-_MAX_SOURCES_BYTES = 400_000
-"""As JSON, in which other characters than ASCII take six bytes."""
-_SOURCE_FIELDS = ("source", "sources")
-
-
-def _sorted_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the sources without repetitions in a fixed order, which the identity of the job needs."""
-    size = sum(len(json.dumps(_check_source(uri))) for uri in sources)
-    if len(sources) > MAX_SOURCES or size > _MAX_SOURCES_BYTES:
-        raise ValueError(
-            f"there are {len(sources):,} sources with {size:,} bytes of text, but a job takes {MAX_SOURCES:,} with "
-            f"{_MAX_SOURCES_BYTES:,} bytes: name folders, or write several jobs"
-        )
-    return tuple(sorted(set(sources)))
-
-
-def _check_inventory(uri: str | None) -> str | None:
-    if uri is not None:
-        check_uri(uri)
-        if not uri.endswith(("/", ".json")):
-            raise ValueError(f"{uri} is neither the address of a manifest.json nor a folder with a slash at its end")
-    return uri
 
 
 def _sorted_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -200,23 +158,23 @@ def _sorted_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 class DreamJob(Frozen):
     """The photographs to dream, the settings, and the destination of the dreams."""
 
-    source: Annotated[str, AfterValidator(_check_source)] | None = Field(
+    source: Annotated[str, AfterValidator(check_source)] | None = Field(
         default=None,
-        json_schema_extra={"pattern": "^s3://[^/]+"},
-        description="S3 prefix of the photographs, or the address of one photograph.",
+        json_schema_extra={"pattern": "^(s3://[^/]+|noise:[0-9]+x[0-9]+$)"},
+        description="S3 prefix of the photographs, the address of one photograph, or noise:WIDTHxHEIGHT.",
         examples=["s3://photos/incoming/"],
     )
-    sources: Annotated[tuple[str, ...], BeforeValidator(_as_list), AfterValidator(_sorted_sources)] = Field(
+    sources: Annotated[tuple[str, ...], BeforeValidator(_as_list), AfterValidator(sorted_sources)] = Field(
         default=(),
-        description="Instead of `source`: a list of S3 prefixes and addresses of single photographs.",
+        description="Instead of `source`: a list of S3 prefixes, addresses of single photographs, and sizes of noise.",
         examples=[["s3://photos/2025/cat.jpg", "s3://photos/2026/"]],
     )
-    destination: Annotated[str, AfterValidator(_check_destination)] = Field(
+    destination: Annotated[str, AfterValidator(check_destination)] = Field(
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 prefix for dreams, manifest and contact sheets.",
         examples=["s3://dreams/nightly/"],
     )
-    inventory: Annotated[str | None, AfterValidator(_check_inventory)] = Field(
+    inventory: Annotated[str | None, AfterValidator(check_inventory)] = Field(
         default=None,
         json_schema_extra={"pattern": "^s3://[^/]+"},
         description="S3 Inventory to read instead of listing the source: the address of its manifest.json, or the "
@@ -235,6 +193,11 @@ class DreamJob(Frozen):
         default=None,
         description="Instead of a grid: dreams of the destination to make large, by their result_id.",
         examples=[{"dreams": ["0123456789abcdef"], "max_pixels": 12_000_000}],
+    )
+    zoom: Zoom | None = Field(
+        default=None,
+        description="Make a movie of each photograph and grid point instead of a single dream: a zoom.",
+        examples=[{"seconds": 10, "zoom": 1.3, "keyframes": [{"at": 5, "layers": "blocks.3"}]}],
     )
     stage_scores: bool = Field(
         default=False, description="Also score every stage of the network before and after the dream."
@@ -296,6 +259,21 @@ class DreamJob(Frozen):
             raise ValueError("source and sources are both given: write all addresses into sources")
         if self.inventory and self.sources:
             raise ValueError("an inventory takes the place of one listing: give one source, or leave out the inventory")
+        if self.inventory and self.noise:
+            raise ValueError(f"an inventory lists photographs, and {self.noise[0]} is noise: leave out the inventory")
+        return self
+
+    @model_validator(mode="after")
+    def _limit_noise(self) -> Self:
+        if self.enlarge or self.zoom:  # an enlarged dream is larger than its noise, and a movie has its own size
+            return self
+        for uri in self.noise:
+            width, height = noise_size(uri) or (0, 0)
+            if width * height > self.max_pixels:
+                raise ValueError(
+                    f"{uri} has {width * height:,} pixels, more than max_pixels ({self.max_pixels:,}): give a smaller "
+                    "size or a larger max_pixels"
+                )
         return self
 
     @model_validator(mode="after")
@@ -316,10 +294,32 @@ class DreamJob(Frozen):
             raise ValueError("grid and enlarge are both given: each enlarged dream keeps its own settings")
         return self
 
+    @model_validator(mode="after")
+    def _zoom_alone(self) -> Self:
+        if not self.zoom:
+            return self
+        if self.enlarge:
+            raise ValueError("enlarge and zoom are both given: write two jobs")
+        if self.max_pixels != type(self).model_fields["max_pixels"].default:
+            raise ValueError("max_pixels does not limit a movie: leave it out, and give zoom.width")
+        if self.output != Output():
+            raise ValueError("the movies of zoom are MP4 files: leave out output")
+        return self
+
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses where the photographs are: the one source, or all sources of the list."""
+        """The addresses where the photographs are, and the sizes of noise: the one source, or all of the list."""
         return (self.source,) if self.source else self.sources
+
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """The sources that are sizes of noise."""
+        return tuple(uri for uri in self.addresses if noise_size(uri))
+
+    @property
+    def s3_addresses(self) -> tuple[str, ...]:
+        """The sources in S3."""
+        return tuple(uri for uri in self.addresses if not noise_size(uri))
 
     @property
     def source_in_words(self) -> str:
@@ -336,13 +336,15 @@ class DreamJob(Frozen):
         of versions without these fields can be resumed.
         """
         left_out = WITHOUT_EFFECT_ON_DREAMS | {
-            name for name in ("exclude", "sources", "enlarge") if not getattr(self, name)
+            name for name in ("exclude", "sources", "enlarge", "zoom") if not getattr(self, name)
         }
         axes = {name for name in Grid.model_fields if name not in _FIRST_AXES and getattr(self.grid, name) is None}
         return digest(self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "grid": axes}))
 
     def settings(self) -> tuple[DreamSettings, ...]:
         """Return the settings of every point of the grid."""
+        if self.zoom:
+            return self.grid.with_defaults(DEFAULTS).expand(movie=self.zoom)
         return self.grid.expand(max_pixels=self.max_pixels, output=self.output)
 
 
@@ -357,7 +359,7 @@ def read_job(path: Path | None, overrides: Mapping[str, Any]) -> DreamJob:
     Raises:
         InvalidInput: the file does not exist or is not YAML, or a field is wrong; the message names the field.
     """
-    fields = _read_yaml(path) if path else {}
+    fields = read_job_file(path) if path else {}
     if any(overrides.get(name) for name in _SOURCE_FIELDS):
         fields = {name: value for name, value in fields.items() if name not in _SOURCE_FIELDS}
     for name, value in overrides.items():
@@ -378,53 +380,6 @@ def _remedy(error: ValidationError) -> str:
     missing = [detail["loc"] for detail in error.errors() if detail["type"] == "missing"]
     flags = [f"--{place[0]}" for place in missing if len(place) == 1]
     return f"; give {' and '.join(flags)}" if flags else ""
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
-    encoding = json.detect_encoding(data)  # YAML files are UTF-8, UTF-16 or UTF-32, as JSON files are
-    try:
-        loader = yaml.SafeLoader(data.decode(encoding))
-        root = loader.get_single_node()
-        repeated = min(_repeated_keys(root), default=None)
-        fields = loader.construct_document(root) if root else None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"{path} is not {encoding.upper()} text from byte {error.start + 1}: save it as UTF-8"
-        ) from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # PyYAML raises all of them
-        raise InvalidInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise InvalidInput(f"{path} is not a job: its lists and mappings are nested too deeply") from error
-    if repeated:
-        line, key, first = repeated
-        raise InvalidInput(f"{path}: line {line} repeats the key {key!r} of line {first}: keep one of the two")
-    if not isinstance(fields, dict):
-        raise InvalidInput(f"{path} is not a job: it needs at least the fields source and destination")
-    return fields
-
-
-def _repeated_keys(root: yaml.Node | None) -> Iterator[tuple[int, str, int]]:
-    """Yield the line, the name and the first line of each key that a mapping has again. PyYAML keeps the last one."""
-    nodes, visited = [root], set[int]()
-    while nodes:
-        node = nodes.pop()
-        if id(node) in visited:  # the same node as an alias
-            continue
-        visited.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[tuple[str, str], int] = {}
-            for key, value in node.value:
-                nodes += [key, value]
-                name, line = (key.tag, str(key.value)), key.start_mark.line + 1
-                if isinstance(key, yaml.ScalarNode) and name in lines:
-                    yield line, key.value, lines[name]
-                lines.setdefault(name, line)
 
 
 def explain_validation(error: ValidationError) -> str:

@@ -4,6 +4,7 @@
     DEST/thumbs/<source key>/<label>-<result_id>.webp        a thumbnail of each dream
     DEST/manifest/run=<run_id>/shard-<number>.parquet        one part of the manifest for each shard
     DEST/manifest/run=<run_id>/shards-<first>-<last>.parquet the merged parts of consecutive shards
+    DEST/frames/<source key>/<result_id>/                    the frames of a movie that is not finished
     DEST/favourites/<time>-<random>.parquet                  marks of dreams
     DEST/favourites/merged-<generation>-<random>.parquet     merged marks of dreams
     DEST/sheets/<source key>.jpg                             contact sheets
@@ -31,9 +32,11 @@ __all__ = [
     "compaction_uri",
     "favourites_folder",
     "folder_uri",
+    "frames_folder",
     "gallery_folder",
     "images_folder",
     "index_uri",
+    "is_movie",
     "is_result_id",
     "job_uri",
     "manifest_folder",
@@ -63,7 +66,7 @@ __all__ = [
     "thumbs_folder",
 ]
 
-FOLDERS = ("images", "thumbs", "manifest", "favourites", "sheets", "gallery", "_runs")
+FOLDERS = ("images", "thumbs", "frames", "manifest", "favourites", "sheets", "gallery", "_runs")
 """The folders of a destination."""
 
 MAX_KEY_BYTES = 800
@@ -83,7 +86,8 @@ _UNSAFE_IN_LABEL = re.compile(r"[^\w.,=+@-]", re.ASCII)
 _PART = re.compile(r"/(?:shard-(\d+)|shards-(\d+)-(\d+))\.parquet$", re.ASCII)
 _MARKS = re.compile(r"/(?:\d{8}T\d{6}Z|merged-(\d+)-\d{8}T\d{6}Z)-[0-9a-f]{16}\.parquet$", re.ASCII)
 _RESULT_ID = re.compile("[0-9a-f]{16}")
-_RESULT = re.compile(r"[^/]*-([0-9a-f]{16})\.[a-z]+$")
+_RESULT = re.compile(r"[^/]*-([0-9a-f]{16})\.[a-z]+4?$")
+_MOVIE = ".mp4"
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
@@ -130,8 +134,9 @@ def result_name(source_name: str, settings: DreamSettings, result_id: str) -> st
     The label is for people: it has an underscore for each character that a file system or a shell may refuse. Only
     `result_id` identifies the dream. Dreamgrid 0.1 wrote other labels.
     """
+    suffix = _MOVIE if settings.movie else f".{settings.output.format}"
     label = f"{layers_label(settings.layers)}-{settings.octaves}x{settings.steps}"
-    name = f"{_UNSAFE_IN_LABEL.sub('_', label)[:MAX_LABEL]}-{result_id}.{settings.output.format}"
+    name = f"{_UNSAFE_IN_LABEL.sub('_', label)[:MAX_LABEL]}-{result_id}{suffix}"
     return f"images/{safe_name(source_name)}/{name}"
 
 
@@ -139,6 +144,11 @@ def result_id_of(uri: str) -> str | None:
     """Return the `result_id` in the address of a dream; None if the address has none."""
     found = _RESULT.search(uri)
     return found[1] if found else None
+
+
+def is_movie(uri: str) -> bool:
+    """Return whether the dream at an address is a movie."""
+    return uri.endswith(_MOVIE)
 
 
 def is_result_id(text: str) -> bool:
@@ -168,6 +178,21 @@ def thumb_uri(destination: str, result_uri: str) -> str:
     name = result_uri.removeprefix(images) if result_uri.startswith(images) else f"{digest(result_uri)}.png"
     folder, slash, file = name.rpartition("/")
     return f"{thumbs_folder(destination)}{folder}{slash}{file.rpartition('.')[0] or file}.webp"
+
+
+def frames_folder(destination: str, result_uri: str | None = None) -> str:
+    """Return the folder of the frames of unfinished movies, of all or of one.
+
+    Example:
+        >>> frames_folder("s3://b/d/", "s3://b/d/images/cat.jpg/blocks.4-3x1-0123456789abcdef.mp4")
+        's3://b/d/frames/cat.jpg/0123456789abcdef/'
+    """
+    folder, images = f"{destination}frames/", images_folder(destination)
+    if result_uri is None:
+        return folder
+    # The rows of a destination that was copied name the movies of the original.
+    is_ours = result_uri.startswith(images)
+    return f"{folder}{result_place(result_uri).removeprefix(images) if is_ours else digest(result_uri)}/"
 
 
 def manifest_folder(destination: str, run_id: str | None = None) -> str:

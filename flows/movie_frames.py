@@ -134,22 +134,35 @@ class MovieFrames:
             add_sound: writes the movie in its first file with sound to its second one; None for a movie without sound.
         """
         preview = Preview(len(self.names), self.fps)
+        data = self.encode(preview.add, add_sound)
+        poster = encode(read_frame(self.folder, self.names[0]), "jpg", POSTER_QUALITY, dict(description))
+        write_whole(outputs.poster, poster, "image/jpeg")
+        write_whole(outputs.preview, preview.encode(), "image/webp")
+        write_whole(outputs.movie, data, "video/mp4")
+
+    def encode(
+        self,
+        on_frame: Callable[[int, Pixels], None] = lambda *_: None,
+        add_sound: Callable[[IO[bytes], IO[bytes]], None] | None = None,
+    ) -> bytes:
+        """Return the movie as an MP4 file.
+
+        Args:
+            on_frame: called with the number and the pixels (H, W, 3) of each frame.
+            add_sound: as in `write`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "movie.mp4"
             with MovieWriter(path, self.size, self.fps) as movie:
                 for number, name in enumerate(self.names):
                     pixels = read_frame(self.folder, name)
                     movie.write(pixels)
-                    preview.add(number, pixels)
+                    on_frame(number, pixels)
             if add_sound:
                 silent, path = path, Path(folder) / "sound.mp4"
                 with silent.open("rb") as pictures, path.open("wb") as result:
                     add_sound(pictures, result)
-            data = path.read_bytes()
-        poster = encode(read_frame(self.folder, self.names[0]), "jpg", POSTER_QUALITY, dict(description))
-        write_whole(outputs.poster, poster, "image/jpeg")
-        write_whole(outputs.preview, preview.encode(), "image/webp")
-        write_whole(outputs.movie, data, "video/mp4")
+            return path.read_bytes()
 
 
 class FrameDreamer:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from flows.cost import ONE_CORE, Throughput, dreamt_pixels, estimate_pixels, reference_seconds
+from flows.cost import ONE_CORE, Throughput, dreamt_pixels, estimate_pixels, largest_pixels, reference_seconds
 from flows.work import Keys, PlannedSettings, ReplacedPart, Shard, Source, Work, dream_keys
 
 __all__ = [
@@ -322,7 +322,7 @@ def _estimate(planned: PlannedSettings, speed: float) -> Callable[[Source], floa
     def seconds(pixels: int) -> float:
         return reference_seconds(planned, pixels) / speed
 
-    max_pixels = planned.settings.max_pixels
+    max_pixels = largest_pixels(planned.settings)
     return lambda source: seconds(dreamt_pixels(planned, estimate_pixels(source, max_pixels)))
 
 

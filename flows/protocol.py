@@ -31,6 +31,7 @@ from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows import history, layout, manifest, run_record, run_report, run_rows, sharing
 from flows.channels import TooManyPhotographs, unwanted_dreams, without
 from flows.cost import Throughput
+from flows.frames import remove_remaining_frames
 from flows.job import DreamJob
 from flows.plan import Plan, Sources, make_plan
 from flows.prefetch import ordered_prefetch, thread_pool
@@ -289,6 +290,7 @@ def finish(run: Run, plan: Plan, seconds: float, storage: Storage, found: Scan |
     for run_id in plan.runs_with_replaced_parts() or [run.run_id]:
         index = history.build_index(run.destination, run_id, storage)
         history.write_index(index, run.destination, run_id, storage, replace=plan.is_retry)
+    remove_remaining_frames(run, storage)
     run_record.write(layout.success_uri(run.destination, run.run_id), report.model_dump_json(indent=1), storage)
     return report
 

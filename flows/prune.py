@@ -292,7 +292,7 @@ class _Pruner:
                 return
             unused = [uri for uri in results if not self.is_used(uri)]
             thumbnails = (layout.thumb_uri(self.shown.destination, uri) for uri in unused)
-            self.storage.delete_many([*unused, *thumbnails])
+            self.storage.delete_many([*unused, *thumbnails, *self.frames(unused)])
             kept = _without(data, chosen)
             if self.storage.write_if_unchanged(part.uri, kept, manifest.CONTENT_TYPE, etag):
                 return
@@ -311,6 +311,12 @@ class _Pruner:
         shown = [history.contains(self.keys, dream_key(*identity)) for identity in identities]
         chosen[places] = shown
         return chosen, rows["result_uri"].filter(pa.array(chosen)).drop_null().to_pylist()
+
+    def frames(self, results: Iterable[str]) -> Iterator[str]:
+        """Yield the frames that killed processes have left of movies."""
+        for uri in filter(layout.is_movie, results):
+            folder = layout.frames_folder(self.shown.destination, uri)
+            yield from (info.uri for info in self.storage.list(folder))
 
     def is_used(self, uri: str) -> bool:
         """Return whether another row names the object, or the unfinished run may write a row that does."""

@@ -31,6 +31,8 @@ from flows.assets import FILES, resolve
 from flows.job import explain_validation
 from flows.layout import parse_uri
 from flows.manifest import find_results
+from flows.movie_metadata import is_mp4
+from flows.noise_source import noise_size
 from flows.sheet_rows import find_numbered, split_number
 from flows.single import (
     check_output_path,
@@ -84,7 +86,9 @@ class Description(Frozen):
     device: _Word | None = None
     tile: int | None = None
     diversity: float = 0.0
-    source_uri: str | None = Field(default=None, pattern=r"(?s)^s3://[A-Za-z0-9._-]{3,255}/.+$")
+    source_uri: str | None = Field(
+        default=None, pattern=r"(?s)^(s3://[A-Za-z0-9._-]{3,255}/.+|noise:[0-9]{1,9}x[0-9]{1,9})$"
+    )
     source_etag: str | None = Field(default=None, pattern=r"^[!#-~]{1,200}$")
 
     @field_validator("settings", mode="before")
@@ -252,6 +256,8 @@ def read_description(data: bytes, name: str) -> Description:
         InvalidInput: the description is missing or malformed; the message is one line.
         ImageError: the file is not an image.
     """
+    if is_mp4(data):
+        raise InvalidInput(f"{name} is a movie: this command takes single dreams; `dreamgrid zoom` makes one movie")
     try:
         inside = read_metadata(data)
     except ImageError as error:
@@ -334,6 +340,8 @@ def _read_photograph(then: Description, source: Path | None, dream: str) -> Phot
         return read_source(source, then.settings)
     if then.source_uri is None or then.source_etag is None:
         raise InvalidInput(f"{dream} names no source in S3 (dreams of `dreamgrid image` name none): {REMEDY}")
+    if noise_size(then.source_uri):
+        return read_source(Path(then.source_uri), then.settings)
     uri = one_line(then.source_uri)
     try:
         data = Storage(FAIL_FAST).read_version(then.source_uri, then.source_etag)

@@ -256,13 +256,16 @@ def planned_dreams(destination: str, run_id: str, storage: Storage) -> Iterator[
 def planned_results(run: Run, storage: Storage) -> Iterator[str]:
     """Yield the address of every dream that an unfinished run planned, and the dream's `result_place`.
 
-    Another version of Dreamgrid may have begun the run and have given its dreams other labels.
+    Another version of Dreamgrid may have begun the run and have given its dreams other labels. For a movie, the folder
+    of its frames is yielded, too.
     """
     for owner, shard in shards_with_runs(run, read_plan(run.destination, run.run_id, storage) or (), storage):
         for work in shard.works:
             for index in work.settings:
                 uri = owner.result_uri(work.source, owner.settings[index])
                 yield from (uri, layout.result_place(uri))
+                if layout.is_movie(uri):
+                    yield layout.frames_folder(owner.destination, uri)
 
 
 # --- plans and shards

@@ -23,11 +23,13 @@ from flows.inventory import Inventory
 from flows.job import DreamJob, explain_validation
 from flows.layout import parse_uri
 from flows.listing import OnListed, list_objects
+from flows.noise_source import noise_source
 from flows.photographs import Selection, describe_ignored
 from flows.plan import Sources
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import FAIL_FAST, ObjectInfo, Storage, storage
 from flows.work import PlannedSettings, Source
+from flows.zoom_plan import check_movies
 
 __all__ = ["Scan", "check_access", "plan_settings", "scan", "store_warning"]
 
@@ -104,6 +106,7 @@ def plan_settings(job: DreamJob) -> tuple[PlannedSettings, ...]:
                 ranks=ranks,
                 photograph=photograph,
             )
+        check_movies([each.settings for each in planned.values()])
         check_labels(job.labels, [each.settings for each in planned.values()])
     except ValidationError as error:
         raise InvalidInput(f"grid: {explain_validation(error)}") from error
@@ -153,7 +156,7 @@ def check_access(job: DreamJob) -> None:
     """
     store = Storage(FAIL_FAST)
     try:
-        for uri in {parse_uri(uri)[0]: uri for uri in job.addresses}.values():
+        for uri in {parse_uri(uri)[0]: uri for uri in job.s3_addresses}.values():
             store.check_bucket(uri)
         store.check_bucket(job.destination)
         if job.inventory:
@@ -172,7 +175,7 @@ def _check_sources(job: DreamJob, store: Storage) -> None:
     """
     if job.retry_failed:
         return
-    uris = [uri for uri in job.addresses if not _is_folder(uri)]
+    uris = [uri for uri in job.s3_addresses if not _is_folder(uri)]
     missing = [uri for uri, exists in _looked_up(_exists, uris, store) if not exists]
     if not missing or store.find(layout.active_uri(job.destination)):
         return  # an unfinished run continues with its frozen plan, even if its photographs have been removed
@@ -249,7 +252,7 @@ def store_warning(destination: str, store: Storage | None = None, *, replacing: 
 
 
 def scan(job: DreamJob, store: Storage, on_listed: OnListed = lambda _count: None) -> Scan:
-    """Find every photograph of the sources, and count the other objects.
+    """Find every photograph of the sources, and count the other objects. A size of noise is one photograph.
 
     `photographs` decides what a photograph is. An object that the job names itself is one. The destination of this job
     is left out and not counted if it lies below a source. What two sources of a list cover is found once: the longest
@@ -257,7 +260,7 @@ def scan(job: DreamJob, store: Storage, on_listed: OnListed = lambda _count: Non
 
     The name of a photograph is its key below the source, or the last part of the key if the source is a photograph.
     With a list, the name is the whole address with its bucket. So no two photographs have the same name, and the name
-    does not depend on the other entries.
+    does not depend on the other entries. The name of noise is its size as the job writes it.
 
     Args:
         job: the job. Its inventory is read instead of a listing, if it has one.
@@ -276,6 +279,7 @@ def scan(job: DreamJob, store: Storage, on_listed: OnListed = lambda _count: Non
         return inventory.objects(folder.uri, count) if inventory else list_objects(store, folder.uri, count)
 
     def sources() -> Iterator[Source]:
+        yield from map(noise_source, job.noise)
         for info in named.values():
             if files.accepts_named(name := info.uri.rpartition("/")[2]):
                 yield _source(info, _long_name(info.uri) if job.sources else name)
@@ -294,7 +298,7 @@ def scan(job: DreamJob, store: Storage, on_listed: OnListed = lambda _count: Non
     if inventory:
         outside = {OUTSIDE: inventory.outside} if inventory.outside else {}
         return Scan(found, kinds | outside, destinations, inventory=inventory.manifest_uri)
-    hints = () if found or kinds else filter(None, (_other_form(uri, store) for uri in job.addresses[:_NAMED]))
+    hints = () if found or kinds else filter(None, (_other_form(uri, store) for uri in job.s3_addresses[:_NAMED]))
     return Scan(found, kinds, destinations, tuple(hints))
 
 
@@ -324,7 +328,7 @@ class _Folder:
 
 def _folders(job: DreamJob, named: Mapping[str, ObjectInfo]) -> list[_Folder]:
     """Return the sources of a job that are folders."""
-    uris = sorted({uri.rstrip("/") + "/" for uri in job.addresses if uri not in named})
+    uris = sorted({uri.rstrip("/") + "/" for uri in job.s3_addresses if uri not in named})
     is_excluded = compile_globs(job.exclude)
     folders = []
     for position, uri in enumerate(uris):
@@ -363,7 +367,7 @@ def _inventory(job: DreamJob, store: Storage) -> Inventory:
 
 def _named_objects(job: DreamJob, store: Storage) -> dict[str, ObjectInfo]:
     """Return the objects that the job names itself, by address. Its other sources are folders."""
-    found = _looked_up(_named_object, [uri for uri in job.addresses if not _is_folder(uri)], store)
+    found = _looked_up(_named_object, [uri for uri in job.s3_addresses if not _is_folder(uri)], store)
     return {uri: info for uri, info in found if info}
 
 

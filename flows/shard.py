@@ -6,28 +6,32 @@ ahead and behind is limited by pixels, and so the memory is limited for photogra
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import groupby
 
 from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs, observe_photographs
 from dreamcore.errors import ImageError
 from dreamcore.images import Photograph
 from dreamcore.network import Network
 from dreamcore.observation import Observation
-from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, batch_key, result_id
+from dreamcore.settings import DreamSettings, batch_key
 from dreamcore.targets import Target
 from flows import decoder, layout, manifest, sharing
 from flows.assets import load_guide_and_mask, network_for
-from flows.delivery import Delivery, failed_row
+from flows.delivery import Delivery, failed_row, find_existing, planned_row
 from flows.enlargements import Originals, large_photographs, load_originals
+from flows.frames import remove_frames
 from flows.grouping import group_by_size
 from flows.machine import batch_size, choose_device, dreams_behind, io_threads, max_memory, prefetch_pixels
 from flows.manifest import Row
+from flows.movie_shard import MovieDreamer
+from flows.noise_source import noise_photograph, noise_size
 from flows.parts import find_merged
 from flows.prefetch import ordered_prefetch, thread_pool, weighted_prefetch
 from flows.run_record import Run, load_run
 from flows.run_rows import shard_rows
 from flows.storage import Storage
-from flows.work import PlannedSettings, ReplacedPart, Shard, Source, Work
+from flows.work import PlannedSettings, ReplacedPart, Shard, Work
 from flows.worker_process import disable_heap_trimming, release_gpu_cache, trim_heap
 
 __all__ = ["DreamFunction", "dream_shard"]
@@ -73,21 +77,27 @@ def dream_shard(
     Raises:
         Unavailable: S3 failed. Nothing is lost; run the shard again.
     """
+
+    def dream_rows(owner: Run) -> list[Row]:
+        if owner.job.zoom:
+            return MovieDreamer(owner, shard, storage, decode).rows(on_row)
+        return _Dreamer(owner, shard, storage, dream, decode).rows(on_row)
+
     if shard.replaces:
-        return _replace_part(
-            run, shard, shard.replaces, storage, lambda old: _Dreamer(old, shard, storage, dream, decode).rows(on_row)
-        )
+        return _replace_part(run, shard, shard.replaces, storage, dream_rows)
     uri = layout.part_uri(run.destination, run.run_id, shard.number)
     part = storage.read(uri)
     if part is None:
         if not sharing.begin_shard(run, shard, storage):
             return {}
-        ours = manifest.to_parquet(_Dreamer(run, shard, storage, dream, decode).rows(on_row))
+        ours = manifest.to_parquet(dream_rows(run))
         is_ours = storage.write_if_absent(uri, ours, manifest.CONTENT_TYPE)
         part = ours if is_ours else storage.read(uri) or ours
         if is_ours:
             _remove_if_merged(run, uri, ours, storage)
         sharing.end_shard(run, shard, storage)
+    if run.job.zoom:
+        remove_frames(run, shard, storage)
     return manifest.count_statuses(part)
 
 
@@ -121,6 +131,8 @@ def _replace_part(
         is_ours = storage.write_if_unchanged(uri, ours, manifest.CONTENT_TYPE, replaces.etag)
         part = ours if is_ours else storage.read(uri)
         sharing.end_shard(run, shard, storage)
+    if owner.job.zoom:
+        remove_frames(owner, shard, storage)
     rows = manifest.from_parquet(part or manifest.to_parquet([]), [*manifest.IDENTITY, "status"])
     return manifest.value_counts(shard_rows(rows, owner, shard)["status"])
 
@@ -200,6 +212,8 @@ class _Dreamer:
         self.limits = Limits(memory, run.job.stage_scores)
         self.sizes = set[tuple[int, ...]]()  # shapes of the photographs that were dreamt
         self.prefetch = prefetch_pixels(self.device)
+        # All dreams from one noise are in one folder, and each seed looks for its own.
+        self.list_folder = lru_cache(maxsize=1)(lambda folder: sorted(info.uri for info in storage.list(folder)))
 
     def rows(self, on_row: Callable[[Row], None]) -> list[Row]:
         """Return one row for each photograph and setting of the shard, after all dreams were delivered."""
@@ -217,26 +231,33 @@ class _Dreamer:
 
         threads = io_threads(self.device)
         with thread_pool(threads) as readers, thread_pool(threads) as writers:
-            loaded = weighted_prefetch(readers, threads, self.load, self.shard.works, self.prefetch, loaded_weight)
+            loaded = weighted_prefetch(readers, threads, self.load, self.pictures(), self.prefetch, loaded_weight)
             rows = list(ordered_prefetch(writers, deliver, self.dream(loaded), self.prefetch, dream_weight))
         trim_heap()
         if len(self.sizes) > MANY_SIZES:
             release_gpu_cache(self.device)
         return rows
 
+    def pictures(self) -> Iterator[Work]:
+        """Yield the works of the shard, each with one picture: noise is another picture for each seed."""
+        for work in self.shard.works:
+            if noise_size(work.source.uri):
+                for _, indices in groupby(work.settings, lambda index: self.run.settings[index].settings.seed):
+                    yield replace(work, settings=tuple(indices))
+            else:
+                yield work
+
     def load(self, work: Work) -> _Loaded:
         """Read and decode a photograph, unless all its dreams exist."""
         results = {self.run.result_uri(work.source, self.run.settings[index]) for index in work.settings}
-        existing = self._find_existing(results)
+        existing = find_existing(results, self.list_folder)
         if existing.keys() == results:
             return _Loaded(work, existing, {})
         if work.source.size > decoder.MEMORY:  # reading it would use up the memory of the worker
             message = f"the file has {work.source.size} bytes; at most {decoder.MEMORY} bytes are read"
             return _Loaded(work, existing, {}, ImageError("too_large", message))
-        sizes = {self.run.settings[index].settings.max_pixels for index in work.settings}
         try:
-            data = self.storage.read_version(work.source.uri, work.source.etag)
-            photographs = {size: self.decode(data, max_pixels=size) for size in sizes}
+            photographs = self._read(work)
             if not self.run.job.enlarge:
                 return _Loaded(work, existing, photographs)
             originals = load_originals((self.run.settings[index] for index in work.settings), self.storage)
@@ -244,18 +265,14 @@ class _Dreamer:
         except ImageError as error:
             return _Loaded(work, existing, {}, error)
 
-    def _find_existing(self, results: Iterable[str]) -> dict[str, str]:
-        """Return the address of each dream that exists, by its planned address.
-
-        A dream is found by its `result_id`. The label in its file name may be that of another version of Dreamgrid.
-        """
-        planned = sorted(results)
-        folder = planned[0].rpartition("/")[0] + "/"
-        listed = sorted(info.uri for info in self.storage.list(folder))
-        by_place = {layout.result_place(uri): uri for uri in listed}  # deeper folders are other places
-        by_place |= {layout.result_place(uri): uri for uri in set(listed).intersection(planned)}
-        places = ((uri, layout.result_place(uri)) for uri in planned)
-        return {uri: by_place[place] for uri, place in places if place in by_place}
+    def _read(self, work: Work) -> dict[int, Photograph]:
+        """Return the picture of a work by `max_pixels`."""
+        settings = [self.run.settings[index].settings for index in work.settings]
+        sizes = {each.max_pixels for each in settings}
+        if noise_size(work.source.uri):
+            return dict.fromkeys(sizes, noise_photograph(work.source.uri, settings[0].seed))
+        data = self.storage.read_version(work.source.uri, work.source.etag)
+        return {size: self.decode(data, max_pixels=size) for size in sizes}
 
     def dream(self, loaded: Iterable[_Loaded]) -> Iterator[_Outcome]:
         """Dream photographs under each of their settings, in batches of one size. A failed photograph fails alone."""
@@ -266,7 +283,7 @@ class _Dreamer:
     def _outcomes(self, loaded: _Loaded) -> Iterator[_Outcome]:
         """Yield the outcome of a photograph for each of its settings, as far as it is known before dreaming."""
         for planned in (self.run.settings[index] for index in loaded.work.settings):
-            outcome = _Outcome(self._row(loaded.work.source, planned), planned, loaded)
+            outcome = _Outcome(planned_row(self.run, self.shard.number, loaded.work.source, planned), planned, loaded)
             if existing := loaded.existing.get(str(outcome.row.result_uri)):
                 yield replace(outcome, row=replace(outcome.row, result_uri=existing), loaded=None)
             elif error := loaded.error or loaded.originals.errors.get(planned.settings_id):
@@ -325,35 +342,6 @@ class _Dreamer:
         if outcome.row.status != "done":
             return outcome.row
         return self.delivery.deliver(outcome.row, outcome.dream, outcome.planned.settings.output)
-
-    def _row(self, source: Source, planned: PlannedSettings) -> Row:
-        """Return the row of one dream before anything is measured."""
-        settings = planned.settings
-        return Row(
-            run_id=self.run.run_id,
-            job_id=self.run.job.job_id,
-            shard=self.shard.number,
-            status="done",
-            source_uri=source.uri,
-            source_etag=source.etag,
-            source_bytes=source.size,
-            settings_id=planned.settings_id,
-            model=settings.model,
-            weights_sha256=planned.weights,
-            layers=[{"name": t.layer, "channels": list(t.channels), "weight": t.weight} for t in settings.layers],
-            octaves=settings.octaves,
-            octave_scale=settings.octave_scale,
-            steps=settings.steps,
-            step_size=settings.step_size,
-            jitter=settings.jitter,
-            seed=settings.seed,
-            settings=settings.canonical_json(),
-            result_uri=self.run.result_uri(source, planned),
-            result_id=result_id(source.etag, planned.settings_id),
-            enlarged_from=layout.result_id_of(settings.enlarge.uri) if settings.enlarge else None,
-            algorithm_version=ALGORITHM_VERSION,
-            created_at=datetime.now(UTC),
-        )
 
 
 def _group_key(outcome: _Outcome) -> tuple[object, ...] | None:

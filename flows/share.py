@@ -20,7 +20,9 @@ from dreamcore.errors import ImageError
 from flows import manifest
 from flows.decoder import Decoders
 from flows.favourites import read_marks
+from flows.layout import is_movie
 from flows.machine import core_count
+from flows.movie_metadata import without_metadata
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.s3_errors import CorruptObject, UnreadableObject
 from flows.storage import Storage
@@ -117,7 +119,7 @@ def stream_zip(dreams: Iterable[ChosenDream], storage: Storage, on_missing: OnMi
 
 
 def stream_share_pack(dreams: Iterable[ChosenDream], storage: Storage, on_missing: OnMissing) -> Iterator[bytes]:
-    """Yield a zip with dreams as JPEGs for the web, and their captions as CSV.
+    """Yield a zip with dreams as JPEGs for the web, and their captions as CSV. Movies stay as they are.
 
     The longer side of a picture has at most `MAX_SIDE` pixels. A picture is sRGB and has no metadata. Neither pictures
     nor captions contain an address in S3.
@@ -130,6 +132,9 @@ def stream_share_pack(dreams: Iterable[ChosenDream], storage: Storage, on_missin
     with closing(Decoders(core_count())) as decoders:
 
         def load(dream: ChosenDream) -> tuple[str, bytes | None]:
+            if is_movie(dream.result_uri):
+                data = _read(dream, storage)
+                return f"{dream.stem}.mp4", None if data is None else without_metadata(data)
             name = f"{dream.stem}.jpg"
             try:
                 data = _read(dream, storage)

@@ -14,6 +14,7 @@ from dreamcore.settings import DreamSettings, digest, read_recorded
 from flows import layout
 from flows.contact import Cell, Title, arrange, cell_width, render_pages, scores, thumbnail, wrap_text
 from flows.decoder import decode
+from flows.noise_source import noise_size, shown_noise
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.s3_errors import CorruptObject, UnreadableObject
 from flows.sheet_axes import (
@@ -66,6 +67,8 @@ class _Entry:
     settings: DreamSettings
     label: str
     """The number of the dream on the sheet, and the first digits of its `result_id`."""
+    picture: str
+    """Address of the picture of the dream; of a movie, of its thumbnail."""
 
 
 def draw_sheets(
@@ -96,12 +99,12 @@ def draw_sheets(
         return
     dreams = rows_by_photograph(destination, storage, photographs, _COLUMNS)
     for uri, etag in photographs:
-        entries = list(_entries(dreams.get((uri, etag), [])))
+        entries = list(_entries(destination, dreams.get((uri, etag), [])))
         if not entries:
             continue
         name = entries[0].row["result_uri"].removeprefix(layout.images_folder(destination)).rpartition("/")[0]
         try:
-            photograph = storage.read_version(uri, etag)
+            photograph = uri if noise_size(uri) else storage.read_version(uri, etag)
             pages = list(_draw(_title(uri, name, entries, choice), photograph, entries, storage, choice))
         except (ImageError, OSError) as error:  # errors of this photograph; infrastructure failures have other types
             warn(f"no contact sheet of {uri}: {error}")
@@ -112,13 +115,15 @@ def draw_sheets(
             yield sheet
 
 
-def _entries(rows: Sequence[dict[str, Any]]) -> Iterator[_Entry]:
+def _entries(destination: str, rows: Sequence[dict[str, Any]]) -> Iterator[_Entry]:
     """Yield the dreams with their numbers. A dream of another version of Dreamgrid has a number, but is not shown."""
     for number, (row, digits) in enumerate(
         zip(rows, short_ids([row["result_id"] or "" for row in rows]), strict=True), 1
     ):
         if settings := read_settings(json.loads(row["settings"])):
-            yield _Entry(row, settings, f"#{number} {digits}")
+            uri = row["result_uri"]
+            picture = layout.thumb_uri(destination, uri) if layout.is_movie(uri) else uri
+            yield _Entry(row, settings, f"#{number} {digits}", picture)
 
 
 def read_settings(fields: dict[str, Any]) -> DreamSettings | None:
@@ -139,9 +144,9 @@ def _title(uri: str, safe_name: str, entries: Sequence[_Entry], choice: Choice) 
 
 
 def _draw(
-    title: Title, photograph: bytes, entries: Sequence[_Entry], storage: Storage, choice: Choice
+    title: Title, photograph: bytes | str, entries: Sequence[_Entry], storage: Storage, choice: Choice
 ) -> Iterator[bytes]:
-    """Yield the pages of the sheet of one photograph as JPEG files."""
+    """Yield the pages of the sheet of one photograph, or of noise that is named, as JPEG files."""
     pages = pages_of([entry.settings for entry in entries], choice)
     arranged = [arrange(page.places or None, len(page.dreams)) for page in pages]
     width = cell_width(max(columns for _, columns in arranged))
@@ -152,12 +157,17 @@ def _draw(
 
     def read(index: int) -> Image.Image | None:
         try:
-            data = storage.read(entries[index].row["result_uri"])
+            data = storage.read(entries[index].picture)
             return shrink(data) if data else None
         except (ImageError, CorruptObject, UnreadableObject):  # the cell of a damaged or archived dream stays empty
             return None
 
-    source = Cell(0, 0, shrink(photograph), ("the photograph",), (top_classes(entries[0].row["classes_before"]),))
+    seen = (top_classes(entries[0].row["classes_before"]),)
+    if isinstance(photograph, str):
+        seed = entries[0].settings.seed
+        source = Cell(0, 0, _noise(photograph, seed, width), (f"the noise with seed {seed}",), seen)
+    else:
+        source = Cell(0, 0, shrink(photograph), ("the photograph",), seen)
     for page, (places, _) in zip(pages, arranged, strict=True):
         cells = [source]
         with thread_pool(_READERS) as readers:
@@ -168,6 +178,14 @@ def _draw(
             sink = io.BytesIO()
             drawn.save(sink, "JPEG", quality=85)
             yield sink.getvalue()
+
+
+def _noise(uri: str, seed: int, width: int) -> Image.Image | None:
+    """Return a picture of noise; None if it is too large to be made only for a sheet."""
+    try:
+        return thumbnail(shown_noise(uri, seed).pixels, width)
+    except ImageError:
+        return None
 
 
 def _captions(entries: Sequence[_Entry], width: int) -> list[tuple[list[str], list[str]]]:

@@ -1,6 +1,5 @@
 """Dream one image from file to file, without S3 or Prefect."""
 
-import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.fields import Reference
-from dreamcore.images import Photograph, encode, from_pillow
+from dreamcore.images import Photograph, encode
 from dreamcore.settings import DreamSettings
 from flows import decoder
 from flows.assets import FILES, load_dream, load_guide_and_mask, network_for, resolve
 from flows.machine import choose_device, max_memory
+from flows.noise_source import NOISE, noise_photograph, noise_size
 from flows.worker_process import disable_heap_trimming
 
 if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
 
 __all__ = [
-    "NOISE",
     "Samples",
     "check_output_path",
     "decode_named",
@@ -33,9 +32,6 @@ __all__ = [
     "read_source",
     "write_file",
 ]
-
-NOISE = "noise:"
-"""Prefix of a source that is noise, such as `noise:512x512`."""
 
 
 @dataclass(frozen=True)
@@ -195,18 +191,16 @@ def read_source(source: Path, settings: DreamSettings) -> Photograph:
     """
     if not str(source).startswith(NOISE):
         return decode_named(read_file(source), source, settings.max_pixels)
-    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", str(source).removeprefix(NOISE))
-    if not match:
+    size = noise_size(str(source))
+    if size is None:
         raise InvalidInput(f"{source} is not a size of noise: write noise:WIDTHxHEIGHT, such as noise:512x512")
-    width, height = int(match[1]), int(match[2])
+    width, height = size
     if width * height > settings.max_pixels:
         raise InvalidInput(
             f"{source} has {width * height:,} pixels, more than max_pixels ({settings.max_pixels:,}): give a smaller "
             "size or a larger max_pixels"
         )
-    from dreamcore.noise import noise_image  # this imports torch
-
-    return from_pillow(noise_image(width, height, settings.seed))
+    return noise_photograph(str(source), settings.seed)
 
 
 def read_file(path: Path) -> bytes:

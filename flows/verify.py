@@ -1,4 +1,4 @@
-"""Compare every row of a manifest with its object, and every object below images/ and thumbs/ with the manifest.
+"""Compare every row of a manifest with its object, and every object of a destination's dreams with the manifest.
 
 A destination may have millions of objects. Only 16 bytes for each dream and 24 for each row stay in memory.
 """
@@ -27,6 +27,7 @@ from flows.history import contains
 from flows.listing import list_objects
 from flows.machine import core_count
 from flows.manifest import IDENTITY
+from flows.movie_metadata import read_movie_metadata
 from flows.parts import part_uris
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.pruned import PrunedDreams, pruned_dreams, read_records
@@ -45,7 +46,7 @@ Kind = Literal[
     "other_dream",  # the metadata inside the image and the row differ
     "duplicate",  # an earlier row has the same photograph, version and settings
     "lost",  # a finished run planned the dream, but it has no row and was not pruned
-    "orphan",  # neither a row nor the plan of the unfinished run names the dream; or a thumbnail without a dream
+    "orphan",  # neither a row nor the plan of the unfinished run names it; a thumbnail without a dream; an unused frame
 ]
 
 MAX_PROBLEMS = 1000
@@ -163,6 +164,7 @@ class _Verifier:
         for uri, what in damaged_marks(self.destination, self.storage):
             yield Problem(kind="damaged", uri=uri, what=what)
         yield from self.orphans(thumbs, np.setdiff1d(thumbnails, np.array(self.thumbnails, np.uint64)), planned)
+        yield from self.unused_frames(planned)
 
     def rows(self) -> Iterator[dict[str, Any] | Problem]:
         """Yield every row, part by part, and keep its keys. A part that cannot be read yields a problem instead."""
@@ -227,13 +229,17 @@ class _Verifier:
         return list(read_records(self.destination, self.storage))
 
     def check_image(self, uri: str, data: bytes, row: dict[str, Any]) -> Problem | None:
-        """Decode one image, and compare its size and its metadata with its row."""
+        """Decode one image, and compare its size and its metadata with its row. A movie is not decoded."""
         try:
-            height, width, _ = self.decoders.decode(data).pixels.shape
-            inside = read_metadata(data) or {}
+            if layout.is_movie(uri):
+                inside = read_movie_metadata(data) or {}
+                size = {}
+            else:
+                height, width, _ = self.decoders.decode(data).pixels.shape
+                inside, size = read_metadata(data) or {}, {"width": width, "height": height}
         except ImageError as error:
             return Problem(kind="damaged", uri=uri, what=str(error))
-        found = {**inside, "width": width, "height": height, "settings": _comparable(inside.get("settings"))}
+        found = {**inside, **size, "settings": _comparable(inside.get("settings"))}
         expected = {**row, "settings": _comparable(json.loads(row["settings"]))}
         if differing := [name for name in _COMPARED if found.get(name) != expected[name]]:
             return Problem(kind="other_dream", uri=uri, what=f"the image and its row differ in {', '.join(differing)}")
@@ -267,6 +273,12 @@ class _Verifier:
             except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
                 what = f"the record of this run cannot be read: {error}"
                 yield Problem(kind="damaged", uri=layout.run_folder(self.destination, run_id), what=what)
+
+    def unused_frames(self, planned: Keys) -> Iterator[Problem]:
+        """Yield the frames of movies that the unfinished run does not make."""
+        for uri in _objects(self.storage, layout.frames_folder(self.destination)):
+            if not contains(planned, uri_key(f"{uri.rpartition('/')[0]}/")):
+                yield Problem(kind="orphan", uri=uri, what="no unfinished run goes on with the movie of this frame")
 
     def orphans(self, folder: str, unnamed: Keys, planned: Keys) -> Iterator[Problem]:
         """Yield the objects below a folder that have these keys and are in no place that the unfinished run planned.

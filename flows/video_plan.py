@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from dreamcore.catalog import weights_identity_of
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.fields import Reference
-from dreamcore.keyframes import Moment, Motion, read_timeline
+from dreamcore.keyframes import Moment, read_timeline
 from dreamcore.settings import DreamSettings, digest, settings_id
+from dreamcore.zoom import Motion
 from flows.assets import read, resolve
 from flows.folder import Folder, open_folder
 from flows.job import explain_validation

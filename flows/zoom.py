@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from dreamcore.images import encode
 from flows.movie_frames import FrameDreamer, MovieFrames, read_frame, settings_of_frame
-from flows.zoom_plan import Frame, ZoomPlan
+from flows.zoom_plan import Frame, ZoomFrames, ZoomPlan
 
 __all__ = ["dream_frames", "write_movie"]
 
 _Pixels = NDArray[np.uint8]
 
 
-def dream_frames(plan: ZoomPlan, on_frame: Callable[[int, int], None]) -> None:
+def dream_frames(plan: ZoomFrames, on_frame: Callable[[int, int], None]) -> None:
     """Dream the frames of a plan that are not finished, and write each of them as a file.
 
     Args:
@@ -67,7 +67,7 @@ class _Dreamer(FrameDreamer):
         plan: the plan.
     """
 
-    def __init__(self, plan: ZoomPlan) -> None:
+    def __init__(self, plan: ZoomFrames) -> None:
         from dreamcore.motion import palette
 
         super().__init__(plan.frames[0].settings, plan.size)

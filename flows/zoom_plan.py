@@ -5,7 +5,7 @@ it. So a frame of other settings is never reused, and a longer zoom reuses the f
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,28 +18,27 @@ from pydantic import ValidationError
 from dreamcore.catalog import weights_identity_of
 from dreamcore.errors import InvalidInput
 from dreamcore.fields import Reference
-from dreamcore.keyframes import Moment, Motion, loop_pull, read_timeline
+from dreamcore.keyframes import Moment, loop_pull, read_timeline
 from dreamcore.settings import DreamSettings, digest, settings_id
+from dreamcore.zoom import FIRST_STEPS, Motion, ZoomOptions
 from flows.assets import read, resolve
 from flows.folder import Folder, open_folder
 from flows.job import explain_validation
 from flows.movie import check_video_extra, even
 from flows.movie_frames import Outputs
-from flows.single import NOISE, decode_named, read_source
+from flows.noise_source import NOISE
+from flows.single import decode_named, read_source
 from flows.storage import FAIL_FAST, Storage
-from flows.zoom_options import ZoomOptions
 
-__all__ = ["Frame", "ZoomPlan", "plan_zoom"]
+__all__ = ["DECODED", "Frame", "ZoomFrames", "ZoomPlan", "check_movies", "find_frames", "frames_of", "plan_zoom"]
 
-FIRST_STEPS = 10
-"""The first frame gets this many times the steps of the others, because it starts from the photograph."""
+DECODED = 8
+"""A photograph is decoded with at most this many times `width` squared pixels, and then resized."""
 LOOP_SECONDS = 3.0
 """The last seconds of a loop, in which the picture turns into the first frame; at most half of the movie."""
 
 _VERSION = 1
 """Part of the identity of every frame. Increase it with every change after which a frame would have other pixels."""
-_DECODED = 8
-"""A photograph is decoded with at most this many times `width` squared pixels, and then resized."""
 
 
 class Frame(NamedTuple):
@@ -59,14 +58,13 @@ class Frame(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ZoomPlan:
-    """What a zoom does, and how much of it is finished."""
+class ZoomFrames:
+    """The frames of a zoom, and how many are finished."""
 
     photograph: NDArray[np.uint8]
     """(H, W, 3), in the size of the movie."""
     options: ZoomOptions
     frames: Sequence[Frame]
-    outputs: Outputs
     folder: Folder
     """The folder of the frames."""
     finished: int
@@ -76,6 +74,13 @@ class ZoomPlan:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.photograph.shape[1], self.photograph.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ZoomPlan(ZoomFrames):
+    """What `dreamgrid zoom` does, and how much of it is finished."""
+
+    outputs: Outputs
 
 
 def plan_zoom(
@@ -100,18 +105,55 @@ def plan_zoom(
     files = [file.uri for file in (start.settings.guide, start.settings.mask, start.settings.weights) if file]
     outputs.check(source, *files)
     start = start._replace(settings=resolve(start.settings, local=True))
-    frames = _frames(start, options, keyframes)
+    frames = frames_of(start, options, keyframes)
     identity, pixels = _photograph(source, start.settings, options.width)
+    found = find_frames(frames, identity, pixels, options, open_folder(outputs.frames))
+    return ZoomPlan(**vars(found), outputs=outputs)
+
+
+def find_frames(
+    frames: Sequence[Frame], source: str, pixels: NDArray[np.uint8], options: ZoomOptions, folder: Folder
+) -> ZoomFrames:
+    """Name the frames, and find those that exist.
+
+    Args:
+        frames: the frames, from `frames_of`.
+        source: the identity of the photograph: the SHA-256 of its file, or size and seed of the noise.
+        pixels: the photograph (H, W, 3), not smaller than the movie if it can be avoided.
+        options: size and length.
+        folder: the folder of the frames.
+    """
     photograph = _resized(pixels, options.width)
-    frames = _with_names(frames, identity, photograph, options)
-    folder = open_folder(outputs.frames)
+    named = _with_names(frames, source, photograph, options)
     existing = folder.names()
-    finished = next((frame.number for frame in frames if frame.name not in existing), len(frames))
-    return ZoomPlan(photograph, options, frames, outputs, folder, finished)
+    finished = next((frame.number for frame in named if frame.name not in existing), len(named))
+    return ZoomFrames(photograph, options, named, folder, finished)
 
 
-def _frames(start: Moment, options: ZoomOptions, keyframes: Sequence[Mapping[str, Any]]) -> list[Frame]:
-    """Return the frames without their names. Each has a seed of its own, so that jitter averages out over frames."""
+def check_movies(settings: Iterable[DreamSettings]) -> None:
+    """Check the movies that a run is to make, as far as this needs no photograph.
+
+    Args:
+        settings: resolved settings, with or without a movie.
+
+    Raises:
+        InvalidInput: a keyframe is wrong, or the extra `video` is not installed.
+    """
+    for each in settings:
+        if zoom := each.movie:
+            check_video_extra()
+            try:
+                frames_of(Moment(each.model_copy(update={"movie": None}), zoom.motion), zoom.options, zoom.moments)
+            except InvalidInput as error:
+                raise InvalidInput(f"zoom: {error}") from error
+
+
+def frames_of(start: Moment, options: ZoomOptions, keyframes: Sequence[Mapping[str, Any]]) -> list[Frame]:
+    """Return the frames without their names. Each has a seed of its own, so that jitter averages out over frames.
+
+    Raises:
+        InvalidInput: a keyframe is wrong; see `dreamcore.keyframes.read_timeline`.
+    """
     timeline = read_timeline(start, keyframes, seconds=options.seconds, loop=options.loop)
     try:
         moments = [timeline.at(number / options.fps) for number in range(options.frames)]
@@ -136,7 +178,7 @@ def _photograph(source: str, settings: DreamSettings, width: int) -> tuple[str, 
     if source.startswith(NOISE):
         return f"{source} {settings.seed}", read_source(Path(source), settings).pixels
     data = read(Reference(uri=source), "IN", lambda: Storage(FAIL_FAST))
-    return hashlib.sha256(data).hexdigest(), decode_named(data, source, _DECODED * width * width).pixels
+    return hashlib.sha256(data).hexdigest(), decode_named(data, source, DECODED * width * width).pixels
 
 
 def _resized(decoded: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

@@ -96,16 +96,18 @@ LEVELS = (
     {"estimate"},
     {"executors", "artifacts", "cancellation", "progress", "prefect_names", "events", "gallery_links"},
     {"process_pool", "ray_cluster"},
-    {"protocol", "compact"},
+    {"protocol", "compact", "shard"},
+    {"movie_shard"},
+    {
+        *("scan", "verify", "prune", "share", "preview", "redream", "retry"),
+        *("atlas", "atlas_pictures", "upload", "download", "enlarge"),
+    },
     {"zoom", "video"},
     {"zoom_plan", "video_plan"},
     {"movie_frames"},
-    {
-        *("shard", "scan", "verify", "prune", "share", "preview", "redream", "single", "retry"),
-        *("atlas", "atlas_pictures", "upload", "download", "enlarge"),
-    },
+    {"single"},
     {"channels", "delivery", "grouping", "enlargements"},
-    {"run_rows", "run_report", "sharing", "compact_mark"},
+    {"run_rows", "run_report", "sharing", "compact_mark", "frames"},
     {"run_record"},
     {
         "sheets",
@@ -131,18 +133,20 @@ LEVELS = (
     {"video_frames"},
     {
         "job",
+        "job_addresses",
+        "noise_source",
         "s3_errors",
         "s3_objects",
         "s3_requests",
         "retry_policy",
         "machine",
         "worker_process",
-        "zoom_options",
         "video_options",
         "video_selection",
         "child_process",
         "ray_worker",
         "movie",
+        "movie_metadata",
         "prefetch",
         "sandbox",
         "retries",
@@ -157,7 +161,7 @@ LEVELS = (
         "local.servers",
         "local.ray_nodes",
     },
-    {"layout", "globs", "cgroups", "proxies"},
+    {"layout", "globs", "cgroups", "proxies", "job_file"},
 )
 
 
@@ -255,7 +259,7 @@ def test_only_the_child_processes_of_the_video_decoder_read_videos() -> None:
 
 @pytest.mark.parametrize("module", ["flows.plan", "flows.cost", "flows.work", "flows.job", "flows.layout"])
 def test_plans_and_jobs_know_of_the_core_only_settings(module: str) -> None:
-    settings = {f"dreamcore.{name}" for name in ("settings", "fields", "targets", "sweeps", "grid", "errors")}
+    settings = {f"dreamcore.{name}" for name in ("settings", "fields", "targets", "sweeps", "grid", "errors", "zoom")}
     assert ours(FLOWS[module]) & CORE.keys() <= settings
 
 
@@ -308,8 +312,12 @@ def test_planning_with_the_bundled_network_imports_no_torch() -> None:
     assert result.stdout.strip() == "False"
 
 
+OF_A_JOB = ("max_pixels", "output", "enlarge", "movie")
+"""Settings that a job has once for its whole grid."""
+
+
 def test_a_grid_has_an_axis_for_every_setting_except_those_of_the_whole_job() -> None:
-    assert [name for name in DreamSettings.model_fields if name not in ("max_pixels", "output", "enlarge")] == [
+    assert [name for name in DreamSettings.model_fields if name not in OF_A_JOB] == [
         name for name in Grid.model_fields if name not in ("preset", "look", "points")
     ]
 

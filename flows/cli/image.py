@@ -37,7 +37,7 @@ _NUMBERED = re.compile(r".#\d+$")
 @click.argument("result", metavar="OUT", type=FILE)
 @one_name_option("preset")
 @one_name_option("look")
-@field_options(DreamSettings, "output", "enlarge", reference="PATH")
+@field_options(DreamSettings, "output", "enlarge", "movie", reference="PATH")
 @click.option(
     "--quality",
     multiple=True,

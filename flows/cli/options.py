@@ -212,7 +212,7 @@ def job_options(command: Command) -> Command:
     for decorate in (
         field_options(Output),
         field_options(Grid, "points"),
-        field_options(DreamJob, "sources", "grid", "output", "enlarge", "strict", "retry_failed", "executor"),
+        field_options(DreamJob, "sources", "grid", "output", "enlarge", "zoom", "strict", "retry_failed", "executor"),
         click.argument("job", required=False, type=click.Path(path_type=Path)),
     ):
         command = decorate(command)

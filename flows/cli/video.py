@@ -28,7 +28,7 @@ __all__ = ["video"]
 @keyframe_options
 @one_name_option("preset")
 @one_name_option("look")
-@field_options(DreamSettings, "output", reference="PATH", defaults=DEFAULTS)
+@field_options(DreamSettings, "output", "enlarge", "movie", reference="PATH", defaults=DEFAULTS)
 @memory_option
 @json_option
 def video(

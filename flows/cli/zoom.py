@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreamcore.errors import InvalidInput, Unavailable
-from dreamcore.keyframes import Moment, Motion
+from dreamcore.keyframes import Moment
 from dreamcore.settings import DreamSettings
+from dreamcore.zoom import DEFAULTS, Motion, ZoomOptions
 from flows.cli.keyframes import announce, keyframe_options, read_keyframes
 from flows.cli.options import field_options, json_option, memory_option, one_name_option, take_one
 from flows.cli.run import Stopped
 from flows.job import explain_validation
 from flows.terminal import frame_progress, print_line, show_json
-from flows.zoom_options import DEFAULTS, ZoomOptions
 
 if TYPE_CHECKING:
     from flows.zoom_plan import ZoomPlan
@@ -43,7 +43,7 @@ __all__ = ["zoom"]
 @keyframe_options
 @one_name_option("preset")
 @one_name_option("look")
-@field_options(DreamSettings, "output", "max_pixels", "enlarge", reference="PATH", defaults=DEFAULTS)
+@field_options(DreamSettings, "output", "max_pixels", "enlarge", "movie", reference="PATH", defaults=DEFAULTS)
 @memory_option
 @json_option
 def zoom(

@@ -96,10 +96,16 @@ def _usual_fields(place: Place, kind: str, rows: Sequence[DreamRow]) -> dict[str
 
 
 def _source_of(place: Place, row: DreamRow) -> str:
-    """Return the prefix that the run of a dream read; if it read a list or one photograph, the photograph's folder."""
+    """Return the prefix that the run of a dream read; if it read a list or one photograph, the photograph's folder.
+
+    Noise has no folder.
+    """
     sources = (run.job.get("source") for run in place.queries.runs() if run.run_id == row.run_id)
     source = next(sources, None)
-    return str(source) if source and source != row.source_uri else row.source_uri.rpartition("/")[0] + "/"
+    if source and source != row.source_uri:
+        return str(source)
+    folder, slash, _ = row.source_uri.rpartition("/")
+    return folder + slash
 
 
 def _axes(place: Place, rows: Sequence[DreamRow]) -> dict[str, tuple[float, ...]]:

@@ -28,7 +28,8 @@ from flows.gallery.records import Axis, DreamRow, Filters
 from flows.gallery.site import Place, Site
 from flows.gallery.thumbnails import Missing, pixels_of
 from flows.gallery.whole import is_sparse, names_of
-from flows.layout import images_folder, thumb_uri
+from flows.layout import images_folder, is_movie, thumb_uri
+from flows.noise_source import noise_size
 from flows.prefetch import ordered_prefetch, thread_pool
 from flows.storage import Storage
 
@@ -45,7 +46,8 @@ _STYLES = ("frame", "pictures", "panels", "export")
 _NOT_HERE = ("1 to 5", "f", "x", "0", "shift with a mark", "z", "m", "v", "g then l, f, s, e, r")
 """Keys of the served gallery that mark dreams, make jobs or go to other views."""
 _OWN_FILE = re.compile(
-    rf"{DATA}[0-9a-f]{{16}}\.js|{PICTURES}[0-9a-f]{{16}}(-small|-photograph)?\.(webp|png|jpg)|{SCRIPTS}[0-9a-f]{{16}}/\w+\.js"
+    rf"{DATA}[0-9a-f]{{16}}\.js|{PICTURES}[0-9a-f]{{16}}(-small|-photograph)?\.(webp|png|jpg|mp4)"
+    rf"|{SCRIPTS}[0-9a-f]{{16}}/\w+\.js"
 )
 """Files that only an export writes; those of an earlier one that are not used any more are deleted."""
 
@@ -192,7 +194,7 @@ def _write_page(work: _Export, title: str, data: bytes) -> set[str]:
 def _names(data: Mapping[str, Any]) -> set[str]:
     """Return the pictures that the data names."""
     entries = [*data["dreams"], *data["photographs"]]
-    return {entry[kind] for entry in entries for kind in ("small", "full")}
+    return {entry[kind] for entry in entries for kind in ("small", "full", "file") if kind in entry}
 
 
 def _dream(work: _Export, row: DreamRow) -> dict[str, Any] | None:
@@ -205,15 +207,20 @@ def _dream(work: _Export, row: DreamRow) -> dict[str, Any] | None:
     read_small = partial(place.thumbnails.of_dream, uri, row.result_id)
     try:
         if work.up is None:
-            return {"small": work.write(small, read_small), "full": work.copy(full, uri)}
+            return _files(work.write(small, read_small), work.copy(full, uri))
         if place.storage.find(uri) is None:
             return None
         thumb = thumb_uri(place.destination, uri)  # deleted with the dream by `dreamgrid prune`
         if place.storage.find(thumb) is None:
             place.storage.write_if_absent(thumb, read_small(), "image/webp")
-        return {"small": _link(work, thumb), "full": _link(work, uri)}
+        return _files(_link(work, thumb), _link(work, uri))
     except (Missing, ImageError):
         return None
+
+
+def _files(small: str, full: str) -> dict[str, str]:
+    """Return the addresses of a dream's pictures, and of its file. A movie is shown by its thumbnail."""
+    return {"small": small, "full": small if is_movie(full) else full, "file": full}
 
 
 def _link(work: _Export, uri: str) -> str:
@@ -221,7 +228,12 @@ def _link(work: _Export, uri: str) -> str:
 
 
 def _photograph(work: _Export, row: DreamRow) -> dict[str, Any] | None:
-    """Write a photograph as small and as large as its largest dream; None if it is missing or was replaced."""
+    """Write a photograph as small and as large as its largest dream; None if it is missing or was replaced.
+
+    Noise has no picture here, because it is another one for each seed.
+    """
+    if noise_size(row.source_uri):
+        return None
     name = f"{PICTURES}{digest(row.source_uri, row.source_etag, str(row.width), str(row.height))[:16]}"
     thumbnails, version = work.place.thumbnails, (row.source_uri, row.source_etag)
     pixels = pixels_of(row.width, row.height)

@@ -10,8 +10,9 @@ from markupsafe import Markup, escape
 from flows.gallery.points import defaults
 from flows.gallery.ratios import ratio_class
 from flows.gallery.records import DreamRow
+from flows.layout import is_movie
 
-__all__ = ["FILTERS", "describe", "figure", "gain", "plain", "redream_command", "setting", "settings_text"]
+__all__ = ["FILTERS", "describe", "figure", "gain", "movie", "plain", "redream_command", "setting", "settings_text"]
 
 _DIRECTIONS = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 """Marks that change the direction of the text after them."""
@@ -82,9 +83,16 @@ def describe(row: DreamRow) -> str:
 
 
 def redream_command(row: DreamRow) -> str:
-    """Return the command that makes a dream again, for a shell."""
+    """Return the command that makes a dream again, for a shell; empty for a movie, which its job makes."""
+    if movie(row):
+        return ""
     suffix = (row.result_uri or "").rpartition(".")[2]
     return f"dreamgrid redream {shlex.quote(row.result_uri or '')} again.{suffix}"
+
+
+def movie(row: DreamRow) -> bool:
+    """Return whether a dream is a movie."""
+    return is_movie(row.result_uri or "")
 
 
 def sparkline(scores: Sequence[float]) -> Markup:
@@ -107,6 +115,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "figure": figure,
     "gain": gain,
+    "movie": movie,
     "number": number,
     "plain": plain,
     "ratio": lambda row: ratio_class(row.width, row.height),

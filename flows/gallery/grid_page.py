@@ -19,6 +19,7 @@ from flows.gallery.records import Axis, DreamRow, Filters
 from flows.gallery.site import Place
 from flows.gallery.whole import is_sparse, names_of, whole_axis
 from flows.gallery.windows import Window, window
+from flows.noise_source import noise_size
 
 __all__ = ["grid", "news"]
 
@@ -114,6 +115,8 @@ def _values(place: Place, params: Params) -> dict[str, Any]:
         Line(value, _mean([line.cells[i] for line in lines]), []) for i, value in enumerate(_values_of(shown_across))
     ]
     tally = _tally(everything, planned, to_come)
+    seeds = {point.seed for point in points} if noise_size(source_uri) else ()
+    shows_source = len(seeds) < 2  # noise is another picture for each seed
     running = unfinished_run(place) if planned else None
     return {
         "params": params,
@@ -131,7 +134,7 @@ def _values(place: Place, params: Params) -> dict[str, Any]:
         "enlarging": to_come,
         "captions": params.get("captions") if params.get("captions") in _CAPTIONS else "scores",
         "shape": ratio_class(sample.width or 3, sample.height or 2),
-        "source_thumb": f"/d/{place.slug}/photograph/{sample.result_id}/small" if tally.done else "",
+        "source_thumb": f"/d/{place.slug}/photograph/{sample.result_id}/small" if tally.done and shows_source else "",
         "tally": tally,
         "known": f"{tally.done}-{tally.failed}-{tally.planned}",
         "chosen": chosen and chosen.result_id,

@@ -62,7 +62,7 @@ class ChosenDream:
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """Return the dream of a row of the manifest. Only the columns `source_uri` and `settings` (JSON) are read.
 
-        An enlarged dream stands for its settings at the usual size.
+        An enlarged dream stands for its settings at the usual size, and a movie for those of its frames.
 
         Raises:
             InvalidInput: the settings are those of a version of Dreamgrid that has other settings.
@@ -76,6 +76,7 @@ class ChosenDream:
             ) from error
         if settings.enlarge:
             settings = settings.model_copy(update={"enlarge": None, "max_pixels": DreamSettings().max_pixels})
+        settings = settings.model_copy(update={"movie": None})
         return cls(str(row["source_uri"]), settings)
 
 

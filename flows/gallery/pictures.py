@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from dreamcore.errors import DreamgridError, ImageError, Unavailable
-from flows.gallery.context import dream_or_404, place_of
+from flows.gallery.context import dream_or_404, place_of, point_of
 from flows.gallery.formats import plain
 from flows.gallery.records import DreamRow
 from flows.gallery.site import Place
@@ -26,7 +26,7 @@ __all__ = ["full", "photograph", "photograph_thumb", "thumb"]
 
 _FOREVER = "private, max-age=31536000, immutable"
 """An address names one version of one picture, which never changes."""
-_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
 _IN_MEMORY = 2**24
 """Bytes of a dream that are kept in memory while it is sent; more go into a temporary file."""
 _CHUNK = 2**18
@@ -43,7 +43,11 @@ def thumb(request: Request) -> Response:
 def photograph_thumb(request: Request) -> Response:
     """Send a small picture of the photograph of a dream."""
     place = place_of(request)
-    return _picture(place, request, lambda row: place.thumbnails.of_photograph(row.source_uri, row.source_etag))
+
+    def read(row: DreamRow) -> bytes:
+        return place.thumbnails.of_photograph(row.source_uri, row.source_etag, point_of(row).seed)
+
+    return _picture(place, request, read)
 
 
 def photograph(request: Request) -> Response:
@@ -51,7 +55,8 @@ def photograph(request: Request) -> Response:
     place = place_of(request)
 
     def read(row: DreamRow) -> bytes:
-        return place.thumbnails.photograph(row.source_uri, row.source_etag, pixels_of(row.width, row.height))
+        pixels = pixels_of(row.width, row.height)
+        return place.thumbnails.photograph(row.source_uri, row.source_etag, pixels, point_of(row).seed)
 
     return _picture(place, request, read)
 

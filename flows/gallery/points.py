@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dreamcore.settings import DreamSettings, read_recorded
 from dreamcore.targets import Target, layers_label
+from dreamcore.zoom import Zoom
 
 __all__ = ["WHOLE", "Point", "defaults", "read_point"]
 
@@ -50,6 +51,12 @@ class Point:
         if name in _OWN:
             return str(getattr(self, name))
         return self.settings.get(name) or defaults().get(name, "")
+
+    @property
+    def seed(self) -> int:
+        """The seed; 0 if another version of Dreamgrid has written none."""
+        text = self.value("seed")
+        return int(text) if text.isdecimal() else 0
 
 
 @lru_cache
@@ -107,7 +114,15 @@ def _text(value: object) -> str:
             return "png"
         case {"format": str(name), "quality": quality}:
             return f"{name} {quality}"
+        case {"seconds": _, "fps": _}:
+            return _movie(Zoom.model_validate(value))
         case {"layer": str(layer), "weight": weight}:
             return layer if weight == 1 else f"{layer}={weight:g}"
         case _:
             return json.dumps(value, sort_keys=True)
+
+
+def _movie(zoom: Zoom) -> str:
+    """Return what a movie does, other than by default."""
+    fields = zoom.model_dump(mode="json", exclude_defaults=True)
+    return ", ".join(f"{name} {_text(value)}" for name, value in fields.items()) or "zoom"

@@ -25,6 +25,7 @@ from dreamcore.thumbnail import MAX_LONGER_SIDE, MAX_SHORTER_SIDE, THUMBNAIL_TYP
 from flows.decoder import decode
 from flows.layout import thumb_uri
 from flows.machine import cores_per_worker
+from flows.noise_source import noise_size, shown_noise
 from flows.storage import Storage
 
 __all__ = ["Missing", "Thumbnails", "pixels_of"]
@@ -76,27 +77,31 @@ class Thumbnails:
         _write(kept, data)
         return data
 
-    def of_photograph(self, uri: str, etag: str) -> bytes:
-        """Return a small picture of a photograph as WebP.
+    def of_photograph(self, uri: str, etag: str, seed: int = 0) -> bytes:
+        """Return a small picture of a photograph as WebP; of noise, for the seed of the dream.
 
         Raises:
             ImageError: it was replaced or removed, or is not an image.
             InvalidInput, Unavailable: S3 refuses, or does not respond.
         """
-        return self._photograph("small", uri, etag, _ENOUGH_PIXELS, encode_thumbnail)
+        return self._photograph("small", (uri, etag, seed), _ENOUGH_PIXELS, encode_thumbnail)
 
-    def photograph(self, uri: str, etag: str, pixels: int) -> bytes:
+    def photograph(self, uri: str, etag: str, pixels: int, seed: int = 0) -> bytes:
         """Return a photograph, shrunk to at most `pixels` pixels, as WebP or JPEG; see `of_photograph` for errors."""
-        return self._photograph(str(pixels), uri, etag, pixels, _encode_large)
+        return self._photograph(str(pixels), (uri, etag, seed), pixels, _encode_large)
 
     def _photograph(
-        self, kind: str, uri: str, etag: str, pixels: int, encode: Callable[[NDArray[np.uint8]], bytes]
+        self, kind: str, version: tuple[str, str, int], pixels: int, encode: Callable[[NDArray[np.uint8]], bytes]
     ) -> bytes:
-        kept = self._place(f"photograph-{kind}", uri, etag)
+        uri, etag, seed = version
+        is_noise = noise_size(uri) is not None
+        kept = self._place(f"photograph-{kind}", uri, f"{etag} {seed}" if is_noise else etag)
         if data := _read(kept):
             return data
         with self._turns:
-            data = encode(decode(self._storage.read_version(uri, etag), max_pixels=pixels).pixels)
+            found = shown_noise(uri, seed) if is_noise else None
+            found = found or decode(self._storage.read_version(uri, etag), max_pixels=pixels)
+            data = encode(found.pixels)
         _write(kept, data)
         return data
 

@@ -233,8 +233,10 @@ def test_the_policy_allows_exactly_the_calls_of_the_code() -> None:
     statements = json.loads((DEPLOYMENTS / "iam-policy.json").read_text())["Statement"]
     allowed = [entry["Action"] if isinstance(entry["Action"], list) else [entry["Action"]] for entry in statements]
     assert {name for names in allowed for name in names} == {action[call] for call in called} - {None}
-    assert [entry["Resource"] for entry in statements if "s3:DeleteObject" in entry["Action"]] == [
-        [f"arn:aws:s3:::DESTINATION_BUCKET/PREFIX/_runs/{name}" for name in ("active.json", "probe-*", "*/started/*")]
+    (deleted,) = [entry["Resource"] for entry in statements if "s3:DeleteObject" in entry["Action"]]
+    assert deleted == [
+        f"arn:aws:s3:::DESTINATION_BUCKET/PREFIX/{name}"
+        for name in ("frames/*", "_runs/active.json", "_runs/probe-*", "_runs/*/started/*")
     ]
 
 
@@ -244,9 +246,12 @@ def test_the_policy_of_a_prune_may_delete_only_dreams_sheets_and_marks() -> None
     assert resources.keys() == {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject"}
     below = "arn:aws:s3:::DESTINATION_BUCKET/PREFIX/"
     assert resources["s3:DeleteObject"] == [
-        f"{below}{name}" for name in ("images/*", "thumbs/*", "sheets/*", "_runs/prune.json", "_runs/probe-*")
+        f"{below}{name}"
+        for name in ("images/*", "thumbs/*", "frames/*", "sheets/*", "_runs/prune.json", "_runs/probe-*")
     ]
-    assert not any(folder in name for folder in ("images", "thumbs", "sheets") for name in resources["s3:PutObject"])
+    assert not any(
+        folder in name for folder in ("images", "thumbs", "frames", "sheets") for name in resources["s3:PutObject"]
+    )
 
 
 def test_the_server_accepts_the_kubernetes_template(stack: Stack, client: SyncPrefectClient) -> None:

@@ -139,6 +139,7 @@ WITHOUT_EFFECT = {
     "max_pixels": "limits the size of the source image when it is decoded",
     "output": "is the format of the file that is written after the ascent",
     "enlarge": "names the dream to go on from, which is an argument of `ascend`",
+    "movie": "is made of many ascents",
 }
 """Settings that do not change the ascent, and the reason."""
 

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamcore.errors import InvalidInput
-from dreamcore.keyframes import CONSTANT, Moment, Motion, Timeline, interpolate, loop_pull, read_timeline
+from dreamcore.keyframes import CONSTANT, Moment, Timeline, interpolate, loop_pull, read_timeline
 from dreamcore.settings import DreamSettings
 from dreamcore.targets import Target, layers_label
+from dreamcore.zoom import Motion
 
 SECONDS = 10.0
 START = Moment(DreamSettings(layers="blocks.3"), Motion())

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dreamcore.keyframes import Motion
 from dreamcore.motion import LEAST_CONTRAST, Colors, colors_of, mix_in, palette, transform, warp, with_colors
+from dreamcore.zoom import Motion
 from tests.support.tiny import picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,6 +18,7 @@ from dreamcore.fields import Enlarge, Output, Reference
 from dreamcore.grid import MAX_GRID_POINTS, Grid
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, result_id, settings_id
 from dreamcore.targets import Anchor, Target, layers_label
+from dreamcore.zoom import Zoom
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,5}(\.[A-Za-z0-9_]{1,4}){0,3}", fullmatch=True)
 WEIGHTS = st.decimals(-10, 10, places=2).map(float).filter(bool)
@@ -61,6 +62,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "output": st.builds(Output, format=st.sampled_from(["png", "webp", "jpg"]), quality=st.integers(1, 100)),
     "enlarge": st.none()
     | st.builds(Enlarge, uri=NAMES, sha256=st.from_regex("[0-9a-f]{64}", fullmatch=True), strength=st.floats(0, 2)),
+    "movie": st.none() | st.builds(Zoom, seconds=st.floats(0.1, 60), loop=st.booleans()),
 }
 SETTINGS = st.builds(DreamSettings, **FIELDS)
 SHA = "0123456789abcdef" * 4
@@ -211,6 +213,7 @@ def test_defaults_stay_what_they_are() -> None:
         "l2": 0.0,
         "stay_near": None,
         "enlarge": None,
+        "movie": None,
         "carry": "detail",
         "seed": 0,
         "max_pixels": 1_000_000,

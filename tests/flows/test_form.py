@@ -10,6 +10,7 @@ from dreamcore.fields import Output
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings
 from dreamcore.targets import layers_label
+from dreamcore.zoom import Zoom
 from flows.form import AXES, dream_from_form, job_from_form
 from flows.job import DreamJob
 
@@ -100,3 +101,22 @@ def test_every_field_of_a_job_is_in_the_form() -> None:
     fields = dream_from_form.parameters.properties
     names = set(fields) | set(fields["more"]["propertyNames"]["enum"])
     assert names - {"more"} == set(DreamJob.model_fields) - {"grid"} | set(Grid.model_fields)
+
+
+@pytest.mark.parametrize(("source", "is_valid"), [("noise:640x360", True), ("noise:640", False), ("noise:", False)])
+def test_the_form_takes_noise(source: str, is_valid: bool) -> None:
+    fields = dream_from_form.parameters.properties
+    assert jsonschema.Draft202012Validator(fields["source"]).is_valid(source) == is_valid
+    assert jsonschema.Draft202012Validator(fields["sources"]).is_valid([source]) == is_valid
+    if is_valid:
+        assert job_from_form({**ADDRESSES, "source": source}, {}, {}).noise == (source,)
+
+
+def test_the_form_takes_movies_in_more() -> None:
+    schema = jsonschema.Draft202012Validator(
+        {"definitions": dream_from_form.parameters.definitions, **dream_from_form.parameters.properties["more"]}
+    )
+    more = {"zoom": {"seconds": 2, "keyframes": [{"at": 1, "rotate": 3}]}}
+    assert job_from_form(ADDRESSES, {}, more).zoom == Zoom(seconds=2, keyframes=[{"at": 1, "rotate": 3}])
+    assert schema.is_valid(more)
+    assert not schema.is_valid({"zoom": {"seconds": "long"}})

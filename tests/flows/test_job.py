@@ -303,6 +303,11 @@ def test_a_missing_file_is_reported_with_its_name(tmp_path: Path) -> None:
             "there are 5,001 sources with 45,009 bytes of text, but a job",
         ),
         ({"source": None, "sources": [f"s3://a/{'x' * 400_000}"]}, "there are 1 sources with 400,009 bytes of text"),
+        ({"source": "noise:64"}, "source: noise:64 is not a size of noise: write noise:WIDTHxHEIGHT"),
+        ({"source": "noise:0x64"}, "source: noise:0x64 has 0 pixels: give at least 1 and at most 100,000,000"),
+        ({"source": "noise:20000x20000"}, "noise:20000x20000 has 400,000,000 pixels: give at least 1"),
+        ({"source": "noise:2000x1000"}, "noise:2000x1000 has 2,000,000 pixels, more than max_pixels (1,000,000)"),
+        ({"source": "noise:64x64", "inventory": "s3://i/"}, "noise:64x64 is noise: leave out the inventory"),
         ({"max_pixels": 0}, "max_pixels: input should be greater than or equal to 1, not 0"),
         (
             {"retry_failed": ["demaged"]},

@@ -13,16 +13,16 @@ from PIL import Image
 
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import decode, read_metadata
-from dreamcore.keyframes import Moment, Motion
+from dreamcore.keyframes import Moment
 from dreamcore.motion import colors_of, transform, warp
 from dreamcore.results import to_tensor
 from dreamcore.settings import DreamSettings
+from dreamcore.zoom import DEFAULTS, FIRST_STEPS, Motion, ZoomOptions
 from flows.folder import LocalFolder
 from flows.movie_frames import Outputs, estimate
 from flows.storage import Storage
 from flows.zoom import dream_frames, write_movie
-from flows.zoom_options import DEFAULTS, ZoomOptions
-from flows.zoom_plan import FIRST_STEPS, ZoomPlan, plan_zoom
+from flows.zoom_plan import ZoomPlan, plan_zoom
 from tests.support.tiny import pixels
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

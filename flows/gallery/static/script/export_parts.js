@@ -61,8 +61,8 @@ export function about(dream) {
     dream.before.length || dream.after.length ? h("div", { class: "seen" }, h("div", { class: "two-lists" }, lists)) : null,
     h("dl", { class: "facts rule" }, facts),
     h("p", { class: "row" }, h("a", { class: "button", href: link("grid", { photo: dream.photo, chosen: dream.id }) }, "Grid"), h("a", { class: "button", href: link("loupe", { id: dream.id }) }, "Loupe"),
-      h("button", { type: "button", "data-compare": "" }, "Compare ", h("kbd", {}, "c")), h("a", { class: "button", href: dream.full, download: "" }, "Download")),
-    h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, "Makes it again"), h("button", { class: "plain", type: "button", "data-copy": "" }, "Copy ", h("kbd", {}, "y"))), h("pre", { tabindex: 0 }, dream.command)),
+      h("button", { type: "button", "data-compare": "" }, "Compare ", h("kbd", {}, "c")), h("a", { class: "button", href: dream.file, download: "" }, "Download")),
+    dream.command ? h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, "Makes it again"), h("button", { class: "plain", type: "button", "data-copy": "" }, "Copy ", h("kbd", {}, "y"))), h("pre", { tabindex: 0 }, dream.command)) : null,
     h("dl", { class: "facts rule" }, h("dt", {}, "id"), h("dd", {}, h("code", {}, dream.id))));
 }
 
