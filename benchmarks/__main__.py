@@ -21,6 +21,7 @@ from benchmarks import (
     machine,
     memory,
     nodes,
+    peers,
     pipeline,
     report,
     scale,
@@ -28,23 +29,36 @@ from benchmarks import (
     steps,
 )
 from benchmarks.timing import Row
+from dreamcore.errors import InvalidInput
 from flows.machine import max_memory
 from flows.worker_process import disable_heap_trimming
 
 STEPS = ("engine", "null", "peak")
 """Sections that are measured in the same rounds."""
+PEERS = "peers"
+OWN = [name for name in report.TITLES if name != PEERS]
+"""Sections that need nothing but Dreamgrid."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the JSON. Return 1 if contenders compute different steps, otherwise 0."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.peers:
+        try:
+            peers.check_peers(options.peers)
+        except InvalidInput as error:
+            parser.error(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does, so that `collection` stops its servers
     conditions = host.describe() | {"quick": options.quick}  # before the number of threads is set
     torch.set_num_threads(1)
     disable_heap_trimming(max_memory("cpu"))  # as in a worker; here it applies to all contenders
     started = time.perf_counter()
-    wanted = options.only or list(report.TITLES)
+    wanted = options.only or ([] if options.peers else OWN)
     sections = measure(wanted, quick=options.quick, soak=options.soak, device=options.device)
+    if options.peers:
+        _log(PEERS)
+        sections[PEERS] = peers.measure_peers(options.peers, quick=options.quick)
     conditions["seconds"] = round(time.perf_counter() - started, 1)
     return conclude(conditions, sections, options.json)
 
@@ -113,7 +127,14 @@ def _parser() -> argparse.ArgumentParser:
         help="section gpu measures this device; cpu tries the section itself, with tiny images",
     )
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), metavar="FILE", help="the JSON output")
-    parser.add_argument("--only", nargs="+", choices=list(report.TITLES), metavar="NAME", help=", ".join(report.TITLES))
+    parser.add_argument("--only", nargs="+", choices=OWN, metavar="NAME", help=", ".join(OWN))
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        metavar="FOLDER",
+        help="compare whole dreams with those of other programs; FOLDER has clones of pytorch-deepdream and "
+        "PyTorch-Deep-Dream (see benchmarks/peers.py)",
+    )
     return parser
 
 

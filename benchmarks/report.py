@@ -28,6 +28,7 @@ TITLES = {
     "scale": "scale: coordinating a run over many photographs",
     "gallery": "gallery: browsing a million rows",
     "gpu": "gpu: checks, and one step on a GPU (CPU ms: until all kernels are launched)",
+    "peers": "peers: whole dreams of other programs",
 }
 """Titles of the sections, in the order of the report."""
 
@@ -60,6 +61,9 @@ FIGURES = {
     "mib_middle": "{:.0f} after 1,000",
     "mib_late": "{:.0f} at the end",
     "growth": "{:+.1%}",
+    "dreams_per_minute": "{:.1f} dreams/minute",
+    "times_dreamgrid": "{:.2f}x the time of Dreamgrid",
+    "gain": "score {:+.1f}",
     "lists": "{:.0f} LIST",
     "gets": "{:.0f} GET",
     "dreams_per_second": "{:.1f} dreams/s",
