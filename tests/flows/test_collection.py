@@ -85,6 +85,7 @@ def test_a_second_run_dreams_only_new_photographs(
 
     again = report_of(dreamgrid("run", *job, *grid, "--json"))
     assert (again["state"], again["planned"], again["run_id"]) == ("nothing to do", 0, None)
+    assert again["sheets"] == report["sheets"] == f"{destination}sheets/", "they are there, though none was drawn"
     assert (again["photographs_failed_earlier"], again["failed_earlier"]) == (1, 4)
     strict = dreamgrid("run", *job, *grid, "--strict")
     assert strict.returncode == 1, strict.stderr
