@@ -74,18 +74,20 @@ def demo(cluster: bool) -> int:
 
     if cluster:
         check_executor(ExecutorOptions(name="ray"))
+    print_message("starting an S3 server and a Prefect server on this machine ...", "default")
     stack = start_stack()
     os.environ.update(stack.environment())
     job = demonstration.prepare()
     if cluster:
         return _demo_on_cluster(job)
+    print_message(f"dreaming the photographs in {job.source_in_words}: this takes some minutes ...", "default")
     report, failure = _run_demo(job)
     sheets = demonstration.fetch_sheets(job, STACK / "demo")
     _print_report(report)
     print_line(f"Local copies     {sheets}/")
     print_line(f"Prefect UI       {stack.prefect_url}")
-    print_line('To use any S3 client with it:  eval "$(dreamgrid env)"')
-    print_line(f"Then, to browse the dreams:    dreamgrid gallery {report.destination}")
+    for line in demonstration.next_steps(report.destination):
+        print_line(line)
     return _exit_code(report, failure)
 
 
