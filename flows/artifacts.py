@@ -2,12 +2,14 @@
 
 import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import groupby, islice
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from flows import run_rows, sheets
+from dreamcore.errors import DreamgridError
+from flows import layout, run_rows, sheets
 from flows.prefect_names import artifact_key
 from flows.protocol import FinishedRun
 from flows.retries import with_retries
@@ -30,7 +32,7 @@ def show(finished: FinishedRun) -> Report:
         log.warning(warning)
     if report.state == "nothing to do":
         log.info("nothing to do: %s", report.why_nothing)
-        return report
+        return report.model_copy(update={"sheets": _earlier_sheets(run.destination)})
     try:
         log_failures(finished)
         draw(run, list(islice(finished.plan.sources(), run.job.sheets)), report)
@@ -38,6 +40,14 @@ def show(finished: FinishedRun) -> Report:
         log.warning("no contact sheets (%s); draw them with `dreamgrid sheet %s`", error, run.destination)
         return report.model_copy(update={"sheets": None})
     return report
+
+
+def _earlier_sheets(destination: str) -> str | None:
+    """Return the folder of the contact sheets that earlier runs drew; None if there are none."""
+    folder = layout.sheets_folder(destination)
+    with suppress(DreamgridError):
+        return folder if any(True for _ in storage().list(folder)) else None
+    return None
 
 
 def log_failures(finished: FinishedRun) -> None:

@@ -186,16 +186,17 @@ def find_dream(destination: str, result_id: str) -> str:
     digits = result_id.lower()
     if not _DIGITS.fullmatch(digits):
         raise InvalidInput(
-            f"{one_line(result_id)!r} is not the id of a dream: give the 16 hex digits at the end of its file name, or "
-            "the photograph and the number on its contact sheet, such as cat.jpg#37"
+            f"{one_line(result_id)!r} is not the id of a dream: give the 16 hex digits that `dreamgrid gallery "
+            f"{destination}` shows and the file name ends with, or the photograph and the number on the contact sheet, "
+            "such as cat.jpg#37"
         )
     found = find_results(Storage(FAIL_FAST), destination, digits)
     if len(found) > 1:
         raise InvalidInput(f"{destination} has {len(found)} dreams whose id begins with {digits}: give more digits")
     if not found:
         raise InvalidInput(
-            f"{destination} has no dream with the id {digits}: take one from a contact sheet, from the end of a file "
-            "name below images/, or from the column result_id of the manifest"
+            f"{destination} has no dream with the id {digits}: take one from `dreamgrid gallery {destination}`, from a "
+            "contact sheet, from the end of a file name below images/, or from the column result_id of the manifest"
         )
     return found.popitem()[1]
 

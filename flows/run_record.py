@@ -27,6 +27,7 @@ from flows.storage import Storage
 from flows.work import PlannedSettings, Shard, Source
 
 __all__ = [
+    "HeldDestination",
     "Run",
     "active_job",
     "active_run_id",
@@ -50,6 +51,10 @@ _CHANGED = (
     "other files or another version of Dreamgrid: restore them and run the job again to finish it, or add --abandon "
     "to abandon it"
 )
+
+
+class HeldDestination(InvalidInput):
+    """The run of another job is unfinished in the destination. Nothing says whether it is working or was stopped."""
 
 
 class Run(Frozen):
@@ -98,13 +103,14 @@ def read_mark_of_no_retry(destination: str, storage: Storage, verb: str) -> dict
     """Return the mark of the unfinished run, as `read_mark`, for a command that cannot work beside a retry.
 
     Raises:
-        InvalidInput: the run tries failed dreams again. The message says to finish it, then to `verb`.
+        HeldDestination: the run tries failed dreams again. The message says to finish it, then to `verb`.
     """
     mark = read_mark(destination, storage)
     if mark and _is_retry(mark):
-        raise InvalidInput(
-            f"{destination} is held by the unfinished run {mark['run_id']}, which tries failed dreams again: finish "
-            f"that run with `dreamgrid run --resume {destination}`, then {verb}"
+        raise HeldDestination(
+            f"{destination} is held by the unfinished run {mark['run_id']}, which tries failed dreams again and may be "
+            f"working now: wait until it has ended, then {verb}. If that run was stopped, `dreamgrid run --resume "
+            f"{destination}` continues it"
         )
     return mark
 
@@ -113,7 +119,7 @@ def active_run_id(job: DreamJob, storage: Storage) -> str | None:
     """Return the unfinished run of this job, which the next run continues; None if the destination is free.
 
     Raises:
-        InvalidInput: another job's run is unfinished there.
+        HeldDestination: another job's run is unfinished there.
     """
     mark = read_mark(job.destination, storage)
     if mark is None:
@@ -122,9 +128,10 @@ def active_run_id(job: DreamJob, storage: Storage) -> str | None:
         other = "which tries failed dreams again" if _is_retry(mark) else "of another job"
         if mark["job_id"] == job.job_id:
             other = "of this job, which is not a retry"
-        raise InvalidInput(
-            f"{job.destination} is held by the unfinished run {mark['run_id']} {other}: finish that run with "
-            f"`dreamgrid run --resume {job.destination}`, or add --abandon to abandon it"
+        raise HeldDestination(
+            f"{job.destination} is held by the unfinished run {mark['run_id']} {other}. That run may be working now: "
+            f"wait until it has ended, then try again. If that run was stopped, `dreamgrid run --resume "
+            f"{job.destination}` continues it. --abandon only gives it up: what it has not dreamt yet is left out"
         )
     return mark["run_id"]
 

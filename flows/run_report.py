@@ -68,7 +68,7 @@ class Report(Frozen):
     manifest: str
     """Address of the manifest, for any reader of Parquet."""
     sheets: str | None = None
-    """Address of the contact sheets; None if none were drawn."""
+    """Address of the contact sheets; None if the run drew none, or had nothing to do and none are there."""
 
     @property
     def summary(self) -> str:

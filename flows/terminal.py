@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import click
 from rich.console import Console
@@ -35,6 +35,7 @@ __all__ = [
     "screen",
     "show_json",
     "transfer_progress",
+    "waiting",
 ]
 
 UNWRAPPED = 10_000
@@ -79,16 +80,37 @@ def one_line(text: str) -> str:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal what the command waits for, as long as the block lasts.
+
+    Args:
+        what: the text, such as `Loading the network ...`.
+    """
+    with screen.status(what) if screen.is_terminal else nullcontext():
+        yield
+
+
+@contextmanager
+def progress(what: str, at_first: str = "") -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on standard error. Yields a function that is called with the finished and the total number.
 
     Args:
         what: the word before the bar.
+        at_first: what a terminal shows until the first call, in place of `what`.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=screen) as bar:
-        line = bar.add_task(what, total=None, visible=False)
-        yield lambda finished, planned: bar.update(line, completed=finished, total=planned, visible=True)
+    bar = Progress(*columns, TimeRemainingColumn(), console=screen)
+    with ExitStack() as shown:
+        shown.enter_context(waiting(at_first or f"{what} ..."))
+
+        def show(finished: int, planned: int) -> None:
+            if not bar.task_ids:
+                shown.close()
+                shown.enter_context(bar)
+                bar.add_task(what)
+            bar.update(bar.task_ids[0], completed=finished, total=planned)
+
+        yield show
 
 
 @contextmanager
@@ -102,7 +124,7 @@ def frame_progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Call
         A function that is called with the finished and the total number of frames.
     """
     if screen.is_terminal:
-        with progress("frames") as show:
+        with progress("frames", "Dreaming the first frame ...") as show:
             yield show
         return
     counted, started, printed = 0, 0.0, clock()

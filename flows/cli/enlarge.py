@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from dreamcore.fields import Enlarge
+from flows.cli.image import dreaming
 from flows.cli.options import destination_folder, json_option, memory_option
-from flows.terminal import print_line, print_message, progress, show_json
+from flows.terminal import print_line, print_message, show_json
 
 __all__ = ["enlarge"]
 
@@ -47,7 +48,7 @@ def enlarge(
     `dreamgrid image`, give it with --source.
 
     The detail of the dream is resized and added to the large photograph. Then only the octaves larger than the dream
-    are dreamt. All cores work; an image of 12 megapixels takes minutes.
+    are dreamt. All cores work; an image of 12 megapixels takes minutes. After a stop, the same command starts again.
 
     \b
     Examples:
@@ -55,12 +56,14 @@ def enlarge(
       dreamgrid enlarge s3://dreams/nightly/ 0123456789abcdef poster.jpg --max-pixels 24000000 --strength 0.7
       dreamgrid enlarge dream.png print.png --source cat.jpg
     """
-    from flows.enlarge import Order
-    from flows.enlarge import enlarge as make
-
-    dream, result = _dream_and_output(names)
+    if len(names) not in (2, 3):
+        raise click.UsageError("give RESULT and OUT, or DEST, ID and OUT")
     given = {name: path for name, path in files.items() if path}
-    with progress("dreaming") as show_progress:
+    with dreaming("Reading the dream and loading the network ...") as show_progress:
+        from flows.enlarge import Order
+        from flows.enlarge import enlarge as make
+
+        dream, result = _dream_and_output(names)
         found = make(Order(dream, result, max_pixels, strength, source, given), show_progress)
     for difference in found.differences:
         print_message(difference, "yellow")
@@ -78,12 +81,9 @@ def _dream_and_output(names: tuple[str, ...]) -> tuple[str, Path]:
 
     Raises:
         InvalidInput: the destination has no such dream.
-        UsageError: the number of arguments is wrong.
     """
     if len(names) == 2:
         return names[0], Path(names[1])
-    if len(names) != 3:
-        raise click.UsageError("give RESULT and OUT, or DEST, ID and OUT")
     from flows.redream import find_dream
 
     return find_dream(destination_folder(names[0]), names[1]), Path(names[2])

@@ -1,12 +1,14 @@
 """`dreamgrid image` and `redream`: dream one image from file to file, or reproduce one dream."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dreamcore.errors import InvalidInput
+from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.fields import FileReference, Output, format_of
 from dreamcore.settings import DreamSettings
 from flows.cli.options import (
@@ -23,9 +25,9 @@ from flows.job import DreamJob, explain_validation
 from flows.terminal import print_line, print_message, progress, show_json
 
 if TYPE_CHECKING:
-    from dreamcore.batch import Dream
+    from dreamcore.batch import Dream, OnStep
 
-__all__ = ["image", "redream"]
+__all__ = ["dreaming", "image", "redream"]
 
 FILE = click.Path(path_type=Path)
 _NUMBERED = re.compile(r".#\d+$")
@@ -106,13 +108,30 @@ def image(
         raise InvalidInput(explain_validation(error)) from error
     if diversity and samples == 1:
         raise InvalidInput("--diversity compares several dreams: give --samples, for example --samples 4")
-    from flows.single import Samples, dream_file
+    with dreaming("Loading the network ...") as show_progress:
+        from flows.single import Samples, dream_file
 
-    drawn = Samples(samples, diversity)
-    with progress("dreaming") as show_progress:
+        drawn = Samples(samples, diversity)
         dreams = dream_file(source, result, settings, show_progress, stages=stage_scores, labels=names, samples=drawn)
     for file, dream in dreams.items():
         _print_dream(file, dream)
+
+
+@contextmanager
+def dreaming(at_first: str) -> Iterator["OnStep"]:
+    """Show the progress of one dream on standard error.
+
+    Args:
+        at_first: what a terminal shows until the first step.
+
+    Raises:
+        Unavailable: a signal stopped the command.
+    """
+    try:
+        with progress("dreaming", at_first) as show_progress:
+            yield show_progress
+    except KeyboardInterrupt as error:
+        raise Unavailable("stopped: the same command starts again from the beginning") from error
 
 
 def _print_dream(result: Path, dream: "Dream") -> None:
@@ -155,10 +174,12 @@ def redream(names: tuple[str, ...], source: Path | None, as_json: bool, **files:
       dreamgrid redream s3://dreams/nightly/images/cat.jpg/blocks.4-6x10-0123456789abcdef.png again.png
       dreamgrid redream dream.png again.png --source cat.jpg
     """
-    from flows.redream import redream as reproduce
+    if len(names) not in (2, 3):
+        raise click.UsageError("give RESULT and OUT, or DEST, ID and optionally OUT")
+    with dreaming("Reading the dream and loading the network ...") as show_progress:
+        from flows.redream import redream as reproduce
 
-    dream, result = _dream_and_output(names)
-    with progress("dreaming") as show_progress:
+        dream, result = _dream_and_output(names)
         found = reproduce(dream, result, source, show_progress, {name: path for name, path in files.items() if path})
     for difference in found.differences:
         print_message(difference, "yellow")
@@ -176,12 +197,9 @@ def _dream_and_output(names: tuple[str, ...]) -> tuple[str, Path]:
 
     Raises:
         InvalidInput: the destination has no such dream, or the file that would be written by default exists.
-        UsageError: the number of arguments is wrong.
     """
     if len(names) == 2 and Path(names[1]).suffix and not _NUMBERED.search(names[1]):
         return names[0], Path(names[1])
-    if len(names) not in (2, 3):
-        raise click.UsageError("give RESULT and OUT, or DEST, ID and optionally OUT")
     from flows.redream import find_dream
 
     dream = find_dream(destination_folder(names[0]), names[1])

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dreamcore.errors import InvalidInput
+from flows.cli.image import dreaming
 from flows.cli.options import json_option
-from flows.terminal import console, print_line, progress, show_json
+from flows.terminal import console, print_line, show_json
 
 if TYPE_CHECKING:
     from dreamcore.spec import NetworkSpec
@@ -122,9 +123,9 @@ def _layers_table(network: "NetworkSpec", sizes: dict[str, tuple[int, int]], siz
 
 
 def _preview(model: str, source: Path, result: Path, as_json: bool) -> None:
-    from flows.preview import preview, summary
+    with dreaming("Loading the network ...") as show_progress:
+        from flows.preview import preview, summary
 
-    with progress("dreaming") as show_progress:
         dreams = preview(model, source, result, show_progress)
     if as_json:
         show_json(summary(dreams))

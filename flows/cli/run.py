@@ -74,19 +74,35 @@ def demo(cluster: bool) -> int:
 
     if cluster:
         check_executor(ExecutorOptions(name="ray"))
+    print_message("starting an S3 server and a Prefect server on this machine ...", "default")
     stack = start_stack()
     os.environ.update(stack.environment())
     job = demonstration.prepare()
     if cluster:
         return _demo_on_cluster(job)
-    report, failure = _run(job)
+    print_message(f"dreaming the photographs in {job.source_in_words}: this takes some minutes ...", "default")
+    report, failure = _run_demo(job)
     sheets = demonstration.fetch_sheets(job, STACK / "demo")
     _print_report(report)
     print_line(f"Local copies     {sheets}/")
     print_line(f"Prefect UI       {stack.prefect_url}")
-    print_line('To use any S3 client with it:  eval "$(dreamgrid env)"')
-    print_line(f"Then, to browse the dreams:    dreamgrid gallery {report.destination}")
+    for line in demonstration.next_steps(report.destination):
+        print_line(line)
     return _exit_code(report, failure)
+
+
+def _run_demo(job: DreamJob) -> "tuple[Report, FailedRun | None]":
+    """Run the demo as `_run` does. Its destination may be held by a job that somebody started in the gallery."""
+    from flows.run_record import HeldDestination
+
+    try:
+        return _run(job)
+    except HeldDestination as error:
+        raise InvalidInput(
+            f"another job may be working in {job.destination} now, such as one that was started in the gallery: let it "
+            f"finish, then start the demo again. If that job was stopped, `dreamgrid run --resume {job.destination}` "
+            f'continues it, in a shell with `eval "$(dreamgrid env)"`'
+        ) from error
 
 
 def _demo_on_cluster(job: DreamJob) -> int:
@@ -223,6 +239,8 @@ def _run(
     settings = scan.plan_settings(job)
     create_embedded_bucket(job.destination)
     scan.check_access(job)
+    if not abandon:
+        run_record.active_run_id(job, storage.storage())
     if warning := scan.store_warning(job.destination, replacing=bool(job.retry_failed)):
         print_message(warning, "yellow")
     os.environ.setdefault(
@@ -235,7 +253,6 @@ def _run(
     is_permanent = _connect_prefect()
     if abandon:
         protocol.abandon(job.destination, storage.storage())
-    run_record.active_run_id(job, storage.storage())
 
     from flows.dream_collection import checked_settings, dream_collection
     from flows.progress import ProgressFile, on_progress

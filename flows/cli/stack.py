@@ -7,7 +7,7 @@ import click
 
 from dreamcore.errors import InvalidInput
 from flows.cli.options import json_option
-from flows.terminal import print_line, screen, show_json
+from flows.terminal import print_line, show_json, waiting
 
 if TYPE_CHECKING:
     from flows.local.stack import Stack
@@ -20,9 +20,9 @@ STACK = Path(".dreamgrid")
 
 def start_stack() -> "Stack":
     """Start the embedded servers and wait until they are ready."""
-    from flows.local import stack
+    with waiting("Starting an S3 server and a Prefect server ..."):
+        from flows.local import stack
 
-    with screen.status("Starting SeaweedFS and Prefect ..."):
         return stack.up(STACK)
 
 

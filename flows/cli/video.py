@@ -1,6 +1,7 @@
 """`dreamgrid video`: dreams every frame of a video, each as a continuation of the last one."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from flows.cli.keyframes import announce, keyframe_options, read_keyframes
 from flows.cli.options import field_options, json_option, memory_option, one_name_option
 from flows.cli.run import Stopped
 from flows.job import explain_validation
-from flows.terminal import frame_progress, print_line, print_message, show_json
+from flows.terminal import frame_progress, print_line, print_message, show_json, waiting
 from flows.video_options import DEFAULTS, VideoOptions
 
 if TYPE_CHECKING:
@@ -49,14 +50,18 @@ def video(
       dreamgrid video cat.mp4 dream.mp4 --start 12 --seconds 5 --look creatures
       dreamgrid video cat.mp4 dream.mp4 --keyframe '{at: 3, layers: blocks.3}' --max-pixels 600000
     """
-    from flows.movie_frames import estimate
-    from flows.video_plan import plan_video
-
     given = {name: value for name, value in flags.items() if value is not None}
     settings, options = _read(given)
-    with plan_video(source, result, settings, options, read_keyframes(keyframe_texts, file)) as plan:
-        left = [frame.settings for frame in plan.frames[plan.finished :]]
-        announce(plan.size, len(plan.frames), len(left), estimate(left, plan.size[0] * plan.size[1]))
+    with ExitStack() as opened:
+        with waiting("Reading the video ..."):
+            from flows.movie_frames import estimate
+            from flows.video_plan import plan_video
+
+            keyframes = read_keyframes(keyframe_texts, file)
+            plan = opened.enter_context(plan_video(source, result, settings, options, keyframes))
+            left = [frame.settings for frame in plan.frames[plan.finished :]]
+            seconds = estimate(left, plan.size[0] * plan.size[1])
+        announce(plan.size, len(plan.frames), len(left), seconds)
         started = time.monotonic()
         count, sound = _make(plan)
         seconds = time.monotonic() - started

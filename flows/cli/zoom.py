@@ -14,7 +14,7 @@ from flows.cli.keyframes import announce, keyframe_options, read_keyframes
 from flows.cli.options import field_options, json_option, memory_option, one_name_option, take_one
 from flows.cli.run import Stopped
 from flows.job import explain_validation
-from flows.terminal import frame_progress, print_line, show_json
+from flows.terminal import frame_progress, print_line, show_json, waiting
 
 if TYPE_CHECKING:
     from flows.zoom_plan import ZoomPlan
@@ -65,14 +65,15 @@ def zoom(
       dreamgrid zoom noise:640x360 dream.mp4
       dreamgrid zoom cat.jpg cat.mp4 --keyframe '{at: 5, layers: blocks.3}' --keyframe '{at: 10, rotate: -10}'
     """
-    from flows.movie_frames import estimate
-    from flows.zoom_plan import plan_zoom
-
     given = {name: value for name, value in flags.items() if value not in (None, False)}
-    plan = plan_zoom(source, result, _start(given), _options(given), read_keyframes(keyframe_texts, file))
-    left = [frame.settings for frame in plan.frames[plan.finished :]]
-    remaining = len(left)
-    announce(plan.size, len(plan.frames), remaining, estimate(left, plan.size[0] * plan.size[1]))
+    with waiting("Reading the photograph ..."):
+        from flows.movie_frames import estimate
+        from flows.zoom_plan import plan_zoom
+
+        plan = plan_zoom(source, result, _start(given), _options(given), read_keyframes(keyframe_texts, file))
+        left = [frame.settings for frame in plan.frames[plan.finished :]]
+        remaining, seconds = len(left), estimate(left, plan.size[0] * plan.size[1])
+    announce(plan.size, len(plan.frames), remaining, seconds)
     started = time.monotonic()
     _make(plan)
     seconds = time.monotonic() - started

@@ -19,11 +19,15 @@ __all__ = [
     "MarkCount",
     "Photograph",
     "Run",
+    "RunState",
     "ScoreMap",
     "SeenClass",
     "Sort",
 ]
 
+RunState = Literal["finished", "unfinished", "abandoned", "nothing to do"]
+"""`unfinished`: the run holds the destination, and may be going on at the moment. `nothing to do`: its plan is empty. A
+run that was abandoned before it had a plan leaves the same record."""
 BestBy = Literal["gain", "mark", "score"]
 """What makes a dream the best one of its photograph. Ranks of gains and scores within their objective are compared."""
 Sort = Literal["name", "gain", "newest", "cost"]
@@ -251,8 +255,7 @@ class Run:
     """One run of a destination and its progress."""
 
     run_id: str
-    state: Literal["finished", "unfinished", "abandoned"]
-    """`unfinished`: the run holds the destination, and may be going on at the moment."""
+    state: RunState
     started_at: datetime | None
     source: str
     planned: int

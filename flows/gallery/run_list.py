@@ -1,7 +1,7 @@
 """The runs of a destination and their progress, from `_runs/` and from the rows of the cache."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flows import layout
 from flows.gallery.cache import Cache
-from flows.gallery.records import Run
+from flows.gallery.records import Run, RunState
 from flows.gallery.tables import STATUSES
 from flows.parts import list_parts
 from flows.plan import Plan
@@ -36,6 +36,7 @@ class RunReader:
         self._finished: dict[str, Run] = {}
         self._jobs: dict[str, dict[str, Any]] = {}
         self._plans: dict[str, Plan] = {}
+        self._is_empty: dict[str, bool] = {}
 
     def read(self) -> list[Run]:
         """Return all runs, the latest first."""
@@ -46,11 +47,15 @@ class RunReader:
         mark = read_mark(destination, storage)
         active = mark["run_id"] if mark else None
         finished = {name for name in names if f"{name}/success.json" in objects}
+        # An abandoned run has an index if it had a plan. So only the small plans of the others have to be read.
+        maybe_empty = {name for name in names - finished if f"{name}/index.parquet" not in objects}
         counts = self._counts()
         with thread_pool(_READERS) as pool:
             found = ordered_prefetch(
                 pool,
-                lambda run_id: self._run(run_id, is_finished=run_id in finished, active=active, counts=counts),
+                lambda run_id: self._run(
+                    run_id, self._state(run_id, finished, maybe_empty, active), counts.get(run_id, {})
+                ),
                 sorted(names, reverse=True),
                 _READERS,
             )
@@ -64,22 +69,41 @@ class RunReader:
             counts.setdefault(run_id, {})[STATUSES[status]] = count
         return counts
 
-    def _run(
-        self, run_id: str, *, is_finished: bool, active: str | None, counts: Mapping[str, Mapping[str, int]]
-    ) -> Run:
+    def _state(self, run_id: str, finished: Set[str], maybe_empty: Set[str], active: str | None) -> RunState:
+        """Return the state of a run.
+
+        Args:
+            run_id: the run.
+            finished: the runs that have a report.
+            maybe_empty: the runs without a report whose plan may have no rows.
+            active: the run that holds the destination.
+        """
+        if run_id in finished:
+            return "finished"
+        if run_id == active:
+            return "unfinished"
+        if run_id in maybe_empty and run_id not in self._is_empty:
+            if (plan := self._plan(run_id)) is not None:
+                self._is_empty[run_id] = not plan
+            self._plans.pop(run_id, None)  # only the plan of the unfinished run is needed again
+        return "nothing to do" if self._is_empty.get(run_id) else "abandoned"
+
+    def _run(self, run_id: str, state: RunState, rows: Mapping[str, int]) -> Run:
         if run_id in self._finished:
             return self._finished[run_id]
-        if is_finished and (found := self._read_finished(run_id)):
-            self._finished[run_id] = found
-            return found
-        job, rows = self._job(run_id), counts.get(run_id, {})
-        plan = self._plan(run_id) if run_id == active else None
+        if state == "finished":
+            if found := self._read_finished(run_id):
+                self._finished[run_id] = found
+                return found
+            state = "abandoned"
+        job = self._job(run_id)
+        plan = self._plan(run_id) if state == "unfinished" else None
         is_retry = bool(plan and plan.is_retry) or bool(job.get("retry_failed"))
         if plan and plan.is_retry:
             rows = self._retried(plan)
         return Run(
             run_id,
-            "unfinished" if run_id == active else "abandoned",
+            state,
             _started_at(run_id),
             str(job.get("source") or ""),
             plan.dreams if plan else 0,

@@ -1,5 +1,8 @@
 """The demo: dream the example photographs of this repository on the embedded servers."""
 
+import shlex
+import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +16,7 @@ from flows.job import DreamJob, ExecutorOptions, read_job
 from flows.local.ray_nodes import ray_nodes
 from flows.storage import storage
 
-__all__ = ["failing_cluster", "fetch_sheets", "prepare"]
+__all__ = ["failing_cluster", "fetch_sheets", "next_steps", "prepare"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NODES = 3
@@ -48,6 +51,25 @@ def fetch_sheets(job: DreamJob, folder: Path) -> Path:
         data = storage().read(found.uri) or b""
         (folder / Path(found.uri).name).write_bytes(data)
     return folder
+
+
+def next_steps(destination: str) -> list[str]:
+    """Return the commands that come after the demo, as lines to print. A reader can copy them in this order."""
+    activate = Path(sys.prefix) / "bin" / "activate"
+    if activate.is_relative_to(Path.cwd()):
+        activate = activate.relative_to(Path.cwd())
+    is_on_path = shutil.which("dreamgrid") is not None
+    return [
+        "",
+        "To browse the dreams, give these commands in this folder. Ctrl-C ends the gallery:",
+        *([] if is_on_path or not activate.exists() else [f"  source {shlex.quote(str(activate))}"]),
+        '  eval "$(dreamgrid env)"',
+        f"  dreamgrid gallery {destination}",
+        "To make one dream large, give its id, which the gallery shows. 12 megapixels take some minutes:",
+        f"  dreamgrid enlarge {destination} ID print.png",
+        "To stop the servers, and keep all dreams:",
+        "  dreamgrid down",
+    ]
 
 
 @contextmanager

@@ -88,6 +88,7 @@ def test_a_second_run_dreams_only_new_photographs(
     assert strict.returncode == 1, strict.stderr
     again = json.loads(strict.stdout)
     assert (again["state"], again["planned"], again["run_id"]) == ("nothing to do", 0, None)
+    assert again["sheets"] == report["sheets"] == f"{destination}sheets/", "they are there, though none was drawn"
     assert (again["photographs_failed_earlier"], again["failed_earlier"]) == (1, 4)
     assert "4 dreams (photographs: 1) failed earlier and are tried again when the photograph changes" in strict.stderr
     name, message = state_of_the_last_run(prefect_api)

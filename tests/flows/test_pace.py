@@ -182,3 +182,15 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left(
     shown = capsys.readouterr().err
     assert "run r -> s3://dreams/a/" in shown
     assert "45/90 1.5 a second, about 30 s left" in shown
+
+
+@pytest.mark.parametrize("at_first", ["", "Loading the network ..."])
+def test_a_terminal_shows_what_a_command_waits_for_before_its_first_step(
+    at_first: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "screen", Console(stderr=True, force_terminal=True, width=100, color_system=None))
+    with terminal.progress("dreaming", at_first) as show:
+        show(3, 90)
+    waiting, bar, _ = capsys.readouterr().err.partition("3/90")
+    assert bar
+    assert (at_first or "dreaming ...") in waiting

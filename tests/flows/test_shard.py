@@ -280,7 +280,7 @@ def test_a_destination_is_held_by_one_job_at_a_time(storage: Storage, source: st
     other, _ = plan_run(storage, source, destination, ["blocks.1"])
     first, _ = protocol.claim(run.job, run.settings, storage)
     assert protocol.claim(run.job, run.settings, storage)[0].run_id == first.run_id, "the same job goes on with its run"
-    ways_out = f"`dreamgrid run --resume {destination}`, or add --abandon"
+    ways_out = f"may be working now: wait .*`dreamgrid run --resume {destination}` continues it. --abandon only gives"
     with pytest.raises(InvalidInput, match=f"held by the unfinished run {first.run_id} of another job.*{ways_out}"):
         protocol.claim(other.job, other.settings, storage)
     assert DreamJob.model_validate(run_record.active_job(destination, storage)) == run.job

@@ -327,7 +327,7 @@ def test_no_input_is_overwritten(name: str, dreamgrid_inprocess: Command, tmp_pa
     assert (tmp_path / name).read_bytes() == before
 
 
-def test_a_stopped_image_is_not_said_to_be_resumable(tmp_path: Path) -> None:
+def test_a_stopped_image_says_that_it_starts_again(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     with subprocess.Popen(
@@ -340,7 +340,8 @@ def test_a_stopped_image_is_not_said_to_be_resumable(tmp_path: Path) -> None:
             with suppress(subprocess.TimeoutExpired):
                 errors = command.communicate(timeout=15)[1]
         os.close(writer)
-        assert (command.returncode, errors.strip()) == (3, "dreamgrid: stopped")
+        message = "dreamgrid: stopped: the same command starts again from the beginning"
+        assert (command.returncode, errors.strip()) == (3, message)
 
 
 def wait_for_reader(pipe: Path, command: subprocess.Popen[str]) -> int:

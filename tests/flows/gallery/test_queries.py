@@ -17,21 +17,25 @@ from hypothesis import strategies as st
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import DreamSettings, settings_id
 from dreamcore.targets import layers_label
-from flows import layout
+from flows import layout, protocol
 from flows.gallery.axes import in_order
 from flows.gallery.cache import Cache
 from flows.gallery.points import read_point
 from flows.gallery.queries import Queries
 from flows.gallery.records import Filters, Sort
+from flows.history import finished_dreams
 from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.parts import list_parts
-from flows.plan import freeze_retry
+from flows.plan import freeze_retry, make_plan
+from flows.scan import plan_settings, scan
 from flows.storage import Storage
 from flows.work import ReplacedPart, Shard, Source, Work
 from tests.flows.test_old_destination import DESTINATION as OLD_DESTINATION
 from tests.flows.test_old_destination import old
+from tests.support.collections import Collection, executor
 from tests.support.gallery import RUN, START, make_row, write_part
+from tests.support.shards import put_photograph
 
 __all__ = ["old"]
 
@@ -462,3 +466,22 @@ def test_the_progress_of_a_retry_counts_replaced_parts(storage: Storage, destina
             found += [(run.planned, run.done, run.is_retry, run.progress) for run in queries.runs()]
             write_part(storage, destination, [make_row(destination, name(row))], [shard])
     assert found == [(2, 0, True, 0.0), (2, 1, True, 0.5)]
+
+
+def test_a_run_with_nothing_to_do_is_not_abandoned(
+    storage: Storage, source: str, destination: str, tmp_path: Path
+) -> None:
+    collection = Collection(storage, source, destination)
+    assert collection.run_job(collection.job(), executor(storage)).report.state == "nothing to do"
+    put_photograph(storage, f"{source}cat.png")
+    job = collection.job()
+    for planned in (False, True):
+        run, _ = protocol.claim(job, plan_settings(job), storage)
+        if planned:
+            sources = scan(job, storage).sources
+            protocol.freeze(run, make_plan(sources, run.settings, finished_dreams(destination, storage)), storage)
+        protocol.abandon(destination, storage)
+    run, _ = protocol.claim(job, plan_settings(job), storage)
+    with Cache(destination, storage, tmp_path) as cache:
+        states = [each.state for each in Queries(cache).runs()]
+    assert Counter(states) == {"unfinished": 1, "abandoned": 1, "nothing to do": 2}
