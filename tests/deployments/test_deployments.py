@@ -224,6 +224,7 @@ def test_the_policy_allows_exactly_the_calls_of_the_code() -> None:
         "head_object": "s3:GetObject",
         "get_object": "s3:GetObject",
         "put_object": "s3:PutObject",
+        "copy_object": "s3:PutObject",  # and s3:GetObject for the original
         "delete_object": "s3:DeleteObject",
         "delete_objects": "s3:DeleteObject",
         "create_bucket": None,  # only the demo calls it
