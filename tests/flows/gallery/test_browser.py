@@ -69,6 +69,7 @@ def test_filters_change_the_list_and_the_address(open_page: Open) -> None:
     assert page.inner_text("h1") == "1 photograph"
     page.click("[aria-label='Remove the filter tea']")
     page.wait_for_selector("text=3 photographs")  # the click opens another page, which takes its time
+    page.wait_for_load_state()  # its scripts listen from then on
     page.check("input[name=layers][value='blocks.3']")
     page.wait_for_url("**layers=blocks.3*")
     assert page.inner_text("h1") == "3 photographs"
