@@ -74,7 +74,8 @@ def check_in_between(storage: Storage, destination: str, rows: Counter[Identity]
         path = copy / info.uri.removeprefix(destination)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(storage.read(info.uri) or b"")
-    assert Counter(duckdb.execute(QUERY.format(folder=copy)).fetchall()) == rows
+    with duckdb.connect() as database:  # each thread needs its own
+        assert Counter(database.execute(QUERY.format(folder=copy)).fetchall()) == rows
 
 
 def check_merged(storage: Storage, destination: str, rows: Counter[Identity]) -> None:

@@ -199,9 +199,10 @@ def test_nothing_to_do_takes_no_time() -> None:
 
 
 def test_the_first_run_gives_the_speed_of_the_next_estimate_without_torch(
-    storage: Storage, source: str, destination: str, dreamgrid: Command
+    storage: Storage, source: str, destination: str, dreamgrid: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also the requests of the run are those that were estimated, and the first line names the run."""
+    monkeypatch.setenv("DREAMGRID_WORKERS", "2")  # with one worker, the work would not be short
     for number in range(3):
         put_photograph(storage, f"{source}{number}.png", number)
     job = ("--source", source, "--destination", destination, "--layers", "blocks.0", "--layers", "blocks.1")
