@@ -10,6 +10,7 @@ from flows.gallery.context import dream_or_404, inspector_values, params_of, pla
 from flows.gallery.job_runs import last_run
 from flows.gallery.records import Filters
 from flows.gallery.site import Place, Site
+from flows.gallery.whole import looks_by_layers
 
 __all__ = ["chips_of", "destinations", "dream", "failures", "home", "library", "now", "runs"]
 
@@ -112,7 +113,7 @@ def library(request: Request) -> HTMLResponse:
     }
     if params.get("after") and request.headers.get("HX-Request"):
         return render(request, "sheaf.html", "library", values, place=place)
-    chips = chips_of(params)
+    chips = chips_of(place, params)
     values |= {
         "filters": filters,
         "best_by": best_by,
@@ -128,7 +129,7 @@ def library(request: Request) -> HTMLResponse:
 
 def _facets(place: Place, filters: Filters, params: Params) -> list[Facet]:
     found = place.queries.facets(filters)
-    facets = []
+    facets, looks = [], looks_by_layers(place.queries.cache.points.values())
     for name, title in _FACETS:
         values = found.get(name, [])
         chosen = params.all(name)
@@ -142,7 +143,8 @@ def _facets(place: Place, filters: Filters, params: Params) -> list[Facet]:
             continue
         listed = values[:FACET_OPTIONS] + [pair for pair in values[FACET_OPTIONS:] if pair[0] in chosen]
         listed += [(each, 0) for each in chosen if each not in dict(listed)]
-        options = [Option(value, value, count, value in chosen) for value, count in listed]
+        names = looks if name == "layers" else {}
+        options = [Option(value, names.get(value, value), count, value in chosen) for value, count in listed]
         if single and options:
             options = [Option("", "all", None, not chosen), *options]
         if len(values) > 1 or chosen:
@@ -157,11 +159,12 @@ def _marks_facet(params: Params) -> Facet:
     )
 
 
-def chips_of(params: Params) -> list[Chip]:
+def chips_of(place: Place, params: Params) -> list[Chip]:
     """Return the filters that an address sets."""
     words = {"q": "", "hide": "", "marks": "marks: ", "since": "since ", "until": "before ", "seen": "seen: "}
     words |= {"gain_min": "gain from ", "gain_max": "gain up to "}
-    texts = {"marks": _MARKS, "hide": {"1": "rejected hidden"}}
+    looks = looks_by_layers(place.queries.cache.points.values()) if params.get("layers") else {}
+    texts = {"marks": _MARKS, "hide": {"1": "rejected hidden"}, "layers": looks}
     shown = {*words, *(name for name, _ in _FACETS)}
     return [
         Chip(words.get(name, f"{name.removeprefix(SETTING)}: ") + texts.get(name, {}).get(value, value), rest)

@@ -61,7 +61,7 @@ def scores(request: Request) -> HTMLResponse:
         "params": params,
         "pictures": pictures.with_changes({}),
         "kept": [pair for pair in pictures.pairs if pair[0] != _OBJECTIVE],
-        "chips": [chip for chip in chips_of(params) if not chip.text.startswith("objective: ")],
+        "chips": [chip for chip in chips_of(place, params) if not chip.text.startswith("objective: ")],
         "dreams": sum(each.dreams for each in costs),
         "objective": params.get(_OBJECTIVE),
         "objective_name": _OBJECTIVE,

@@ -138,7 +138,7 @@ function pane(dream, number, { mode, active, wipe }) {
   const photograph = photographOf(dream.photo);
   const layer = (small, full, alt, name = "layer") => h("div", { class: name }, small ? h("img", { class: "under", src: small, alt: "", decoding: "async" }) : null, h("img", { class: "full", src: full, alt, decoding: "async" }));
   const more = {
-    split: () => [layer(photograph.small, photograph.full, "The photograph", "layer over"), h("span", { class: "tag" }, "photograph"), h("span", { class: "tag right" }, dream.facts.layers), h("div", { class: "line", "aria-hidden": "true" }),
+    split: () => [layer(photograph.small, photograph.full, "The photograph", "layer over"), h("span", { class: "tag" }, "photograph"), h("span", { class: "tag right" }, dream.name), h("div", { class: "line", "aria-hidden": "true" }),
       h("input", { type: "range", min: 0, max: 1, step: 0.005, value: wipe, "aria-label": "Photograph to the left, dream to the right", "data-wipe": "" })],
     several: () => [h("span", { class: "tag" }, `${"ABCD"[number]}\u2002`, h("bdi", {}, dream.text)), h("span", { class: "tag right" }, dream.gain)],
   };
