@@ -51,6 +51,7 @@ LEVELS = (
     },
     {
         "gallery.address",
+        "gallery.at_work",
         "gallery.composer",
         "gallery.context",
         "gallery.downloads",

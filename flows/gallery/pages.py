@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from flows.gallery.address import SETTING, Params, best_by_of, filters_of, sort_of
+from flows.gallery.at_work import work_of
 from flows.gallery.context import dream_or_404, inspector_values, params_of, place_of, render, unfinished_run
-from flows.gallery.job_runs import last_run
 from flows.gallery.records import Filters
 from flows.gallery.site import Place, Site
 from flows.gallery.whole import looks_by_layers
@@ -200,31 +200,16 @@ def failures(request: Request) -> HTMLResponse:
                 "next": cursor, "what": what, "remedy": remedy, "limit": FAILURES_PER_PAGE,
             }
         )  # fmt: skip
+    work = work_of(place)
     values = {
         "kinds": kinds,
         "total": sum(kind["dreams"] for kind in kinds),
         "counts": place.queries.counts(Filters()),
         "running": unfinished_run(place),
         "params": params,
-        "going_on": _going_on(place),
+        "going_on": work and work.words,
     }
     return render(request, "failures.html", "failures", values, place=place)
-
-
-def _going_on(place: Place) -> str:
-    """Return what the run does that holds the destination, in words; empty if failed dreams may be tried again."""
-    started = last_run(place.destination, place.storage)
-    run = next((run for run in place.queries.runs() if run.state == "unfinished"), None)
-    if started and started.is_running():
-        progress = started.progress()
-        if progress.planned:
-            return f"{progress.finished or 0:,} of {progress.planned:,} dreams are finished"
-        return f"the photographs are being listed, {progress.listed:,} so far" if progress.listed else "it is starting"
-    if run is None:
-        return ""
-    if run.planned:
-        return f"{run.done + run.failed + run.skipped:,} of {run.planned:,} dreams are finished"
-    return "its photographs are being listed, or it was stopped meanwhile"
 
 
 def runs(request: Request) -> HTMLResponse:

@@ -8,7 +8,7 @@ rows are added.
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from flows.gallery import scores
@@ -400,6 +400,11 @@ class Queries:
         rows = self._ask(sql, [*values, *([] if kind is None else [kind]), *(position or ()), limit + 1])
         found = [_failure(row) for row in rows[:limit]]
         return found, write_cursor("failures", *rows[limit - 1][-2:]) if len(rows) > limit else None
+
+    def newest(self) -> datetime | None:
+        """Return the time of the newest row; None if there is none."""
+        ((found,),) = self._ask("SELECT max(created_at) FROM dreams")
+        return found and found.replace(tzinfo=UTC)
 
     def damaged_parts(self) -> list[str]:
         """Return the addresses of the parts of the manifest that are left out, because they are damaged."""
