@@ -64,11 +64,15 @@ def _film(dreams: Sequence[DreamRow], chosen: DreamRow) -> Sequence[DreamRow]:
 
 
 def _panes(chosen: Sequence[DreamRow], film: Sequence[DreamRow], params: Params) -> list[DreamRow]:
-    """Return the dreams to show beside each other; what is missing are those next to the first one."""
+    """Return the dreams to show beside each other.
+
+    What is missing is the dream that the first one enlarges, and then those next to it.
+    """
     wanted = 4 if params.get("panes") == "4" else max(2, len(chosen))
     ids = [row.result_id for row in film]
     start = ids.index(chosen[0].result_id) + 1 if chosen[0].result_id in ids else 0
     others = [row for row in [*film[start:], *film[:start]] if row.result_id not in {each.result_id for each in chosen}]
+    others.sort(key=lambda row: row.result_id != chosen[0].enlarged_from)
     return [*chosen, *others][:wanted]
 
 

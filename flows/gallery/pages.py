@@ -121,7 +121,7 @@ def library(request: Request) -> HTMLResponse:
         "counts": place.queries.counts(filters),
         "facets": _facets(place, filters, params),
         "chips": chips,
-        "mixed": any(photo.objectives > 1 for photo in photographs),
+        "by_rank": len({row.objective for row in shown}) > 1 or any(photo.objectives > 1 for photo in photographs),
         "running": unfinished_run(place),
     }
     return render(request, "library.html", "library", values | inspector_values(place, row), place=place)

@@ -21,6 +21,8 @@ __all__ = ["scores"]
 _MAX_ROWS, _MAX_COLUMNS, _MAX_POINTS, _MAX_OBJECTIVES = 40, 24, 1000, 6
 _BINS = 24
 _OBJECTIVE = f"{SETTING}objective"
+_ENLARGE = f"{SETTING}enlarge"
+"""The filter that leaves out enlarged dreams, as the scores do."""
 _FIELDS = ("model", "layers")
 """Settings that have a filter of their own in the library."""
 
@@ -55,7 +57,10 @@ def scores(request: Request) -> HTMLResponse:
     by_rank = len({each.objective for each in costs}) > 1
     found = _map(axes, params)
     score_map = place.queries.score_map(*found, filters) if found else None
-    pictures = Params([pair for pair in params.pairs if pair[0] not in ("x", "y", "after", "chosen")])
+    own = [pair for pair in params.pairs if pair[0] not in ("x", "y", "after", "chosen")]
+    if any(point.enlarges for point in place.queries.cache.points.values()):
+        own = [(_ENLARGE, "none"), *(pair for pair in own if pair[0] != _ENLARGE)]
+    pictures = Params(own)
     histograms = place.queries.gain_histogram(filters, _BINS)
     values = {
         "params": params,

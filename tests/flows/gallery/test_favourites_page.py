@@ -96,7 +96,9 @@ def test_the_library_is_filtered_by_mark(browser: Browser, rows: list[Row], quer
     found = shown(browser.page(f"/library?{query}"))
     assert len(found) == count
     if query == "best=mark":
-        assert sorted(mark for _, mark in found) == [2, 5]
+        assert [mark for _, mark in found] == [5, 2], "the highest mark first"
+    if query == "marks=2":
+        assert [mark for _, mark in found] == [5, 2], "the best one is the one with the highest mark"
 
 
 def test_the_best_dream_is_not_a_rejected_one(stack: Stack, storage: Storage, source: str, destination: str) -> None:

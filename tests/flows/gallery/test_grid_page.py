@@ -85,6 +85,8 @@ def test_enlarged_dreams_stand_below_the_table_and_lead_to_their_originals(page:
     assert "Enlarged from" in text
     assert "Enlarged to" in page.read(f"/dream/{small}")
     assert "blocks.2, 6 octaves × 10, seed 5, enlarged" in enlarged
+    two = page.read(f"/loupe?mode=several&id={large}")
+    assert re.findall(r'data-pane="\d" data-id="(\w+)"', two) == [large, small], "Two compares it with its original"
 
 
 def test_an_enlarged_dream_has_the_name_of_its_original() -> None:
