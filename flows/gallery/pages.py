@@ -8,7 +8,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from flows.gallery.address import SETTING, Params, best_by_of, filters_of, sort_of
 from flows.gallery.at_work import work_of
 from flows.gallery.context import dream_or_404, inspector_values, params_of, place_of, render, unfinished_run
-from flows.gallery.records import Filters
+from flows.gallery.records import BestBy, Filters, Sort
 from flows.gallery.site import Place, Site
 from flows.gallery.whole import looks_by_layers
 
@@ -114,6 +114,7 @@ def library(request: Request) -> HTMLResponse:
     if params.get("after") and request.headers.get("HX-Request"):
         return render(request, "sheaf.html", "library", values, place=place)
     chips = chips_of(place, params)
+    by_rank = len({row.objective for row in shown}) > 1 or any(photo.objectives > 1 for photo in photographs)
     values |= {
         "filters": filters,
         "best_by": best_by,
@@ -121,10 +122,32 @@ def library(request: Request) -> HTMLResponse:
         "counts": place.queries.counts(filters),
         "facets": _facets(place, filters, params),
         "chips": chips,
-        "by_rank": len({row.objective for row in shown}) > 1 or any(photo.objectives > 1 for photo in photographs),
+        "by_rank": by_rank,
+        "order": _order(best_by, sort, by_rank=by_rank),
         "running": unfinished_run(place),
     }
     return render(request, "library.html", "library", values | inspector_values(place, row), place=place)
+
+
+def _order(best_by: BestBy, sort: Sort, *, by_rank: bool) -> list[str]:
+    """Return sentences that say which dream of a photograph is shown, and in which order the photographs are.
+
+    What goes without saying is left out: the highest gain, if all gains can be compared.
+    """
+    within = ", by rank within its objective" if by_rank else ""
+    best = {
+        "gain": f"The picture of a photograph is its dream with the highest gain{within}." if by_rank else "",
+        "score": f"The picture of a photograph is its dream with the highest score{within}.",
+        "mark": "The picture of a photograph is its dream with the highest mark.",
+    }[best_by]
+    order = {
+        "gain": "The photographs are sorted by this rank, not by the number below the picture." if by_rank else "",
+        "mark": "The photographs with the highest marks come first.",
+    }.get(sort, "")
+    if sort == "gain" and by_rank and best_by != "gain":
+        order = "The photographs are sorted by the rank of the highest gain within its objective."
+    why = "Gains of different layers cannot be compared: the same number may be much for one and little for another."
+    return [each for each in (best, order, why if by_rank and (best_by != "mark" or sort == "gain") else "") if each]
 
 
 def _facets(place: Place, filters: Filters, params: Params) -> list[Facet]:

@@ -408,8 +408,8 @@ class Queries:
 
     def newest(self) -> datetime | None:
         """Return the time of the newest row; None if there is none."""
-        ((found,),) = self._ask("SELECT max(created_at) FROM dreams")
-        return found and found.replace(tzinfo=UTC)
+        found: list[tuple[datetime | None]] = self._ask("SELECT max(created_at) FROM dreams")
+        return found[0][0].replace(tzinfo=UTC) if found[0][0] else None
 
     def damaged_parts(self) -> list[str]:
         """Return the addresses of the parts of the manifest that are left out, because they are damaged."""

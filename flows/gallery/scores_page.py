@@ -3,6 +3,7 @@
 Every value is in a table with a link to its pictures; the script draws the tables as charts.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -72,6 +73,7 @@ def scores(request: Request) -> HTMLResponse:
         "objective_name": _OBJECTIVE,
         "objectives": place.queries.objectives(any_objective),
         "by_rank": by_rank,
+        "alone": by_rank and max(Counter(each.objective for each in costs).values()) == 1,
         "axes": axes,
         "map": score_map,
         "rows": _rows(score_map, pictures) if score_map else [],
