@@ -110,6 +110,7 @@ def library(request: Request) -> HTMLResponse:
         "cursor": cursor,
         "next_query": params.with_changes({"after": cursor, "chosen": None}),
         "chosen": "" if params.get("after") else row and row.result_id,
+        "chosen_row": None if params.get("after") else row,  # equal photographs have dreams with the same id
     }
     if params.get("after") and request.headers.get("HX-Request"):
         return render(request, "sheaf.html", "library", values, place=place)
