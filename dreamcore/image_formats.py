@@ -265,8 +265,10 @@ def _check_size(size: tuple[int, int] | None, max_pixels: int | None) -> None:
 
 
 def _not_an_image(data: bytes) -> ImageError:
-    reason = f"begins with {data[:16]!r}" if data else "the file is empty"
-    return ImageError("not_an_image", f"not an image: {reason}")
+    text = data[:16].decode("ascii", "replace")
+    is_text = text.isascii() and "".join(text.split()).isprintable()
+    start = repr(text) if is_text else f"the bytes {data[:16].hex(' ')}"
+    return ImageError("not_an_image", f"not an image: {f'it begins with {start}' if data else 'the file is empty'}")
 
 
 def _rejection(data: bytes, error: Exception) -> ImageError:

@@ -20,6 +20,8 @@ from dreamcore.errors import ImageError
 from flows import manifest
 from flows.decoder import Decoders
 from flows.favourites import read_marks
+from flows.gallery.points import read_point
+from flows.gallery.whole import look_of
 from flows.layout import is_movie
 from flows.machine import core_count
 from flows.movie_metadata import without_metadata
@@ -41,7 +43,7 @@ _READERS = 4
 _MAX_DECODED = 4 * MAX_SIDE**2
 """A larger dream is decoded at about this many pixels, so that little memory is used."""
 _UNSAFE = re.compile(r"[^\w.-]")
-_COLUMNS = ("result_id", "result_uri", "source_uri", "status", "model", "layers", "octaves", "steps")
+_COLUMNS = ("result_id", "result_uri", "source_uri", "status", "model", "layers", "octaves", "steps", "settings")
 
 OnMissing = Callable[["ChosenDream"], None]
 """Called with a dream whose object is missing, archived or damaged. The zip lists it in `MISSING`."""
@@ -60,6 +62,8 @@ class ChosenDream:
     octaves: int
     steps: int
     mark: int = 0
+    look: str = ""
+    """As `architecture, seed 2`; empty if the settings are not those of a look."""
 
     @property
     def photograph(self) -> str:
@@ -75,6 +79,8 @@ class ChosenDream:
     @property
     def caption(self) -> str:
         """The dream in words."""
+        if self.look:
+            return f"{self.photograph}: {self.look}"
         return f"{self.photograph}: {self.layers} of {self.model}, {self.octaves} octaves of {self.steps} steps"
 
 
@@ -95,6 +101,7 @@ def favourites(destination: str, storage: Storage, marks_min: int = 1) -> list[C
             **{name: row[name] for name in ("result_id", "result_uri", "source_uri")},
             **main_settings(row),
             mark=marks[row["result_id"]],
+            look=look_of(read_point("", row["settings"])),
         )
         for row in rows
     )

@@ -77,15 +77,17 @@ def is_filtered(filters: Filters) -> bool:
 
 
 def best_by_of(params: Params) -> BestBy:
-    """Return what makes a dream the best one, from an address."""
-    value = params.get("best", "gain")
-    return cast("BestBy", value if value in get_args(BestBy) else "gain")
+    """Return what makes a dream the best one, from an address. If a filter names a mark, it is by default the mark."""
+    usual = "mark" if filters_of(params).marks_min is not None else "gain"
+    value = params.get("best", usual)
+    return cast("BestBy", value if value in get_args(BestBy) else usual)
 
 
 def sort_of(params: Params) -> Sort:
-    """Return the order of photographs, from an address."""
-    value = params.get("sort", "gain")
-    return cast("Sort", value if value in get_args(Sort) else "gain")
+    """Return the order of photographs, from an address. If the best dream is chosen by mark, it is by default marks."""
+    usual = "mark" if best_by_of(params) == "mark" else "gain"
+    value = params.get("sort", usual)
+    return cast("Sort", value if value in get_args(Sort) else usual)
 
 
 def _time(text: str) -> datetime | None:

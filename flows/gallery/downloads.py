@@ -13,6 +13,7 @@ from flows.gallery.context import params_of, place_of, point_of
 from flows.gallery.favourites_page import marks_of
 from flows.gallery.records import DreamRow
 from flows.gallery.site import Place
+from flows.gallery.whole import look_of
 from flows.layout import images_folder
 from flows.share import ChosenDream, stream_share_pack, stream_zip
 
@@ -57,10 +58,10 @@ def _dreams_of(row: DreamRow, place: Place) -> Iterator[ChosenDream]:
     """Yield the dream of a row, unless the row names an object outside of the destination."""
     if row.result_uri is None or not row.result_uri.startswith(images_folder(place.destination)):
         return
-    octaves, steps = (int(point_of(row).value(name)) for name in ("octaves", "steps"))
-    yield ChosenDream(
-        row.result_id, row.result_uri, row.source_uri, row.model, row.layers, octaves, steps, row.mark or 0
-    )
+    point = point_of(row)
+    octaves, steps = (int(point.value(name)) for name in ("octaves", "steps"))
+    words = row.result_id, row.result_uri, row.source_uri, row.model, row.layers
+    yield ChosenDream(*words, octaves, steps, row.mark or 0, look_of(point))
 
 
 def _note(dream: ChosenDream) -> None:

@@ -21,7 +21,7 @@ from flows.gallery.axes import axes_of
 from flows.gallery.context import FOLDER, KEYMAP, point_of, text_of
 from flows.gallery.enlarged import apart
 from flows.gallery.export_target import DATA, PICTURES, SCRIPTS, Target
-from flows.gallery.formats import describe, figure, gain, plain, redream_command, setting, settings_text
+from flows.gallery.formats import describe, dream_name, figure, gain, plain, redream_command, setting, settings_text
 from flows.gallery.points import WHOLE, defaults
 from flows.gallery.ratios import ratio_class, stylesheet
 from flows.gallery.records import Axis, DreamRow, Filters
@@ -304,6 +304,7 @@ def _entry(row: DreamRow, files: Mapping[str, Any]) -> dict[str, Any]:
         "width": row.width,
         "height": row.height,
         "label": describe(row),
+        "name": plain(dream_name(row)),
         "text": plain(settings_text(row)),
         "gain": gain(row.gain),
         "scores": [figure(row.score_before), figure(row.score_after)] if row.gain is not None else None,

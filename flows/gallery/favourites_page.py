@@ -40,6 +40,7 @@ def favourites(request: Request) -> HTMLResponse:
         "cursor": cursor,
         "next_query": params.with_changes({"after": cursor, "chosen": None}),
         "chosen": "" if params.get("after") else row and row.result_id,
+        "chosen_row": None if params.get("after") else row,  # equal photographs have dreams with the same id
     }
     if params.get("after") and request.headers.get("HX-Request"):
         return render(request, "favourites_sheaf.html", "favourites", values, place=place)

@@ -7,12 +7,24 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from flows.gallery.points import defaults
+from flows.gallery.points import Point, defaults
 from flows.gallery.ratios import ratio_class
 from flows.gallery.records import DreamRow
+from flows.gallery.whole import look_of
 from flows.layout import is_movie
 
-__all__ = ["FILTERS", "describe", "figure", "gain", "movie", "plain", "redream_command", "setting", "settings_text"]
+__all__ = [
+    "FILTERS",
+    "describe",
+    "dream_name",
+    "figure",
+    "gain",
+    "movie",
+    "plain",
+    "redream_command",
+    "setting",
+    "settings_text",
+]
 
 _DIRECTIONS = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 """Marks that change the direction of the text after them."""
@@ -68,15 +80,30 @@ def setting(value: str, name: str) -> str:
     return value.partition("), ")[2] or value if name == "enlarge" else value
 
 
+def dream_name(row: DreamRow) -> str:
+    """Return the look of a dream, or else its layers, and whether it is enlarged."""
+    return _look(row) or row.layers + _enlarged(row)
+
+
 def settings_text(row: DreamRow) -> str:
-    """Return the layers and the most important settings of a dream, as a short line."""
-    values = {name: row.settings.get(name, defaults().get(name, "")) for name in _IN_WORDS}
-    return f"{row.layers}, {values['octaves']} octaves × {values['steps']}, seed {values['seed']}"
+    """Return the look of a dream, or else its layers and its most important settings, as a short line."""
+    values = {each: row.settings.get(each, defaults().get(each, "")) for each in _IN_WORDS}
+    words = f"{row.layers}, {values['octaves']} octaves × {values['steps']}, seed {values['seed']}"
+    return _look(row) or words + _enlarged(row)
+
+
+def _look(row: DreamRow) -> str:
+    return look_of(Point(row.settings_id, row.model, row.layers, row.objective, row.settings))
+
+
+def _enlarged(row: DreamRow) -> str:
+    return ", enlarged" if "enlarge" in row.settings else ""
 
 
 def describe(row: DreamRow) -> str:
     """Return what a picture shows, for people who do not see it."""
-    others = [f"{name} {value}" for name, value in row.settings.items() if name not in _IN_WORDS]
+    told = {} if _look(row) else row.settings
+    others = [f"{each} {value}" for each, value in told.items() if each not in _IN_WORDS]
     score = [f"gain {gain(row.gain)}"] if row.gain is not None else []
     seen = [f"seen: {row.classes_after[0].label}"] if row.classes_after else []
     return plain(", ".join([row.source_name, settings_text(row), *others, *score, *seen]))
@@ -112,6 +139,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "breakable": breakable,
     "bytes": size,
     "describe": describe,
+    "dream_name": dream_name,
     "duration": duration,
     "figure": figure,
     "gain": gain,

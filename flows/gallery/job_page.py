@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from dreamcore.errors import DreamgridError, InvalidInput
+from flows import run_record
 from flows.gallery.address import Params
+from flows.gallery.at_work import Work, own_run, work_of
 from flows.gallery.composer import FORMATS, KINDS, Choice, choice_of, compose
 from flows.gallery.context import params_of, place_of, render, unfinished_run
 from flows.gallery.job_runs import JobOutcome, JobProgress, JobRun, last_run, start
@@ -40,6 +42,8 @@ class RunView(NamedTuple):
     """The address of its page in the Prefect UI; empty if there is none."""
     photograph: str
     """The address of its only photograph; empty if it has several."""
+    enlarged: str = ""
+    """The `result_id` of the enlarged dream, if the run has completed and the job enlarges one dream."""
 
 
 def job(request: Request) -> HTMLResponse:
@@ -64,7 +68,7 @@ def job(request: Request) -> HTMLResponse:
         "yaml": job_yaml(made) if made else "",
         "query": params.with_changes({"shown": made.job_id, "kind": choice.kind}) if made else "",
         "running": unfinished_run(place),
-        "run": _view(run) if run and (run.is_running() or _job_of(run) == made) else None,
+        "run": _view(place, run) if run and (run.is_running() or _job_of(run) == made) else None,
     }
     return render(request, "job.html", "job", values, place=place)
 
@@ -94,12 +98,23 @@ def _job_of(run: JobRun) -> DreamJob | None:
         return None
 
 
-def _view(run: JobRun) -> RunView:
+def _view(place: Place, run: JobRun) -> RunView:
     outcome, progress, found = run.outcome(), run.progress(), _job_of(run)
     prefect = progress.flow_run or ""
     sources = found.addresses if found else ()
     photograph = sources[0] if len(sources) == 1 and not sources[0].endswith("/") else ""
-    return RunView(outcome, progress, prefect if prefect.startswith(("http://", "https://")) else "", photograph)
+    enlarged = _enlarged(place, found, progress.run_id) if found and outcome.state == "completed" else ""
+    prefect = prefect if prefect.startswith(("http://", "https://")) else ""
+    return RunView(outcome, progress, prefect, photograph, enlarged)
+
+
+def _enlarged(place: Place, made: DreamJob, run_id: str | None) -> str:
+    """Return the `result_id` of the dream that a run has enlarged; empty if the job has several, or has none yet."""
+    if made.enlarge is None or len(made.enlarge.dreams) != 1:
+        return ""
+    (original,) = made.enlarge.dreams
+    found = place.queries.enlarged(original)
+    return next((row.result_id for row in found if row.run_id == run_id), "")
 
 
 def cost(request: Request) -> HTMLResponse:
@@ -109,14 +124,41 @@ def cost(request: Request) -> HTMLResponse:
         "query": params.with_changes({}),
         "kind": params.get("kind"),
         "found": None,
+        "work": None,
+        "dreams": "",
         "problem": "",
     }
     try:
-        with _estimating:
-            values["found"] = preview(compose(place, choice_of(place, params)), place.storage)
+        made = compose(place, choice_of(place, params))
+        place.refresh()
+        if work := _other_work(place, made):
+            values["work"] = work
+        else:
+            with _estimating:
+                values["found"] = preview(made, place.storage)
+            values["dreams"] = _dreams_of(place, made)
     except DreamgridError as error:
         values["problem"] = str(error)
     return render(request, "job_cost.html", "job", values, place=place)
+
+
+def _other_work(place: Place, made: DreamJob) -> Work | None:
+    """Return what the run does that keeps a job from starting; None if the job can start or continue its own run."""
+    try:
+        run_record.active_run_id(made, place.storage)
+    except InvalidInput:
+        return work_of(place)
+    return work_of(place) if own_run(place) else None
+
+
+def _dreams_of(place: Place, made: DreamJob) -> str:
+    """Return the page that shows the dreams of a job."""
+    last = last_run(place.destination, place.storage)
+    run = last.progress().run_id if last and _job_of(last) == made else None
+    if len(made.addresses) == 1 and not made.addresses[0].endswith("/"):
+        query = {"photo": made.addresses[0], "run": run or "", "chosen": _enlarged(place, made, run)}
+        return f"grid?{urlencode({name: value for name, value in query.items() if value})}"
+    return f"library?{urlencode({'run': run})}" if run else "library"
 
 
 def start_job(request: Request) -> HTMLResponse:
@@ -124,7 +166,7 @@ def start_job(request: Request) -> HTMLResponse:
     place, params = place_of(request), params_of(request)
     try:
         run = start(_job_as_shown(place, params), place.storage)
-        return _show_run(request, place, _view(run))
+        return _show_run(request, place, _view(place, run))
     except InvalidInput as error:
         refusal = RunView(JobOutcome("refused", str(error)), JobProgress(), "", "")
         return _show_run(request, place, refusal, code=409)
@@ -142,19 +184,23 @@ def stop_job(request: Request) -> HTMLResponse:
     place = place_of(request)
     if run := last_run(place.destination, place.storage):
         run.stop()
-    return _show_run(request, place, _view(run) if run else None)
+    return _show_run(request, place, _view(place, run) if run else None)
 
 
 def job_now(request: Request) -> HTMLResponse:
     """Show how far the run is that a gallery has started last, as a part of the page."""
     place = place_of(request)
     run = last_run(place.destination, place.storage)
-    view = _view(run) if run else None
-    response = _show_run(request, place, view)
-    if view and view.outcome.state != "running":
+    has_ended = run is not None and not run.is_running()
+    if has_ended:
+        place.refresh(at_once=True)  # the link leads to the new dreams
+    response = _show_run(request, place, _view(place, run) if run else None, has_ended=has_ended)
+    if has_ended:
         response.headers["HX-Trigger"] = _ENDED
     return response
 
 
-def _show_run(request: Request, place: Place, view: RunView | None, code: int = 200) -> HTMLResponse:
-    return render(request, "job_run.html", "job", {"run": view}, place=place, code=code)
+def _show_run(
+    request: Request, place: Place, view: RunView | None, *, has_ended: bool = False, code: int = 200
+) -> HTMLResponse:
+    return render(request, "job_run.html", "job", {"run": view, "has_ended": has_ended}, place=place, code=code)

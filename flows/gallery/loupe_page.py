@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from flows.gallery.address import Params
 from flows.gallery.context import dream_or_404, inspector_values, params_of, place_of, point_of, render, unfinished_run
 from flows.gallery.formats import figure, gain, setting
-from flows.gallery.records import DreamRow
+from flows.gallery.records import DreamRow, Filters
+from flows.gallery.site import Place
 
 __all__ = ["loupe"]
 
@@ -28,8 +30,9 @@ class Comparison(NamedTuple):
 
 def loupe(request: Request) -> HTMLResponse:
     """Show one dream or several."""
-    place, params = place_of(request), params_of(request)
+    place = place_of(request)
     place.refresh()
+    params = _of_photograph(place, params_of(request))
     ids = list(dict.fromkeys(params.all("id")))[:_MAX_PANES] or [""]
     chosen = [dream_or_404(place, each) for each in ids]
     dreams = [row for row in place.queries.dreams(chosen[0].source_uri) if row.status == "done"]
@@ -39,12 +42,17 @@ def loupe(request: Request) -> HTMLResponse:
     panes = _panes(chosen, film, params) if mode == "several" else chosen[:1]
     active = next((i for i in range(len(panes)) if params.get("active") == str(i)), 0)
     row = panes[active]
+    previous, following = place.queries.neighbours(row.source_uri, Filters())
     values: dict[str, Any] = {
         "params": params,
         "name": row.source_name,
         "mode": mode,
         "shown_mode": f"{mode}-{len(panes)}" if mode == "several" else mode,
         "modes": _modes(params, [each.result_id for each in chosen], panes, row),
+        "pager": [
+            ("Previous", "‹", "prev", _beside(params, mode, row, previous)),
+            ("Next", "›", "next", _beside(params, mode, row, following)),
+        ],
         "panes": panes,
         "active": active,
         "film": film,
@@ -56,6 +64,31 @@ def loupe(request: Request) -> HTMLResponse:
     return render(request, "loupe.html", "loupe", values | inspector_values(place, row), place=place)
 
 
+def _of_photograph(place: Place, params: Params) -> Params:
+    """Return the parameters for the dream of another photograph, if an address names one.
+
+    It is the dream with the same settings, or else the best one.
+    """
+    uri, given = params.get("photo"), params.get("id")
+    others = Params([pair for pair in params.pairs if pair[0] != "photo"])
+    row = dream_or_404(place, given) if uri else None
+    if row is None or row.source_uri == uri:
+        return others
+    photograph = place.queries.photograph(uri)
+    if photograph is None or photograph.best is None:
+        raise HTTPException(404, f"{place.destination} has no dreams of {uri}.")
+    alike = (each for each in place.queries.dreams(uri) if each.settings_id == row.settings_id)
+    found = next((each for each in alike if each.status == "done"), photograph.best)
+    return Params([("id", found.result_id), *(pair for pair in others.pairs if pair[0] != "id")])
+
+
+def _beside(params: Params, mode: str, row: DreamRow, uri: str | None) -> str:
+    """Return the query of the loupe with another photograph; empty if there is none."""
+    kept = None if mode == "several" else mode
+    changes = {"photo": uri, "id": row.result_id, "mode": kept, "panes": None, "active": None}
+    return params.with_changes(changes) if uri else ""
+
+
 def _film(dreams: Sequence[DreamRow], chosen: DreamRow) -> Sequence[DreamRow]:
     """Return the dreams of the strip: all of them, or those around the chosen one."""
     position = next((i for i, row in enumerate(dreams) if row.result_id == chosen.result_id), 0)
@@ -64,11 +97,15 @@ def _film(dreams: Sequence[DreamRow], chosen: DreamRow) -> Sequence[DreamRow]:
 
 
 def _panes(chosen: Sequence[DreamRow], film: Sequence[DreamRow], params: Params) -> list[DreamRow]:
-    """Return the dreams to show beside each other; what is missing are those next to the first one."""
+    """Return the dreams to show beside each other.
+
+    What is missing is the dream that the first one enlarges, and then those next to it.
+    """
     wanted = 4 if params.get("panes") == "4" else max(2, len(chosen))
     ids = [row.result_id for row in film]
     start = ids.index(chosen[0].result_id) + 1 if chosen[0].result_id in ids else 0
     others = [row for row in [*film[start:], *film[:start]] if row.result_id not in {each.result_id for each in chosen}]
+    others.sort(key=lambda row: row.result_id != chosen[0].enlarged_from)
     return [*chosen, *others][:wanted]
 
 

@@ -6,10 +6,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from flows.gallery.address import SETTING, Params, best_by_of, filters_of, sort_of
+from flows.gallery.at_work import work_of
 from flows.gallery.context import dream_or_404, inspector_values, params_of, place_of, render, unfinished_run
-from flows.gallery.job_runs import last_run
-from flows.gallery.records import Filters
+from flows.gallery.records import BestBy, Filters, Sort
 from flows.gallery.site import Place, Site
+from flows.gallery.whole import looks_by_layers
 
 __all__ = ["chips_of", "destinations", "dream", "failures", "home", "library", "now", "runs"]
 
@@ -109,10 +110,12 @@ def library(request: Request) -> HTMLResponse:
         "cursor": cursor,
         "next_query": params.with_changes({"after": cursor, "chosen": None}),
         "chosen": "" if params.get("after") else row and row.result_id,
+        "chosen_row": None if params.get("after") else row,  # equal photographs have dreams with the same id
     }
     if params.get("after") and request.headers.get("HX-Request"):
         return render(request, "sheaf.html", "library", values, place=place)
-    chips = chips_of(params)
+    chips = chips_of(place, params)
+    by_rank = len({row.objective for row in shown}) > 1 or any(photo.objectives > 1 for photo in photographs)
     values |= {
         "filters": filters,
         "best_by": best_by,
@@ -120,15 +123,37 @@ def library(request: Request) -> HTMLResponse:
         "counts": place.queries.counts(filters),
         "facets": _facets(place, filters, params),
         "chips": chips,
-        "mixed": any(photo.objectives > 1 for photo in photographs),
+        "by_rank": by_rank,
+        "order": _order(best_by, sort, by_rank=by_rank),
         "running": unfinished_run(place),
     }
     return render(request, "library.html", "library", values | inspector_values(place, row), place=place)
 
 
+def _order(best_by: BestBy, sort: Sort, *, by_rank: bool) -> list[str]:
+    """Return sentences that say which dream of a photograph is shown, and in which order the photographs are.
+
+    What goes without saying is left out: the highest gain, if all gains can be compared.
+    """
+    within = ", by rank within its objective" if by_rank else ""
+    best = {
+        "gain": f"The picture of a photograph is its dream with the highest gain{within}." if by_rank else "",
+        "score": f"The picture of a photograph is its dream with the highest score{within}.",
+        "mark": "The picture of a photograph is its dream with the highest mark.",
+    }[best_by]
+    order = {
+        "gain": "The photographs are sorted by this rank, not by the number below the picture." if by_rank else "",
+        "mark": "The photographs with the highest marks come first.",
+    }.get(sort, "")
+    if sort == "gain" and by_rank and best_by != "gain":
+        order = "The photographs are sorted by the rank of the highest gain within its objective."
+    why = "Gains of different layers cannot be compared: the same number may be much for one and little for another."
+    return [each for each in (best, order, why if by_rank and (best_by != "mark" or sort == "gain") else "") if each]
+
+
 def _facets(place: Place, filters: Filters, params: Params) -> list[Facet]:
     found = place.queries.facets(filters)
-    facets = []
+    facets, looks = [], looks_by_layers(place.queries.cache.points.values())
     for name, title in _FACETS:
         values = found.get(name, [])
         chosen = params.all(name)
@@ -142,7 +167,8 @@ def _facets(place: Place, filters: Filters, params: Params) -> list[Facet]:
             continue
         listed = values[:FACET_OPTIONS] + [pair for pair in values[FACET_OPTIONS:] if pair[0] in chosen]
         listed += [(each, 0) for each in chosen if each not in dict(listed)]
-        options = [Option(value, value, count, value in chosen) for value, count in listed]
+        names = looks if name == "layers" else {}
+        options = [Option(value, names.get(value, value), count, value in chosen) for value, count in listed]
         if single and options:
             options = [Option("", "all", None, not chosen), *options]
         if len(values) > 1 or chosen:
@@ -157,11 +183,12 @@ def _marks_facet(params: Params) -> Facet:
     )
 
 
-def chips_of(params: Params) -> list[Chip]:
+def chips_of(place: Place, params: Params) -> list[Chip]:
     """Return the filters that an address sets."""
     words = {"q": "", "hide": "", "marks": "marks: ", "since": "since ", "until": "before ", "seen": "seen: "}
     words |= {"gain_min": "gain from ", "gain_max": "gain up to "}
-    texts = {"marks": _MARKS, "hide": {"1": "rejected hidden"}}
+    looks = looks_by_layers(place.queries.cache.points.values()) if params.get("layers") else {}
+    texts = {"marks": _MARKS, "hide": {"1": "rejected hidden"}, "layers": looks}
     shown = {*words, *(name for name, _ in _FACETS)}
     return [
         Chip(words.get(name, f"{name.removeprefix(SETTING)}: ") + texts.get(name, {}).get(value, value), rest)
@@ -197,31 +224,16 @@ def failures(request: Request) -> HTMLResponse:
                 "next": cursor, "what": what, "remedy": remedy, "limit": FAILURES_PER_PAGE,
             }
         )  # fmt: skip
+    work = work_of(place)
     values = {
         "kinds": kinds,
         "total": sum(kind["dreams"] for kind in kinds),
         "counts": place.queries.counts(Filters()),
         "running": unfinished_run(place),
         "params": params,
-        "going_on": _going_on(place),
+        "going_on": work and work.words,
     }
     return render(request, "failures.html", "failures", values, place=place)
-
-
-def _going_on(place: Place) -> str:
-    """Return what the run does that holds the destination, in words; empty if failed dreams may be tried again."""
-    started = last_run(place.destination, place.storage)
-    run = next((run for run in place.queries.runs() if run.state == "unfinished"), None)
-    if started and started.is_running():
-        progress = started.progress()
-        if progress.planned:
-            return f"{progress.finished or 0:,} of {progress.planned:,} dreams are finished"
-        return f"the photographs are being listed, {progress.listed:,} so far" if progress.listed else "it is starting"
-    if run is None:
-        return ""
-    if run.planned:
-        return f"{run.done + run.failed + run.skipped:,} of {run.planned:,} dreams are finished"
-    return "its photographs are being listed, or it was stopped meanwhile"
 
 
 def runs(request: Request) -> HTMLResponse:

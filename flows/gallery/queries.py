@@ -8,7 +8,7 @@ rows are added.
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from flows.gallery import scores
@@ -46,6 +46,7 @@ _ID = re.compile(r"[0-9a-f]{4,16}")
 _KEYS: Mapping[Sort, str] = {
     "name": "s.search",
     "gain": "-coalesce(rank, -1)",
+    "mark": "-coalesce(mark, 0)",
     "newest": "-epoch_us(newest)",
     "cost": "-coalesce(milliseconds, 0)::BIGINT",
 }
@@ -53,11 +54,13 @@ _KEYS: Mapping[Sort, str] = {
 _MARK_KEY = f"-(m.mark * {10**16} + epoch_us(d.created_at))"
 """The key of the order of marked dreams: microseconds since 1970 have less than 16 digits."""
 _BEST: Mapping[BestBy, str] = {
-    "gain": "0",
-    "mark": "coalesce(m.mark, 0)",
-    "score": "coalesce(d.score_rank, -1)",
+    "gain": "e.settings_no IS NULL",
+    "mark": "coalesce(m.mark, 0), e.settings_no IS NULL",
+    "score": "e.settings_no IS NULL, coalesce(d.score_rank, -1)",
 }
-"""What is compared before the rank of the gain."""
+"""What is compared before the rank of the gain. An enlarged dream is the best one by its mark, or if it is alone."""
+_ENLARGED = "LEFT JOIN (SELECT unnest(?::INTEGER[]) AS settings_no) e ON e.settings_no = d.settings_no"
+_MARKED = "LEFT JOIN live.marks m ON m.result_no = d.result_no AND d.status = 0"
 
 
 class Queries:
@@ -118,29 +121,31 @@ class Queries:
         compare, direction = ("<", "DESC") if backwards else (">", "ASC")
         beyond = f"WHERE (key, source_no) {compare} (?, ?)" if position else ""
         sql = f"""
-            WITH found AS (
-                SELECT source_no, max(gain_rank) AS rank, max(created_at) AS newest,
-                    sum((seconds * 1000)::BIGINT) AS milliseconds
-                FROM dreams d WHERE {where} GROUP BY source_no
-            ),
+            WITH found AS ({_found(sort)} WHERE {where} GROUP BY d.source_no),
             keyed AS (SELECT {_KEYS[sort]} AS key, source_no FROM found JOIN sources s USING (source_no))
             SELECT key, source_no FROM keyed {beyond} ORDER BY key {direction}, source_no {direction} LIMIT ?
             """  # noqa: S608 - constants
-        return [(key, number) for key, number in self._ask(sql, [*values, *(position or ()), limit])]
+        return [(key, number) for key, number in self._ask(sql, [self._enlarged(), *values, *(position or ()), limit])]
+
+    def _enlarged(self) -> list[int]:
+        """Return the `settings_no`s of enlarged dreams. They repeat other dreams, so their gains do not count."""
+        return [number for number, point in self.cache.points.items() if point.enlarges]
 
     def _summaries(self, numbers: Sequence[int], filters: Filters, best_by: BestBy) -> list[Photograph]:
         """Return the photographs with these `source_no`s, in this order."""
         where, values = self._condition(filters, "status")
-        best = f"[{_BEST[best_by]}, coalesce(d.gain_rank, -1), -d.number]"
+        best = f"({_BEST[best_by]}, coalesce(d.gain_rank, -1), -d.number)"
         summaries = f"""
             SELECT count(*) FILTER (d.status = 0) AS dreams, count(*) FILTER (d.status > 0) AS failed,
                 count(DISTINCT d.objective_no) FILTER (d.status = 0) AS objectives,
                 coalesce(arg_max(d.dream_no, {best}) FILTER (d.status = 0), max(d.dream_no)) AS shown
-            FROM dreams d LEFT JOIN live.marks m ON m.result_no = d.result_no
+            FROM dreams d {_MARKED} {_ENLARGED}
             WHERE d.source_no IN (SELECT unnest(?::INTEGER[])) AND {where} GROUP BY d.source_no
             """  # noqa: S608 - constants
         sql = select("c.dreams", "c.failed", "c.objectives", "d.source_no")
-        rows = self._ask(f"{sql} JOIN ({summaries}) c ON c.shown = d.dream_no", [list(numbers), *values])
+        rows = self._ask(
+            f"{sql} JOIN ({summaries}) c ON c.shown = d.dream_no", [self._enlarged(), list(numbers), *values]
+        )
         found = {row[-1]: _photograph(row, self.cache.points) for row in rows}
         return [found[number] for number in numbers if number in found]
 
@@ -156,14 +161,10 @@ class Queries:
         if not sources:
             return None, None
         sql = f"""
-            WITH found AS (
-                SELECT source_no, max(gain_rank) AS rank, max(created_at) AS newest,
-                    sum((seconds * 1000)::BIGINT) AS milliseconds
-                FROM dreams d WHERE source_no = ? GROUP BY source_no
-            )
+            WITH found AS ({_found(sort)} WHERE d.source_no = ? GROUP BY d.source_no)
             SELECT {_KEYS[sort]}, source_no FROM found JOIN sources s USING (source_no)
             """  # noqa: S608 - constants
-        position = self._ask(sql, sources[0])
+        position = self._ask(sql, [self._enlarged(), *sources[0]])
         pages = [self._page(filters, sort, position[0], 1, backwards=way) if position else [] for way in (True, False)]
         before, after = (self._uri(page[0][1]) if page else None for page in pages)
         return before, after
@@ -350,11 +351,15 @@ class Queries:
 
     def gain_histogram(self, filters: Filters, bins: int = 40) -> list[Histogram]:
         """Return the distribution of the gain for each objective, the most frequent objective first."""
-        where, values = self._condition(filters)
-        return scores.histograms(self._ask, self.cache.points, (where, values), bins)
+        return scores.histograms(self._ask, self.cache.points, self._scored(filters), bins)
 
     def _sums(self, filters: Filters) -> list[scores.Sums]:
-        return scores.sums(self._ask, self.cache.points, self._condition(filters))
+        return scores.sums(self._ask, self.cache.points, self._scored(filters))
+
+    def _scored(self, filters: Filters) -> Condition:
+        """Return the condition of these filters for dreams whose gains count."""
+        where, values = self._condition(filters)
+        return f"{where} AND d.settings_no NOT IN (SELECT unnest(?::INTEGER[]))", [*values, self._enlarged()]
 
     # --- failures and runs
 
@@ -401,6 +406,11 @@ class Queries:
         found = [_failure(row) for row in rows[:limit]]
         return found, write_cursor("failures", *rows[limit - 1][-2:]) if len(rows) > limit else None
 
+    def newest(self) -> datetime | None:
+        """Return the time of the newest row; None if there is none."""
+        found: list[tuple[datetime | None]] = self._ask("SELECT max(created_at) FROM dreams")
+        return found[0][0].replace(tzinfo=UTC) if found[0][0] else None
+
     def damaged_parts(self) -> list[str]:
         """Return the addresses of the parts of the manifest that are left out, because they are damaged."""
         return [uri for (uri,) in self._ask("SELECT uri FROM parts WHERE is_damaged ORDER BY uri")]
@@ -413,6 +423,16 @@ class Queries:
             Unavailable: S3 failed.
         """
         return self._runs.read()
+
+
+def _found(sort: Sort) -> str:
+    """Return the beginning of a query for what photographs are sorted by; its first parameter is `_enlarged`."""
+    mark, marks = ("max(m.mark)", _MARKED) if sort == "mark" else ("0", "")
+    return f"""
+        SELECT d.source_no, max(gain_rank) FILTER (e.settings_no IS NULL) AS rank, max(created_at) AS newest,
+            sum((seconds * 1000)::BIGINT) AS milliseconds, {mark} AS mark
+        FROM dreams d {_ENLARGED} {marks}
+        """  # noqa: S608 - constants
 
 
 def _photograph(row: Sequence[Any], points: Mapping[int, Point]) -> Photograph:

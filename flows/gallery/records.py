@@ -30,8 +30,9 @@ RunState = Literal["finished", "unfinished", "abandoned", "nothing to do"]
 run that was abandoned before it had a plan leaves the same record."""
 BestBy = Literal["gain", "mark", "score"]
 """What makes a dream the best one of its photograph. Ranks of gains and scores within their objective are compared."""
-Sort = Literal["name", "gain", "newest", "cost"]
-"""The order of photographs: by name, highest rank of a gain first, newest dream first, most seconds first."""
+Sort = Literal["name", "gain", "mark", "newest", "cost"]
+"""The order of photographs: by name, highest rank of a gain first, highest mark first, newest dream first, most seconds
+first."""
 
 
 class LayerScore(NamedTuple):

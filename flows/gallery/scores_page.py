@@ -3,6 +3,7 @@
 Every value is in a table with a link to its pictures; the script draws the tables as charts.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,6 +22,8 @@ __all__ = ["scores"]
 _MAX_ROWS, _MAX_COLUMNS, _MAX_POINTS, _MAX_OBJECTIVES = 40, 24, 1000, 6
 _BINS = 24
 _OBJECTIVE = f"{SETTING}objective"
+_ENLARGE = f"{SETTING}enlarge"
+"""The filter that leaves out enlarged dreams, as the scores do."""
 _FIELDS = ("model", "layers")
 """Settings that have a filter of their own in the library."""
 
@@ -55,18 +58,22 @@ def scores(request: Request) -> HTMLResponse:
     by_rank = len({each.objective for each in costs}) > 1
     found = _map(axes, params)
     score_map = place.queries.score_map(*found, filters) if found else None
-    pictures = Params([pair for pair in params.pairs if pair[0] not in ("x", "y", "after", "chosen")])
+    own = [pair for pair in params.pairs if pair[0] not in ("x", "y", "after", "chosen")]
+    if any(point.enlarges for point in place.queries.cache.points.values()):
+        own = [(_ENLARGE, "none"), *(pair for pair in own if pair[0] != _ENLARGE)]
+    pictures = Params(own)
     histograms = place.queries.gain_histogram(filters, _BINS)
     values = {
         "params": params,
         "pictures": pictures.with_changes({}),
         "kept": [pair for pair in pictures.pairs if pair[0] != _OBJECTIVE],
-        "chips": [chip for chip in chips_of(params) if not chip.text.startswith("objective: ")],
+        "chips": [chip for chip in chips_of(place, params) if not chip.text.startswith("objective: ")],
         "dreams": sum(each.dreams for each in costs),
         "objective": params.get(_OBJECTIVE),
         "objective_name": _OBJECTIVE,
         "objectives": place.queries.objectives(any_objective),
         "by_rank": by_rank,
+        "alone": by_rank and max(Counter(each.objective for each in costs).values()) == 1,
         "axes": axes,
         "map": score_map,
         "rows": _rows(score_map, pictures) if score_map else [],

@@ -99,11 +99,17 @@ class Place:
     _refreshed: float = 0.0
     _planned: tuple[float, Planned | None] = (0.0, None)
 
-    def refresh(self) -> None:
+    def refresh(self, *, at_once: bool = False) -> None:
         """Read the parts of the manifest that are new, unless that was done a moment ago or is being done.
 
         If S3 does not respond, pages show the rows that are known, and `trouble` says why.
+
+        Args:
+            at_once: whether the parts are read although that was done a moment ago.
         """
+        if at_once:
+            with self._lock:
+                self._refreshed = min(self._refreshed, time.monotonic() - REFRESH_SECONDS)
         if time.monotonic() - self._refreshed < REFRESH_SECONDS:
             return
         if self._lock.acquire(blocking=not self._refreshed):  # the first page waits for the first rows

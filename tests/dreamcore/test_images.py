@@ -396,6 +396,12 @@ def test_other_bytes_are_not_an_image(data: bytes) -> None:
         read_metadata(data)
 
 
+def test_the_beginning_of_a_file_that_is_no_image_is_shown_in_plain_words() -> None:
+    assert str(failure(b"<html>\n<head></head>")).endswith(r"not an image: it begins with '<html>\n<head></h'")
+    assert str(failure(bytes(3))).endswith("not an image: it begins with the bytes 00 00 00")
+    assert str(failure(b"")).endswith("not an image: the file is empty")
+
+
 @pytest.mark.parametrize("format", ["ICO", "JPEG2000", "ICNS", "DDS", "PPM"])
 def test_other_formats_are_unsupported(format: str) -> None:
     error = failure(saved(Image.new("RGB", (64, 64)), format))

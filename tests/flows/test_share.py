@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dreamcore.images import encode, read_metadata
+from dreamcore.settings import DreamSettings
 from flows import layout, manifest
 from flows.favourites import Mark, Marks
 from flows.share import CAPTIONS, MISSING, ChosenDream, favourites, stream_share_pack, stream_zip
@@ -72,6 +73,7 @@ def test_a_share_pack_has_small_jpegs_without_metadata_and_captions() -> None:
     table = list(csv.DictReader(io.StringIO(found.pop(CAPTIONS).decode("utf-8-sig"))))
     assert [row["file"] for row in table] == list(found)
     assert table[0]["caption"] == "cat.jpg: blocks.4 of efficientnet_lite0, 2 octaves of 3 steps"
+    assert replace(dream(1), look="architecture, seed 2").caption == "cat.jpg: architecture, seed 2"
     assert (table[1]["photograph"], table[1]["mark"]) == ("'=cmd.jpg", "5")
     for jpeg, expected in zip(found.values(), [(1600, 800), (40, 32), (1600, 10)], strict=True):
         with Image.open(io.BytesIO(jpeg)) as image:
@@ -105,6 +107,7 @@ def rated(storage: Storage, destination: str) -> str:
         uri = f"{destination}images/cat.jpg/{each.result_uri.rpartition('/')[2]}"
         layers = [{"name": "blocks.4", "channels": [], "weight": 1.0}]
         row = replace(DONE, result_uri=uri, result_id=each.result_id, source_uri=each.source_uri, layers=layers)
+        row = replace(row, settings=DreamSettings.model_validate({"look": "neon"}).canonical_json()) if number else row
         rows.append(row)
         storage.write(uri, picture(), "image/png")
     storage.write(layout.part_uri(destination, "r1", 3), manifest.to_parquet(rows), manifest.CONTENT_TYPE)
@@ -117,6 +120,7 @@ def test_the_best_favourites_come_first(storage: Storage, rated: str) -> None:
     assert [(each.result_id[-1], each.mark) for each in found] == [("0", 5), ("3", 3), ("1", 2)]
     assert [each.mark for each in favourites(rated, storage, 4)] == [5]
     assert found[0].layers == "blocks.4"
+    assert [each.look for each in found] == ["default", "neon", "neon"]
 
 
 def test_the_command_writes_a_zip_or_a_share_pack(

@@ -181,6 +181,13 @@ def test_a_slider_wipes_between_photograph_and_dream(open_page: Open, rows: list
     page.locator("[data-wipe]").fill("0.1")
     assert brightness(0.3) < 0.7 * photograph, "the dream is half as bright"
     assert "wipe=0.1" in page.url
+    page.keyboard.press("PageDown")
+    page.wait_for_selector("body[data-view=loupe][data-ready] h1 bdi:text-is('tea.jpg')")
+    (alike,) = [row for row in rows if row.source_uri.endswith("tea.jpg") and row.settings_id == rows[0].settings_id]
+    assert page.get_attribute("#stage .pane", "data-id") == alike.result_id
+    assert page.query_selector("[data-wipe]"), "the photograph stays beside the dream"
+    page.keyboard.press("PageUp")
+    page.wait_for_selector("body[data-view=loupe][data-ready] h1 bdi:text-is('coffee.jpg')")
 
 
 def test_a_run_fills_the_grid_while_it_is_open(

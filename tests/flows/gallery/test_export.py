@@ -139,6 +139,12 @@ def test_the_exported_pages_work_as_files(page: "Page", rows: list[Row]) -> None
     )
     assert len(set(matrices)) == 1
     assert matrices[0].startswith("matrix(2,") or matrices[0].startswith("matrix(1.99")
+    alike = page.inner_text("#chosen h2")
+    page.keyboard.press("PageDown")
+    page.wait_for_selector("body[data-view=loupe][data-ready] h1 bdi:not(:text-is('coffee.jpg'))")
+    assert page.inner_text("#chosen h2") == alike
+    page.keyboard.press("PageUp")
+    page.wait_for_selector("body[data-view=loupe][data-ready] h1 bdi:text-is('coffee.jpg')")
     page.keyboard.press("Escape")
     page.wait_for_selector("thead th:text-is('blocks.2')")
     page.keyboard.press("Escape")

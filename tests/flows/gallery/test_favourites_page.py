@@ -19,6 +19,7 @@ from flows.local.stack import Stack
 from flows.manifest import Row
 from flows.storage import Storage
 from tests.flows.gallery.test_server import Browser
+from tests.support.gallery import make_row, write_part
 from tests.support.gallery_pages import fill, served
 
 SOURCE, DESTINATION = "s3://photos/gallery favourites/", "s3://dreams/gallery favourites/"
@@ -96,7 +97,9 @@ def test_the_library_is_filtered_by_mark(browser: Browser, rows: list[Row], quer
     found = shown(browser.page(f"/library?{query}"))
     assert len(found) == count
     if query == "best=mark":
-        assert sorted(mark for _, mark in found) == [2, 5]
+        assert [mark for _, mark in found] == [5, 2], "the highest mark first"
+    if query == "marks=2":
+        assert [mark for _, mark in found] == [5, 2], "the best one is the one with the highest mark"
 
 
 def test_the_best_dream_is_not_a_rejected_one(stack: Stack, storage: Storage, source: str, destination: str) -> None:
@@ -106,6 +109,17 @@ def test_the_best_dream_is_not_a_rejected_one(stack: Stack, storage: Storage, so
         browser = Browser(url, destination)
         assert shown(browser.page("/library")) == [(dreams[1].result_id, -1)], "the highest gain"
         assert shown(browser.page("/library?hide=1")) == [(dreams[0].result_id, 0)]
+
+
+def test_of_equal_photographs_one_picture_is_chosen(stack: Stack, storage: Storage, destination: str) -> None:
+    row = make_row(destination)
+    write_part(storage, destination, [row, replace(row, source_uri="s3://photos/in/copy.jpg")])
+    Marks(destination, storage).add([Mark(str(row.result_id), 5)])
+    with served(create_app([destination], Storage(environment=stack.environment()))) as url:
+        for path in ("/library", "/favourites"):
+            page = Browser(url, destination).page(path)
+            assert len(shown(page)) == 2
+            assert len(re.findall(r'class="cell"[^>]* aria-current="true"', page)) == 1
 
 
 def unzip(data: bytes) -> dict[str, bytes]:

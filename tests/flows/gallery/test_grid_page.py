@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from html import unescape
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -10,9 +11,11 @@ from starlette.testclient import TestClient
 
 from dreamcore.settings import DreamSettings
 from flows.gallery.address import Params
+from flows.gallery.points import read_point
 from flows.gallery.records import Axis
 from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
+from flows.gallery.whole import look_of, names_of
 from flows.gallery.windows import window
 from flows.manifest import Row
 from flows.storage import Storage
@@ -81,6 +84,30 @@ def test_enlarged_dreams_stand_below_the_table_and_lead_to_their_originals(page:
     assert f"id={large}&amp;id={small}" in text
     assert "Enlarged from" in text
     assert "Enlarged to" in page.read(f"/dream/{small}")
+    assert "blocks.2, 6 octaves × 10, seed 5, enlarged" in enlarged
+    two = page.read(f"/loupe?mode=several&id={large}")
+    assert re.findall(r'data-pane="\d" data-id="(\w+)"', two) == [large, small], "Two compares it with its original"
+
+
+def test_an_enlarged_dream_has_the_name_of_its_original() -> None:
+    enlarge = {"uri": "s3://dreams/images/a.png", "sha256": "a" * 64, "strength": 0.5}
+    small, large = {"max_pixels": 250_000}, {"max_pixels": 600_000, "enlarge": enlarge}
+    fields: list[dict[str, Any]] = [
+        {"look": "architecture", **small},
+        {"look": "neon", **small},
+        {"look": "neon", "seed": 2, **small},
+        {"layers": "blocks.2", "steps": 4, **small},
+        {"look": "architecture", **large},
+        {"look": "neon", "seed": 2, **large},
+        {"layers": "blocks.2", "steps": 4, **large},
+    ]
+    texts = [DreamSettings.model_validate(each).canonical_json() for each in fields]
+    points = [read_point(f"{number:016x}", text) for number, text in enumerate(texts)]
+    originals = ["architecture", "neon", "neon, seed 2", "blocks.2, steps 4"]
+    enlarged = ["architecture, enlarged", "neon, seed 2, enlarged", "blocks.2, steps 4, enlarged"]
+    assert list(names_of(points[:4]).values()) == originals
+    assert list(names_of(points).values()) == originals + enlarged, "the others do not change"
+    assert [look_of(point) for point in points] == [*originals[:3], "", *enlarged[:2], ""]
 
 
 @pytest.mark.parametrize(

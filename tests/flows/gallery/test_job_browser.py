@@ -26,7 +26,10 @@ def run(page: "Page", done: str) -> None:
     page.wait_for_selector("#job-run progress")
     page.wait_for_selector("#job-run h2:text-is('Completed')", timeout=300_000)
     assert page.inner_text("#job-run [role=status]") == done
-    page.wait_for_selector("#price:has-text('exists already')")
+    page.wait_for_selector("#price:has-text('The dream of this job exists already.')")
+    assert not page.query_selector("#start")
+    assert page.query_selector("#price >> text=Show it")
+    assert bool(page.query_selector("text=Download your print")) == ("kind=enlarge" in page.url)
     page.click("text=Show its dreams")
 
 

@@ -153,7 +153,7 @@ def test_a_read_only_gallery_shows_the_job_and_starts_nothing(gallery: Served, r
 
 
 def test_failures_are_tried_again_by_kind_unless_a_run_is_on(
-    storage: Storage, stack: Stack, source: str, destination: str
+    storage: Storage, stack: Stack, source: str, destination: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_photograph(storage, f"{source}1.png")
     storage.write(f"{source}2.png", b"no photograph", "image/png")
@@ -189,7 +189,13 @@ def test_failures_are_tried_again_by_kind_unless_a_run_is_on(
         rows = manifest.read(storage, destination, ["status", "result_id"]).to_pylist()
         (done,) = [row["result_id"] for row in rows if row["status"] == "done"]
         other = gallery.ask("job/cost", kind="like", ids=done)
-        assert "of another job" in other
+        assert "A run is at work: 0 of 2 dreams. This job can start when it has ended." in other
+        assert "every 4s" in other, "the page asks again by itself"
+        assert "resume" not in other
+        monkeypatch.setattr("flows.gallery.at_work.QUIET_SECONDS", 0.0)
+        other = gallery.ask("job/cost", kind="like", ids=done)
+        assert "The run of another job has stopped before its end: 0 of 2 dreams are finished" in other
+        assert f"dreamgrid run --resume {destination}" in other
         assert 'job?kind=resume">' in other
         assert yaml_of(gallery.ask("job", kind="resume")) == job_yaml(longer)
         assert ">Continue</button>" in gallery.ask("job/cost", kind="resume")

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreamcore.errors import InvalidInput
+from dreamcore.fields import Enlarge
 from dreamcore.settings import DreamSettings, settings_id
 from dreamcore.targets import layers_label
 from flows import layout, protocol
@@ -22,7 +23,7 @@ from flows.gallery.axes import in_order
 from flows.gallery.cache import Cache
 from flows.gallery.points import read_point
 from flows.gallery.queries import Queries
-from flows.gallery.records import Filters, Sort
+from flows.gallery.records import BestBy, Filters, Sort
 from flows.history import finished_dreams
 from flows.local.stack import Stack
 from flows.manifest import Row
@@ -208,7 +209,7 @@ def test_filters_agree_with_python(place: tuple[Cache, Storage], found: list[Any
 def test_pages_have_every_photograph_once_in_order(
     place: tuple[Cache, Storage], found: list[Any], sort: Sort, limit: int
 ) -> None:
-    queries, rows, _ = fill(place, [dict(each) for each in found])
+    queries, rows, marks = fill(place, [dict(each) for each in found])
     ranks, everything = mid_ranks(rows), Filters(status="")
     keys: dict[str, Any] = {}
     for uri in {row.source_uri for row in rows}:
@@ -216,6 +217,7 @@ def test_pages_have_every_photograph_once_in_order(
         keys[uri] = {
             "name": name(own[0]).casefold(),
             "gain": -max(ranks.get((uri, row.settings_id), -1.0) for row in own),
+            "mark": -max((marks.get(row.result_id or "", 0) for row in own if row.status == "done"), default=0),
             "newest": -max(row.created_at for row in own).timestamp(),
             "cost": -sum(round((row.seconds or 0) * 1000) for row in own),
         }[sort]
@@ -277,6 +279,26 @@ def test_marks_choose_the_best_dream(place: tuple[Cache, Storage]) -> None:
     assert (by_gain.gain, by_mark.gain, by_mark.mark) == (5.0, 1.0, 4)
     marks[rows[0].result_id or ""] = 5
     assert queries.photographs(Filters(), best_by="mark")[0][0].best == replace(by_gain, mark=5)
+
+
+def test_an_enlarged_dream_is_neither_the_best_nor_in_the_scores(place: tuple[Cache, Storage]) -> None:
+    enlarge = {"uri": "s3://dreams/images/a.png", "sha256": "a" * 64, "strength": 0.5}
+    larger = POINTS[0].model_copy(update={"max_pixels": 12_000_000, "enlarge": Enlarge.model_validate(enlarge)})
+    own = [{"settings": POINTS[0], "gain": 1.0}, {"settings": POINTS[1], "gain": 2.0}]
+    others = [{"name": "B.jpg", "settings": POINTS[0], "gain": 3.0}]
+    queries, rows, marks = fill(place, [*own, {"settings": larger, "gain": 9.0}, *others])
+    large = rows[2].result_id
+    for best_by in get_args(BestBy):
+        found, _ = queries.photographs(Filters(), best_by=best_by, sort="gain")
+        assert [each.best.gain for each in found if each.best] == [3.0, 2.0], "nor does its gain sort the photographs"
+    assert queries.score_map("seed", "layers", Filters()).cells[0][0] == (2.0, 2, rows[3].result_id)
+    assert [each.dreams for each in queries.gain_histogram(Filters())] == [3]
+    (alone,), _ = queries.photographs(Filters(text=str(large)))
+    assert alone.best
+    assert alone.best.result_id == large
+    marks[str(large)] = 5
+    found, _ = queries.photographs(Filters(), best_by="mark", sort="mark")
+    assert [each.best.result_id for each in found if each.best] == [large, rows[3].result_id]
 
 
 def test_dreams_are_found_by_id_and_number(place: tuple[Cache, Storage]) -> None:

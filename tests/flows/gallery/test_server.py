@@ -314,6 +314,20 @@ def test_looks_stand_in_one_row_with_their_names(stack: Stack, storage: Storage,
         assert names == ["creatures", "neon", "default", "neon, seed 1", "blocks.2, steps 4"]
         table = browser.page(f"/grid?photo={quote(shown.source_uri)}&down=layers&across=steps")
         assert "no run has these settings" in table
+        (seeded,) = re.findall(r'data-id="(\w+)"[^>]*aria-label="coffee.jpg, neon, seed 1,', page)
+        loupe = browser.page(f"/loupe?id={seeded}&mode=split").replace("<wbr>", "")
+        assert '<p class="sub" id="what"><bdi>neon, seed 1</bdi>' in loupe
+        assert "<h2>neon, seed 1</h2>" in loupe
+        assert '<span class="tag right">neon, seed 1</span>' in loupe
+        assert 'id="alone"' not in browser.page("/scores")
+        one_each = browser.page("/scores?with.seed=0")
+        assert "each objective has one setting only" in one_each
+        assert 'data-chart="map"' not in one_each
+        filters = browser.page("/library")
+        assert "sorted by this rank, not by the number below the picture. Gains of" in filters
+        assert re.search(r'name="layers" value="blocks.4\+blocks.5=0.5"><span><bdi>creatures</bdi>', filters)
+        assert re.search(r'name="layers" value="blocks.2"><span><bdi>blocks.2</bdi>', filters)
+        assert "<bdi>layers: creatures</bdi>" in browser.page("/library?layers=blocks.4%2Bblocks.5%3D0.5")
 
 
 def test_a_photograph_that_failed_says_why(browser: Browser) -> None:

@@ -67,7 +67,7 @@ async function look(cell) {
   ids[active] = cell.dataset.id;
   url.searchParams.delete("id");
   for (const id of new Set(ids)) url.searchParams.append("id", id);
-  await show(url, ["stage", "what", "modes", "back", "chosen"], { replace: true, decode: 1 });
+  await show(url, ["stage", "what", "modes", "pager", "back", "chosen"], { replace: true, decode: 1 });
   aimMarks(cell.dataset.id, cell.dataset.mark);
 }
 

@@ -83,7 +83,7 @@ function rail(photograph, number, query, { down, across, rest, captions }) {
   const choice = (name, text, current) => h("label", { class: "field" }, `${text} `, h("select", { name }, axes.map((axis) => h("option", { selected: axis === current ? "" : null }, axis.name))));
   const swapped = { ...Object.fromEntries(query), view: null, down: across?.name, across: down?.name };
   const chosen = across ? [choice("down", "Down", down), choice("across", "Across", across), h("p", { class: "row" }, h("a", { class: "button plain", id: "swap", href: link("grid", swapped) }, "Swap axes ", h("kbd", {}, "t")))]
-    : [h("p", { class: "note" }, !down ? "No setting varies." : down.name === "settings" ? "Each dream has its own settings." : `Only ${down.name} varies.`)];
+    : [h("p", { class: "note" }, !down ? "No setting varies." : down.name === "settings" ? "These dreams differ in many settings, so they stand in one row." : `Only ${down.name} varies.`)];
   const slider = ({ name, values, value }, i) => h("div", { class: "slider" }, h("label", { class: "check", for: `at-${i}` }, name, h("output", { class: "n" }, value)),
     h("input", { type: "range", id: `at-${i}`, min: 0, max: values.length - 1, value: values.indexOf(value), "data-values": JSON.stringify(values), "aria-valuetext": value, "data-flip": i ? null : "" }),
     hidden(`at.${name}`, value), h("span", { class: "ends" }, h("span", {}, values[0]), h("span", {}, values.at(-1))));
@@ -100,10 +100,11 @@ function rail(photograph, number, query, { down, across, rest, captions }) {
       photograph.small ? h("p", { class: "note hint" }, "Hold ", h("kbd", {}, "s"), " to see the photograph in place of its dreams.") : null)];
 }
 
-/** Return the dreams to show beside each other; what is missing are those next to the first one. */
+/** Return the dreams to show beside each other; what is missing are the original of the first one, and those next to it. */
 function panesOf(chosen, film, query) {
   const start = film.indexOf(chosen[0]) + 1;
   const others = [...film.slice(start), ...film.slice(0, start)].filter((dream) => !chosen.includes(dream));
+  others.sort((one, other) => (other.id === chosen[0].enlarged_from) - (one.id === chosen[0].enlarged_from));
   return [...chosen, ...others].slice(0, query.get("panes") === "4" ? 4 : Math.max(2, chosen.length));
 }
 
@@ -126,6 +127,7 @@ export function loupe(query) {
       h("div", { class: "head" }, h("h1", {}, h("bdi", {}, photographOf(dream.photo).name)), h("p", { class: "sub", id: "what" }, mode === "several" ? "zoom and position are shared" : h("bdi", {}, dream.text)),
         segment("What to show", "modes", modes.map(mood)),
         segment("Zoom", "zoom", zooms.map(([value, text]) => h("button", { type: "button", "data-zoom": value, "aria-pressed": value === "fit" ? "true" : "false" }, text))),
+        h("span", { class: "pager", id: "pager" }, [["Previous", "‹", "prev", -1], ["Next", "›", "next", 1]].map(([text, sign, rel, way]) => beside(dream, mode, way, { rel, "aria-label": `${text} photograph` }, sign))),
         h("a", { class: "button", id: "back", href: link("grid", { photo: dream.photo, chosen: dream.id }) }, "Back ", h("kbd", {}, "Esc"))),
       h("div", { class: `stage panes-${panes.length}`, id: "stage", tabindex: 0, role: "group", "aria-label": "Picture. Plus and minus zoom; arrows move it when it is enlarged", "data-mode": mode },
         panes.map((each, i) => pane(each, i, { mode, active, wipe: query.get("wipe") ?? "0.5" }))),
@@ -134,11 +136,20 @@ export function loupe(query) {
     inspector(dream, panes.length > 1 ? versus(panes) : null));
 }
 
+/** Return the link to the same dream of the photograph before or after, or to the best one if it has none like it. */
+function beside(dream, mode, way, attributes, sign) {
+  const photograph = photographOf(dream.photo + way);
+  if (!photograph) return h("span", { class: "button", "aria-disabled": "true", "aria-hidden": "true" }, sign);
+  const settings = ({ facts: { size, ...others } }) => JSON.stringify(others);
+  const alike = photograph.dreams.map((each) => dreams[each]).find((each) => settings(each) === settings(dream));
+  return h("a", { class: "button", ...attributes, href: link("loupe", { mode: mode === "several" ? null : mode, id: (alike ?? dreams[photograph.best]).id }) }, sign);
+}
+
 function pane(dream, number, { mode, active, wipe }) {
   const photograph = photographOf(dream.photo);
   const layer = (small, full, alt, name = "layer") => h("div", { class: name }, small ? h("img", { class: "under", src: small, alt: "", decoding: "async" }) : null, h("img", { class: "full", src: full, alt, decoding: "async" }));
   const more = {
-    split: () => [layer(photograph.small, photograph.full, "The photograph", "layer over"), h("span", { class: "tag" }, "photograph"), h("span", { class: "tag right" }, dream.facts.layers), h("div", { class: "line", "aria-hidden": "true" }),
+    split: () => [layer(photograph.small, photograph.full, "The photograph", "layer over"), h("span", { class: "tag" }, "photograph"), h("span", { class: "tag right" }, dream.name), h("div", { class: "line", "aria-hidden": "true" }),
       h("input", { type: "range", min: 0, max: 1, step: 0.005, value: wipe, "aria-label": "Photograph to the left, dream to the right", "data-wipe": "" })],
     several: () => [h("span", { class: "tag" }, `${"ABCD"[number]}\u2002`, h("bdi", {}, dream.text)), h("span", { class: "tag right" }, dream.gain)],
   };

@@ -54,7 +54,7 @@ export function about(dream) {
   const lists = [["seen before", dream.before], ["seen after", dream.after]].map(([text, classes]) => h("div", {}, h("h3", {}, text),
     h("ul", {}, classes.map(([label, percent]) => h("li", {}, h("span", {}, label), h("span", { class: "n" }, `${percent} %`))))));
   return h("div", { class: "about", "data-about": dream.id },
-    h("div", { class: "who" }, h("h2", {}, dream.facts.layers), h("small", {}, h("bdi", {}, photographOf(dream.photo).name))),
+    h("div", { class: "who" }, h("h2", {}, dream.name), h("small", {}, h("bdi", {}, photographOf(dream.photo).name))),
     kin(dream),
     dream.scores ? h("div", { class: "figures" }, h("b", {}, dream.gain), h("small", {}, `score ${dream.scores[0]} to ${dream.scores[1]}`)) : null,
     dream.mark ? h("p", { class: "note" }, dream.mark === -1 ? "rejected" : `marked ${dream.mark}`) : null,

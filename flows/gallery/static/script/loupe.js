@@ -80,7 +80,7 @@ export async function activate(index) {
       if (document.activeElement?.closest("#film")) cell.focus({ preventScroll: true });
     }
   }
-  await show(address({ active: index }), ["back", "chosen"], { replace: true });
+  await show(address({ active: index }), ["pager", "back", "chosen"], { replace: true });
 }
 
 export function other() {
