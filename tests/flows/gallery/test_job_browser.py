@@ -64,7 +64,7 @@ def test_jobs_run_through_prefect_and_their_dreams_appear(
         page.wait_for_url("**mixes=1*")
         check_accessibility(page)
         run(page, "1 done")
-        page.wait_for_selector(".cell[data-id] >> nth=2")
+        page.wait_for_selector("body[data-view=grid][data-ready] .cell[data-id] >> nth=2")
         assert page.query_selector("text=blocks.0=0.5+blocks.1=0.5")
 
         page.focus(f".cell[data-id='{rows[0].result_id}']")
