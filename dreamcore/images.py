@@ -26,6 +26,7 @@ from dreamcore.errors import ImageError
 from dreamcore.image_formats import FORMATS, SUFFIXES, has_image_suffix, one_line, open_image, reading, unread_format
 from dreamcore.png import encode_png
 from dreamcore.samples import Array, from_bits, has_low_bytes, load_both_bytes, scale_transparent_gray, stretch
+from dreamcore.sizes import MAX_SOURCE_PIXELS
 
 __all__ = [
     "FORMATS",
@@ -47,8 +48,6 @@ __all__ = [
 Format = Literal["png", "webp", "jpg"]
 """Formats of dreams."""
 
-MAX_SOURCE_PIXELS = 100_000_000
-"""Most pixels of a source by default. Decoding needs at most about 1 GB; Pillow refuses more than 179 million."""
 MAX_METADATA_BYTES = 60_000
 """Largest JSON text inside a dream. In a JPEG, EXIF is one segment of at most 64 KiB."""
 

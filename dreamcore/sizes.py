@@ -1,10 +1,10 @@
-"""Amounts of memory as people write them, default batch sizes, and the size limit of guides and masks."""
+"""Amounts of memory as people write them, default batch sizes, and the size limits of sources, guides and masks."""
 
 import re
 
 from dreamcore.errors import InvalidInput
 
-__all__ = ["BATCH", "REFERENCE_PIXELS", "default_batch_size", "parse_size"]
+__all__ = ["BATCH", "MAX_SOURCE_PIXELS", "REFERENCE_PIXELS", "default_batch_size", "parse_size"]
 
 BATCH = 16
 """Largest default batch size on a CPU."""
@@ -15,6 +15,8 @@ GPU_BATCH = 256
 GPU_BATCH_PIXELS = 16_000_000
 """Pixels of a default batch on a GPU, unless a single image already has more. So many pixels keep a GPU busy for longer
 than a CPU needs to launch the kernels of a step; this is a calculation, not a measurement."""
+MAX_SOURCE_PIXELS = 100_000_000
+"""Most pixels of a source by default. Decoding needs at most about 1 GB; Pillow refuses more than 179 million."""
 REFERENCE_PIXELS = 4_000_000
 """Guides and masks with more pixels are shrunk to this many."""
 

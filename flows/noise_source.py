@@ -1,13 +1,18 @@
 """Noise as the source of dreams: how it is written, and the picture that it stands for.
 
 `noise:640x360` stands for noise of this size. Which noise it is depends on the size and on the seed of the settings.
+Every command imports this module to read a job, so it imports numpy, Pillow and torch only where they are used.
 """
 
 import re
+from typing import TYPE_CHECKING
 
 from dreamcore.errors import ImageError
-from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, from_pillow
-from flows.work import Source
+from dreamcore.sizes import MAX_SOURCE_PIXELS
+
+if TYPE_CHECKING:
+    from dreamcore.images import Photograph
+    from flows.work import Source
 
 __all__ = ["NOISE", "check_noise", "noise_etag", "noise_photograph", "noise_size", "noise_source", "shown_noise"]
 
@@ -59,12 +64,14 @@ def noise_etag(uri: str) -> str:
     return uri.replace(NOISE, "noise-")
 
 
-def noise_source(uri: str) -> Source:
+def noise_source(uri: str) -> "Source":
     """Return noise as a source of a run."""
+    from flows.work import Source
+
     return Source(uri, uri, noise_etag(uri), 0)
 
 
-def noise_photograph(uri: str, seed: int) -> Photograph:
+def noise_photograph(uri: str, seed: int) -> "Photograph":
     """Return the picture of noise, in place of a decoded photograph.
 
     Args:
@@ -74,13 +81,14 @@ def noise_photograph(uri: str, seed: int) -> Photograph:
     Raises:
         InvalidInput: the noise has too many pixels, or the seed is out of range.
     """
-    from dreamcore.noise import noise_image  # imports torch, which a plan does not need
+    from dreamcore.images import from_pillow
+    from dreamcore.noise import noise_image
 
     width, height = noise_size(uri) or (0, 0)
     return from_pillow(noise_image(width, height, seed))
 
 
-def shown_noise(uri: str, seed: int) -> Photograph:
+def shown_noise(uri: str, seed: int) -> "Photograph":
     """Return the picture of noise for people to look at; see `noise_photograph`.
 
     Raises:
