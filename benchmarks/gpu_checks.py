@@ -115,7 +115,7 @@ def _check_step(
     tile: int = 0,
     least: float = STEP_DB,
 ) -> Row:
-    """Compare one step of two networks, the second of which computes in float64 on the CPU."""
+    """Compare one step of the two networks of `pair`. The second network computes in float64 on the CPU."""
     settings = DreamSettings(**{"model": subject.model, "layers": subject.layer, "octaves": 1, "steps": 1, **fields})
     found = []
     for network in pair:

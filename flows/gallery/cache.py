@@ -341,7 +341,7 @@ def delete_unused(root: Path, days: float = UNUSED_DAYS) -> list[str]:
         days: how long.
 
     Returns:
-        The keys of the destinations of which nothing is left.
+        The keys of the destinations that have no file left.
     """
     oldest, gone = time.time() - days * 86_400, []
     for folder in {path.parent for path in root.glob("*/*.lock")}:

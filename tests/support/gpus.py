@@ -12,7 +12,7 @@ from flows.worker_process import start_worker
 
 
 def report_gpus(folder: Path, gpus: list[str], workers: int) -> None:
-    """Start workers, each of which writes a file with the variables that it was given."""
+    """Start workers. Each one writes a file with the variables that it was given."""
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (gpus, workers)) as pool:
         list(pool.map(partial(_report, folder, workers), range(workers)))
 
