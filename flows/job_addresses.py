@@ -1,6 +1,7 @@
 """The addresses of a job, checked: its sources, its destination and its inventory."""
 
 import json
+from collections.abc import Callable
 from shlex import quote
 
 from flows.layout import check_uri, folder_uri
@@ -18,13 +19,8 @@ def check_source(uri: str) -> str:
     """Return a source, an S3 address or a size of noise, in its canonical form; raise ValueError if it is neither."""
     if uri.startswith(NOISE):
         return check_noise(uri)
-    try:
-        return check_uri(uri)
-    except ValueError as error:
-        if "://" in uri or not uri:
-            raise
-        upload = f"dreamgrid upload {quote(uri)} s3://BUCKET/PREFIX/"
-        raise ValueError(f"{error}. Is it a folder of this machine? Upload it with: {upload}") from error
+    upload = f"dreamgrid upload {quote(uri)} s3://BUCKET/PREFIX/"
+    return _checked(check_uri, uri, f"Is it a folder of this machine? Upload it with: {upload}")
 
 
 def sorted_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
@@ -41,13 +37,18 @@ def sorted_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
 
 def check_destination(uri: str) -> str:
     """Return the address of a destination with one slash at its end; raise ValueError if it is no S3 address."""
+    download = f"dreamgrid download s3://BUCKET/PREFIX/ {quote(uri)}"
+    return _checked(folder_uri, uri, f"To copy the results into a folder: {download}")
+
+
+def _checked(check: Callable[[str], str], uri: str, advice: str) -> str:
+    """Return what `check` returns. If it raises ValueError for a path of this machine, add the advice."""
     try:
-        return folder_uri(uri)
+        return check(uri)
     except ValueError as error:
         if "://" in uri or not uri:
             raise
-        download = f"dreamgrid download s3://BUCKET/PREFIX/ {quote(uri)}"
-        raise ValueError(f"{error}. To copy the results into a folder: {download}") from error
+        raise ValueError(f"{error}. {advice}") from error
 
 
 def check_inventory(uri: str | None) -> str | None:
