@@ -32,7 +32,17 @@ from flows.child_process import CLOCK_FACTOR, MEMORY, READY, SECONDS, ChildProce
 from flows.machine import cores_per_worker
 from flows.sandbox import enter_sandbox
 
-__all__ = ["CLOCK_FACTOR", "MEMORY", "SECONDS", "Decoder", "Decoders", "decode", "start", "thread_safe_cache"]
+__all__ = [
+    "CLOCK_FACTOR",
+    "MEMORY",
+    "SECONDS",
+    "Decoder",
+    "Decoders",
+    "check_size",
+    "decode",
+    "start",
+    "thread_safe_cache",
+]
 
 _REQUEST = struct.Struct("<QQ")  # length of the image in bytes; `max_pixels`, or 0 for no limit
 
@@ -75,6 +85,16 @@ def decode(data: bytes, *, max_pixels: int | None = None) -> Photograph:
         Unavailable: no child process can be started.
     """
     return _decoders().decode(data, max_pixels=max_pixels)
+
+
+def check_size(size: int) -> None:
+    """Check that a file of `size` bytes may be read. A larger one would use up the memory of the worker.
+
+    Raises:
+        ImageError: `too_large`: the file has more than `MEMORY` bytes.
+    """
+    if size > MEMORY:
+        raise ImageError("too_large", f"the file has {size} bytes; at most {MEMORY} bytes are read")
 
 
 def start() -> None:

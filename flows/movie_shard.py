@@ -101,8 +101,7 @@ class MovieDreamer:
         if noise_size(source.uri):
             seed = planned.settings.seed
             return noise_photograph(source.uri, seed), f"{source.uri} {seed}"
-        if source.size > decoder.MEMORY:  # reading it would use up the memory of the worker
-            raise ImageError("too_large", f"the file has {source.size} bytes; at most {decoder.MEMORY} bytes are read")
+        decoder.check_size(source.size)
         data = self.storage.read_version(source.uri, source.etag)
         return self.decode(data, max_pixels=DECODED * zoom.width**2), hashlib.sha256(data).hexdigest()
 

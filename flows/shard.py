@@ -253,9 +253,6 @@ class _Dreamer:
         existing = find_existing(results, self.list_folder)
         if existing.keys() == results:
             return _Loaded(work, existing, {})
-        if work.source.size > decoder.MEMORY:  # reading it would use up the memory of the worker
-            message = f"the file has {work.source.size} bytes; at most {decoder.MEMORY} bytes are read"
-            return _Loaded(work, existing, {}, ImageError("too_large", message))
         try:
             photographs = self._read(work)
             if not self.run.job.enlarge:
@@ -271,6 +268,7 @@ class _Dreamer:
         sizes = {each.max_pixels for each in settings}
         if noise_size(work.source.uri):
             return dict.fromkeys(sizes, noise_photograph(work.source.uri, settings[0].seed))
+        decoder.check_size(work.source.size)
         data = self.storage.read_version(work.source.uri, work.source.etag)
         return {size: self.decode(data, max_pixels=size) for size in sizes}
 
