@@ -3,7 +3,7 @@
 #   PYTHON       which Python makes .venv:      make demo PYTHON=python3.12
 #   TORCH_INDEX  the package index of another PyTorch build (CPU only, or another CUDA version). pytorch.org's install
 #                page shows the address. Later calls keep it; `make install TORCH_INDEX=` selects the default again.
-#   ARGS         what pytest gets:              make test ARGS="tests/flows/test_plan.py -k shards"
+#   ARGS         what pytest gets:              make test ARGS="tests/flows/jobs/test_plan.py -k shards"
 #                or the benchmark:              make bench ARGS="--quick --only engine null"
 #   JOBS         number of test processes; by default one for each core, at most four
 

@@ -30,8 +30,8 @@ from benchmarks import (
 )
 from benchmarks.timing import Row
 from dreamcore.errors import InvalidInput
-from flows.machine import max_memory
-from flows.worker_process import disable_heap_trimming
+from flows.machine.machine import max_memory
+from flows.machine.worker_process import disable_heap_trimming
 
 STEPS = ("engine", "null", "peak")
 """Sections that are measured in the same rounds."""

@@ -27,10 +27,10 @@ from dreamcore.errors import InvalidInput
 from dreamcore.images import decode
 from dreamcore.models import load_network
 from dreamcore.settings import BUNDLED, DreamSettings
-from flows import manifest
+from flows.destination import manifest
 from flows.local import stack as embedded
-from flows.machine import batch_size, core_count, max_memory
-from flows.storage import Storage
+from flows.machine.machine import batch_size, core_count, max_memory
+from flows.s3.storage import Storage
 
 SIZE = (316, 474)
 """0.15 megapixels."""

@@ -14,7 +14,7 @@ from dreamcore.images import Format, Photograph, encode
 from dreamcore.memory import choose_tile
 from dreamcore.network import Network
 from dreamcore.settings import DreamSettings
-from flows.machine import batch_size
+from flows.machine.machine import batch_size
 
 MAX_MEMORY = 2 * 2**30
 STEPS = 2

@@ -24,10 +24,10 @@ from dreamcore.catalog import resolve_layers
 from dreamcore.optical_flow import optical_flow, track
 from dreamcore.results import to_tensor
 from dreamcore.settings import DreamSettings
-from flows.video import VideoDreamer
-from flows.video_decoder import VideoFile
-from flows.video_options import DEFAULTS, VideoOptions
-from flows.video_selection import Selection
+from flows.decoding.video_decoder import VideoFile
+from flows.decoding.video_selection import Selection
+from flows.movies.video import VideoDreamer
+from flows.movies.video_options import DEFAULTS, VideoOptions
 
 __all__ = ["Flicker", "dream_clip", "main", "measure_flicker", "pan", "parallax"]
 

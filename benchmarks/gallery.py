@@ -25,11 +25,12 @@ import pyarrow as pa
 from benchmarks.residence import STATUS, resident
 from benchmarks.timing import Row, Spent, now, since
 from dreamcore.settings import DreamSettings, result_id, settings_id
-from flows import layout, manifest
+from flows.destination import manifest
 from flows.gallery.cache import Cache
 from flows.gallery.queries import Queries
 from flows.gallery.records import Filters
-from flows.storage import Storage
+from flows.s3 import layout
+from flows.s3.storage import Storage
 
 __all__ = ["measure_gallery"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flows.machine import core_count
+from flows.machine.machine import core_count
 
 
 def processor() -> str:

@@ -17,7 +17,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.processes import ProcessGroup, become_worker
 from benchmarks.timing import Race, Row, Spent, now, race, since
-from flows.machine import core_count
+from flows.machine.machine import core_count
 
 ONE, TWO = "engine, 1 process", "engine, 2 processes"
 

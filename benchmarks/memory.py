@@ -27,7 +27,7 @@ from benchmarks.timing import Row
 from dreamcore.batch import DreamRequest, dream_photograph
 from dreamcore.images import Photograph
 from dreamcore.settings import DreamSettings
-from flows.worker_process import trim_heap
+from flows.machine.worker_process import trim_heap
 
 FEW, HALF, MANY = 200, 1000, 2000
 """Numbers of dreams after which the memory is read."""

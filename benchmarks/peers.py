@@ -36,7 +36,7 @@ from dreamcore.batch import DreamRequest, dream_photographs
 from dreamcore.errors import ImageError, InvalidInput
 from dreamcore.images import Photograph
 from dreamcore.settings import DreamSettings
-from flows.machine import batch_size, core_count
+from flows.machine.machine import batch_size, core_count
 
 __all__ = ["PEERS", "check_peers", "gain", "measure_peers", "prepare"]
 

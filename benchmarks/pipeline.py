@@ -27,15 +27,15 @@ from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.observation import Observation
 from dreamcore.settings import BUNDLED, DreamSettings
-from flows.decoder import Decoders
-from flows.job import DreamJob
+from flows.decoding.decoder import Decoders
+from flows.destination.run_record import Run
+from flows.jobs.job import DreamJob
+from flows.jobs.work import Shard, Work
 from flows.local import stack as embedded
-from flows.machine import core_count
-from flows.run_record import Run
-from flows.scan import plan_settings, scan
-from flows.shard import dream_shard
-from flows.storage import Storage
-from flows.work import Shard, Work
+from flows.machine.machine import core_count
+from flows.planning.scan import plan_settings, scan
+from flows.running.shard import dream_shard
+from flows.s3.storage import Storage
 
 __all__ = ["measure_pipeline"]
 
@@ -181,7 +181,7 @@ def fake_gpu() -> Iterator[None]:
     }
     with ExitStack() as patches:
         for name, function in replaced.items():
-            patches.enter_context(mock.patch(f"flows.shard.{name}", function))
+            patches.enter_context(mock.patch(f"flows.running.shard.{name}", function))
         yield
 
 

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import torch
 
-from flows.machine import max_memory
-from flows.worker_process import disable_heap_trimming, start_worker
+from flows.machine.machine import max_memory
+from flows.machine.worker_process import disable_heap_trimming, start_worker
 
 Prepare = Callable[..., Callable[[Any], Any]]
 """Called once in each process. Returns the function that handles the requests, one after the other."""

@@ -26,18 +26,19 @@ import pyarrow.parquet as pq
 import flows.dream_collection  # noqa: F401 - loads Prefect, as in a real run
 from benchmarks.residence import STATUS, resident
 from benchmarks.timing import Row, now, since
-from flows import history, layout
-from flows.cost import ONE_CORE
-from flows.executors import MIN_SUBMITTED
-from flows.job import DreamJob
-from flows.plan import make_plan
-from flows.prefetch import bounded_as_completed
-from flows.protocol import freeze, run_job
-from flows.run_record import Run
-from flows.scan import plan_settings, scan
-from flows.sharing import remaining_shards
-from flows.storage import ObjectInfo, Page, Storage
-from flows.work import Shard
+from flows.destination import history
+from flows.destination.run_record import Run
+from flows.destination.sharing import remaining_shards
+from flows.jobs.cost import ONE_CORE
+from flows.jobs.job import DreamJob
+from flows.jobs.plan import make_plan
+from flows.jobs.work import Shard
+from flows.machine.prefetch import bounded_as_completed
+from flows.planning.scan import plan_settings, scan
+from flows.running.executors import MIN_SUBMITTED
+from flows.running.protocol import freeze, run_job
+from flows.s3 import layout
+from flows.s3.storage import ObjectInfo, Page, Storage
 
 if TYPE_CHECKING:
     from _typeshed.importlib import MetaPathFinderProtocol

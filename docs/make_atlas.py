@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from dreamcore.settings import BUNDLED
-from flows.atlas import draw_sheets
-from flows.atlas_pictures import finished_layers, plan_atlas
+from flows.pictures.atlas import draw_sheets
+from flows.pictures.atlas_pictures import finished_layers, plan_atlas
 
 FOLDER = Path(__file__).with_name("atlas")
 SIDE = 72

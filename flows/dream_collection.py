@@ -12,25 +12,26 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from dreamcore.fields import Reference
-from flows import events, run_record
-from flows.artifacts import show
-from flows.cancellation import clean_termination
-from flows.estimate import throughput
-from flows.executors import WorkerPool, check_executor, open_pool, submitted
-from flows.job import DreamJob
-from flows.machine import check_environment
-from flows.pace import shard_counter
-from flows.prefect_logs import log_record, shorten_errors
-from flows.prefect_names import run_name, tag_run
-from flows.prefetch import AnyFuture
-from flows.progress import Progress, listing_progress
-from flows.protocol import FinishedRun, run_job
-from flows.retries import with_retries
-from flows.run_record import Run
-from flows.run_report import FailedRun, Report, why_failed
-from flows.scan import Scan, check_access, plan_settings, scan, store_warning
-from flows.storage import storage
-from flows.work import PlannedSettings, Shard, ShardResult
+from flows.destination import run_record
+from flows.destination.run_record import Run
+from flows.destination.run_report import FailedRun, Report, why_failed
+from flows.jobs.job import DreamJob
+from flows.jobs.work import PlannedSettings, Shard, ShardResult
+from flows.machine.machine import check_environment
+from flows.machine.pace import shard_counter
+from flows.machine.prefect_logs import log_record, shorten_errors
+from flows.machine.prefetch import AnyFuture
+from flows.planning.estimate import throughput
+from flows.planning.scan import Scan, check_access, plan_settings, scan, store_warning
+from flows.prefect_ui import events
+from flows.prefect_ui.artifacts import show
+from flows.prefect_ui.cancellation import clean_termination
+from flows.prefect_ui.prefect_names import run_name, tag_run
+from flows.prefect_ui.progress import Progress, listing_progress
+from flows.prefect_ui.retries import with_retries
+from flows.running.executors import WorkerPool, check_executor, open_pool, submitted
+from flows.running.protocol import FinishedRun, run_job
+from flows.s3.storage import storage
 
 __all__ = ["checked_settings", "dream_collection"]
 
@@ -146,7 +147,7 @@ def dream_shard(
 
     `stage_scores` and `labels` may differ from those of the job that the run was started with.
     """
-    from flows import shard as shards  # imports torch, which the process of the flow does not need
+    from flows.running import shard as shards  # imports torch, which the process of the flow does not need
 
     started = time.perf_counter()
     run_of_part = shard.run_of_part(run_id)

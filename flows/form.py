@@ -18,10 +18,10 @@ from dreamcore.fields import Model, Octaves, Steps
 from dreamcore.grid import Grid
 from dreamcore.looks import LookName
 from dreamcore.presets import PresetName
+from flows.destination.run_report import Report
 from flows.dream_collection import dream_collection
-from flows.job import DreamJob, explain_validation
-from flows.prefect_names import run_name
-from flows.run_report import Report
+from flows.jobs.job import DreamJob, explain_validation
+from flows.prefect_ui.prefect_names import run_name
 
 __all__ = ["ADDRESSES", "dream_from_form", "job_from_form"]
 

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, settings
 
 from flows.local import stack as embedded
 from flows.local.stack import Stack
-from flows.redream import threads
-from flows.storage import Storage
+from flows.results.redream import threads
+from flows.s3.storage import Storage
 from tests.support.command import DREAMGRID, Command
 
 if "PYTEST_XDIST_WORKER" in os.environ:

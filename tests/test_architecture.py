@@ -14,7 +14,7 @@ import pytest
 
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings
-from flows.manifest import Row
+from flows.destination.manifest import Row
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,139 +27,10 @@ def modules_of(package: str) -> dict[str, Path]:
 
 CORE, FLOWS = modules_of("dreamcore"), modules_of("flows")
 
-# A module of flows imports modules of its own level or of lower levels, without circles.
-LEVELS = (
-    {
-        "cli.atlas",
-        "cli.favourites",
-        "cli.enlarge",
-        "cli.folders",
-        "cli.gallery",
-        "cli.image",
-        "cli.keyframes",
-        "cli.main",
-        "cli.manifest",
-        "cli.networks",
-        "cli.options",
-        "cli.plan",
-        "cli.prune",
-        "cli.run",
-        "cli.sheet",
-        "cli.stack",
-        "cli.video",
-        "cli.zoom",
-    },
-    {
-        "gallery.address",
-        "gallery.at_work",
-        "gallery.composer",
-        "gallery.context",
-        "gallery.downloads",
-        "gallery.enlarged",
-        "gallery.favourites_page",
-        "gallery.export",
-        "gallery.export_target",
-        "gallery.formats",
-        "gallery.grid_page",
-        "gallery.job_page",
-        "gallery.job_runs",
-        "gallery.jobs",
-        "gallery.loupe_page",
-        "gallery.marks",
-        "gallery.marks_page",
-        "gallery.pages",
-        "gallery.pictures",
-        "gallery.planned",
-        "gallery.ratios",
-        "gallery.scores_page",
-        "gallery.security",
-        "gallery.server",
-        "gallery.site",
-        "gallery.thumbnails",
-        "gallery.windows",
-    },
-    {
-        "gallery.cache",
-        "gallery.conditions",
-        "gallery.cursors",
-        "gallery.dreams",
-        "gallery.queries",
-        "gallery.run_list",
-        "gallery.scores",
-        "gallery.tables",
-    },
-    {"form"},
-    {"dream_collection"},
-    {"estimate"},
-    {"executors", "artifacts", "cancellation", "progress", "prefect_names", "events", "gallery_links"},
-    {"process_pool", "ray_cluster"},
-    {"protocol", "compact", "shard"},
-    {"movie_shard"},
-    {
-        *("scan", "verify", "prune", "share", "preview", "redream", "retry"),
-        *("atlas", "atlas_pictures", "upload", "download", "enlarge"),
-    },
-    {"gallery.axes", "gallery.points", "gallery.records", "gallery.whole"},
-    {"zoom", "video"},
-    {"zoom_plan", "video_plan"},
-    {"movie_frames"},
-    {"single"},
-    {"channels", "delivery", "grouping", "enlargements"},
-    {"run_rows", "run_report", "sharing", "compact_mark", "frames"},
-    {"run_record"},
-    {
-        "sheets",
-        "favourites",
-        "sheet_axes",
-        "sheet_rows",
-        "history",
-        "summary",
-        "pruned",
-        "selection",
-        "condition",
-        "contact",
-        "calibration",
-        "normal_forms",
-        "inventory",
-        "local.demo",
-    },
-    {"manifest", "plan", "assets", "cost", "listing", "local.stack"},
-    {"parts"},
-    {"folder", "transfers"},
-    {"storage", "decoder", "video_decoder", "local.temporary"},
-    {"s3_transfers", "video_sound"},
-    {"video_frames"},
-    {
-        "job",
-        "job_addresses",
-        "noise_source",
-        "s3_errors",
-        "s3_objects",
-        "s3_requests",
-        "retry_policy",
-        "machine",
-        "worker_process",
-        "video_options",
-        "video_selection",
-        "child_process",
-        "ray_worker",
-        "movie",
-        "movie_metadata",
-        "prefetch",
-        "sandbox",
-        "retries",
-        "work",
-        "terminal",
-        "fonts",
-        "dimensions",
-        "pace",
-        "rates",
-        "prefect_logs",
-        "photographs",
-        "local.servers",
-        "local.ray_nodes",
-    },
-    {"layout", "globs", "cgroups", "proxies", "job_file"},
+# The rooms of flows, from the highest to the lowest. A module imports modules of its own room and of lower ones.
+ROOMS = (
+    *("cli", "form", "gallery", "dream_collection", "prefect_ui", "results", "running", "planning", "movies"),
+    *("pictures", "contact_sheets", "local", "folders", "destination", "jobs", "s3", "decoding", "machine"),
 )
 
 
@@ -190,10 +61,15 @@ def ours(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import flows.storage", "import flows.storage as s", "from flows import storage", "from flows.storage import x"],
+    [
+        "import flows.s3.storage",
+        "import flows.s3.storage as s",
+        "from flows.s3 import storage",
+        "from flows.s3.storage import x",
+    ],
 )
 def test_every_form_of_import_is_found(statement: str) -> None:
-    assert set(imports(f"def f():\n    {statement}")) == {"flows.storage"}
+    assert set(imports(f"def f():\n    {statement}")) == {"flows.s3.storage"}
 
 
 @pytest.mark.parametrize("module", CORE)
@@ -201,42 +77,38 @@ def test_the_core_imports_no_s3_no_prefect_and_no_flows(module: str) -> None:
     assert not packages(CORE[module]) & {"flows", "prefect", "boto3", "botocore", "click", "rich", "yaml", "pyarrow"}
 
 
+def room(module: str) -> str:
+    """The folder of a module of flows, or the module itself if it is in none."""
+    return module.split(".")[1]
+
+
 @pytest.mark.parametrize("module", FLOWS)
-def test_flows_import_only_their_own_and_lower_levels(module: str) -> None:
-    levels = {f"flows.{name}": number for number, names in enumerate(LEVELS) for name in names}
-    assert levels.keys() == FLOWS.keys(), "LEVELS must list every module of flows"
-    upwards = {other for other in ours(FLOWS[module]) & FLOWS.keys() if levels[other] < levels[module]}
-    assert not upwards
+def test_flows_import_only_their_own_and_lower_rooms(module: str) -> None:
+    assert {room(each) for each in FLOWS} == set(ROOMS), "ROOMS must list every folder and every other module of flows"
+    lower = ROOMS[ROOMS.index(room(module)) :]
+    assert {room(other) for other in ours(FLOWS[module]) & FLOWS.keys()} <= set(lower)
 
 
-BOTOCORE = ("flows.storage", "flows.s3_errors", "flows.s3_requests", "flows.s3_transfers")
+BOTOCORE = ("flows.s3.storage", "flows.s3.errors", "flows.s3.requests", "flows.s3.transfers")
 
 
 @pytest.mark.parametrize("module", FLOWS)
 def test_only_storage_imports_boto(module: str) -> None:
-    assert bool(packages(FLOWS[module]) & {"boto3"}) == (module == "flows.storage")
+    assert bool(packages(FLOWS[module]) & {"boto3"}) == (module == "flows.s3.storage")
     assert bool(packages(FLOWS[module]) & {"botocore"}) == (module in BOTOCORE)
 
 
 @pytest.mark.parametrize("module", FLOWS)
 def test_only_the_flow_and_the_command_import_prefect(module: str) -> None:
     parts_of_the_flow = {
-        "form",
-        "dream_collection",
-        "artifacts",
-        "cancellation",
-        "events",
-        "progress",
-        "prefect_names",
-        "process_pool",
-        "ray_cluster",
-        "ray_worker",
-        "retries",
+        *("form", "dream_collection", "cli.run", "running.process_pool", "running.ray_cluster", "running.ray_worker"),
+        *("prefect_ui.artifacts", "prefect_ui.cancellation", "prefect_ui.events", "prefect_ui.prefect_names"),
+        *("prefect_ui.progress", "prefect_ui.retries"),
     }
-    assert ("prefect" in packages(FLOWS[module])) == (module.removeprefix("flows.") in parts_of_the_flow | {"cli.run"})
+    assert ("prefect" in packages(FLOWS[module])) == (module.removeprefix("flows.") in parts_of_the_flow)
 
 
-@pytest.mark.parametrize("module", sorted(FLOWS.keys() - {"flows.decoder"}))
+@pytest.mark.parametrize("module", sorted(FLOWS.keys() - {"flows.decoding.decoder"}))
 def test_only_the_decoder_decodes_untrusted_images(module: str) -> None:
     nodes = list(ast.walk(ast.parse(FLOWS[module].read_text())))
     named = {f"{node.module}.{a.name}" for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names}
@@ -245,17 +117,19 @@ def test_only_the_decoder_decodes_untrusted_images(module: str) -> None:
 
 
 def test_only_the_child_processes_of_the_video_decoder_read_videos() -> None:
-    inside = {"flows.video_frames", "flows.video_sound"}
+    inside = {"flows.decoding.video_frames", "flows.decoding.video_sound"}
     users = {module for module, path in FLOWS.items() if ours(path) & inside}
-    assert users <= {"flows.video_decoder", "flows.video_sound"}
+    assert users <= {"flows.decoding.video_decoder", "flows.decoding.video_sound"}
     assert {module for module, path in FLOWS.items() if "av" in packages(path)} == {
         *inside,
-        "flows.movie",  # only writes
-        "flows.video_decoder",
+        "flows.movies.movie",  # only writes
+        "flows.decoding.video_decoder",
     }
 
 
-@pytest.mark.parametrize("module", ["flows.plan", "flows.cost", "flows.work", "flows.job", "flows.layout"])
+@pytest.mark.parametrize(
+    "module", ["flows.jobs.plan", "flows.jobs.cost", "flows.jobs.work", "flows.jobs.job", "flows.s3.layout"]
+)
 def test_plans_and_jobs_know_of_the_core_only_settings(module: str) -> None:
     settings = {f"dreamcore.{name}" for name in ("settings", "fields", "targets", "sweeps", "grid", "errors", "zoom")}
     assert ours(FLOWS[module]) & CORE.keys() <= settings
@@ -288,13 +162,13 @@ def test_no_module_has_a_name_without_meaning() -> None:
         ("dreamcore.settings", {"torch"}),
         ("dreamcore.catalog", {"torch", "timm"}),
         pytest.param("dreamcore.batch", {"prefect", "boto3", "flows"}, marks=pytest.mark.slow),
-        ("flows.decoder", {"torch", "prefect", "boto3", "pydantic"}),
-        ("flows.plan", {"torch", "prefect", "boto3"}),
-        ("flows.job", {"torch", "prefect", "boto3"}),
-        ("flows.protocol", {"torch", "prefect"}),
-        ("flows.redream, flows.preview, flows.atlas", {"torch", "prefect"}),
-        ("flows.zoom, flows.video", {"torch", "prefect", "av", "cv2"}),
-        ("flows.dream_collection, flows.form, flows.process_pool", {"torch", "ray", "prefect_ray"}),
+        ("flows.decoding.decoder", {"torch", "prefect", "boto3", "pydantic"}),
+        ("flows.jobs.plan", {"torch", "prefect", "boto3"}),
+        ("flows.jobs.job", {"torch", "prefect", "boto3"}),
+        ("flows.running.protocol", {"torch", "prefect"}),
+        ("flows.results.redream, flows.pictures.preview, flows.pictures.atlas", {"torch", "prefect"}),
+        ("flows.movies.zoom, flows.movies.video", {"torch", "prefect", "av", "cv2"}),
+        ("flows.dream_collection, flows.form, flows.running.process_pool", {"torch", "ray", "prefect_ray"}),
     ],
 )
 def test_importing_stays_cheap(module: str, absent: set[str]) -> None:

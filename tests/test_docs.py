@@ -11,7 +11,7 @@ import yaml
 from dreamcore.looks import LOOKS, LookName
 from dreamcore.presets import AS_PUBLISHED, PRESETS, PresetName
 from dreamcore.settings import DreamSettings
-from flows.job import WITHOUT_EFFECT_ON_DREAMS, DreamJob
+from flows.jobs.job import WITHOUT_EFFECT_ON_DREAMS, DreamJob
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -91,10 +91,20 @@ def test_the_examples_are_jobs(name: str) -> None:
 def test_the_file_tree_is_complete(package: str) -> None:
     text = (DOCS / "architecture.md").read_text()
     (tree,) = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", text, re.MULTILINE)
-    named = set(re.findall(r"^  ([\w/.]+) ", tree, re.MULTILINE))
-    files = {path.name for path in (ROOT / package).iterdir() if path.suffix in (".py", ".json")}
-    folders = {f"{path.name}/" for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert named | {"__init__.py"} == files | folders
+    named, folder = set[str](), ""
+    for indent, name in re.findall(r"^( +)([\w/.]+) ", tree, re.MULTILINE):
+        folder = folder if len(indent) > 2 else name
+        named.add(name if name == folder else folder + name)
+    hidden = re.compile(r"(.*/)?__init__\.py|(cli|gallery|local)/.+")  # the tree names these folders only
+    assert named - {"__init__.py"} == {name for name in entries(ROOT / package) if not hidden.fullmatch(name)}
+
+
+def entries(folder: Path) -> set[str]:
+    """The modules, the JSON files and the folders in a folder, and in the folders in it."""
+    paths = [*folder.iterdir(), *folder.glob("*/*")]
+    paths = [path for path in paths if path.is_dir() or path.suffix in (".py", ".json")]
+    names = {f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}" for path in paths}
+    return {name for name in names if "__pycache__" not in name}
 
 
 def test_the_index_links_every_page() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dreamcore.models import _load_default
 from dreamcore.settings import DreamSettings
-from flows.manifest import to_parquet
+from flows.destination.manifest import to_parquet
 from tests.support.downloads import put_weights
 from tests.support.rows import DONE, FAILED
 

@@ -9,7 +9,7 @@ from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import DreamSettings
 from flows.cli.options import json_option, memory_option, take_one
 from flows.cli.run import Stopped
-from flows.terminal import print_line, run_progress, show_json
+from flows.machine.terminal import print_line, run_progress, show_json
 
 __all__ = ["atlas"]
 
@@ -54,9 +54,9 @@ def atlas(model: str, layer: str | None, out: Path, weights: str | None, as_json
     """
     if str(out).startswith(("s3:/", "s3a:/")):
         raise InvalidInput(f"--out {out} is an S3 address: name a folder of this machine")
-    from flows.atlas import draw_atlas
-    from flows.atlas_pictures import plan_atlas
-    from flows.pace import Pace, Snapshot
+    from flows.machine.pace import Pace, Snapshot
+    from flows.pictures.atlas import draw_atlas
+    from flows.pictures.atlas_pictures import plan_atlas
 
     layers, pace = plan_atlas(model, layer, out, weights), Pace()
     last: Snapshot | None = None

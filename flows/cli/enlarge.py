@@ -8,7 +8,7 @@ import click
 from dreamcore.fields import Enlarge
 from flows.cli.image import dreaming
 from flows.cli.options import destination_folder, json_option, memory_option
-from flows.terminal import print_line, print_message, show_json
+from flows.machine.terminal import print_line, print_message, show_json
 
 __all__ = ["enlarge"]
 
@@ -60,8 +60,8 @@ def enlarge(
         raise click.UsageError("give RESULT and OUT, or DEST, ID and OUT")
     given = {name: path for name, path in files.items() if path}
     with dreaming("Reading the dream and loading the network ...") as show_progress:
-        from flows.enlarge import Order
-        from flows.enlarge import enlarge as make
+        from flows.results.enlarge import Order
+        from flows.results.enlarge import enlarge as make
 
         dream, result = _dream_and_output(names)
         found = make(Order(dream, result, max_pixels, strength, source, given), show_progress)
@@ -84,6 +84,6 @@ def _dream_and_output(names: tuple[str, ...]) -> tuple[str, Path]:
     """
     if len(names) == 2:
         return names[0], Path(names[1])
-    from flows.redream import find_dream
+    from flows.results.redream import find_dream
 
     return find_dream(destination_folder(names[0]), names[1]), Path(names[2])

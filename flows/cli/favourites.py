@@ -7,7 +7,7 @@ from rich.filesize import decimal
 
 from dreamcore.errors import InvalidInput
 from flows.cli.options import destination_folder, json_option
-from flows.terminal import print_line, print_message, progress, show_json
+from flows.machine.terminal import print_line, print_message, progress, show_json
 
 __all__ = ["favourites"]
 
@@ -35,9 +35,9 @@ def favourites(destination: str, out: Path, marks_min: int, share: bool, as_json
       dreamgrid favourites s3://dreams/demo/ favourites.zip
       dreamgrid favourites s3://dreams/demo/ best.zip --marks-min 4 --share
     """
-    from flows.share import ChosenDream, stream_share_pack, stream_zip
-    from flows.share import favourites as find
-    from flows.storage import storage
+    from flows.gallery.share import ChosenDream, stream_share_pack, stream_zip
+    from flows.gallery.share import favourites as find
+    from flows.s3.storage import storage
 
     folder, missing = destination_folder(destination), list[ChosenDream]()
     chosen = find(folder, storage(), marks_min)

@@ -12,10 +12,10 @@ from dreamcore.errors import Unavailable
 from flows.cli.options import destination_folder, json_option
 from flows.cli.run import Stopped
 from flows.cli.stack import create_embedded_bucket
-from flows.terminal import listing_progress, print_line, print_message, show_json, transfer_progress
+from flows.machine.terminal import listing_progress, print_line, print_message, show_json, transfer_progress
 
 if TYPE_CHECKING:
-    from flows.transfers import TransferReport
+    from flows.folders.transfers import TransferReport
 
 __all__ = ["download", "upload"]
 
@@ -62,9 +62,9 @@ def upload(
       dreamgrid upload my-photographs s3://photos/mine/ --exclude drafts/
       dreamgrid upload weights s3://weights/ --all --include "*.safetensors"
     """
-    from flows.storage import storage
-    from flows.transfers import TransferReport, name_filter
-    from flows.upload import find_files, upload_files
+    from flows.folders.transfers import TransferReport, name_filter
+    from flows.folders.upload import find_files, upload_files
+    from flows.s3.storage import storage
 
     address, report = destination_folder(prefix), TransferReport()
     files = find_files(folder, name_filter(include, exclude), report, all_files=all_files)
@@ -98,9 +98,9 @@ def download(address: str, folder: Path, include: tuple[str, ...], exclude: tupl
       dreamgrid download s3://dreams/nightly/ dreams --include images/ --include sheets/
       dreamgrid download s3://dreams/nightly/manifest/ manifest
     """
-    from flows.download import download_objects, find_objects
-    from flows.storage import storage
-    from flows.transfers import TransferReport, name_filter
+    from flows.folders.download import download_objects, find_objects
+    from flows.folders.transfers import TransferReport, name_filter
+    from flows.s3.storage import storage
 
     destination_folder(address)
     report = TransferReport()
@@ -122,7 +122,7 @@ def _resumable(what: str) -> Iterator[None]:
 
 def _show_report(report: "TransferReport", done: str, as_json: bool) -> int:
     """Print a report, and return the exit code."""
-    from flows.photographs import describe_ignored
+    from flows.jobs.photographs import describe_ignored
 
     if as_json:
         show_json(report.to_json())

@@ -10,7 +10,7 @@ import click
 
 from dreamcore.errors import InvalidInput
 from flows.cli.options import json_option
-from flows.terminal import print_line, progress, screen, show_json
+from flows.machine.terminal import print_line, progress, screen, show_json
 
 __all__ = ["gallery"]
 
@@ -73,7 +73,7 @@ def gallery(
     from flows.gallery.security import Access
     from flows.gallery.server import create_app, listen, serve
     from flows.gallery.site import find_destinations
-    from flows.storage import FAIL_FAST, Storage
+    from flows.s3.storage import FAIL_FAST, Storage
 
     with screen.status(f"Looking for dreams in {destination} ..."):
         storage = Storage(FAIL_FAST)  # people wait for pages
@@ -104,7 +104,7 @@ def _export(destination: str, folder: str, query: str, as_json: bool) -> None:
     from flows.gallery.export import export
     from flows.gallery.export_target import open_target
     from flows.gallery.site import find_destinations
-    from flows.storage import Storage
+    from flows.s3.storage import Storage
 
     storage = Storage()
     one, *others = find_destinations(destination, storage)

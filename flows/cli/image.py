@@ -21,8 +21,8 @@ from flows.cli.options import (
     refuse_ranges,
     take_one,
 )
-from flows.job import DreamJob, explain_validation
-from flows.terminal import print_line, print_message, progress, show_json
+from flows.jobs.job import DreamJob, explain_validation
+from flows.machine.terminal import print_line, print_message, progress, show_json
 
 if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
@@ -109,7 +109,7 @@ def image(
     if diversity and samples == 1:
         raise InvalidInput("--diversity compares several dreams: give --samples, for example --samples 4")
     with dreaming("Loading the network ...") as show_progress:
-        from flows.single import Samples, dream_file
+        from flows.pictures.single import Samples, dream_file
 
         drawn = Samples(samples, diversity)
         dreams = dream_file(source, result, settings, show_progress, stages=stage_scores, labels=names, samples=drawn)
@@ -177,7 +177,7 @@ def redream(names: tuple[str, ...], source: Path | None, as_json: bool, **files:
     if len(names) not in (2, 3):
         raise click.UsageError("give RESULT and OUT, or DEST, ID and optionally OUT")
     with dreaming("Reading the dream and loading the network ...") as show_progress:
-        from flows.redream import redream as reproduce
+        from flows.results.redream import redream as reproduce
 
         dream, result = _dream_and_output(names)
         found = reproduce(dream, result, source, show_progress, {name: path for name, path in files.items() if path})
@@ -200,7 +200,7 @@ def _dream_and_output(names: tuple[str, ...]) -> tuple[str, Path]:
     """
     if len(names) == 2 and Path(names[1]).suffix and not _NUMBERED.search(names[1]):
         return names[0], Path(names[1])
-    from flows.redream import find_dream
+    from flows.results.redream import find_dream
 
     dream = find_dream(destination_folder(names[0]), names[1])
     if len(names) == 3:

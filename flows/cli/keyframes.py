@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import click
 
 from dreamcore.errors import InvalidInput
-from flows.pace import duration
-from flows.terminal import print_message
+from flows.machine.pace import duration
+from flows.machine.terminal import print_message
 
 __all__ = ["announce", "keyframe_options", "read_keyframes"]
 

@@ -41,9 +41,9 @@ from flows.cli.sheet import sheet
 from flows.cli.stack import down, env, status, up
 from flows.cli.video import video
 from flows.cli.zoom import zoom
-from flows.machine import limit_threads
-from flows.proxies import exempt_loopback
-from flows.terminal import one_line, print_message, screen
+from flows.machine.machine import limit_threads
+from flows.machine.proxies import exempt_loopback
+from flows.machine.terminal import one_line, print_message, screen
 
 __all__ = ["STOP_SECONDS", "cli", "main"]
 

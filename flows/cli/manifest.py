@@ -7,7 +7,7 @@ from rich.table import Column, Table
 
 from dreamcore.targets import layers_label
 from flows.cli.options import destination_folder, json_option
-from flows.terminal import console, one_line, print_line, printable, progress, show_json
+from flows.machine.terminal import console, one_line, print_line, printable, progress, show_json
 
 __all__ = ["manifest"]
 
@@ -48,8 +48,8 @@ def summary(destination: str, as_json: bool) -> None:
       dreamgrid manifest summary s3://dreams/demo/
       dreamgrid manifest summary s3://dreams/demo/ --json
     """
-    from flows.storage import storage
-    from flows.summary import summarize
+    from flows.destination.summary import summarize
+    from flows.s3.storage import storage
 
     folder = destination_folder(destination)
     found = summarize(storage(), folder)
@@ -70,7 +70,7 @@ def summary(destination: str, as_json: bool) -> None:
 
 def _scores_table(points: list[dict[str, Any]]) -> Table:
     """Return mean scores by settings, with a column for other settings in which the points differ."""
-    from flows.sheets import distinguishing_settings, read_settings
+    from flows.contact_sheets.sheets import distinguishing_settings, read_settings
 
     table = Table("layers", "octaves", "steps", "dreams", "mean score before", "after", box=None)
     settings = [read_settings(point["settings"]) for point in points]
@@ -100,8 +100,8 @@ def failures(destination: str, as_json: bool) -> None:
       dreamgrid manifest failures s3://dreams/demo/
       dreamgrid manifest failures s3://dreams/demo/ --json
     """
-    from flows.storage import storage
-    from flows.summary import failures
+    from flows.destination.summary import failures
+    from flows.s3.storage import storage
 
     found = failures(storage(), destination_folder(destination))
     if as_json:
@@ -132,8 +132,8 @@ def verify(destination: str, as_json: bool) -> int:
       dreamgrid manifest verify s3://dreams/demo/
       dreamgrid manifest verify s3://dreams/demo/ --json
     """
-    from flows.storage import storage
-    from flows.verify import verify
+    from flows.results.verify import verify
+    from flows.s3.storage import storage
 
     with progress("verifying") as show_progress:
         found = verify(storage(), destination_folder(destination), show_progress)
@@ -167,8 +167,8 @@ def compact(destination: str, as_json: bool) -> int:
       dreamgrid manifest compact s3://dreams/demo/
       dreamgrid manifest compact s3://dreams/demo/ --json
     """
-    from flows.compact import compact
-    from flows.storage import storage
+    from flows.results.compact import compact
+    from flows.s3.storage import storage
 
     folder = destination_folder(destination)
     with progress("merging parts") as show_progress:

@@ -11,7 +11,7 @@ from rich.table import Table
 from dreamcore.errors import InvalidInput
 from flows.cli.image import dreaming
 from flows.cli.options import json_option
-from flows.terminal import console, print_line, show_json
+from flows.machine.terminal import console, print_line, show_json
 
 if TYPE_CHECKING:
     from dreamcore.spec import NetworkSpec
@@ -124,7 +124,7 @@ def _layers_table(network: "NetworkSpec", sizes: dict[str, tuple[int, int]], siz
 
 def _preview(model: str, source: Path, result: Path, as_json: bool) -> None:
     with dreaming("Loading the network ...") as show_progress:
-        from flows.preview import preview, summary
+        from flows.pictures.preview import preview, summary
 
         dreams = preview(model, source, result, show_progress)
     if as_json:

@@ -22,9 +22,9 @@ from dreamcore.settings import DreamSettings
 from dreamcore.sizes import parse_size
 from dreamcore.sweeps import NUMBER_RANGE
 from dreamcore.targets import Frozen, layers_label
-from flows.job import DreamJob, read_job
-from flows.layout import folder_uri
-from flows.terminal import print_message
+from flows.jobs.job import DreamJob, read_job
+from flows.machine.terminal import print_message
+from flows.s3.layout import folder_uri
 
 __all__ = [
     "destination_folder",

@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from flows.cli.options import job_from_flags, job_options, json_option
-from flows.terminal import console, listing_progress, print_message, show_json
+from flows.machine.terminal import console, listing_progress, print_message, show_json
 
 __all__ = ["plan"]
 
@@ -38,9 +38,9 @@ def plan(job: Path | None, price_per_hour: float | None, as_json: bool, **flags:
       dreamgrid plan job.yaml --octaves 4 --octaves 6 --json
       dreamgrid plan job.yaml --price-per-hour 0.085
     """
-    from flows.estimate import estimate
-    from flows.machine import check_environment
-    from flows.photographs import describe_ignored
+    from flows.jobs.photographs import describe_ignored
+    from flows.machine.machine import check_environment
+    from flows.planning.estimate import estimate
 
     check_environment()
     with listing_progress() as on_listed:

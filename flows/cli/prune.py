@@ -9,7 +9,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flows.cli.options import destination_folder, json_option
-from flows.terminal import console, print_line, print_message, progress, show_json
+from flows.machine.terminal import console, print_line, print_message, progress, show_json
 
 __all__ = ["prune"]
 
@@ -51,11 +51,11 @@ def prune(
       dreamgrid prune s3://dreams/demo/ --where "score_after < 0.2 and model = 'resnet18'"
       dreamgrid prune s3://dreams/demo/ --where "source_uri like '%/raw/%' or status = 'failed'"
     """
-    from flows.prune import preview
-    from flows.prune import prune as delete
-    from flows.scan import store_warning
-    from flows.selection import select
-    from flows.storage import storage
+    from flows.destination.selection import select
+    from flows.planning.scan import store_warning
+    from flows.results.prune import preview
+    from flows.results.prune import prune as delete
+    from flows.s3.storage import storage
 
     selection = select(where, older_than, settings, unrated=unrated, with_favourites=with_favourites)
     shown = preview(storage(), destination_folder(destination), selection)

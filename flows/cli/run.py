@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from dreamcore.errors import ErrorKind, InvalidInput, Unavailable
-from flows import layout
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
 from flows.cli.stack import STACK, create_embedded_bucket, start_stack
-from flows.job import DreamJob, ExecutorOptions, explain_validation
-from flows.proxies import drop_socks_proxies, is_loopback
-from flows.terminal import one_line, print_line, print_message, run_progress, show_json
+from flows.jobs.job import DreamJob, ExecutorOptions, explain_validation
+from flows.machine.proxies import drop_socks_proxies, is_loopback
+from flows.machine.terminal import one_line, print_line, print_message, run_progress, show_json
+from flows.s3 import layout
 
 if TYPE_CHECKING:
-    from flows.run_report import FailedRun, Report
+    from flows.destination.run_report import FailedRun, Report
 
 __all__ = ["Stopped", "demo", "run"]
 
@@ -69,8 +69,8 @@ def demo(cluster: bool) -> int:
       dreamgrid demo
       dreamgrid demo --cluster
     """
-    from flows.executors import check_executor
     from flows.local import demo as demonstration
+    from flows.running.executors import check_executor
 
     if cluster:
         check_executor(ExecutorOptions(name="ray"))
@@ -93,7 +93,7 @@ def demo(cluster: bool) -> int:
 
 def _run_demo(job: DreamJob) -> "tuple[Report, FailedRun | None]":
     """Run the demo as `_run` does. Its destination may be held by a job that somebody started in the gallery."""
-    from flows.run_record import HeldDestination
+    from flows.destination.run_record import HeldDestination
 
     try:
         return _run(job)
@@ -108,8 +108,8 @@ def _run_demo(job: DreamJob) -> "tuple[Report, FailedRun | None]":
 def _demo_on_cluster(job: DreamJob) -> int:
     """Run the demo on a Ray cluster that loses a node, and verify the destination."""
     from flows.local.demo import NODES, failing_cluster
-    from flows.storage import storage
-    from flows.verify import verify
+    from flows.results.verify import verify
+    from flows.s3.storage import storage
 
     print_message(f"Starting {NODES} Ray nodes on this machine ...", "default")
     with failing_cluster(job, lambda node: print_message(f"killed the Ray node {node}", "yellow")) as job_of_cluster:
@@ -214,7 +214,8 @@ def _exit_code(report: "Report", failure: "FailedRun | None") -> int:
 
 
 def _unfinished_job(destination: str) -> dict[str, Any]:
-    from flows import run_record, storage
+    from flows.destination import run_record
+    from flows.s3 import storage
 
     return run_record.active_job(destination_folder(destination), storage.storage())
 
@@ -232,7 +233,11 @@ def _run(
         Stopped: the run was stopped and can be resumed.
         DreamgridError: the run stopped because too many dreams failed, or another process abandoned the run.
     """
-    from flows import executors, machine, protocol, run_record, run_report, scan, storage
+    from flows.destination import run_record, run_report
+    from flows.machine.machine import machine
+    from flows.planning import scan
+    from flows.running import executors, protocol
+    from flows.s3 import storage
 
     machine.check_environment()
     executors.check_executor(job.executor)
@@ -255,7 +260,7 @@ def _run(
         protocol.abandon(job.destination, storage.storage())
 
     from flows.dream_collection import checked_settings, dream_collection
-    from flows.progress import ProgressFile, on_progress
+    from flows.prefect_ui.progress import ProgressFile, on_progress
 
     command = "the same command without --abandon" if abandon else "the same command"
     with run_progress() as display, _stopped_errors(command):
@@ -358,8 +363,8 @@ def _describe_prefect_error(error: Exception) -> str:
 
 
 def _print_report(report: "Report") -> None:
-    from flows import run_report
-    from flows.photographs import describe_ignored
+    from flows.destination import run_report
+    from flows.jobs.photographs import describe_ignored
 
     for warning in report.warnings:
         print_message(warning, "yellow")

@@ -6,7 +6,7 @@ import click
 
 from dreamcore.errors import InvalidInput
 from flows.cli.options import destination_folder, json_option
-from flows.terminal import print_line, print_message, progress, show_json
+from flows.machine.terminal import print_line, print_message, progress, show_json
 
 __all__ = ["sheet"]
 
@@ -50,9 +50,9 @@ def sheet(
       dreamgrid sheet s3://dreams/demo/ --photographs 200
       dreamgrid sheet s3://dreams/demo/ --rows octaves --columns step_size
     """
-    from flows.sheet_axes import Choice, check_axis
-    from flows.sheets import draw_sheets, latest_photographs, remove_further_pages
-    from flows.storage import storage
+    from flows.contact_sheets.sheet_axes import Choice, check_axis
+    from flows.contact_sheets.sheets import draw_sheets, latest_photographs, remove_further_pages
+    from flows.s3.storage import storage
 
     choice = Choice(check_axis(rows), check_axis(columns), title)
     if choice.rows and choice.rows == choice.columns:

@@ -7,7 +7,7 @@ import click
 
 from dreamcore.errors import InvalidInput
 from flows.cli.options import json_option
-from flows.terminal import print_line, show_json, waiting
+from flows.machine.terminal import print_line, show_json, waiting
 
 if TYPE_CHECKING:
     from flows.local.stack import Stack
@@ -33,7 +33,7 @@ def create_embedded_bucket(uri: str) -> None:
         InvalidInput: `uri` is not an S3 address, or the name of its bucket is not valid.
     """
     from flows.local import stack
-    from flows.storage import storage
+    from flows.s3.storage import storage
 
     embedded = stack.find(STACK)
     if embedded and embedded.s3_url == storage().endpoint:

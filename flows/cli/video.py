@@ -12,12 +12,12 @@ from dreamcore.settings import DreamSettings
 from flows.cli.keyframes import announce, keyframe_options, read_keyframes
 from flows.cli.options import field_options, json_option, memory_option, one_name_option
 from flows.cli.run import Stopped
-from flows.job import explain_validation
-from flows.terminal import frame_progress, print_line, print_message, show_json, waiting
-from flows.video_options import DEFAULTS, VideoOptions
+from flows.jobs.job import explain_validation
+from flows.machine.terminal import frame_progress, print_line, print_message, show_json, waiting
+from flows.movies.video_options import DEFAULTS, VideoOptions
 
 if TYPE_CHECKING:
-    from flows.video_plan import VideoPlan
+    from flows.movies.video_plan import VideoPlan
 
 __all__ = ["video"]
 
@@ -54,8 +54,8 @@ def video(
     settings, options = _read(given)
     with ExitStack() as opened:
         with waiting("Reading the video ..."):
-            from flows.movie_frames import estimate
-            from flows.video_plan import plan_video
+            from flows.movies.movie_frames import estimate
+            from flows.movies.video_plan import plan_video
 
             keyframes = read_keyframes(keyframe_texts, file)
             plan = opened.enter_context(plan_video(source, result, settings, options, keyframes))
@@ -106,7 +106,7 @@ def _make(plan: "VideoPlan") -> tuple[int, bool]:
     Raises:
         Stopped: a signal or an infrastructure failure stopped the command; the finished frames are kept.
     """
-    from flows.video import dream_frames
+    from flows.movies.video import dream_frames
 
     finished = plan.finished
 
@@ -131,7 +131,7 @@ def _make(plan: "VideoPlan") -> tuple[int, bool]:
 
 def _write(plan: "VideoPlan", count: int) -> bool:
     """Write the movie, without sound if the sound is damaged. Return whether it has sound."""
-    from flows.video import write_movie
+    from flows.movies.video import write_movie
 
     if plan.info.sound:
         try:

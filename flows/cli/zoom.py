@@ -13,11 +13,11 @@ from dreamcore.zoom import DEFAULTS, Motion, ZoomOptions
 from flows.cli.keyframes import announce, keyframe_options, read_keyframes
 from flows.cli.options import field_options, json_option, memory_option, one_name_option, take_one
 from flows.cli.run import Stopped
-from flows.job import explain_validation
-from flows.terminal import frame_progress, print_line, show_json, waiting
+from flows.jobs.job import explain_validation
+from flows.machine.terminal import frame_progress, print_line, show_json, waiting
 
 if TYPE_CHECKING:
-    from flows.zoom_plan import ZoomPlan
+    from flows.movies.zoom_plan import ZoomPlan
 
 __all__ = ["zoom"]
 
@@ -67,8 +67,8 @@ def zoom(
     """
     given = {name: value for name, value in flags.items() if value not in (None, False)}
     with waiting("Reading the photograph ..."):
-        from flows.movie_frames import estimate
-        from flows.zoom_plan import plan_zoom
+        from flows.movies.movie_frames import estimate
+        from flows.movies.zoom_plan import plan_zoom
 
         plan = plan_zoom(source, result, _start(given), _options(given), read_keyframes(keyframe_texts, file))
         left = [frame.settings for frame in plan.frames[plan.finished :]]
@@ -115,7 +115,7 @@ def _make(plan: "ZoomPlan") -> None:
     Raises:
         Stopped: a signal or an infrastructure failure stopped the zoom; the finished frames are kept.
     """
-    from flows.zoom import dream_frames, write_movie
+    from flows.movies.zoom import dream_frames, write_movie
 
     finished = plan.finished
 

@@ -27,12 +27,12 @@ import pyarrow as pa
 from dreamcore.errors import Unavailable
 from dreamcore.settings import digest
 from dreamcore.user_cache import cache_folder
+from flows.destination.manifest import PartReader, empty_table
+from flows.destination.parts import Part, list_parts
 from flows.gallery import tables
 from flows.gallery.points import Point, read_point
-from flows.manifest import PartReader, empty_table
-from flows.parts import Part, list_parts
-from flows.prefetch import ordered_prefetch, thread_pool
-from flows.storage import Storage
+from flows.machine.prefetch import ordered_prefetch, thread_pool
+from flows.s3.storage import Storage
 
 __all__ = ["UNUSED_DAYS", "Cache", "delete_unused"]
 

@@ -14,12 +14,12 @@ from typing import cast
 
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import DreamSettings
-from flows import run_record
+from flows.destination import run_record
 from flows.gallery.address import Params
 from flows.gallery.jobs import ChosenDream, Variations, enlarge, more_like, retry_failed, whole_collection
 from flows.gallery.records import DreamRow
 from flows.gallery.site import Place
-from flows.job import DreamJob, EnlargeOptions, RetryFailed
+from flows.jobs.job import DreamJob, EnlargeOptions, RetryFailed
 
 __all__ = ["FORMATS", "KINDS", "OTHER_KINDS", "Choice", "choice_of", "compose"]
 

@@ -12,10 +12,10 @@ from starlette.responses import StreamingResponse
 from flows.gallery.context import params_of, place_of, point_of
 from flows.gallery.favourites_page import marks_of
 from flows.gallery.records import DreamRow
+from flows.gallery.share import ChosenDream, stream_share_pack, stream_zip
 from flows.gallery.site import Place
 from flows.gallery.whole import look_of
-from flows.layout import images_folder
-from flows.share import ChosenDream, stream_share_pack, stream_zip
+from flows.s3.layout import images_folder
 
 __all__ = ["originals", "share_pack"]
 

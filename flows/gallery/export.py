@@ -28,10 +28,10 @@ from flows.gallery.records import Axis, DreamRow, Filters
 from flows.gallery.site import Place, Site
 from flows.gallery.thumbnails import Missing, pixels_of
 from flows.gallery.whole import is_sparse, names_of
-from flows.layout import images_folder, is_movie, thumb_uri
-from flows.noise_source import noise_size
-from flows.prefetch import ordered_prefetch, thread_pool
-from flows.storage import Storage
+from flows.jobs.noise_source import noise_size
+from flows.machine.prefetch import ordered_prefetch, thread_pool
+from flows.s3.layout import images_folder, is_movie, thumb_uri
+from flows.s3.storage import Storage
 
 __all__ = ["MAX_DREAMS", "Exported", "export"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from dreamcore.errors import InvalidInput
-from flows.layout import folder_uri, gallery_folder
-from flows.storage import Storage
+from flows.s3.layout import folder_uri, gallery_folder
+from flows.s3.storage import Storage
 
 __all__ = ["DATA", "PICTURES", "SCRIPTS", "FolderTarget", "S3Target", "Target", "open_target"]
 

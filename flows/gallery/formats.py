@@ -11,7 +11,7 @@ from flows.gallery.points import Point, defaults
 from flows.gallery.ratios import ratio_class
 from flows.gallery.records import DreamRow
 from flows.gallery.whole import look_of
-from flows.layout import is_movie
+from flows.s3.layout import is_movie
 
 __all__ = [
     "FILTERS",

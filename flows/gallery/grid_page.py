@@ -19,7 +19,7 @@ from flows.gallery.records import Axis, DreamRow, Filters
 from flows.gallery.site import Place
 from flows.gallery.whole import is_sparse, names_of, whole_axis
 from flows.gallery.windows import Window, window
-from flows.noise_source import noise_size
+from flows.jobs.noise_source import noise_size
 
 __all__ = ["grid", "news"]
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from dreamcore.errors import DreamgridError, InvalidInput
-from flows import run_record
+from flows.destination import run_record
 from flows.gallery.address import Params
 from flows.gallery.at_work import Work, own_run, work_of
 from flows.gallery.composer import FORMATS, KINDS, Choice, choice_of, compose
@@ -22,7 +22,7 @@ from flows.gallery.job_runs import JobOutcome, JobProgress, JobRun, last_run, st
 from flows.gallery.jobs import HALF_STEPS, job_yaml, preview
 from flows.gallery.records import DreamRow
 from flows.gallery.site import Place
-from flows.job import DreamJob
+from flows.jobs.job import DreamJob
 
 __all__ = ["cost", "job", "job_now", "start_job", "stop_job"]
 

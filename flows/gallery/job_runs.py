@@ -31,11 +31,11 @@ from pydantic import ValidationError
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import digest
 from dreamcore.user_cache import cache_folder
-from flows import run_record
+from flows.destination import run_record
+from flows.destination.run_report import Report, why_failed
 from flows.gallery.jobs import job_yaml
-from flows.job import DreamJob
-from flows.run_report import Report, why_failed
-from flows.storage import Storage
+from flows.jobs.job import DreamJob
+from flows.s3.storage import Storage
 
 __all__ = ["JobOutcome", "JobProgress", "JobRun", "last_run", "start"]
 

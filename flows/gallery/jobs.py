@@ -20,11 +20,11 @@ from dreamcore.errors import InvalidInput
 from dreamcore.settings import BUNDLED, DreamSettings, read_recorded
 from dreamcore.sweeps import MAX_GRID_POINTS
 from dreamcore.targets import Target, layers_label
-from flows import manifest, run_record
-from flows.estimate import estimate
-from flows.job import DreamJob, RetryFailed, explain_validation
-from flows.parts import list_parts
-from flows.storage import Storage
+from flows.destination import manifest, run_record
+from flows.destination.parts import list_parts
+from flows.jobs.job import DreamJob, RetryFailed, explain_validation
+from flows.planning.estimate import estimate
+from flows.s3.storage import Storage
 
 __all__ = [
     "ChosenDream",

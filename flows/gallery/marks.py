@@ -7,9 +7,9 @@ from threading import Lock
 from typing import NamedTuple
 
 from dreamcore.errors import InvalidInput, Unavailable
-from flows import favourites
-from flows.favourites import Mark
-from flows.storage import Storage
+from flows.destination import favourites
+from flows.destination.favourites import Mark
+from flows.s3.storage import Storage
 
 __all__ = ["READ_SECONDS", "REJECTED", "Marks", "MarksNews"]
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from dreamcore.errors import InvalidInput, Unavailable
-from flows.favourites import Mark
+from flows.destination.favourites import Mark
 from flows.gallery.context import dream_or_404, form_of, params_of, place_of
 from flows.gallery.marks import REJECTED
 from flows.gallery.site import Place

@@ -20,7 +20,7 @@ from flows.gallery.formats import plain
 from flows.gallery.records import DreamRow
 from flows.gallery.site import Place
 from flows.gallery.thumbnails import Missing, pixels_of
-from flows.layout import images_folder
+from flows.s3.layout import images_folder
 
 __all__ = ["full", "photograph", "photograph_thumb", "thumb"]
 

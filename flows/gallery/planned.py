@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dreamcore.errors import DreamgridError
+from flows.destination.run_record import load_active_run
 from flows.gallery.points import Point, read_point
-from flows.run_record import load_active_run
-from flows.storage import Storage
+from flows.s3.storage import Storage
 
 __all__ = ["Planned", "read_planned"]
 

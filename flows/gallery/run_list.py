@@ -9,15 +9,15 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from flows import layout
+from flows.destination.parts import list_parts
+from flows.destination.run_record import read_mark, read_plan, replaced_part
+from flows.destination.run_report import Report
 from flows.gallery.cache import Cache
 from flows.gallery.records import Run, RunState
 from flows.gallery.tables import STATUSES
-from flows.parts import list_parts
-from flows.plan import Plan
-from flows.prefetch import ordered_prefetch, thread_pool
-from flows.run_record import read_mark, read_plan, replaced_part
-from flows.run_report import Report
+from flows.jobs.plan import Plan
+from flows.machine.prefetch import ordered_prefetch, thread_pool
+from flows.s3 import layout
 
 __all__ = ["RunReader"]
 

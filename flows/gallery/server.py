@@ -28,7 +28,7 @@ from flows.gallery.ratios import stylesheet
 from flows.gallery.scores_page import scores
 from flows.gallery.security import Access, Guard
 from flows.gallery.site import Site
-from flows.storage import Storage
+from flows.s3.storage import Storage
 
 __all__ = ["create_app", "listen", "serve"]
 

@@ -17,9 +17,9 @@ from flows.gallery.planned import Planned, read_planned
 from flows.gallery.queries import Queries
 from flows.gallery.records import Filters
 from flows.gallery.thumbnails import Thumbnails
-from flows.gallery_links import slug_of
-from flows.layout import folder_uri
-from flows.storage import Storage
+from flows.prefect_ui.gallery_links import slug_of
+from flows.s3.layout import folder_uri
+from flows.s3.storage import Storage
 
 __all__ = ["Place", "Site", "find_destinations", "slug_of"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from dreamcore.settings import result_id
-from flows import layout
 from flows.gallery.points import Point, read_point
+from flows.s3 import layout
 
 __all__ = [
     "COLUMNS",

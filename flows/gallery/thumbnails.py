@@ -22,11 +22,11 @@ from PIL import Image
 
 from dreamcore.errors import DreamgridError
 from dreamcore.thumbnail import MAX_LONGER_SIDE, MAX_SHORTER_SIDE, THUMBNAIL_TYPE, encode_thumbnail
-from flows.decoder import decode
-from flows.layout import thumb_uri
-from flows.machine import cores_per_worker
-from flows.noise_source import noise_size, shown_noise
-from flows.storage import Storage
+from flows.decoding.decoder import decode
+from flows.jobs.noise_source import noise_size, shown_noise
+from flows.machine.machine import cores_per_worker
+from flows.s3.layout import thumb_uri
+from flows.s3.storage import Storage
 
 __all__ = ["Missing", "Thumbnails", "pixels_of"]
 

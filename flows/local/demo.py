@@ -11,10 +11,10 @@ from pathlib import Path
 
 from dreamcore.errors import InvalidInput
 from dreamcore.images import has_image_suffix
-from flows import layout
-from flows.job import DreamJob, ExecutorOptions, read_job
+from flows.jobs.job import DreamJob, ExecutorOptions, read_job
 from flows.local.ray_nodes import ray_nodes
-from flows.storage import storage
+from flows.s3 import layout
+from flows.s3.storage import storage
 
 __all__ = ["failing_cluster", "fetch_sheets", "next_steps", "prepare"]
 

@@ -7,7 +7,7 @@
     FOLDER/logs             seaweedfs.log and prefect.log
 
 Each folder has its own credentials, ports and processes, so two stacks never share anything. This module does not know
-the flows. It uses `flows.storage` to check that S3 works.
+the flows. It uses `flows.s3.storage` to check that S3 works.
 """
 
 import json
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
 from flows.local.servers import GRPC_OFFSET, HOST, START_SECONDS, Server, check_health, stop
-from flows.proxies import exempt_loopback
+from flows.machine.proxies import exempt_loopback
 
 __all__ = ["ServerStatus", "Stack", "Status", "down", "find", "status", "up"]
 
@@ -342,7 +342,7 @@ def _check(stack: Stack, server: Server) -> None:
     if not server.listens:
         raise Unavailable(f"{server.url} is not open")
     if server.name == "seaweedfs":
-        from flows import storage  # here, so that boto3 is imported while the servers start, and not for `status`
+        from flows.s3 import storage  # here, so that boto3 is imported while the servers start, and not for `status`
 
         storage.probe(stack.environment())
         return

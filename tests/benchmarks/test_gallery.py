@@ -1,8 +1,8 @@
 """The synthetic manifest of the benchmark of the gallery is one that Dreamgrid could have written."""
 
 from benchmarks.gallery import DESTINATION, RUN, SETTINGS, part
-from flows import layout
-from flows.manifest import SCHEMA, from_parquet
+from flows.destination.manifest import SCHEMA, from_parquet
+from flows.s3 import layout
 
 
 def test_synthetic_parts_are_like_real_ones() -> None:

@@ -24,12 +24,12 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Completed, Crashed, Failed, Running, Scheduled
 
+from flows.destination.run_report import Report
 from flows.dream_collection import dream_collection, final_state
 from flows.form import dream_from_form
-from flows.job import DreamJob
+from flows.jobs.job import DreamJob
 from flows.local.stack import Stack
-from flows.run_report import Report
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.support.command import DREAMGRID, Command, await_end_of_group
 from tests.support.kills import put_photographs
 from tests.support.relay import relay

@@ -25,12 +25,12 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling, Scheduled
 
 from dreamcore.settings import DreamSettings
-from flows import manifest
+from flows.destination import manifest
 from flows.dream_collection import dream_collection
 from flows.form import ADDRESSES, dream_from_form, job_from_form
-from flows.job import DreamJob
+from flows.jobs.job import DreamJob
 from flows.local.stack import Stack
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.support.command import Command
 from tests.support.kills import Observer, put_photographs
 
@@ -229,7 +229,7 @@ def test_the_policy_allows_exactly_the_calls_of_the_code() -> None:
         "delete_objects": "s3:DeleteObject",
         "create_bucket": None,  # only the demo calls it
     }
-    code = (ROOT / "flows" / "storage.py").read_text()
+    code = (ROOT / "flows" / "s3" / "storage.py").read_text()
     called = set(re.findall(r"\bs3\.(\w+)\(", code))
     statements = json.loads((DEPLOYMENTS / "iam-policy.json").read_text())["Statement"]
     allowed = [entry["Action"] if isinstance(entry["Action"], list) else [entry["Action"]] for entry in statements]

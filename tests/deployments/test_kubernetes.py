@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows.job import DreamJob
+from flows.jobs.job import DreamJob
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deployments" / "kubernetes"

@@ -11,7 +11,7 @@ from dreamcore.errors import ImageError
 from dreamcore.images import Format, Photograph, encode, read_metadata
 from dreamcore.observation import Observation
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings, settings_id
-from flows.manifest import Row
+from flows.destination.manifest import Row
 from tests.support.tiny import SETTINGS, changed, pixels, tiny_network
 
 PHOTOGRAPH = Photograph(pixels(), width=640, height=480)

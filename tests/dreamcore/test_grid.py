@@ -11,8 +11,8 @@ from dreamcore.grid import Grid
 from dreamcore.presets import PRESETS
 from dreamcore.settings import BUNDLED, DEFAULT_DEPTHS, DreamSettings
 from dreamcore.targets import layers_label
-from flows.job import DreamJob, read_job
-from flows.scan import plan_settings
+from flows.jobs.job import DreamJob, read_job
+from flows.planning.scan import plan_settings
 
 LOCATIONS = {"source": "s3://photos/in/", "destination": "s3://dreams/out/"}
 SHA = "0123456789abcdef" * 4

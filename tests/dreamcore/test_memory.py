@@ -294,7 +294,7 @@ from dreamcore.images import Photograph
 from dreamcore.models import load_network
 from dreamcore.batch import Limits, DreamRequest, dream_photograph
 from dreamcore.settings import BUNDLED, DreamSettings
-from flows.worker_process import disable_heap_trimming
+from flows.machine.worker_process import disable_heap_trimming
 
 def status_bytes(name):
     status = Path("/proc/self/status").read_text().split()

@@ -19,7 +19,7 @@ from dreamcore.images import Photograph
 from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.settings import BUNDLED, batch_key
-from flows.redream import threads
+from flows.results.redream import threads
 from tests.support.architectures import network
 from tests.support.tiny import SETTINGS, changed, picture, pixels, tiny_network
 

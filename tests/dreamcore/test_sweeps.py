@@ -17,8 +17,8 @@ from dreamcore.ranking import choose_channels, ranked_channels
 from dreamcore.settings import BUNDLED, DreamSettings, settings_id
 from dreamcore.sweeps import Channels, Rank, Ranking, read_channels, read_range
 from dreamcore.targets import Target, layers_label
-from flows.job import DreamJob
-from flows.scan import plan_settings
+from flows.jobs.job import DreamJob
+from flows.planning.scan import plan_settings
 from tests.support.tiny import changed, picture, pixels, tiny_network
 
 LOCATIONS = {"source": "s3://photos/in/", "destination": "s3://dreams/out/"}
@@ -270,7 +270,7 @@ def test_channels_of_an_explicit_target_are_for_every_photograph() -> None:
 
 
 def test_the_limit_of_a_grid_holds_for_expanded_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.scan.MAX_GRID_POINTS", 224)
+    monkeypatch.setattr("flows.planning.scan.MAX_GRID_POINTS", 224)
     assert len(planned(layers="blocks.4:*", seed="0-1")) == 224
     with pytest.raises(InvalidInput, match="more than 224 points, with each channel of its sweeps: shorten an axis"):
         planned(layers="blocks.4:*", seed="0-2")

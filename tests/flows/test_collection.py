@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from dreamcore.images import decode, read_metadata
-from flows import manifest
-from flows.gallery_links import slug_of
+from flows.destination import manifest
+from flows.destination.parts import part_uris
 from flows.local.stack import Stack
-from flows.parts import part_uris
-from flows.storage import Storage
+from flows.prefect_ui.gallery_links import slug_of
+from flows.s3.storage import Storage
 from tests.support.command import PHOTOS, Command
 
 GALLERY = "http://gallery.example:8470"

@@ -10,15 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreamcore.errors import DreamgridError, Unavailable
-from flows import layout, manifest, protocol, run_record
-from flows.estimate import estimate
-from flows.history import finished_dreams
-from flows.job import DreamJob
-from flows.plan import Sources, make_plan
-from flows.run_record import Run
-from flows.scan import plan_settings, scan
-from flows.shard import dream_shard
-from flows.storage import Storage
+from flows.destination import manifest, run_record
+from flows.destination.history import finished_dreams
+from flows.destination.run_record import Run
+from flows.jobs.job import DreamJob
+from flows.jobs.plan import Sources, make_plan
+from flows.planning.estimate import estimate
+from flows.planning.scan import plan_settings, scan
+from flows.running import protocol
+from flows.running.shard import dream_shard
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.support.command import Command
 from tests.support.shards import put_photograph
 

@@ -14,16 +14,18 @@ import pytest
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.images import decode
 from dreamcore.sizes import BATCH
-from flows import layout, manifest, protocol, run_record
-from flows.cost import ONE_CORE
-from flows.job import DreamJob
+from flows.destination import manifest, run_record
+from flows.destination.run_record import Run
+from flows.destination.run_report import Report
+from flows.jobs.cost import ONE_CORE
+from flows.jobs.job import DreamJob
+from flows.jobs.work import Shard
 from flows.local.stack import Stack
-from flows.run_record import Run
-from flows.run_report import Report
-from flows.scan import plan_settings, scan
-from flows.shard import dream_shard
-from flows.storage import RetryPolicy, Storage
-from flows.work import Shard
+from flows.planning.scan import plan_settings, scan
+from flows.running import protocol
+from flows.running.shard import dream_shard
+from flows.s3 import layout
+from flows.s3.storage import RetryPolicy, Storage
 from tests.support.command import Command
 from tests.support.faults import Call, Choice, Fault, Proxy, after, first, some
 from tests.support.shards import plan_run, put_photograph, rows_of

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import StateType
 
+from flows.destination.run_report import FailedRun, Report
 from flows.dream_collection import final_state
-from flows.job import DreamJob
-from flows.run_report import FailedRun, Report
+from flows.jobs.job import DreamJob
 
 PLACES = {"source": "s3://photos/in/", "destination": "s3://dreams/out/"}
 

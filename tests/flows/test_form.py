@@ -12,7 +12,7 @@ from dreamcore.settings import DreamSettings
 from dreamcore.targets import layers_label
 from dreamcore.zoom import Zoom
 from flows.form import AXES, dream_from_form, job_from_form
-from flows.job import DreamJob
+from flows.jobs.job import DreamJob
 
 ADDRESSES = {"source": "s3://photos/", "destination": "s3://dreams/"}
 

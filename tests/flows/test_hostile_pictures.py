@@ -10,11 +10,11 @@ import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
 from dreamcore.images import read_metadata
-from flows import manifest
-from flows.decoder import Decoders
-from flows.shard import dream_shard
-from flows.sheets import draw_sheets
-from flows.storage import Storage
+from flows.contact_sheets.sheets import draw_sheets
+from flows.decoding.decoder import Decoders
+from flows.destination import manifest
+from flows.running.shard import dream_shard
+from flows.s3.storage import Storage
 from tests.support.decoding import ENDLESS, pid, when_busy
 from tests.support.pictures import png, saved
 from tests.support.shards import plan_run, put_photograph, rows_of

@@ -3,15 +3,16 @@
 import pytest
 
 from dreamcore.images import decode, read_metadata
-from flows import manifest, protocol
-from flows.history import finished_dreams
-from flows.layout import safe_name
-from flows.plan import make_plan
-from flows.scan import plan_settings, scan
-from flows.shard import dream_shard
-from flows.sheets import draw_sheets
-from flows.storage import Storage
-from flows.verify import verify
+from flows.contact_sheets.sheets import draw_sheets
+from flows.destination import manifest
+from flows.destination.history import finished_dreams
+from flows.jobs.plan import make_plan
+from flows.planning.scan import plan_settings, scan
+from flows.results.verify import verify
+from flows.running import protocol
+from flows.running.shard import dream_shard
+from flows.s3.layout import safe_name
+from flows.s3.storage import Storage
 from tests.support.shards import plan_run, put_photograph
 
 KEYS = [

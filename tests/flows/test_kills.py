@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from flows import protocol, run_record
-from flows.job import DreamJob
+from flows.destination import run_record
+from flows.jobs.job import DreamJob
 from flows.local.stack import Stack
-from flows.machine import dreams_behind
-from flows.storage import Storage
+from flows.machine.machine import dreams_behind
+from flows.running import protocol
+from flows.s3.storage import Storage
 from tests.support.kills import (
     BATCH,
     REFUSED,

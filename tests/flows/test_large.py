@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.scale import FOLDERS, measure
-from flows.job import DreamJob
-from flows.plan import MAX_SHARDS, make_plan
-from flows.scan import plan_settings, scan
-from flows.storage import Storage
+from flows.jobs.job import DreamJob
+from flows.jobs.plan import MAX_SHARDS, make_plan
+from flows.planning.scan import plan_settings, scan
+from flows.s3.storage import Storage
 from tests.support.tiny import pixels
 
 pytestmark = pytest.mark.slow
@@ -36,10 +36,10 @@ PRUNE_MANY = (
 import io, sys
 from dataclasses import asdict
 import pyarrow as pa, pyarrow.parquet as pq
-from flows import manifest
-from flows.prune import preview, prune
-from flows.selection import select
-from flows.storage import ObjectInfo
+from flows.destination import manifest
+from flows.results.prune import preview, prune
+from flows.destination.selection import select
+from flows.s3.storage import ObjectInfo
 from tests.support.rows import DONE
 
 
@@ -104,9 +104,9 @@ DREAM_MANY = (
     MEMORY
     + """
 import sys
-from flows.work import Shard
-from flows.shard import dream_shard
-from flows.storage import Storage
+from flows.jobs.work import Shard
+from flows.running.shard import dream_shard
+from flows.s3.storage import Storage
 from tests.support.shards import plan_run
 
 source, destination, each = sys.argv[1], sys.argv[2], int(sys.argv[3])

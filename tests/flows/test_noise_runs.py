@@ -15,16 +15,16 @@ from dreamcore.ranking import ranked_channels
 from dreamcore.results import to_tensor
 from dreamcore.settings import BUNDLED
 from dreamcore.sweeps import Ranking
-from flows import manifest
-from flows.decoder import decode
+from flows.contact_sheets.sheets import draw_sheets
+from flows.decoding.decoder import decode
+from flows.destination import manifest
 from flows.gallery.thumbnails import Thumbnails
-from flows.job import DreamJob
-from flows.noise_source import noise_photograph
-from flows.redream import redream
-from flows.scan import plan_settings
-from flows.sheets import draw_sheets
-from flows.storage import Storage
-from flows.verify import verify
+from flows.jobs.job import DreamJob
+from flows.jobs.noise_source import noise_photograph
+from flows.planning.scan import plan_settings
+from flows.results.redream import redream
+from flows.results.verify import verify
+from flows.s3.storage import Storage
 from tests.support.collections import Collection, executor
 from tests.support.command import Command
 from tests.support.shards import put_photograph

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from flows import history
-from flows.compact import compact
-from flows.storage import Storage
+from flows.destination import history
+from flows.results.compact import compact
+from flows.s3.storage import Storage
 from tests.support.command import REPOSITORY, Command
 
 FIXTURE = REPOSITORY / "tests" / "fixtures" / "destination-0.1"

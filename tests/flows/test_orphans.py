@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.local.stack import Stack
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.support.command import DREAMGRID, PHOTOS
 from tests.support.shards import put_photograph
 
@@ -108,7 +108,7 @@ def test_a_run_that_is_killed_leaves_no_server_worker_or_decoder(
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=errors)
     processes.append(process)
     check_nothing_is_left(
-        process, tmp_path / "errors", ("flows.local.temporary", "spawn_main", "flows.decoder"), number
+        process, tmp_path / "errors", ("flows.local.temporary", "spawn_main", "flows.decoding.decoder"), number
     )
 
 
@@ -120,4 +120,4 @@ def test_an_image_that_is_killed_leaves_no_decoder(
     with (tmp_path / "errors").open("wb") as errors:
         process = subprocess.Popen(command, cwd=tmp_path, stderr=errors)
     processes.append(process)
-    check_nothing_is_left(process, tmp_path / "errors", ("flows.decoder",), number)
+    check_nothing_is_left(process, tmp_path / "errors", ("flows.decoding.decoder",), number)

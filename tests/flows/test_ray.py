@@ -14,13 +14,13 @@ import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from dreamcore.errors import InvalidInput, Unavailable
-from flows import executors
-from flows.job import DreamJob, ExecutorOptions
+from flows.jobs.job import DreamJob, ExecutorOptions
 from flows.local.ray_nodes import RayNodes, ray_nodes
 from flows.local.stack import Stack
-from flows.ray_cluster import RayCluster
-from flows.ray_worker import TaskResources
-from flows.storage import Storage
+from flows.running import executors
+from flows.running.ray_cluster import RayCluster
+from flows.running.ray_worker import TaskResources
+from flows.s3.storage import Storage
 from tests.support.command import DREAMGRID, Command
 from tests.support.decoding import wait_until
 from tests.support.kills import Observer, put_photographs

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from flows.local.stack import Stack
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.support.command import Command
 from tests.support.shards import put_photograph
 
@@ -69,7 +69,7 @@ def test_the_token_of_a_request_is_not_logged() -> None:
     program = """
 import logging
 logging.basicConfig(level=logging.DEBUG)
-from flows.storage import FAIL_FAST, Storage
+from flows.s3.storage import FAIL_FAST, Storage
 try:
     Storage(FAIL_FAST).check_bucket("s3://photos/")
 except Exception:

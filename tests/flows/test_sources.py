@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from flows import layout, manifest
-from flows.storage import Storage
+from flows.destination import manifest
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.support.collections import Collection, executor
 from tests.support.command import Command
 from tests.support.shards import put_photograph

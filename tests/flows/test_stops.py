@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import run_record
-from flows.job import DreamJob
+from flows.destination import run_record
+from flows.jobs.job import DreamJob
 from flows.local import stack as embedded
 from flows.local.stack import Stack
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.support.command import DREAMGRID, await_end_of_group
 from tests.support.kills import Observer, put_photographs
 

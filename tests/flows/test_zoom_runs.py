@@ -15,30 +15,32 @@ from pydantic import ValidationError
 
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import DreamSettings
-from flows import layout, manifest, protocol, run_record
-from flows.cost import CORE, estimate_seconds
-from flows.decoder import decode
-from flows.estimate import estimate
+from flows.contact_sheets.sheets import draw_sheets
+from flows.decoding.decoder import decode
+from flows.destination import manifest, run_record
+from flows.destination.movie_metadata import read_movie_metadata, without_metadata
+from flows.destination.selection import select
 from flows.gallery.export import export
 from flows.gallery.export_target import FolderTarget
 from flows.gallery.records import Filters
 from flows.gallery.security import Access
 from flows.gallery.server import create_app
+from flows.gallery.share import ChosenDream, stream_share_pack
 from flows.gallery.site import slug_of
-from flows.job import DreamJob, explain_validation
+from flows.jobs.cost import CORE, estimate_seconds
+from flows.jobs.job import DreamJob, explain_validation
+from flows.jobs.plan import Sources, make_plan
+from flows.jobs.work import Source
 from flows.local.stack import Stack
-from flows.movie_metadata import read_movie_metadata, without_metadata
-from flows.plan import Sources, make_plan
-from flows.prune import preview, prune
-from flows.redream import redream
-from flows.scan import plan_settings, scan
-from flows.selection import select
-from flows.shard import dream_shard
-from flows.share import ChosenDream, stream_share_pack
-from flows.sheets import draw_sheets
-from flows.storage import Storage
-from flows.verify import verify
-from flows.work import Source
+from flows.planning.estimate import estimate
+from flows.planning.scan import plan_settings, scan
+from flows.results.prune import preview, prune
+from flows.results.redream import redream
+from flows.results.verify import verify
+from flows.running import protocol
+from flows.running.shard import dream_shard
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.support.collections import Collection, executor
 from tests.support.gallery_pages import served
 from tests.support.shards import put_photograph

@@ -1,7 +1,7 @@
 """Clear the caches of a process."""
 
-from flows import assets
-from flows.storage import storage as default_storage
+from flows.jobs import assets
+from flows.s3.storage import storage as default_storage
 
 
 def clear_caches() -> None:

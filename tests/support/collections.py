@@ -4,15 +4,15 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from dreamcore.batch import dream_photographs
-from flows import protocol
-from flows.cost import CORE, Throughput
-from flows.job import DreamJob
-from flows.protocol import Executor, FinishedRun
-from flows.run_record import Run
-from flows.scan import plan_settings, scan
-from flows.shard import DreamFunction, dream_shard
-from flows.storage import Storage
-from flows.work import Shard
+from flows.destination.run_record import Run
+from flows.jobs.cost import CORE, Throughput
+from flows.jobs.job import DreamJob
+from flows.jobs.work import Shard
+from flows.planning.scan import plan_settings, scan
+from flows.running import protocol
+from flows.running.protocol import Executor, FinishedRun
+from flows.running.shard import DreamFunction, dream_shard
+from flows.s3.storage import Storage
 
 __all__ = ["Collection", "executor"]
 

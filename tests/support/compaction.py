@@ -8,10 +8,11 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flows import history, layout, manifest
-from flows.manifest import Row
-from flows.plan import Plan
-from flows.storage import Storage
+from flows.destination import history, manifest
+from flows.destination.manifest import Row
+from flows.jobs.plan import Plan
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.support.rows import DONE, FAILED
 
 Identity = tuple[str, str, str]

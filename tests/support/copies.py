@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from flows import history, layout
-from flows.storage import Storage
+from flows.destination import history
+from flows.s3 import layout
+from flows.s3.storage import Storage
 
 
 def read_destination(storage: Storage, destination: str) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dreamcore.errors import ImageError
-from flows.decoder import Decoder
+from flows.decoding.decoder import Decoder
 from tests.support.pictures import photo, saved
 
 GOOD = saved(Image.fromarray(photo(60, 40)), "PNG")

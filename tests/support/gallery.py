@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from hashlib import md5
 
 from dreamcore.settings import DreamSettings, result_id, settings_id
-from flows import layout, manifest
-from flows.manifest import Row
-from flows.storage import Storage
+from flows.destination import manifest
+from flows.destination.manifest import Row
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.support.rows import DONE, FAILED
 
 __all__ = ["RUN", "START", "make_row", "write_part"]

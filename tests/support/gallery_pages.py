@@ -14,10 +14,11 @@ from PIL import Image, ImageEnhance
 from starlette.applications import Starlette
 
 from dreamcore.settings import DreamSettings, result_id, settings_id
-from flows import layout, manifest
+from flows.destination import manifest
+from flows.destination.manifest import Row
 from flows.gallery.server import listen
-from flows.manifest import Row
-from flows.storage import Storage
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.support.command import PHOTOS
 from tests.support.rows import DONE, FAILED
 

@@ -8,7 +8,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from flows.worker_process import start_worker
+from flows.machine.worker_process import start_worker
 
 
 def report_gpus(folder: Path, gpus: list[str], workers: int) -> None:

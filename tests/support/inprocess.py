@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from flows.cli.main import main
-from flows.storage import storage
+from flows.s3.storage import storage
 from tests.support.command import Command
 
 

@@ -1,8 +1,8 @@
 """Runs and prunes that are killed or suspended. Each attempt at a job is a separate process, forked from a warm one.
 
-An attempt calls `flows.protocol.run_job`, the code that the Prefect flow calls, with an executor that dreams in the
-process itself. It can send itself a signal at any of its S3 calls, just before the request or just after the response,
-or the test sends one. An observer reads everything that is visible in a destination at any instant.
+An attempt calls `flows.running.protocol.run_job`, the code that the Prefect flow calls, with an executor that dreams in
+the process itself. It can send itself a signal at any of its S3 calls, just before the request or just after the
+response, or the test sends one. An observer reads everything that is visible in a destination at any instant.
 """
 
 import hashlib
@@ -34,20 +34,20 @@ from dreamcore.errors import DreamgridError, ImageError
 from dreamcore.images import Photograph, decode, read_metadata
 from dreamcore.network import Network
 from dreamcore.settings import DreamSettings
-from flows import layout
-from flows.assets import network_for
-from flows.compact import compact
-from flows.cost import CORE, Throughput
-from flows.job import DreamJob
-from flows.machine import max_memory
-from flows.protocol import Executor, run_job
-from flows.prune import preview, prune
-from flows.run_record import Run
-from flows.scan import plan_settings, scan
-from flows.selection import select
-from flows.shard import dream_shard
-from flows.storage import ObjectInfo, Storage
-from flows.work import Shard
+from flows.destination.run_record import Run
+from flows.destination.selection import select
+from flows.jobs.assets import network_for
+from flows.jobs.cost import CORE, Throughput
+from flows.jobs.job import DreamJob
+from flows.jobs.work import Shard
+from flows.machine.machine import max_memory
+from flows.planning.scan import plan_settings, scan
+from flows.results.compact import compact
+from flows.results.prune import preview, prune
+from flows.running.protocol import Executor, run_job
+from flows.running.shard import dream_shard
+from flows.s3 import layout
+from flows.s3.storage import ObjectInfo, Storage
 from tests.support.shards import out_of_memory_at
 from tests.support.tiny import pixels
 

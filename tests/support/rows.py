@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from dreamcore.settings import ALGORITHM_VERSION, DreamSettings
-from flows.manifest import Row
+from flows.destination.manifest import Row
 
 FAILED = Row(
     run_id="r1",

@@ -16,7 +16,7 @@ import pytest
 from dreamcore.errors import DreamgridError
 from flows.local.servers import Server
 from flows.local.stack import Stack
-from flows.storage import probe
+from flows.s3.storage import probe
 
 KEY, SECRET = "dreamgrid", "dreams-of-electric-sheep"
 CEPH = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "ceph-authtool", "monmaptool")

@@ -8,15 +8,15 @@ from PIL import Image
 from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs
 from dreamcore.errors import ImageError
 from dreamcore.network import Network
-from flows import manifest
-from flows.history import finished_dreams
-from flows.job import DreamJob
-from flows.plan import make_plan
-from flows.run_record import Run
-from flows.scan import plan_settings, scan
-from flows.shard import DreamFunction
-from flows.storage import Storage
-from flows.work import Shard, Source, Work
+from flows.destination import manifest
+from flows.destination.history import finished_dreams
+from flows.destination.run_record import Run
+from flows.jobs.job import DreamJob
+from flows.jobs.plan import make_plan
+from flows.jobs.work import Shard, Source, Work
+from flows.planning.scan import plan_settings, scan
+from flows.running.shard import DreamFunction
+from flows.s3.storage import Storage
 from tests.support.tiny import pixels
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows.local.stack import Stack
-from flows.proxies import exempt_loopback
-from flows.storage import Storage
+from flows.machine.proxies import exempt_loopback
+from flows.s3.storage import Storage
 from tests.support.command import PHOTOS, REPOSITORY, Command
 
 NOWHERE = "http://127.0.0.1:9"

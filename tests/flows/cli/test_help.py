@@ -14,7 +14,7 @@ from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings
 from flows.cli.main import cli
 from flows.cli.options import metavar_of
-from flows.job import DreamJob
+from flows.jobs.job import DreamJob
 from tests.support.command import PHOTOS, Command
 
 HEAVY = ("torch", "torchvision", "timm", "prefect", "boto3", "pyarrow", "duckdb", "numpy", "PIL")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.terminal import print_message
+from flows.machine.terminal import print_message
 from tests.support.command import Command
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dreamcore.images import decode
-from flows import manifest
-from flows.storage import Storage
+from flows.destination import manifest
+from flows.s3.storage import Storage
 from tests.support.command import REPOSITORY, Command
 from tests.support.shards import put_photograph
 

@@ -7,7 +7,7 @@ import pytest
 
 from flows.cli.run import run
 from flows.local.stack import Stack
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.support.command import PHOTOS, Command
 from tests.support.faults import Fault, Proxy, first
 

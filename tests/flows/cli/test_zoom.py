@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dreamcore.images import decode
-from flows.terminal import frame_progress
+from flows.machine.terminal import frame_progress
 from tests.support.command import DREAMGRID, Command
 from tests.support.tiny import pixels
 

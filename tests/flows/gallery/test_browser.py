@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from dreamcore.errors import Unavailable
-from flows.favourites import Marks
+from flows.destination.favourites import Marks
+from flows.destination.manifest import Row
 from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.local.stack import Stack
-from flows.manifest import Row
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.flows.gallery.conftest import NARROW, WIDE, Open, check_accessibility
 from tests.support.collections import Collection
 from tests.support.gallery_pages import fill, served

@@ -12,12 +12,12 @@ from threading import Event
 import pytest
 
 from dreamcore.settings import DreamSettings
-from flows import layout
-from flows.compact import compact
 from flows.gallery.cache import UNUSED_DAYS, Cache, delete_unused
 from flows.gallery.queries import Queries
 from flows.gallery.records import Counts, Filters
-from flows.storage import Storage
+from flows.results.compact import compact
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.flows.test_old_destination import DESTINATION as OLD_DESTINATION
 from tests.flows.test_old_destination import old
 from tests.support.gallery import make_row, write_part
@@ -148,7 +148,7 @@ import sys
 from flows.gallery.cache import Cache
 from flows.gallery.queries import Queries
 from flows.gallery.records import Filters
-from flows.storage import Storage
+from flows.s3.storage import Storage
 with Cache.open(sys.argv[1], Storage()) as cache:
     cache.refresh()
     print(Queries(cache).counts(Filters()).dreams)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dreamcore.errors import InvalidInput, Unavailable
-from flows import layout
-from flows.favourites import Mark, Marks
+from flows.destination.favourites import Mark, Marks
+from flows.destination.manifest import Row
 from flows.gallery import export as exports
 from flows.gallery.export import export
 from flows.gallery.export_target import FolderTarget, open_target
 from flows.gallery.records import Filters
 from flows.local.stack import Stack
-from flows.manifest import Row
-from flows.storage import Storage
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.flows.gallery.conftest import Open
 from tests.support.command import Command
 from tests.support.gallery_pages import fill

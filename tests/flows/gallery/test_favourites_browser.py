@@ -8,12 +8,12 @@ from urllib.parse import quote
 
 import pytest
 
-from flows.favourites import Mark, Marks
+from flows.destination.favourites import Mark, Marks
+from flows.destination.manifest import Row
 from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.local.stack import Stack
-from flows.manifest import Row
-from flows.storage import RetryPolicy, Storage
+from flows.s3.storage import RetryPolicy, Storage
 from tests.flows.gallery.conftest import NARROW, Open, check_accessibility
 from tests.flows.gallery.test_browser import shown
 from tests.support.faults import Fault, Proxy

@@ -10,14 +10,15 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from flows import layout, manifest
-from flows.favourites import Mark, Marks
+from flows.destination import manifest
+from flows.destination.favourites import Mark, Marks
+from flows.destination.manifest import Row
 from flows.gallery.security import Access
 from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.local.stack import Stack
-from flows.manifest import Row
-from flows.storage import Storage
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.flows.gallery.test_server import Browser
 from tests.support.gallery import make_row, write_part
 from tests.support.gallery_pages import fill, served

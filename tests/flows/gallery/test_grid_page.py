@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from dreamcore.settings import DreamSettings
+from flows.destination.manifest import Row
 from flows.gallery.address import Params
 from flows.gallery.points import read_point
 from flows.gallery.records import Axis
@@ -17,8 +18,7 @@ from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.gallery.whole import look_of, names_of
 from flows.gallery.windows import window
-from flows.manifest import Row
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.support.gallery import make_row, write_part
 
 SEEDS = 30

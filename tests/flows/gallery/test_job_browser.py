@@ -9,7 +9,7 @@ import pytest
 from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.local.stack import Stack
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.flows.gallery.conftest import Open, check_accessibility
 from tests.support.gallery_pages import fill, served
 

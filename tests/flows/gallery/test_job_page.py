@@ -12,17 +12,18 @@ from urllib.parse import urlencode
 import pytest
 
 from dreamcore.errors import Unavailable
-from flows import layout, manifest, run_record
-from flows.favourites import Mark, Marks
+from flows.destination import manifest, run_record
+from flows.destination.favourites import Mark, Marks
+from flows.destination.manifest import Row
+from flows.destination.run_record import Run
 from flows.gallery.job_runs import last_run
 from flows.gallery.jobs import ChosenDream, Variations, enlarge, job_yaml, more_like, whole_collection
 from flows.gallery.security import Access
 from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.local.stack import Stack
-from flows.manifest import Row
-from flows.run_record import Run
-from flows.storage import Storage
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.support.collections import Collection, executor
 from tests.support.gallery_pages import fill, served
 from tests.support.shards import put_photograph

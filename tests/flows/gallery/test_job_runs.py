@@ -9,11 +9,11 @@ import pytest
 
 from dreamcore.errors import InvalidInput
 from dreamcore.settings import DreamSettings
-from flows import manifest
+from flows.destination import manifest
 from flows.gallery.job_runs import last_run, start
 from flows.gallery.jobs import ChosenDream, Variations, more_like, preview
-from flows.job import DreamJob
-from flows.storage import Storage
+from flows.jobs.job import DreamJob
+from flows.s3.storage import Storage
 from tests.support.collections import Collection, executor
 from tests.support.shards import put_photograph
 

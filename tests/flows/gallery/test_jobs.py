@@ -19,9 +19,9 @@ from flows.gallery.jobs import (
     retry_failed,
     whole_collection,
 )
-from flows.job import DreamJob, read_job
-from flows.scan import plan_settings
-from flows.storage import Storage
+from flows.jobs.job import DreamJob, read_job
+from flows.planning.scan import plan_settings
+from flows.s3.storage import Storage
 from tests.support.collections import Collection, executor
 from tests.support.command import REPOSITORY
 from tests.support.shards import put_photograph

@@ -16,9 +16,9 @@ from urllib.parse import urlencode
 import pytest
 
 from dreamcore.settings import DreamSettings
-from flows.favourites import read_marks
+from flows.destination.favourites import read_marks
 from flows.gallery.site import slug_of
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.support.command import DREAMGRID
 from tests.support.gallery import make_row, write_part
 

@@ -18,20 +18,21 @@ from dreamcore.errors import InvalidInput
 from dreamcore.fields import Enlarge
 from dreamcore.settings import DreamSettings, settings_id
 from dreamcore.targets import layers_label
-from flows import layout, protocol
+from flows.destination.history import finished_dreams
+from flows.destination.manifest import Row
+from flows.destination.parts import list_parts
 from flows.gallery.axes import in_order
 from flows.gallery.cache import Cache
 from flows.gallery.points import read_point
 from flows.gallery.queries import Queries
 from flows.gallery.records import BestBy, Filters, Sort
-from flows.history import finished_dreams
+from flows.jobs.plan import freeze_retry, make_plan
+from flows.jobs.work import ReplacedPart, Shard, Source, Work
 from flows.local.stack import Stack
-from flows.manifest import Row
-from flows.parts import list_parts
-from flows.plan import freeze_retry, make_plan
-from flows.scan import plan_settings, scan
-from flows.storage import Storage
-from flows.work import ReplacedPart, Shard, Source, Work
+from flows.planning.scan import plan_settings, scan
+from flows.running import protocol
+from flows.s3 import layout
+from flows.s3.storage import Storage
 from tests.flows.test_old_destination import DESTINATION as OLD_DESTINATION
 from tests.flows.test_old_destination import old
 from tests.support.collections import Collection, executor

@@ -10,7 +10,7 @@ import pytest
 from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.local.stack import Stack
-from flows.storage import Storage
+from flows.s3.storage import Storage
 from tests.support.gallery_pages import SETTINGS, fill, served
 
 SOURCE, DESTINATION = "s3://photos/gallery scores/", "s3://dreams/gallery scores/"

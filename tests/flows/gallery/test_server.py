@@ -17,17 +17,18 @@ import pytest
 from PIL import Image
 
 from dreamcore.errors import InvalidInput
-from flows import layout, manifest
-from flows.favourites import Mark, Marks, read_marks
+from flows.destination import manifest
+from flows.destination.favourites import Mark, Marks, read_marks
+from flows.destination.manifest import Row
 from flows.gallery.marks import READ_SECONDS
 from flows.gallery.marks import Marks as PageMarks
 from flows.gallery.security import Access, is_loopback
 from flows.gallery.server import create_app, listen
 from flows.gallery.site import find_destinations, slug_of
-from flows.layout import thumb_uri
 from flows.local.stack import Stack
-from flows.manifest import Row
-from flows.storage import RetryPolicy, Storage
+from flows.s3 import layout
+from flows.s3.layout import thumb_uri
+from flows.s3.storage import RetryPolicy, Storage
 from tests.support.command import DREAMGRID, Command
 from tests.support.faults import Fault, Proxy
 from tests.support.gallery_pages import fill, served

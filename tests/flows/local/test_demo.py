@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from dreamcore.errors import InvalidInput
-from flows import protocol
 from flows.cli.run import _run_demo
-from flows.job import DreamJob
+from flows.jobs.job import DreamJob
 from flows.local.demo import next_steps
-from flows.scan import plan_settings
-from flows.storage import Storage
+from flows.planning.scan import plan_settings
+from flows.running import protocol
+from flows.s3.storage import Storage
 
 
 def test_the_demo_waits_for_another_job(storage: Storage, source: str, destination: str) -> None:

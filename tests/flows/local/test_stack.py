@@ -20,8 +20,8 @@ import boto3
 import pytest
 
 from dreamcore.errors import DreamgridError, InvalidInput, Unavailable
-from flows import storage
 from flows.local import stack
+from flows.s3 import storage
 
 pytestmark = pytest.mark.slow
 

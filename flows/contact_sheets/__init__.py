@@ -1,0 +1,1 @@
+"""Contact sheets: which dreams, in which order, and how they are drawn."""

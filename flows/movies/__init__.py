@@ -1,0 +1,1 @@
+"""Zooms and the dreams of videos."""

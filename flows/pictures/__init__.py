@@ -1,0 +1,1 @@
+"""Dreams of single photographs, and of noise, on this machine without a run."""

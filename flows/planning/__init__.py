@@ -1,0 +1,1 @@
+"""From a job to the plan of a run: photographs, channels, estimates."""

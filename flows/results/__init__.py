@@ -1,0 +1,1 @@
+"""What is done with finished dreams: verify, compact, prune, reproduce, enlarge."""

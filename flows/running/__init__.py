@@ -1,0 +1,1 @@
+"""The run protocol, the executors, and the work on a shard."""
