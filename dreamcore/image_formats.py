@@ -14,14 +14,8 @@ from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from dreamcore.errors import ImageError
 from dreamcore.image_metadata import strip_jpeg, strip_png
-from dreamcore.image_signatures import (
-    format_of,
-    is_tiff_thumbnail,
-    jxl_size,
-    raw_format,
-    tiff_form,
-    unsupported_variant,
-)
+from dreamcore.image_signatures import format_of, is_tiff_thumbnail, jxl_size, raw_format
+from dreamcore.image_variants import tiff_form, unsupported_variant
 
 __all__ = [
     "EXTRAS",

@@ -7,7 +7,7 @@ accept any bytes and raise no exception.
 
 import zlib
 
-from dreamcore.image_signatures import jpeg_segments
+from dreamcore.image_variants import jpeg_segments
 
 __all__ = ["strip_jpeg", "strip_png"]
 

@@ -1,24 +1,21 @@
-"""Recognize image formats and their variants by the bytes of a file, without decoding it.
+"""Recognize image formats by the bytes of a file, without decoding it.
 
-The names are for messages to users. `format_of` names a format, `raw_format` a camera's raw format, and
-`unsupported_variant` a variant that Pillow does not decode, such as a 12-bit JPEG. The functions accept any bytes and
-raise no exception.
+The names are for messages to users. `format_of` names a format and `raw_format` a camera's raw format. The functions
+accept any bytes and raise no exception.
 """
 
 import re
-import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+
+from dreamcore import tiff_directory as tags
+from dreamcore.tiff_directory import Directory
 
 __all__ = [
     "format_of",
     "is_tiff_thumbnail",
-    "jpeg_segments",
     "jxl_size",
     "raw_format",
-    "tiff_form",
-    "unsupported_variant",
 ]
 
 _SIGNATURES = (
@@ -98,66 +95,7 @@ _RAW_MAKERS = (  # patterns of the TIFF tag Make
     (rb"epson|seiko", "ERF"),
 )
 
-_BITS, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = 258, 259, 262, 271, 330, 50706
-_SUBFILE_TYPE, _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS = 254, 256, 257, 273, 324
 _SENSOR_PHOTOMETRICS = (32803, 34892)  # a color filter array, and DNG's linear raw
-_TIFF_COMPRESSIONS: Mapping[int, str] = {  # that Pillow does not decode, or not always
-    6: "old-style JPEG",
-    9: "JBIG",
-    10: "JBIG",
-    262: "Kodak 262",
-    32766: "NeXT",
-    32809: "ThunderScan",
-    32867: "Kodak KDC",
-    32908: "Pixar Film",
-    32909: "Pixar Log",
-    32947: "Kodak DCS",
-    33003: "JPEG 2000",
-    33004: "JPEG 2000",
-    33005: "JPEG 2000",
-    34661: "JBIG",
-    34676: "SGI LogLuv",
-    34677: "SGI LogLuv",
-    34712: "JPEG 2000",
-    34713: "Nikon NEF",
-    34715: "JBIG2",
-    34718: "Microsoft document imaging",
-    34887: "LERC",
-    34892: "lossy JPEG of DNG",
-    34933: "PNG",
-    34934: "JPEG XR",
-    22610: "JPEG XR",
-    50001: "WebP",
-    50002: "JPEG XL",
-    52546: "JPEG XL",
-    65000: "Kodak DCR",
-    65535: "Pentax PEF",
-}
-_SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 277, 338, 339
-_TIFF_COLORS: Mapping[int, tuple[str, int]] = {  # name and number of samples, by the tag PhotometricInterpretation
-    0: ("gray", 1),
-    1: ("gray", 1),
-    2: ("RGB", 3),
-    3: ("palette", 1),
-    4: ("mask", 1),
-    5: ("CMYK", 4),
-    6: ("YCbCr", 3),
-    8: ("CIELAB", 3),
-    9: ("ICCLAB", 3),
-    10: ("ITULAB", 3),
-    32844: ("LogL", 1),
-    32845: ("LogLuv", 3),
-}
-_READABLE_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32771, 32773, 32946, 34925, 50000)
-_JPEG_PROCESSES: Mapping[int, str] = {  # by the low byte of the frame marker; Pillow decodes 0, 1, 2, 3, 9 and 10
-    5: "hierarchical JPEG",
-    6: "hierarchical JPEG",
-    7: "hierarchical lossless JPEG",
-    11: "lossless JPEG with arithmetic coding",
-    13: "hierarchical JPEG",
-    14: "hierarchical JPEG",
-    15: "hierarchical lossless JPEG",
-}
 
 
 def format_of(data: bytes) -> str | None:
@@ -174,49 +112,30 @@ def raw_format(data: bytes) -> str | None:
     name = next((name for pattern, name in _RAW_SIGNATURES if _begins(pattern, data)), None)
     if name is not None or format_of(data) != "TIFF":
         return name
-    main = _Directory.first(data)
+    main = Directory.first(data)
     if main is None:
         return None
-    if _DNG_VERSION in main.entries:
+    if tags.DNG_VERSION in main.entries:
         return "DNG"
-    if 8 not in main.values(_STRIP_OFFSETS) + main.values(_TILE_OFFSETS):
+    if 8 not in main.values(tags.STRIP_OFFSETS) + main.values(tags.TILE_OFFSETS):
         for pattern, name in _RAW_TIFF_SIGNATURES:
             if _begins(pattern, data[8:16]):
                 return name
-    photometrics = (value for found in _Directory.all(data) for value in found.values(_PHOTOMETRIC))
+    photometrics = (value for found in Directory.all(data) for value in found.values(tags.PHOTOMETRIC))
     if not any(value in _SENSOR_PHOTOMETRICS for value in photometrics):
         return None
-    make = main.text(_MAKE).lower()
+    make = main.text(tags.MAKE).lower()
     return next((name for pattern, name in _RAW_MAKERS if re.search(pattern, make)), "TIFF")
 
 
 def is_tiff_thumbnail(data: bytes) -> bool:
     """Return whether the first image of a TIFF is a reduced one, and the file also has the full image."""
-    found = _Directory.all(data) if format_of(data) == "TIFF" else []
+    found = Directory.all(data) if format_of(data) == "TIFF" else []
     return (
         bool(found)
         and found[0].is_reduced
         and any(not other.is_reduced and other.pixels > found[0].pixels for other in found[1:])
     )
-
-
-def unsupported_variant(data: bytes, name: str) -> str | None:
-    """Return what Pillow does not decode in a file of format `name`, or None if nothing is known.
-
-    Example:
-        >>> unsupported_variant(bytes.fromhex("ffd8 ffc1 0008 0c 0010 0010 01"), "JPEG")
-        '12-bit JPEG'
-    """
-    match name:
-        case "JPEG":
-            return _jpeg_variant(data)
-        case "TIFF":
-            return _tiff_variant(data)
-        case "AVIF" | "HEIC" | "HEIF" if b"mini" in (data[20:24], data[24:28]):  # after a short box of file type
-            return f"{name} with a short header"
-        case "PNG" if data[12:16] == b"CgBI":
-            return "PNG of Apple's CgBI variant"
-    return None
 
 
 def _begins(pattern: bytes, data: bytes) -> bool:
@@ -250,175 +169,6 @@ def _iso_format(data: bytes) -> str | None:
         return None  # a video, or a raw file
     names = [names[brand] for names in (_BRANDS, _OTHER_BRANDS) for brand in (major, *others) if brand in names]
     return names[0] if names else "HEIF"
-
-
-# --- JPEG
-
-
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the marker, the start and the end of each segment of a JPEG before its first scan.
-
-    The marker is the second byte of the segment. Its content begins four bytes after the start.
-    """
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, end = data[at + 1], at + 2 + max(int.from_bytes(data[at + 2 : at + 4], "big"), 2)
-        if marker == 0xFF:  # fill bytes may precede a marker
-            at += 1
-            continue
-        if marker in (0xD9, 0xDA) or end > len(data):
-            return
-        yield marker, at, end
-        at = end
-
-
-def _jpeg_variant(data: bytes) -> str | None:
-    for marker, start, end in jpeg_segments(data):
-        frame = data[start + 4 : end]
-        if marker == 0xF7:
-            return "JPEG-LS"
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(frame) >= 6:
-            bits, height, components = frame[0], int.from_bytes(frame[1:3], "big"), frame[5]
-            if bits != 8:
-                return f"{bits}-bit {'lossless ' if marker == 0xC3 else ''}JPEG"
-            if marker - 0xC0 in _JPEG_PROCESSES:
-                return _JPEG_PROCESSES[marker - 0xC0]
-            if height == 0:
-                return "JPEG that states its height after the pixels"
-            return f"JPEG with {components} components" if components not in (1, 3, 4) else None
-    return None
-
-
-# --- TIFF
-
-
-def _tiff_variant(data: bytes) -> str | None:
-    if data[:4] == b"MM\0+":
-        return "big-endian BigTIFF"
-    directory = _Directory.first(data)
-    if directory is None:
-        return None
-    (compression, *_) = directory.values(_COMPRESSION) or [1]
-    bits = directory.values(_BITS)
-    if compression in _TIFF_COMPRESSIONS:
-        return f"TIFF with compression {compression} ({_TIFF_COMPRESSIONS[compression]})"
-    if compression not in _READABLE_COMPRESSIONS:
-        return f"TIFF with compression {compression}"
-    if compression == 7 and bits and bits[0] != 8:
-        return f"TIFF with {bits[0]}-bit JPEG compression"
-    return None
-
-
-def tiff_form(data: bytes) -> str:
-    """Return how the first image of a TIFF stores its pixels, such as `16-bit gray with alpha`."""
-    directory = _Directory.first(data)
-    if directory is None:
-        return "a malformed header"
-
-    def first(tag: int, default: int) -> int:
-        return (directory.values(tag) or [default])[0]
-
-    color, samples = _TIFF_COLORS.get(first(_PHOTOMETRIC, 0), (f"photometric {first(_PHOTOMETRIC, 0)}", 1))
-    bits = directory.values(_BITS) or [1]
-    depth = "/".join(map(str, bits[:1] if len(set(bits)) == 1 else bits[:5]))
-    kind = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}.get(first(_SAMPLE_FORMAT, 1), "")
-    extra = first(_SAMPLES, 1) - samples
-    if extra == 1 and first(_EXTRA_SAMPLES, 0) in (1, 2):
-        more = " with alpha"
-    else:
-        more = f" with {extra} extra sample{'s' if extra > 1 else ''}" if extra > 0 else ""
-    return f"{depth}-bit {kind}{color}{more}"
-
-
-class _Header(NamedTuple):
-    """How a TIFF file stores numbers."""
-
-    order: str  # the byte order, as a prefix of struct's formats
-    big: bool  # BigTIFF, with 64-bit offsets
-
-
-class _Directory:
-    """The entries of one image file directory of a TIFF file. A malformed directory has fewer entries."""
-
-    _TYPES: Mapping[int, tuple[str, int]] = {
-        1: ("B", 1),
-        2: ("s", 1),
-        3: ("H", 2),
-        4: ("I", 4),
-        13: ("I", 4),
-        16: ("Q", 8),
-        18: ("Q", 8),
-    }
-    _MOST_ENTRIES, _MOST_VALUES, _MOST_DIRECTORIES = 1000, 256, 256
-
-    def __init__(self, header: _Header, data: bytes, offset: int) -> None:
-        self.header = header
-        self.entries: dict[int, tuple[int, bytes]] = {}  # type and bytes of the values, by tag
-        self.next = 0  # the offset of the next directory
-        count_format, entry_format = ("Q", "HHQ8s") if header.big else ("H", "HHI4s")
-        count_size, entry_size = struct.calcsize("=" + count_format), struct.calcsize("=" + entry_format)
-        if offset + count_size > len(data):
-            return
-        (count,) = struct.unpack_from(header.order + count_format, data, offset)
-        for number in range(min(count, self._MOST_ENTRIES)):
-            at = offset + count_size + number * entry_size
-            if at + entry_size > len(data):
-                return
-            tag, kind, length, value = struct.unpack_from(header.order + entry_format, data, at)
-            width = self._TYPES.get(kind, ("", 0))[1]
-            size = min(length, self._MOST_VALUES) * width
-            if length * width > len(value):
-                (start,) = struct.unpack(header.order + ("Q" if header.big else "I"), value)
-                value = data[start : start + size]
-            self.entries.setdefault(tag, (kind, value[:size]))
-        at = offset + count_size + count * entry_size
-        next_format = header.order + ("Q" if header.big else "I")
-        if at + struct.calcsize(next_format) <= len(data):
-            (self.next,) = struct.unpack_from(next_format, data, at)
-
-    @classmethod
-    def first(cls, data: bytes) -> "_Directory | None":
-        """Return the first directory of a file, or None if the header is cut off."""
-        header = _Header("<" if data[:2] == b"II" else ">", b"+" in data[2:4])
-        at, form = (8, "Q") if header.big else (4, "I")
-        if len(data) < at + struct.calcsize("=" + form):
-            return None
-        return cls(header, data, struct.unpack_from(header.order + form, data, at)[0])
-
-    @classmethod
-    def all(cls, data: bytes) -> "list[_Directory]":
-        """Return the directories of a file, the first one first, and all directories below them."""
-        first = cls.first(data)
-        found = [] if first is None else [first]
-        known = {0}
-        for directory in found:  # the list grows
-            for offset in (*directory.values(_SUB_IFDS), directory.next):
-                if offset not in known and len(found) < cls._MOST_DIRECTORIES:
-                    known.add(offset)
-                    found.append(cls(directory.header, data, offset))
-        return found
-
-    @property
-    def is_reduced(self) -> bool:
-        """Whether the image is a smaller copy of another one in the file."""
-        return any(value & 1 for value in self.values(_SUBFILE_TYPE))
-
-    @property
-    def pixels(self) -> int:
-        """The number of pixels, or 0."""
-        return max(self.values(_WIDTH), default=0) * max(self.values(_HEIGHT), default=0)
-
-    def values(self, tag: int) -> list[int]:
-        """Return the first integers of a tag, or an empty list."""
-        kind, raw = self.entries.get(tag, (0, b""))
-        form, size = self._TYPES.get(kind, ("", 0))
-        if form in ("", "s"):
-            return []
-        return list(struct.unpack(f"{self.header.order}{len(raw) // size}{form}", raw[: len(raw) // size * size]))
-
-    def text(self, tag: int) -> bytes:
-        """Return the first characters of a text tag, or no bytes."""
-        return self.entries.get(tag, (0, b""))[1].rstrip(b"\0")
 
 
 # --- JPEG XL

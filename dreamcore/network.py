@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamcore.activation_maps import as_map, crop_padding
 from dreamcore.engine import Convolution, optimize
 from dreamcore.errors import InvalidInput
 from dreamcore.spec import NetworkSpec
@@ -204,7 +205,7 @@ class Network:
                 return {
                     name: LayerActivations(
                         each.samples,
-                        _crop_padding(_as_map(each.features, padded, self.spec.layer(name).stride), images, padded),
+                        crop_padding(as_map(each.features, padded, self.spec.layer(name).stride), images, padded),
                     )
                     for name, each in activations.items()
                 }
@@ -330,29 +331,3 @@ def _backward_recorder(names: set[str], name: str) -> Any:
 
 def _forward_hook(capture: Callable[[str, Tensor], Tensor | None], name: str) -> Any:
     return lambda _module, _inputs, output: capture(name, output)
-
-
-def _as_map(features: Tensor, images: Tensor, stride: int) -> Tensor:
-    """Return tokens (B, N, C) as a map (B, C, h, w). Return other activations unchanged.
-
-    Args:
-        features: the activations of a layer.
-        images: the images (B, 3, H, W) in the network.
-        stride: the stride of the layer in pixels: the side of a patch.
-    """
-    if features.ndim != 3:
-        return features
-    height, width = (side // stride for side in images.shape[-2:])
-    patches = features[:, -height * width :]  # the class token and registers come before the patches
-    return patches.transpose(1, 2).reshape(len(patches), -1, height, width)
-
-
-def _crop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:
-    """Return the positions of `features` (B, C, h, w) that overlap the images and not only their padding."""
-    if features.ndim != 4:
-        return features  # no positions
-    sides = [
-        math.ceil(positions * side / padded_side)
-        for positions, side, padded_side in zip(features.shape[-2:], images.shape[-2:], padded.shape[-2:], strict=True)
-    ]
-    return features[..., : sides[0], : sides[1]]

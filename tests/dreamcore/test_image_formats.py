@@ -13,7 +13,8 @@ from dreamcore import image_formats
 from dreamcore.errors import ImageError
 from dreamcore.image_formats import EXTRAS, FORMATS, load_plugins
 from dreamcore.image_metadata import strip_jpeg, strip_png
-from dreamcore.image_signatures import format_of, jxl_size, raw_format, unsupported_variant
+from dreamcore.image_signatures import format_of, jxl_size, raw_format
+from dreamcore.image_variants import unsupported_variant
 from dreamcore.images import Array, decode, read_metadata
 from tests.support.pictures import DISPLAY_P3, photo, rgb_profile, saved
 
