@@ -13,7 +13,8 @@ from dreamcore.looks import LOOK, LookName
 from dreamcore.presets import PRESET, PresetName
 from dreamcore.settings import DreamSettings
 from dreamcore.zoom import Zoom
-from flows.jobs.job import DreamJob, EnlargeOptions, ExecutorOptions
+from flows.jobs.job import DreamJob
+from flows.jobs.job_options import EnlargeOptions, ExecutorOptions
 
 PAGE = Path(__file__).with_name("settings.md")
 

@@ -21,8 +21,8 @@ from flows.machine.machine import check_environment
 from flows.machine.pace import shard_counter
 from flows.machine.prefect_logs import log_record, shorten_errors
 from flows.machine.prefetch import AnyFuture
-from flows.planning.estimate import throughput
 from flows.planning.scan import Scan, check_access, plan_settings, scan, store_warning
+from flows.planning.speed import throughput
 from flows.prefect_ui import events
 from flows.prefect_ui.artifacts import show
 from flows.prefect_ui.cancellation import clean_termination

@@ -12,7 +12,8 @@ import click
 from dreamcore.errors import ErrorKind, InvalidInput, Unavailable
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
 from flows.cli.stack import STACK, create_embedded_bucket, start_stack
-from flows.jobs.job import DreamJob, ExecutorOptions, explain_validation
+from flows.jobs.job import DreamJob, explain_validation
+from flows.jobs.job_options import ExecutorOptions
 from flows.machine.proxies import drop_socks_proxies, is_loopback
 from flows.machine.terminal import one_line, print_line, print_message, run_progress, show_json
 from flows.s3 import layout

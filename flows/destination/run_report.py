@@ -10,7 +10,8 @@ from dreamcore.targets import Frozen
 from flows.destination.history import Failures
 from flows.destination.run_record import Run
 from flows.jobs.calibration import machine_name
-from flows.jobs.job import DreamJob, RetryFailed
+from flows.jobs.job import DreamJob
+from flows.jobs.job_options import RetryFailed
 from flows.jobs.photographs import describe_ignored
 from flows.jobs.plan import Plan
 from flows.s3 import layout

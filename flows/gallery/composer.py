@@ -19,7 +19,8 @@ from flows.gallery.address import Params
 from flows.gallery.jobs import ChosenDream, Variations, enlarge, more_like, retry_failed, whole_collection
 from flows.gallery.records import DreamRow
 from flows.gallery.site import Place
-from flows.jobs.job import DreamJob, EnlargeOptions, RetryFailed
+from flows.jobs.job import DreamJob
+from flows.jobs.job_options import EnlargeOptions, RetryFailed
 
 __all__ = ["FORMATS", "KINDS", "OTHER_KINDS", "Choice", "choice_of", "compose"]
 

@@ -22,7 +22,8 @@ from dreamcore.sweeps import MAX_GRID_POINTS
 from dreamcore.targets import Target, layers_label
 from flows.destination import manifest, run_record
 from flows.destination.parts import list_parts
-from flows.jobs.job import DreamJob, RetryFailed, explain_validation
+from flows.jobs.job import DreamJob, explain_validation
+from flows.jobs.job_options import RetryFailed
 from flows.planning.estimate import estimate
 from flows.s3.storage import Storage
 

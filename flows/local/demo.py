@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dreamcore.errors import InvalidInput
 from dreamcore.images import has_image_suffix
-from flows.jobs.job import DreamJob, ExecutorOptions, read_job
+from flows.jobs.job import DreamJob, read_job
+from flows.jobs.job_options import ExecutorOptions
 from flows.local.ray_nodes import ray_nodes
 from flows.s3 import layout
 from flows.s3.storage import storage

@@ -12,7 +12,8 @@ from dreamcore.images import MAX_SOURCE_PIXELS, Photograph
 from dreamcore.settings import DreamSettings, read_recorded
 from flows.destination import manifest
 from flows.jobs.assets import load_dream
-from flows.jobs.job import DreamJob, EnlargeOptions
+from flows.jobs.job import DreamJob
+from flows.jobs.job_options import EnlargeOptions
 from flows.jobs.noise_source import noise_size
 from flows.jobs.work import PlannedSettings
 from flows.s3.storage import Storage

@@ -15,16 +15,8 @@ from dreamcore.fields import Enlarge, Reference
 from dreamcore.images import MAX_SOURCE_PIXELS, Photograph, encode
 from dreamcore.settings import result_id
 from flows.pictures.single import check_output_path, decode_named, description, dream_resolved, write_file
-from flows.results.redream import (
-    REMEDY,
-    Description,
-    output_for,
-    read_description,
-    read_dream,
-    read_photograph,
-    resolve_untrusted,
-    with_files,
-)
+from flows.results.description import Description, read_description, resolve_untrusted, with_files
+from flows.results.redream import REMEDY, output_for, read_dream, read_photograph
 from flows.s3.layout import result_id_of
 
 if TYPE_CHECKING:

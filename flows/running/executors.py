@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from dreamcore.errors import InvalidInput, Unavailable
 from flows.destination.run_record import Run
 from flows.jobs.cost import Throughput
-from flows.jobs.job import ExecutorOptions
+from flows.jobs.job_options import ExecutorOptions
 from flows.jobs.work import Shard, ShardResult
 from flows.machine.prefetch import AnyFuture, bounded_as_completed
 from flows.running.protocol import Executor

@@ -25,7 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from dreamcore.errors import InvalidInput, Unavailable
 from flows.jobs.cost import CORE, GPU, Throughput
-from flows.jobs.job import AUTO, ExecutorOptions
+from flows.jobs.job_options import AUTO, ExecutorOptions
 from flows.machine.prefetch import AnyFuture
 from flows.machine.proxies import is_loopback
 from flows.machine.terminal import one_line

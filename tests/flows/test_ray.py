@@ -14,7 +14,8 @@ import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from dreamcore.errors import InvalidInput, Unavailable
-from flows.jobs.job import DreamJob, ExecutorOptions
+from flows.jobs.job import DreamJob
+from flows.jobs.job_options import ExecutorOptions
 from flows.local.ray_nodes import RayNodes, ray_nodes
 from flows.local.stack import Stack
 from flows.running import executors

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from dreamcore.errors import InvalidInput
 from dreamcore.fields import Output
-from flows.jobs.job import DreamJob, ExecutorOptions, explain_validation, read_job
+from flows.jobs.job import DreamJob, explain_validation, read_job
+from flows.jobs.job_options import ExecutorOptions
 from flows.s3.layout import folder_uri, parse_uri
 from tests.support.command import REPOSITORY
 

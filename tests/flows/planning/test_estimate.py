@@ -19,8 +19,10 @@ from flows.jobs.cost import CORE, Throughput, dreamt_pixels, reference_seconds, 
 from flows.jobs.job import DreamJob
 from flows.jobs.work import PlannedSettings, Shard, Source, Work
 from flows.local.stack import Stack
-from flows.planning import estimate
 from flows.planning.dimensions import image_size
+from flows.planning.estimate import estimate
+from flows.planning.speed import throughput
+from flows.planning.workload import Pixels, Workload
 from flows.s3 import layout
 from flows.s3.storage import Storage
 from tests.support.command import REPOSITORY, Command
@@ -47,7 +49,7 @@ def test_an_enlarged_dream_costs_what_its_size_costs() -> None:
     for max_pixels in (200_000, 12_000_000):
         large = planned(max_pixels=max_pixels, enlarge=dream)
         assert dreamt_pixels(large, 100_000) == max_pixels, "a smaller photograph is resampled"
-        work = estimate._Work(estimate._Pixels({"s3://photos/a.png": (400, 250)}), sheets=0)
+        work = Workload(Pixels({"s3://photos/a.png": (400, 250)}), sheets=0)
         work.add(Shard(0, (Work(Source("s3://photos/a.png", "a.png", "e", 1000), (0,)),)), [large])
         assert work.seconds[0][large.settings_id] == reference_seconds(large, max_pixels)
     assert dreamt_pixels(planned(max_pixels=200_000), 100_000) == 100_000
@@ -151,7 +153,7 @@ def test_a_measurement_that_fails_gives_no_speed() -> None:
 def test_a_similar_layer_has_the_same_speed_and_a_very_different_one_has_not() -> None:
     calibration._keep(Calibration(3.0, {step_kind(planned(4848)): 2.0}))
     near, far = planned(5000), planned(416)
-    machine = estimate.throughput([near, far, planned(4848)])
+    machine = throughput([near, far, planned(4848)])
     assert machine.by_kind == {step_kind(near): 2.0, step_kind(planned(4848)): 2.0}
     assert machine.speed_of(far) == 2.0, "the usual speed is better than a guess"
     assert machine.start_seconds == 6.0
@@ -160,10 +162,10 @@ def test_a_similar_layer_has_the_same_speed_and_a_very_different_one_has_not() -
 # --- the elapsed time
 
 
-def work_of(points: list[PlannedSettings], shards: list[list[int]]) -> estimate._Work:
+def work_of(points: list[PlannedSettings], shards: list[list[int]]) -> Workload:
     """Shards of photographs of 64x64 pixels, each with these settings."""
     sources = [Source(f"s3://photos/{number}.png", f"{number}.png", "e", 9999) for number in range(len(shards))]
-    work = estimate._Work(estimate._Pixels({source.uri: (64, 64) for source in sources}), 0)
+    work = Workload(Pixels({source.uri: (64, 64) for source in sources}), 0)
     for number, (source, indices) in enumerate(zip(sources, shards, strict=True)):
         work.add(Shard(number, (Work(source, tuple(indices)),)), points)
     return work
@@ -237,7 +239,7 @@ def test_the_first_run_gives_the_speed_of_the_next_estimate_without_torch(
 
     success = layout.success_uri(destination, report["run_id"])
     storage.write(success, json.dumps(report | {"machine": "another one"}).encode(), "application/json")
-    assert estimate.estimate(next_job)["estimated_from"] == "typical figures, because the work is short"
+    assert estimate(next_job)["estimated_from"] == "typical figures, because the work is short"
 
 
 class _CountingProxy(Proxy):
@@ -268,11 +270,11 @@ def test_the_sizes_of_the_photographs_are_read(
         return found
 
     monkeypatch.setattr(calibration, "measure", measure)
-    found = estimate.estimate(job)
+    found = estimate(job)
     assert found["estimated_from"] == "measured on this machine in 1.4 s"
     assert [pixels for _, pixels in asked] == [60 * 56]
     assert found["estimated_cost"] is None
-    again = estimate.estimate(job, 1.0)
+    again = estimate(job, 1.0)
     assert again["estimated_from"] == "an earlier measurement on this machine"
     assert again["estimated_seconds"] == found["estimated_seconds"]
 
