@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["SCALES", "Conv2dSame", "EfficientNet", "pad_same"]
+__all__ = ["SCALES", "Conv2dSame", "EfficientNet", "missing_pixels", "pad_same"]
 
 SCALES = {
     "efficientnet_lite0": (1.0, 1.0, 224),
@@ -32,11 +32,23 @@ _STEM, _HEAD, _EXPANSION = 32, 1280, 6
 _EPSILON = 1e-3  # of TensorFlow's batch normalization
 
 
+def missing_pixels(length: int, size: int, step: int, spread: int) -> int:
+    """Return how many pixels "same" padding adds to a side of `length` pixels.
+
+    Args:
+        length: side of the image.
+        size: side of the kernel.
+        step: stride.
+        spread: dilation.
+    """
+    return max((math.ceil(length / step) - 1) * step + (size - 1) * spread + 1 - length, 0)
+
+
 def pad_same(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """Return `x` (B, C, H, W) with TensorFlow's "same" padding for a convolution: odd pixels go to the end."""
     padding: list[int] = []
-    for length, size, step, spread in zip(x.shape[-2:], kernel, stride, dilation, strict=True):
-        missing = max((math.ceil(length / step) - 1) * step + (size - 1) * spread + 1 - length, 0)
+    for sizes in zip(x.shape[-2:], kernel, stride, dilation, strict=True):
+        missing = missing_pixels(*sizes)
         padding = [missing // 2, missing - missing // 2, *padding]
     return nn.functional.pad(x, padding)
 

@@ -4,6 +4,7 @@
 - On CPUs, convolutions call oneDNN directly, forward and backward. On one thread torch would compute 1x1 convolutions
   by an older matrix product, at less than half the speed.
 - The backward pass of a convolution with respect to its input is computed as a forward convolution.
+- Zeros in the kernel stand for TensorFlow's asymmetric padding, which would copy the largest activations.
 - On CPUs with bfloat16 instructions, the backward pass of large convolutions uses bfloat16.
 - On GPUs, a fused activation keeps its output for the gradient and not its input.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamcore.efficientnet_lite import Conv2dSame, pad_same
+from dreamcore.efficientnet_lite import Conv2dSame, missing_pixels, pad_same
 from dreamcore.folding import FoldedNormRemainder, find_foldable, fold, replace_module
 
 __all__ = ["Convolution", "StemConvolution", "optimize", "supports_bfloat16"]
@@ -126,6 +127,9 @@ class Convolution(_PaddedConvolution):
         self.register_buffer(
             "backward_weight", _transposed_weights(plain) if self.backward_as_forward_conv else None, persistent=False
         )
+        self.pads_in_kernel = self.on_cpu and self.same and self.stride != (1, 1) and self.dilation == (1, 1)
+        """Whether zeros in the kernel stand for the asymmetric part of the padding."""
+        self._wider: dict[_Pair, Tensor] = {}
 
     @property
     def backward_dtype(self) -> torch.dtype:
@@ -135,15 +139,31 @@ class Convolution(_PaddedConvolution):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (B, C, H, W)."""
-        x = self.pad(x)
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            return _OneDnnConvolution.apply(x, self)  # type: ignore[no-any-return]
+            if self.pads_in_kernel:
+                return _OneDnnConvolution.apply(x, self, *self._pad_kernel(x))  # type: ignore[no-any-return]
+            return _OneDnnConvolution.apply(self.pad(x), self, self.weight, self.padding)  # type: ignore[no-any-return]
+        x = self.pad(x)
         x = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if self.ceiling is None:
             return x
         if self.on_cpu:  # in float64, and on the meta device: the memory that is measured there decides about tiles
             return nn.functional.hardtanh(x, 0, self.ceiling, inplace=True)
         return _Clamp.apply(x, self.ceiling)  # type: ignore[no-any-return]
+
+    def _pad_kernel(self, x: Tensor) -> tuple[Tensor, _Pair]:
+        """Return the weights and the padding of both sides that replace "same" padding of `x` (B, C, H, W).
+
+        "Same" padding may add one zero more at the end of a direction than at its beginning. Instead, as many zeros as
+        at the end are added on both sides, and the kernel begins with a zero: the sums are the same.
+        """
+        sizes = zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True)
+        rows, columns = (missing_pixels(*each) for each in sizes)
+        zeros = rows % 2, columns % 2
+        if zeros not in self._wider:
+            wider = nn.functional.pad(self.weight, (zeros[1], 0, zeros[0], 0))
+            self._wider[zeros] = wider.contiguous(memory_format=torch.channels_last)
+        return self._wider[zeros], (rows - rows // 2, columns - columns // 2)
 
 
 class _Clamp(torch.autograd.Function):
@@ -170,9 +190,9 @@ class _OneDnnConvolution(torch.autograd.Function):
     """A convolution by oneDNN, with the gradient with respect to its input only."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Convolution) -> Tensor:
-        ctx.layer, ctx.shape = layer, x.shape
-        arguments = layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
+    def forward(ctx: Any, x: Tensor, layer: Convolution, weight: Tensor, padding: _Pair) -> Tensor:
+        ctx.layer, ctx.shape, ctx.weight, ctx.padding = layer, x.shape, weight, padding
+        arguments = weight, layer.bias, padding, layer.stride, layer.dilation, layer.groups
         if layer.ceiling is None:
             return torch.mkldnn_convolution(x, *arguments)
         clamp = "hardtanh", (0.0, layer.ceiling), ""
@@ -181,7 +201,7 @@ class _OneDnnConvolution(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         layer: Convolution = ctx.layer
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         if layer.ceiling is not None:
@@ -191,13 +211,13 @@ class _OneDnnConvolution(torch.autograd.Function):
             input_gradient = torch.mkldnn_convolution(
                 gradient.to(weight.dtype), weight, None, layer.backward_padding, (1, 1), layer.dilation, layer.groups
             )
-            return input_gradient.to(gradient.dtype), None
+            return input_gradient.to(gradient.dtype), None, None, None
         x = torch.empty(ctx.shape, memory_format=torch.channels_last)  # only the shape is used
         (input_gradient, _, _) = torch.ops.aten.convolution_backward(
-            gradient, x, layer.weight, None, layer.stride, layer.padding, layer.dilation,
+            gradient, x, ctx.weight, None, layer.stride, ctx.padding, layer.dilation,
             False, (0, 0), layer.groups, (True, False, False),
         )  # fmt: skip
-        return input_gradient, None
+        return input_gradient, None, None, None
 
 
 class StemConvolution(_PaddedConvolution):

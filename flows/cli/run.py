@@ -235,7 +235,7 @@ def _run(
         DreamgridError: the run stopped because too many dreams failed, or another process abandoned the run.
     """
     from flows.destination import run_record, run_report
-    from flows.machine.machine import machine
+    from flows.machine import machine
     from flows.planning import scan
     from flows.running import executors, protocol
     from flows.s3 import storage

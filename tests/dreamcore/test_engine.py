@@ -264,6 +264,22 @@ def test_any_convolution_and_its_gradient_agree_with_torch(
 
 
 @settings(max_examples=60)
+@given(
+    *(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.tuples(st.integers(1, 3), st.integers(1, 3))),
+    *(CHANNELS_AND_GROUPS, st.integers(9, 14), st.integers(9, 14)),
+)
+def test_same_padding_and_its_gradient_agree_with_torch(
+    kernel: tuple[int, int], stride: tuple[int, int], channels: tuple[int, int, int], height: int, width: int
+) -> None:
+    channels_in, channels_out, groups = channels
+    plain = Conv2dSame(channels_in, channels_out, kernel, stride, groups=groups).requires_grad_(False)
+    x = torch.randn(2, channels_in, height, width).contiguous(memory_format=torch.channels_last)
+    convolution = Convolution(plain)
+    for one, other in zip(output_and_gradient(convolution, x), output_and_gradient(plain, x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=60)
 @given(st.integers(1, 7), st.integers(2, 4), st.integers(0, 3), st.booleans(), st.integers(11, 16), st.booleans())
 def test_a_stem_convolution_and_its_gradient_agree_with_torch(
     kernel: int, stride: int, padding: int, bias: bool, side: int, same: bool

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.machine import machine
 from flows.machine.cgroups import CgroupLimits, read_limits
-from flows.machine.machine import machine
 
 GIB = 2**30
 UNLIMITED = str(2**63 - 4096)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.machine.machine import terminal
+from flows.machine import terminal
 from flows.machine.pace import Pace, ShardCounts, Snapshot, shard_counter
 from flows.machine.prefetch import bounded_as_completed
 from tests.support.command import REPOSITORY
