@@ -15,7 +15,8 @@ import torch
 from dreamcore.errors import InvalidInput
 from dreamcore.sizes import parse_size
 from flows.jobs.cost import CORE, GPU, Throughput
-from flows.machine.machine import batch_size, choose_device, core_count, machine, max_memory, visible_gpus, worker_count
+from flows.machine import machine
+from flows.machine.machine import batch_size, choose_device, core_count, max_memory, visible_gpus, worker_count
 from flows.machine.worker_process import release_gpu_cache
 from flows.planning.speed import throughput
 from flows.running.process_pool import open_processes
