@@ -38,6 +38,8 @@ STEPS = ("engine", "null", "peak")
 PEERS = "peers"
 OWN = [name for name in report.TITLES if name != PEERS]
 """Sections that need nothing but Dreamgrid."""
+LONG = ("nodes", "scale")
+"""Those of them that take more than five minutes. They are measured only by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     disable_heap_trimming(max_memory("cpu"))  # as in a worker; here it applies to all contenders
     started = time.perf_counter()
-    wanted = options.only or ([] if options.peers else OWN)
+    wanted = options.only or ([] if options.peers else [name for name in OWN if name not in LONG])
     sections = measure(wanted, quick=options.quick, soak=options.soak, device=options.device)
     if options.peers:
         _log(PEERS)

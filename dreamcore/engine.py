@@ -283,7 +283,12 @@ def _has_bfloat16_backward(plain: nn.Conv2d) -> bool:
 
 @cache
 def supports_bfloat16() -> bool:
-    """Return whether this CPU has bfloat16 instructions. Without them oneDNN is slower in bfloat16 than in float32."""
+    """Return whether this CPU has bfloat16 instructions. Without them oneDNN is slower in bfloat16 than in float32.
+
+    The variable ATEN_CPU_CAPABILITY=avx2 hides them, for measurements: then this returns False.
+    """
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT", "NO AVX"):
+        return False
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     has_instructions = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
     return has_instructions and torch.backends.mkldnn.is_available()  # type: ignore[no-any-return, no-untyped-call]

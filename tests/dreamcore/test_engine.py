@@ -1,6 +1,9 @@
 """The optimized network has the activations and gradients of the plain network."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -135,6 +138,14 @@ def test_cpus_without_bfloat16_take_gradients_in_float32(model: str, monkeypatch
     optimized, plain = pair(model)
     assert optimized.precisions([frozenset({MIDDLES[model]})]) == ["float32"]
     assert snr(gradient(plain, MIDDLES[model]), gradient(optimized, MIDDLES[model])) > 70
+
+
+def test_a_hidden_avx512_hides_bfloat16() -> None:
+    """So the speed of a processor without it can be measured on one that has it."""
+    code = "from dreamcore.engine import supports_bfloat16; print(supports_bfloat16())"
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_the_bundled_network_uses_no_bfloat16_up_to_its_default_layer() -> None:
