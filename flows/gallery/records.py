@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
+from flows.gallery.points import Point
+
 __all__ = [
     "Axis",
     "BestBy",
@@ -195,10 +197,7 @@ class ScoreCell(NamedTuple):
 class CostPoint(NamedTuple):
     """The dreams of one settings: their mean gain against their mean duration."""
 
-    settings_id: str
-    objective: str
-    layers: str
-    settings: Mapping[str, str]
+    point: Point
     seconds: float
     gain: float
     rank: float

@@ -68,16 +68,7 @@ def _cell(group: Sequence[Sums], *, is_rank: bool) -> ScoreCell:
 def cost_points(found: Sequence[Sums]) -> list[CostPoint]:
     """Return mean gain and mean duration of each settings."""
     return [
-        CostPoint(
-            each.point.settings_id,
-            each.point.objective,
-            each.point.layers,
-            each.point.settings,
-            each.seconds,
-            each.gain / each.dreams,
-            each.rank / each.dreams,
-            each.dreams,
-        )
+        CostPoint(each.point, each.seconds, each.gain / each.dreams, each.rank / each.dreams, each.dreams)
         for each in found
     ]
 

@@ -16,6 +16,7 @@ from flows.gallery.context import params_of, place_of, render, unfinished_run
 from flows.gallery.formats import gain
 from flows.gallery.pages import chips_of
 from flows.gallery.records import Axis, CostPoint, Histogram, ScoreMap
+from flows.gallery.whole import names_of
 
 __all__ = ["scores"]
 
@@ -55,7 +56,7 @@ def scores(request: Request) -> HTMLResponse:
     any_objective = replace(filters, settings=tuple(each for each in filters.settings if each[0] != "objective"))
     axes = place.queries.score_axes(filters)
     costs = place.queries.gain_against_cost(filters)
-    by_rank = len({each.objective for each in costs}) > 1
+    by_rank = len({each.point.objective for each in costs}) > 1
     found = _map(axes, params)
     score_map = place.queries.score_map(*found, filters) if found else None
     own = [pair for pair in params.pairs if pair[0] not in ("x", "y", "after", "chosen")]
@@ -73,7 +74,7 @@ def scores(request: Request) -> HTMLResponse:
         "objective_name": _OBJECTIVE,
         "objectives": place.queries.objectives(any_objective),
         "by_rank": by_rank,
-        "alone": by_rank and max(Counter(each.objective for each in costs).values()) == 1,
+        "alone": by_rank and max(Counter(each.point.objective for each in costs).values()) == 1,
         "axes": axes,
         "map": score_map,
         "rows": _rows(score_map, pictures) if score_map else [],
@@ -129,14 +130,15 @@ def _value(value: float, dreams: int, query: str, *, by_rank: bool) -> Value:
 def _cost_rows(costs: Sequence[CostPoint], pictures: Params, *, by_rank: bool) -> list[CostRow]:
     """Return the settings with the highest values, the highest first."""
     ordered = sorted(costs, key=lambda each: each.rank if by_rank else each.gain, reverse=True)
+    names = names_of([each.point for each in costs])
     return [
         CostRow(
-            ", ".join([each.layers, *(f"{name} {value}" for name, value in each.settings.items())]),
+            names[each.point.settings_id],
             each.seconds,
             _value(
                 each.rank if by_rank else each.gain,
                 each.dreams,
-                pictures.with_changes({f"{SETTING}settings_id": each.settings_id}),
+                pictures.with_changes({f"{SETTING}settings_id": each.point.settings_id}),
                 by_rank=by_rank,
             ),
         )

@@ -417,7 +417,7 @@ def test_scores_agree_with_python(place: tuple[Cache, Storage], found: list[Any]
     assert {each.objective for each in histograms} == objectives
     assert sum(sum(each.counts) for each in histograms) == sum(each.dreams for each in histograms) == len(scored)
     assert all(len(each.edges) == 6 for each in histograms)
-    costs = {each.settings_id: each for each in queries.gain_against_cost(Filters())}
+    costs = {each.point.settings_id: each for each in queries.gain_against_cost(Filters())}
     assert costs.keys() == points.keys()
     for key, cost in costs.items():
         own = [row for row in scored if row.settings_id == key]

@@ -7,6 +7,11 @@ from html import unescape
 import httpx
 import pytest
 
+from dreamcore.settings import DreamSettings
+from flows.gallery.address import Params
+from flows.gallery.points import read_point
+from flows.gallery.records import CostPoint
+from flows.gallery.scores_page import _cost_rows
 from flows.gallery.server import create_app
 from flows.gallery.site import slug_of
 from flows.local.stack import Stack
@@ -82,3 +87,13 @@ def test_gains_filter_the_library(page: Callable[[str], str]) -> None:
     assert count(text) == wanted
     assert "gain from 0.25" in text
     assert count(page("/library?gain_min=inf")) == 16, "what is malformed is ignored"
+
+
+def test_the_table_of_costs_names_looks() -> None:
+    settings = [
+        DreamSettings.model_validate({"look": look, "seed": seed}) for look in ("ripple", "neon") for seed in (0, 1)
+    ]
+    points = [read_point(f"{number:016x}", each.canonical_json()) for number, each in enumerate(settings)]
+    costs = [CostPoint(point, 1.0, 0.5, rank, 1) for rank, point in enumerate(points)]
+    rows = _cost_rows(costs, Params([]), by_rank=True)
+    assert [row.name for row in rows] == ["neon, seed 1", "neon", "ripple, seed 1", "ripple"]
