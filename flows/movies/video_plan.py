@@ -161,7 +161,7 @@ def _count(source: str, info: VideoInfo, options: VideoOptions, fps: float) -> i
     """
     rest = info.seconds - options.start
     if rest <= 0:
-        raise InvalidInput(f"{source} is {info.seconds:.2f} s long: give --start a smaller number")
+        raise InvalidInput(f"{source} is {info.seconds:.2f} s long: give a smaller --start")
     count = max(1, math.ceil(min(rest, options.seconds or rest) * fps - _ROUNDING - 0.5))
     if count > MAX_FRAMES:
         raise InvalidInput(f"{source} has {count:,} frames: give --seconds, so that there are at most {MAX_FRAMES:,}")

@@ -119,7 +119,7 @@ def find_frames(
     Args:
         frames: the frames, from `frames_of`.
         source: the identity of the photograph: the SHA-256 of its file, or size and seed of the noise.
-        pixels: the photograph (H, W, 3), not smaller than the movie if it can be avoided.
+        pixels: the photograph (H, W, 3). A photograph that is narrower than the movie makes the movie narrower.
         options: size and length.
         folder: the folder of the frames.
     """
