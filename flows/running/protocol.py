@@ -47,7 +47,7 @@ from flows.s3.storage import Storage
 __all__ = ["Executor", "FinishedRun", "OnProgress", "abandon", "resumable", "run_job"]
 
 MIN_ROWS = 100
-"""A run is stopped for too many failures only after this many rows."""
+"""A run is not stopped for too many failures before it has this many rows."""
 WRITERS = 8
 
 OnProgress = Callable[[int, int], None]
