@@ -278,7 +278,7 @@ def rank_if_needed(db: Any) -> None:
 
 
 _MAX_GROWTH = 1.05
-"""If `dreams` has grown by more than this factor, it is sorted again: unsorted rows slow the queries for a photograph."""
+"""If `dreams` has grown by more than this factor, it is sorted again: unsorted rows slow queries for a photograph."""
 
 _STALE = "CREATE TEMP TABLE IF NOT EXISTS stale (objective_no INTEGER, source_no INTEGER)"
 """The objectives and the photographs whose rows have changed."""
