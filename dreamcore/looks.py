@@ -12,7 +12,7 @@ __all__ = ["LOOK", "LOOKS", "LookName"]
 
 LookName = Literal["creatures", "filigree", "ripple", "architecture", "subtle", "neon"]
 """The names of `LOOKS`."""
-LOOK = "A look with a name; settings given explicitly override it."
+LOOK = "A look: settings tuned for one style; settings given explicitly override it."
 """Description of the field `look`."""
 
 _TUNED_ON = "efficientnet_lite0"
