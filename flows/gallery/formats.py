@@ -69,7 +69,7 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the largest of the units s, min and h of which it has at least two."""
+    """Return a duration in hours if it has two or more, else in minutes if it has two or more, else in seconds."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Plan the dream of a video: check everything, name its frames, and find those that exist already.
+"""Plan the dream of a video: check everything, name its frames, and find the frames that exist already.
 
 The name of a frame contains its identity: a digest of everything that its pixels depend on, including the frame before
 it. So a frame of other settings is never reused, and a longer part of a video reuses the frames of a shorter one.

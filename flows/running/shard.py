@@ -281,7 +281,7 @@ class _Dreamer:
             yield from self._dream_batch(batch) if batch[0].loaded else batch
 
     def _outcomes(self, loaded: _Loaded) -> Iterator[_Outcome]:
-        """Yield the outcome of a photograph for each of its settings, as far as it is known before dreaming."""
+        """Yield what is known of a photograph before dreaming, as one outcome for each of its settings."""
         for planned in (self.run.settings[index] for index in loaded.work.settings):
             outcome = _Outcome(planned_row(self.run, self.shard.number, loaded.work.source, planned), planned, loaded)
             if existing := loaded.existing.get(str(outcome.row.result_uri)):
