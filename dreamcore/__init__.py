@@ -6,7 +6,7 @@
     result = dream(Image.open("cat.jpg"))
     result.image.save("dream.png")
 
-`docs/python.md` shows how to use it. This package knows no S3, no Prefect and no command line, and it configures no
+`docs/python.md` shows how to use it. This package uses no S3, no Prefect and no command line, and it configures no
 logging. PyTorch is imported when a function that computes is used for the first time.
 """
 

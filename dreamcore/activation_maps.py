@@ -11,7 +11,7 @@ def as_map(features: Tensor, images: Tensor, stride: int) -> Tensor:
     """Return tokens (B, N, C) as a map (B, C, h, w). Return other activations unchanged.
 
     Args:
-        features: the activations of a layer.
+        features: the activations of a layer, such as (B, N, C) or (B, C, h, w).
         images: the images (B, 3, H, W) in the network.
         stride: the stride of the layer in pixels: the side of a patch.
     """
@@ -23,7 +23,13 @@ def as_map(features: Tensor, images: Tensor, stride: int) -> Tensor:
 
 
 def crop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:
-    """Return the positions of `features` (B, C, h, w) that overlap the images and not only their padding."""
+    """Return the positions of `features` that overlap the images and not only their padding.
+
+    Args:
+        features: activations (B, C, h, w). Activations without positions (B, C) are returned unchanged.
+        images: the images (B, 3, H, W).
+        padded: the images with padding at the right and at the bottom.
+    """
     if features.ndim != 4:
         return features  # no positions
     sides = [

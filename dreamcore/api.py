@@ -71,7 +71,7 @@ def dream(
 
     Args:
         image: a Pillow image; an array `(H, W, 3)` of uint8, or of floats in [0, 1]; a tensor `(3, H, W)` of such
-            numbers, or `(B, 3, H, W)`; or a list of images of any sizes and kinds. Images of one size are dreamt
+            values, or `(B, 3, H, W)`; or a list of images of any sizes and kinds. Images of one size are dreamt
             together. Pillow images are converted to RGB: EXIF orientation and colour profile are applied, transparency
             is laid over white. Floats are rounded to 8 bits.
         network: a name, such as `resnet50`; a network from `load_network` or `network_from_module`; or any module
@@ -85,10 +85,11 @@ def dream(
         device: `cpu`, `cuda` or `cuda:0`. By default the device of the network. A network by name runs on a GPU if
             there is one.
         max_memory: memory that dreaming may take, besides the network: bytes, or text such as `2GiB`. Images that
-            need more are computed in tiles. By default there is no limit.
+            need more are computed in memory tiles. By default there is no limit.
         on_step: called with the finished and the total number of steps of all images.
         fields: settings by name, such as `layers="blocks.4:12"`, `octaves=4`, `seed=7` or `preset="google2015"`. They
-            override `settings`. Without `layers`, a network other than the bundled one dreams at 65% of its depth.
+            override `settings`. Without `layers`, a network other than the bundled one excites a mix of its stages at
+            41%, 63% and 87% of its depth.
 
     Returns:
         One `Dream` for one image; a list of them, in the order of the images, for a list or a tensor `(B, 3, H, W)`.

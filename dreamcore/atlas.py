@@ -86,7 +86,7 @@ def draw_channels(
         layer: a layer of the network.
         channels: channels of the layer.
         size: side of the pictures in pixels.
-        limits: limits of the machine.
+        limits: the memory limit of the machine; by default none.
 
     Returns:
         A picture (size, size, 3) for each channel.

@@ -32,16 +32,16 @@ _STEM, _HEAD, _EXPANSION = 32, 1280, 6
 _EPSILON = 1e-3  # of TensorFlow's batch normalization
 
 
-def missing_pixels(length: int, size: int, step: int, spread: int) -> int:
+def missing_pixels(length: int, kernel: int, stride: int, dilation: int) -> int:
     """Return how many pixels "same" padding adds to a side of `length` pixels.
 
     Args:
-        length: side of the image.
-        size: side of the kernel.
-        step: stride.
-        spread: dilation.
+        length: side of the input in pixels.
+        kernel: side of the kernel in pixels.
+        stride: stride of the convolution.
+        dilation: dilation of the convolution.
     """
-    return max((math.ceil(length / step) - 1) * step + (size - 1) * spread + 1 - length, 0)
+    return max((math.ceil(length / stride) - 1) * stride + (kernel - 1) * dilation + 1 - length, 0)
 
 
 def pad_same(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The engine: a faster copy of a network with the same activations. The original network is the reference of all tests.
+"""The engine: a faster copy of a network with the same activations. The tests compare it with the original network.
 
 - Batch normalizations are folded into the convolutions before them, and so are the ReLUs after them that are modules.
 - On CPUs, convolutions call oneDNN directly, forward and backward. On one thread torch would compute 1x1 convolutions
@@ -122,7 +122,7 @@ class Convolution(_PaddedConvolution):
         reach = [dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
         self.backward_padding = reach[0] - self.padding[0], reach[1] - self.padding[1]
         self.on_cpu = plain.weight.device.type == "cpu"
-        """Whether the convolution is made for CPUs. Its copy on the meta device, which measures memory, is so too."""
+        """Whether the convolution is made for CPUs. The copy on the meta device, which measures memory, keeps this."""
         self.backward_as_forward_conv = self.on_cpu and self.stride == (1, 1) and min(self.backward_padding) >= 0
         self.register_buffer(
             "backward_weight", _transposed_weights(plain) if self.backward_as_forward_conv else None, persistent=False

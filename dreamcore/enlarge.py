@@ -23,9 +23,9 @@ __all__ = [
 
 
 def enlarged_photograph(photograph: Photograph, max_pixels: int) -> Photograph:
-    """Return the photograph with as many of `max_pixels` pixels as its aspect ratio allows.
+    """Return the photograph at the largest size of its aspect ratio that has at most `max_pixels` pixels.
 
-    A photograph with fewer pixels is resampled.
+    A photograph with fewer pixels is upsampled.
 
     Args:
         photograph: a photograph, decoded with at most `max_pixels` pixels.
@@ -74,7 +74,7 @@ def check_dream(request: DreamRequest) -> None:
     """Check that a request has the dream that its settings name, and that its photograph is not smaller.
 
     Raises:
-        InvalidInput: the dream is missing, superfluous or larger than the photograph.
+        InvalidInput: the dream is missing, is given but not named by the settings, or is larger than the photograph.
     """
     if (request.settings.enlarge is None) != (request.dream is None):
         raise InvalidInput("a dream is enlarged with its image and with settings that name it: give both")

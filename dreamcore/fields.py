@@ -128,7 +128,7 @@ Weights = Annotated[
 ]
 Guide = Annotated[
     FileReference | None,
-    Field(description="Guide image; the dream takes up features of the guide instead of enhancing its own."),
+    Field(description="Guide image; the dream takes up features of the guide instead of enhancing those of the image."),
 ]
 Mask = Annotated[
     FileReference | None,

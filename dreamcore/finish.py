@@ -1,4 +1,4 @@
-"""What is done with a finished dream: contrast, the colors of the photograph, and a share of the photograph itself."""
+"""The last changes of a dream: contrast, the colors of the photograph, and a share of the photograph itself."""
 
 from collections.abc import Callable, Sequence
 

@@ -50,6 +50,10 @@ def is_cut(flow: Flow) -> bool:
 def first_steps(steps: int, persistence: float) -> int:
     """Return how many steps the first frame of a scene gets, so that it has as much detail as later ones.
 
+    Args:
+        steps: the steps of a frame that continues a dream.
+        persistence: share of the detail that each frame keeps, at least 0 and below 1.
+
     Example:
         >>> first_steps(1, 0.9), first_steps(10, 0)
         (10, 10)
@@ -60,7 +64,12 @@ def first_steps(steps: int, persistence: float) -> int:
 def finishing(settings: DreamSettings, persistence: float) -> DreamSettings:
     """Return settings whose `contrast`, `keep_colors` and `blend`, applied to each frame, add up to the given ones.
 
-    A factor g on the whole detail of a frame follows from the factor f = g / (1 + p (g - 1)) on each frame.
+    If each frame applies the factor f = g / (1 + p (g - 1)) to its detail, the detail after many frames has the
+    factor g.
+
+    Args:
+        settings: the settings of the video.
+        persistence: p, the share of the detail that each frame keeps, in [0, 1].
 
     Example:
         >>> round(finishing(DreamSettings(keep_colors=0.4), 0.9).keep_colors, 4)

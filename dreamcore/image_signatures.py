@@ -156,7 +156,7 @@ def _text_of(data: bytes) -> bytes:
 
 
 def _iso_format(data: bytes) -> str | None:
-    """Return the format of a file that begins with a box of file type."""
+    """Return the format of a file that begins with an `ftyp` box, such as AVIF or HEIC; None for any other file."""
     if data[4:8] != b"ftyp":
         return None
     size = min(int.from_bytes(data[:4], "big"), 256)

@@ -80,7 +80,7 @@ def unsupported_variant(data: bytes, name: str) -> str | None:
             return _jpeg_variant(data)
         case "TIFF":
             return _tiff_variant(data)
-        case "AVIF" | "HEIC" | "HEIF" if b"mini" in (data[20:24], data[24:28]):  # after a short box of file type
+        case "AVIF" | "HEIC" | "HEIF" if b"mini" in (data[20:24], data[24:28]):  # the box after a short `ftyp` box
             return f"{name} with a short header"
         case "PNG" if data[12:16] == b"CgBI":
             return "PNG of Apple's CgBI variant"

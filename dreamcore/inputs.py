@@ -15,7 +15,8 @@ from dreamcore.images import Photograph, from_pillow
 __all__ = ["ImageLike", "read_image", "read_images", "read_mask"]
 
 ImageLike = Image.Image | NDArray[Any] | Tensor
-"""A Pillow image; an array (H, W, 3) of uint8, or of floats in [0, 1]; or a tensor (3, H, W) of the same numbers."""
+"""A Pillow image; an array (H, W, 3) of uint8, or of floats in [0, 1]; or a tensor (3, H, W) of such
+values."""
 
 
 def read_images(

@@ -17,7 +17,7 @@ def read_labels(data: bytes, name: str) -> tuple[str, ...]:
         name: the name of the file in messages.
 
     Raises:
-        InvalidInput: the file is not UTF-8, a name is empty or not text, or an index is missing or is there twice.
+        InvalidInput: the file is not UTF-8, a name is empty or not text, or an index is missing or repeated.
 
     Example:
         >>> read_labels(b"ant\\nbee\\n", "insects.txt")

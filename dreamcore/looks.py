@@ -1,4 +1,4 @@
-"""Looks of our own, as settings; `docs/looks.md` shows images of each.
+"""Looks: named settings of Dreamgrid itself, beside the published presets. `docs/looks.md` shows images of each.
 
 A look does not choose the network. On the bundled network it excites the layers that it was tuned on. On any other
 network it excites the layers at the same depth, as a preset does.
@@ -12,7 +12,7 @@ __all__ = ["LOOK", "LOOKS", "LookName"]
 
 LookName = Literal["creatures", "filigree", "ripple", "architecture", "subtle", "neon"]
 """The names of `LOOKS`."""
-LOOK = "A look with a name; settings given explicitly override it."
+LOOK = "A look: settings tuned for one style; settings given explicitly override it."
 """Description of the field `look`."""
 
 _TUNED_ON = "efficientnet_lite0"
@@ -48,7 +48,7 @@ LOOKS: dict[LookName, Preset] = {
         depths=f"87%+95%+{_BUILDINGS}=0.2",
         settings={"steps": 16, "calm": 0.03},
     ),
-    # The photograph stays what it is, with details that one sees at second sight.
+    # The photograph stays recognizable, with details that show only at a second look.
     "subtle": Preset(
         model=_TUNED_ON,
         layers="blocks.3=0.3+blocks.4+blocks.5=0.5",

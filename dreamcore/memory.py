@@ -77,7 +77,7 @@ class Allocations(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Computes attention, while active, by the fused kernel, as CPUs and GPUs do. The meta device would not."""
+    """Computes attention, while active, by the fused kernel, as CPUs and GPUs do. The meta device itself does not."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}

@@ -20,7 +20,7 @@ from dreamcore.zoom import Motion
 __all__ = ["Colors", "colors_of", "mix_in", "palette", "transform", "warp", "with_colors"]
 
 LEAST_CONTRAST = 0.12
-"""Standard deviation of the values of a movie, at least; 1 is the distance from black to white."""
+"""Smallest standard deviation of the values of a movie; 1 is the distance from black to white."""
 _LEAST_VARIANCE = 1e-6
 """Variance of colors in [0, 1] below which a direction counts as gray and is not amplified."""
 
@@ -77,7 +77,7 @@ def _seen_points(matrix: Tensor, size: Size) -> Tensor:
 
 
 def mix_in(images: Tensor, target: Tensor, matrix: Tensor, share: float) -> Tensor:
-    """Mix a share of `target`, seen from farther or nearer, into images. The last frames of a loop use this.
+    """Mix a share of `target`, seen from nearer or farther away, into images. The last frames of a loop use this.
 
     The edges of `target` are soft: the farther `target` is away, the wider they are. Beyond them, its mirror image is
     mixed in with the square of `share`, so that no rim of the old picture is left at the end of a loop.

@@ -24,10 +24,10 @@ def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     Args:
         width: width in pixels.
         height: height in pixels.
-        seed: random seed.
+        seed: random seed, at least 0 and below 2**63.
 
     Raises:
-        InvalidInput: a side is not positive, the image has too many pixels, or the seed is negative.
+        InvalidInput: a side is not positive, the image has too many pixels, or the seed is out of range.
 
     Example:
         >>> image = noise_image(64, 48, seed=7)

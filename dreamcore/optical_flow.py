@@ -1,4 +1,4 @@
-"""Optical flow: where each pixel of a video frame was in the frame before, and what of it was visible there.
+"""Optical flow: where each pixel of a video frame was in the frame before, and whether it was visible there.
 
 The flow is computed by OpenCV's DIS (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", 2016), which the
 extra `video` installs. It needs no trained weights and takes a few milliseconds a frame on one core. A network such as
@@ -39,8 +39,8 @@ def optical_flow(previous: _Pixels, frame: _Pixels) -> Flow:
     """Return the flow from a frame to the frame before it.
 
     Args:
-        previous: the frame before, (H, W, 3), sRGB.
-        frame: the frame, (H, W, 3), sRGB.
+        previous: the frame before, (H, W, 3), uint8, sRGB.
+        frame: the frame, (H, W, 3), uint8, sRGB.
 
     Raises:
         ImportError: OpenCV is not installed.

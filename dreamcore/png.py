@@ -31,7 +31,7 @@ def encode_png(pixels: Array, exif: bytes = b"") -> bytes:
     """Return a PNG file.
 
     Args:
-        pixels: (H, W, 3), 8 bits.
+        pixels: (H, W, 3), uint8, sRGB.
         exif: EXIF data for the chunk eXIf, with or without the prefix that they have in a JPEG. Empty: no chunk.
 
     Example:

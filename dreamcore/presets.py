@@ -39,7 +39,7 @@ AS_PUBLISHED: Mapping[str, Any] = {
     "calm": 0.0,
     "keep_colors": 0.0,
 }
-"""What no published program does. These fields are the same in all presets."""
+"""Settings that turn off what no published program does. They are the same in all presets."""
 
 _KERAS_FAMILY = {
     **AS_PUBLISHED,

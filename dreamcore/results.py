@@ -112,7 +112,7 @@ class Measurements:
     batch: int
     """Size of the batch."""
     tile: int | None
-    """Side of the tiles in pixels; None: the whole image was computed at once."""
+    """Side in pixels of the tiles: those of the setting `tile`, or else memory tiles. None: the image was not split."""
     seconds: float
     """This dream's share of the time of its batch."""
 
@@ -141,7 +141,7 @@ class Dream:
     batch: int
     """Size of the batch."""
     tile: int | None
-    """Side of the tiles in pixels; None: the whole image was computed at once."""
+    """Side in pixels of the tiles: those of the setting `tile`, or else memory tiles. None: the image was not split."""
     seconds: float
     """This dream's share of the time of its batch, for the ascent and the observation of the result."""
 

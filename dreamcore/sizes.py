@@ -16,7 +16,8 @@ GPU_BATCH_PIXELS = 16_000_000
 """Pixels of a default batch on a GPU, unless a single image already has more. So many pixels keep a GPU busy for longer
 than a CPU needs to launch the kernels of a step; this is a calculation, not a measurement."""
 MAX_SOURCE_PIXELS = 100_000_000
-"""Most pixels of a source by default. Decoding needs at most about 1 GB; Pillow refuses more than 179 million."""
+"""Largest number of pixels of a source, by default. Decoding needs at most about 1 GB. Pillow refuses over 179
+million."""
 REFERENCE_PIXELS = 4_000_000
 """Guides and masks with more pixels are shrunk to this many."""
 

@@ -1,8 +1,8 @@
 """Texts that stand for several values: ranges of numbers, and sweeps over the channels of a layer.
 
 A range of numbers is `4-8` for whole numbers, or `0.004-0.012/5` for five evenly spaced numbers. A sweep over channels
-is `*`, `0-63`, `top16` or `weakest16`: one channel after the other. Channels are together in parentheses, as in
-`(0-63)` or `(top16)`, and in a list with commas.
+is `*`, `0-63`, `top16` or `weakest16`: it gives one dream for each of these channels. Channels in parentheses, as in
+`(0-63)` or `(top16)`, or in a list with commas are excited together in one dream.
 
 This module imports no torch, so that planning a run stays fast.
 """
@@ -33,7 +33,7 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 NUMBER_RANGE = rf"^({_NUMBER})-({_NUMBER})(?:/(\d+))?$"
 """Pattern of a range of numbers."""
 _DIGITS = Context(prec=12)
-"""Exact for the numbers that people write, so that 0.004-0.012/5 has 0.006 and not 0.0060000000000000005."""
+"""Decimal arithmetic: 0.004-0.012/5 has the value 0.006 and not 0.0060000000000000005."""
 
 
 # --- ranges of numbers
@@ -99,7 +99,7 @@ def read_channels(text: str) -> Channels:
     """Return the channels that the part of a target after the colon stands for.
 
     Raises:
-        ValueError: the text has no such form.
+        ValueError: the text names no channels, or a range in it is empty or too long.
 
     Example:
         >>> read_channels("12,17,20-22").channels
@@ -156,7 +156,7 @@ class Ranking(NamedTuple):
 
 
 class Rank(NamedTuple):
-    """Says which photographs a channel of a sweep such as `top16` is for: those whose ranking has the channel."""
+    """One channel of a sweep such as `top16`. It is for the photographs whose ranking contains the channel."""
 
     ranking: Ranking
     channel: int
@@ -174,7 +174,7 @@ def ranked(sweep: str) -> tuple[str, int] | None:
 
 
 def sweep_channels(sweep: str, channels: int) -> range:
-    """Return the channels that a sweep may give: for one that depends on the photograph, all channels.
+    """Return the channels that a sweep may stand for. If it depends on the photograph, these are all channels.
 
     Args:
         sweep: `*`, `0-63`, `top16` or `weakest16`.

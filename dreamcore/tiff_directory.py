@@ -63,7 +63,7 @@ class Directory:
 
     @classmethod
     def first(cls, data: bytes) -> "Directory | None":
-        """Return the first directory of a file, or None if the header is cut off."""
+        """Return the first directory of a file; None if the file ends within its header."""
         header = Header("<" if data[:2] == b"II" else ">", b"+" in data[2:4])
         at, form = (8, "Q") if header.big else (4, "I")
         if len(data) < at + struct.calcsize("=" + form):
@@ -72,7 +72,7 @@ class Directory:
 
     @classmethod
     def all(cls, data: bytes) -> "list[Directory]":
-        """Return the directories of a file, the first one first, and all directories below them."""
+        """Return up to 256 directories of a file, the first one first, with all directories below them."""
         first = cls.first(data)
         found = [] if first is None else [first]
         known = {0}
@@ -90,11 +90,11 @@ class Directory:
 
     @property
     def pixels(self) -> int:
-        """The number of pixels, or 0."""
+        """The number of pixels; 0 if the directory does not say it."""
         return max(self.values(WIDTH), default=0) * max(self.values(HEIGHT), default=0)
 
     def values(self, tag: int) -> list[int]:
-        """Return the first integers of a tag, or an empty list."""
+        """Return up to 256 integers of a tag; an empty list if the tag is missing or has no integers."""
         kind, raw = self.entries.get(tag, (0, b""))
         form, size = self._TYPES.get(kind, ("", 0))
         if form in ("", "s"):
@@ -102,5 +102,5 @@ class Directory:
         return list(struct.unpack(f"{self.header.order}{len(raw) // size}{form}", raw[: len(raw) // size * size]))
 
     def text(self, tag: int) -> bytes:
-        """Return the first characters of a text tag, or no bytes."""
+        """Return up to 256 bytes of a text tag, without zeros at the end; no bytes if the tag is missing."""
         return self.entries.get(tag, (0, b""))[1].rstrip(b"\0")

@@ -1,7 +1,7 @@
 """Random transforms of the images before each step: shifts with rotations and changes of scale, or crops.
 
-A feature that survives the transforms is no pattern of single pixels. The kinds are values of the setting
-`transforms`; `shift` is in `views.py`.
+Only features that survive the transforms grow, and patterns of single pixels do not survive them. The setting
+`transforms` chooses the kind; `shift` is in `views.py`.
 """
 
 import hashlib
@@ -24,7 +24,8 @@ __all__ = ["Transform", "Transforms", "choose_views", "view_size"]
 _PADDING = 12
 """Lucid pads each side of the image with this many gray pixels."""
 _FIRST_JITTER, _SECOND_JITTER = 8, 4
-"""Lucid crops this many pixels before and after the change of scale and the rotation, at a random offset."""
+"""Lucid crops an image by this many pixels at a random offset: by the first number before the change of scale and the
+rotation, and by the second after them."""
 _SCALES = [1 + (number - 5) / 50 for number in range(11)]
 _ANGLES = [*range(-10, 11), *[0] * 5]
 """In degrees. As in lucid, the angle 0 is more frequent."""

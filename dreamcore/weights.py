@@ -64,7 +64,10 @@ def read_tensors(data: bytes, sha256: str, name: str) -> dict[str, Tensor]:
 
 
 def class_count(module: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of `tensors` if they differ from those of `module` only in it; otherwise None."""
+    """Return the number of classes of `tensors`, if their shapes differ from those of `module`.
+
+    The result is None if the shapes are equal, or if more than the number of classes differs.
+    """
     rows = set()
     for key, own in module.state_dict().items():
         theirs = tensors.get(key, own)

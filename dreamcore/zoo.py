@@ -80,7 +80,7 @@ def build(model: str, *, pretrained: bool, classes: int | None = None) -> nn.Mod
 
     Raises:
         InvalidInput: no network has this name (the message names the nearest ones), or the library's weights are not
-            installed or damaged.
+            installed or are damaged.
     """
     with _tensors_only() if pretrained else nullcontext():
         if model in PACKAGED:

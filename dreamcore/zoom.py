@@ -73,7 +73,7 @@ class ZoomOptions(Frozen):
 
     @property
     def frames_of_steps(self) -> int:
-        """The number of frames, with the first one counted as often as it has the steps of another."""
+        """The number of frames, with the first frame counted `FIRST_STEPS` times. It has that many times the steps."""
         return self.frames + FIRST_STEPS - 1
 
 

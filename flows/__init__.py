@@ -1,4 +1,4 @@
-"""Everything that knows S3 or Prefect: jobs, plans, shards, manifests, the flow and the command line."""
+"""Everything that uses S3 or Prefect: jobs, plans, shards, manifests, the flow and the command line."""
 
 import os
 

@@ -35,14 +35,14 @@ __all__ = ["atlas"]
 @memory_option
 @json_option
 def atlas(model: str, layer: str | None, out: Path, weights: str | None, as_json: bool) -> None:
-    """Draw what each channel of a layer reacts to, from noise.
+    """Draw what each channel of a layer reacts to, starting from noise.
 
     Without LAYER, the main layers of the network are drawn. LAYER is a layer of `dreamgrid layers`, a depth such as
     65%, channels such as blocks.4:0-31, or logits for the classes.
 
     The folder gets a picture for each channel, a contact sheet for each layer, and a page to open in a browser. A
-    command that was stopped goes on with the missing pictures when it is given again. Pictures of other settings
-    or weights are drawn again.
+    command that was stopped goes on with the missing pictures when it is given again. Pictures that were drawn with
+    other settings or weights are drawn anew.
 
     \b
     Examples:
@@ -77,6 +77,6 @@ def atlas(model: str, layer: str | None, out: Path, weights: str | None, as_json
         show_json({"model": model, "page": str(page), "layers": [asdict(report) for report in reports]})
         return
     for report in reports:
-        there = report.channels - report.drawn
-        print_line(f"{report.layer}: {report.drawn} pictures drawn, {there} were there: {report.sheets[0]}")
+        existing = report.channels - report.drawn
+        print_line(f"{report.layer}: {report.drawn} pictures drawn, {existing} existed: {report.sheets[0]}")
     print_line(f"Page    {page}")

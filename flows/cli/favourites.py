@@ -20,7 +20,7 @@ __all__ = ["favourites"]
     default=1,
     show_default=True,
     type=click.IntRange(1, 5),
-    help="Only dreams that are rated at least so.",
+    help="Lowest mark of the dreams to download.",
 )
 @click.option("--share", is_flag=True, help="Pack JPEGs of at most 1,600 pixels without metadata, and captions.")
 @json_option
@@ -28,7 +28,7 @@ def favourites(destination: str, out: Path, marks_min: int, share: bool, as_json
     """Download the dreams that are rated 1 to 5 into a zip.
 
     The zip has the files as they are in S3. With --share, it has smaller JPEGs without metadata, and captions.csv. If a
-    dream is missing in S3, it is named, and the exit code is 1.
+    dream is missing in S3, the command names it and exits with 1.
 
     \b
     Examples:

@@ -49,12 +49,13 @@ def upload(
     FOLDER is a folder, which is searched with its subfolders, or one file. PREFIX is an S3 address, which then is the
     source of a job. A file becomes an object with its path in the folder as key.
 
-    Only new files are sent. A file is in S3 if an object has its name, its size and its MD5: the object is not read,
-    and the file is read only if name and size are equal. An object with other content is replaced. Nothing is deleted.
-    After a stop, give the same command again.
+    Only new files are sent. A file is in S3 if an object has its name, its size and its MD5. Every file is read for its
+    MD5, and no object is read. An object with other content is replaced. Nothing is deleted. After a stop, give the
+    same command again.
 
     Pictures are the files whose suffix Dreamgrid reads. Symbolic links out of the folder are never followed. Exits with
-    1 if a file cannot be uploaded; the others are. The bucket must exist, except in the embedded S3 server.
+    1 if a file cannot be uploaded; the other files are uploaded. The bucket must exist, except in the embedded S3
+    server.
 
     \b
     Examples:

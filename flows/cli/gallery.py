@@ -23,15 +23,15 @@ PORT = 8470
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Listen on this address. On another address than that of this machine alone, the gallery requires the token "
-    "in the printed address.",
+    help="Listen on this address. If other machines can reach it, the gallery requires the token in the printed "
+    "address.",
 )
 @click.option(
     "--port", default=PORT, show_default=True, type=click.IntRange(0, 65535), help="Listen on this port; 0 for any."
 )
 @click.option("--read-only", is_flag=True, help="Write nothing: no marks, no jobs, no thumbnails in the destination.")
 @click.option(
-    "--open/--no-open", "open_browser", default=None, help="Open a browser. By default, if this is a desktop."
+    "--open/--no-open", "open_browser", default=None, help="Open a browser. The default is to open one on a desktop."
 )
 @click.option(
     "--export",

@@ -1,4 +1,4 @@
-"""What the commands that make movies share: keyframes, and the announcement of the work."""
+"""What the commands that make movies share: flags for keyframes, and a line about the frames and the time they take."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -113,7 +113,7 @@ def main(
 class _Output(io.FileIO):
     """A standard stream that drops its text if nobody can read it: after `| head`, or if the terminal is closed.
 
-    Any other failure is raised once. Later text is dropped, because Python writes again what is left when it exits.
+    Any other failure is raised once. Later text is dropped, because Python would write the rest again when it exits.
     """
 
     failed = False
@@ -132,7 +132,7 @@ class _Output(io.FileIO):
 
 
 def _repair_streams() -> None:
-    """Let standard output and error accept every character, and also a reader that has ended.
+    """Let standard output and error accept every character, and drop text that nobody reads any more.
 
     A character that the encoding of the locale does not have is written as an escape.
     """
@@ -160,7 +160,7 @@ def _decoded_arguments() -> list[str]:
 
 
 def _describe_unexpected(error: Exception) -> str:
-    """Return as one line an error that no command expects, with the place in this project that it comes from."""
+    """Return an error that no command expects as one line, with the line of this project that it comes from."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else f"input or output failed: {error.strerror}"
     places = [

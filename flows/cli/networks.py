@@ -25,8 +25,8 @@ __all__ = ["layers", "models"]
 def models(part: str, as_json: bool) -> None:
     """List the networks, or those with PART in their name.
 
-    PART may be in capitals or not. A few networks, some transformers among them, accept images of one size only and
-    cannot dream. `dreamgrid layers NAME` reports this.
+    Upper and lower case are the same in PART. A few networks, some transformers among them, accept images of one size
+    only and cannot dream. `dreamgrid layers NAME` reports this.
 
     \b
     Examples:

@@ -27,7 +27,7 @@ def start_stack() -> "Stack":
 
 
 def create_embedded_bucket(uri: str) -> None:
-    """Create the bucket of `uri` if S3 is the embedded server of the current folder. Other stores have owners.
+    """Create the bucket of `uri` if S3 is the embedded server of the current folder. Elsewhere, users create buckets.
 
     Raises:
         InvalidInput: `uri` is not an S3 address, or the name of its bucket is not valid.

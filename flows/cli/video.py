@@ -1,4 +1,4 @@
-"""`dreamgrid video`: dreams every frame of a video, each as a continuation of the last one."""
+"""`dreamgrid video`: dream every frame of a video, each as a continuation of the last dream."""
 
 import time
 from contextlib import ExitStack

@@ -1,8 +1,8 @@
 """The manifest: one row for every photograph and settings, in Parquet parts.
 
 Each part is written as a whole. A run that tries failed dreams again replaces a part by a conditional write. A
-compaction merges the parts of a finished run (see `compact`): it writes a merged part and then deletes the parts that
-it covers. The functions here find each row once at any moment of a compaction.
+compaction (see `flows.results.compact`) merges the parts of a finished run: it writes a merged part and then deletes
+the parts that it covers. The functions here find each row once at any moment of a compaction.
 """
 
 import io

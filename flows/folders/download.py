@@ -1,4 +1,4 @@
-"""Downloads the objects below a prefix into a folder, as far as the folder does not have them.
+"""Downloads the objects below a prefix that a folder does not have yet.
 
 A file is the same as an object if both have the same size, and the file has the time of the object or its MD5: that is
 the ETag, or is recorded as `upload` describes. A downloaded file gets the time of its object, so it is not read again.

@@ -34,7 +34,7 @@ class Folder(Protocol):
         """
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
-        """Write a file at once, and replace a file of this name.
+        """Write a file as a whole, and replace a file of this name.
 
         Raises:
             Unavailable: the file cannot be written.
@@ -57,7 +57,7 @@ def open_folder(address: str) -> Folder:
 
 
 def write_whole(address: str, data: bytes, content_type: str) -> None:
-    """Write one file at once, and replace a file of this name.
+    """Write one file as a whole, and replace a file of this name.
 
     Args:
         address: the path or S3 address of the file.

@@ -1,8 +1,8 @@
-"""Uploads the files of a folder to S3, as far as S3 does not have them.
+"""Uploads the files of a folder that S3 does not have yet.
 
 A file is in S3 if an object has its name, its size and its MD5. The MD5 is the ETag of an object that was written with
-one request and without a customer's key; `Storage.upload` also records it in the metadata. So no object is read, and a
-file is read only if an object has its name and its size.
+one request and without a customer's key; `Storage.upload` also records it in the metadata. So no object is read. Every
+file is read for its MD5, and once more if it is sent.
 """
 
 import mimetypes

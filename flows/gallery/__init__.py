@@ -1,1 +1,1 @@
-"""The gallery: a local web page over the dreams of a destination."""
+"""The gallery: web pages that show the dreams of a destination, served on this machine or exported as files."""

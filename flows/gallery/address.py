@@ -1,6 +1,6 @@
 """Addresses of pages: everything that a page shows, except marks, is in its address.
 
-So Back works, a link can be sent to somebody, and a reload changes nothing.
+So the Back button of the browser works, a link can be sent to somebody, and a reload changes nothing.
 """
 
 import math
@@ -53,7 +53,7 @@ class Params:
 
 
 def filters_of(params: Params) -> Filters:
-    """Return the filters in an address. What is malformed is ignored, as people edit addresses by hand."""
+    """Return the filters in an address. Malformed values are ignored, because people edit addresses by hand."""
     status = params.get("status", "done")
     return Filters(
         text=params.get("q"),

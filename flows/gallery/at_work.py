@@ -1,7 +1,7 @@
-"""What the unfinished run of a destination does: whether it works or was stopped, and how far it is.
+"""The state of the unfinished run of a destination: whether it works or was stopped, and its progress.
 
-Nothing in a destination says that a run works. It does if its process lives on this machine, or if it has written a
-dream a moment ago.
+No object in a destination says that a run works. A run counts as working if its process lives on this machine, or if it
+has begun or written a dream within `QUIET_SECONDS`.
 """
 
 from datetime import UTC, datetime
@@ -18,9 +18,10 @@ QUIET_SECONDS = 120.0
 
 
 class Work(NamedTuple):
-    """What an unfinished run does."""
+    """The state of an unfinished run."""
 
     words: str
+    """The progress in words."""
     finished: int
     planned: int
     """0 until the run has its plan."""
@@ -35,7 +36,7 @@ def own_run(place: Place) -> JobRun | None:
 
 
 def work_of(place: Place) -> Work | None:
-    """Return what the run does that holds the destination; None if no run does."""
+    """Return the state of the run that holds the destination; None if no run holds it."""
     if started := own_run(place):
         now = started.progress()
         return Work(_own_words(started), now.finished or 0, now.planned or 0, is_going_on=True)

@@ -108,8 +108,8 @@ def export(
         on_progress: called with the number of finished pictures and of all.
 
     Raises:
-        InvalidInput: there are no dreams or too many; or the target has the page of somebody else, or cannot be
-            written.
+        InvalidInput: there are no dreams or too many; or the target has an `index.html` that no export wrote, or
+            cannot be written.
         Unavailable: S3 failed.
     """
     index = target.read("index.html")

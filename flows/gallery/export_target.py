@@ -13,7 +13,7 @@ from flows.s3.storage import Storage
 __all__ = ["DATA", "PICTURES", "SCRIPTS", "FolderTarget", "S3Target", "Target", "open_target"]
 
 DATA, PICTURES, SCRIPTS = "data-", "pictures/", "script-"
-"""How the names begin of the files that are named after their content."""
+"""Beginnings of the names of the files that are named after their content."""
 
 _TYPES = {
     "html": "text/html; charset=utf-8",

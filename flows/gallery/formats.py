@@ -34,13 +34,13 @@ _TINY, _WIDTH, _HEIGHT = 1e-9, 100, 34
 
 
 def plain(text: object) -> str:
-    """Return a text for an attribute: without control characters, and unable to turn the text around it."""
+    """Return a text for an attribute, without control characters and marks that change the direction of text."""
     shown = "".join(character if character.isprintable() else "\ufffd" for character in str(text or ""))
     return _DIRECTIONS.sub("\ufffd", shown)
 
 
 def breakable(text: object) -> Markup:
-    """Return a long name that may be broken into lines after its signs."""
+    """Return a long name in which lines may be broken after `+`, `/`, `_` and `,`."""
     return Markup("<wbr>").join(escape(part) for part in _BREAKS.sub("\\1\0", str(text)).split("\0"))
 
 
@@ -69,14 +69,14 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the largest unit that leaves at least two of it."""
+    """Return a duration in hours if it has two or more, else in minutes if it has two or more, else in seconds."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def setting(value: str, name: str) -> str:
-    """Return the value of a setting for a list: of `enlarge`, whose dream is shown elsewhere, only the strength."""
+    """Return the value of a setting for a list. For `enlarge`, it is the strength: its dream is shown elsewhere."""
     return value.partition("), ")[2] or value if name == "enlarge" else value
 
 
@@ -101,7 +101,7 @@ def _enlarged(row: DreamRow) -> str:
 
 
 def describe(row: DreamRow) -> str:
-    """Return what a picture shows, for people who do not see it."""
+    """Return the text alternative of a picture, for screen readers."""
     told = {} if _look(row) else row.settings
     others = [f"{each} {value}" for each, value in told.items() if each not in _IN_WORDS]
     score = [f"gain {gain(row.gain)}"] if row.gain is not None else []

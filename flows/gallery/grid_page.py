@@ -58,7 +58,7 @@ class Slider(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """How many dreams of the photograph there are, fail, and are to come."""
+    """How many dreams of the photograph are done, failed or were skipped, and are still planned."""
 
     done: int
     failed: int

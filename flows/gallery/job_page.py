@@ -1,4 +1,4 @@
-"""The page that makes a job of chosen dreams: what the job is, what it costs, how far it is.
+"""The page that makes a job of chosen dreams. It shows the job, its cost and its progress.
 
 The cost comes after the page, because it lists the photographs and may measure the speed of this machine. A job starts
 only as it was shown: the address of the start names the job's identity.
@@ -30,11 +30,11 @@ _MAX_TILES = 60
 _ENDED = "dreamgrid:job-ended"
 """The event in the page when a run has ended."""
 _estimating = threading.Lock()
-"""Estimates measure the speed of this machine, which one at a time can."""
+"""Held during an estimate, which may measure the speed of this machine: only one may run at a time."""
 
 
 class RunView(NamedTuple):
-    """The run that a gallery has started last, for a page."""
+    """The run that a gallery started last, as a page shows it."""
 
     outcome: JobOutcome
     progress: JobProgress
@@ -143,7 +143,7 @@ def cost(request: Request) -> HTMLResponse:
 
 
 def _other_work(place: Place, made: DreamJob) -> Work | None:
-    """Return what the run does that keeps a job from starting; None if the job can start or continue its own run."""
+    """Return the state of the run that keeps a job from starting; None if the job can start or continue its own run."""
     try:
         run_record.active_run_id(made, place.storage)
     except InvalidInput:
@@ -188,7 +188,7 @@ def stop_job(request: Request) -> HTMLResponse:
 
 
 def job_now(request: Request) -> HTMLResponse:
-    """Show how far the run is that a gallery has started last, as a part of the page."""
+    """Show the progress of the run that a gallery started last, as a part of the page."""
     place = place_of(request)
     run = last_run(place.destination, place.storage)
     has_ended = run is not None and not run.is_running()

@@ -48,7 +48,7 @@ _children: dict[int, "subprocess.Popen[bytes]"] = {}
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a run is. What is not known yet is None."""
+    """The progress of a run. A value that is not known yet is None."""
 
     run_id: str | None = None
     flow_run: str | None = None
@@ -95,7 +95,7 @@ class JobRun:
             return not is_free
 
     def progress(self) -> JobProgress:
-        """Return how far the run is."""
+        """Return the progress of the run."""
         with suppress(OSError, ValueError, TypeError):
             return JobProgress(**json.loads((self.folder / "progress.json").read_bytes()))
         return JobProgress()
@@ -155,7 +155,7 @@ def last_run(destination: str, storage: Storage) -> JobRun | None:
 
 
 def start(job: DreamJob, storage: Storage) -> JobRun:
-    """Start a job through Prefect, as `dreamgrid run` does, in a child process. It also outlives this process.
+    """Start a job through Prefect, as `dreamgrid run` does, in a child process, which goes on when this process ends.
 
     The child process checks the job, so a wrong job is reported by `JobRun.outcome` as refused.
 

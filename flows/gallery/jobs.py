@@ -172,7 +172,7 @@ def retry_failed(destination: str, kinds: RetryFailed, storage: Storage) -> Drea
 
 
 def _job(sources: Mapping[str, Any], destination: str, settings: Sequence[DreamSettings]) -> DreamJob:
-    """Return the job with these settings as points. What most of them have in common belongs to the job."""
+    """Return the job with these settings as points. Its own `max_pixels` and `output` are the most frequent ones."""
     settings = list(dict.fromkeys(settings))
     if not settings:
         raise InvalidInput(_NOTHING_CHOSEN)
@@ -231,7 +231,7 @@ def _with_target(settings: DreamSettings, old: Target, update: Mapping[str, Any]
 
 
 def _between(one: DreamSettings, other: DreamSettings, count: int) -> Iterator[DreamSettings]:
-    """Yield settings between two. What is neither a number nor a weight is that of the nearer one."""
+    """Yield settings between two. Values that are neither numbers nor weights are those of the nearer settings."""
     if one.model != other.model or one.weights != other.weights:
         return
     for step in range(1, count + 1):

@@ -44,7 +44,7 @@ _KINDS = {
     "out_of_memory": ("The photograph needs more memory than there is.", "Lower max_pixels, or give --max-memory."),
     "non_finite": ("A gradient was not a finite number.", "Lower step_size."),
     "source_changed": ("The photograph was replaced after the scan.", "Run the job again: it dreams the new version."),
-    "source_missing": ("The photograph was deleted after the scan.", "Nothing, unless it was a mistake."),
+    "source_missing": ("The photograph was deleted after the scan.", "Restore it if that was a mistake."),
     "source_unreadable": ("The store does not deliver the file.", "It may be archived or encrypted: check the object."),
 }  # fmt: skip
 
@@ -133,7 +133,7 @@ def library(request: Request) -> HTMLResponse:
 def _order(best_by: BestBy, sort: Sort, *, by_rank: bool) -> list[str]:
     """Return sentences that say which dream of a photograph is shown, and in which order the photographs are.
 
-    What goes without saying is left out: the highest gain, if all gains can be compared.
+    The usual choice, the highest gain, is left out if all gains can be compared.
     """
     within = ", by rank within its objective" if by_rank else ""
     best = {

@@ -58,7 +58,8 @@ _BEST: Mapping[BestBy, str] = {
     "mark": "coalesce(m.mark, 0), e.settings_no IS NULL",
     "score": "e.settings_no IS NULL, coalesce(d.score_rank, -1)",
 }
-"""What is compared before the rank of the gain. An enlarged dream is the best one by its mark, or if it is alone."""
+"""What is compared before the rank of the gain. An enlarged dream is the best one only by its mark,
+or if the photograph has no other dream."""
 _ENLARGED = "LEFT JOIN (SELECT unnest(?::INTEGER[]) AS settings_no) e ON e.settings_no = d.settings_no"
 _MARKED = "LEFT JOIN live.marks m ON m.result_no = d.result_no AND d.status = 0"
 

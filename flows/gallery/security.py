@@ -1,4 +1,4 @@
-"""What the gallery lets in, and what it lets a page do.
+"""Access to the gallery: which requests it answers, and what its pages may do.
 
 The server listens on loopback, where any page of any site in the user's browser can reach it. Therefore every request
 must name a host that belongs to the gallery (against DNS rebinding), and a request that writes must come from the
@@ -81,8 +81,8 @@ class Access:
     def allows_host(self, header: str) -> bool:
         """Return whether a request with this `Host` header is for the gallery, whatever the port.
 
-        A site that rebinds its name to this machine cannot avoid that its name is in the header. An address in place
-        of a name is therefore safe on a server with a token.
+        If a site rebinds its name to this machine, its name is in the header and is refused. An address instead of a
+        name is therefore safe on a server with a token.
         """
         name = (urlsplit(f"//{header}").hostname or "").rstrip(".")
         if is_loopback(name):

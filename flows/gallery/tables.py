@@ -85,7 +85,7 @@ def searchable(text: str) -> str:
 
 
 def forget(db: Any, parts: Sequence[int]) -> None:
-    """Delete the rows of these parts. What they leave needs `rank`."""
+    """Delete the rows of these parts. Afterwards, call `rank` for the rows that stay."""
     db.execute(_STALE)
     rows = "SELECT DISTINCT objective_no, source_no FROM dreams WHERE part_no IN (SELECT unnest(?::INTEGER[]))"
     db.execute(f"INSERT INTO stale {rows}", [list(parts)])
@@ -253,8 +253,8 @@ def _append(db: Any, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
 def rank(db: Any) -> None:
     """Give all rows the ranks of their gains and scores, and their numbers.
 
-    Few new rows change the ranks of their objectives and the numbers of their photographs only. Many are a reason to
-    build `dreams` again, sorted by photograph.
+    After a few new rows, only the ranks of their objectives and the numbers of their photographs are computed again.
+    After many new rows, `dreams` is built again, sorted by photograph.
     """
     (rows,) = db.execute("SELECT count(*) FROM dreams").fetchone()
     found = db.execute("SELECT value FROM meta WHERE key = 'sorted'").fetchone()
@@ -278,7 +278,7 @@ def rank_if_needed(db: Any) -> None:
 
 
 _MAX_GROWTH = 1.05
-"""Rows that are not at their place make queries for a photograph slower."""
+"""If `dreams` has grown by more than this factor, it is sorted again: unsorted rows slow queries for a photograph."""
 
 _STALE = "CREATE TEMP TABLE IF NOT EXISTS stale (objective_no INTEGER, source_no INTEGER)"
 """The objectives and the photographs whose rows have changed."""

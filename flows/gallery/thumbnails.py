@@ -1,9 +1,8 @@
 """Thumbnails of dreams and of photographs.
 
-A shard writes the thumbnail of each dream to `DEST/thumbs/`. Destinations of earlier versions have none: then the
-thumbnail is made once, kept in the destination if it may be written, and on this machine's disk. A photograph may be
-of any format and size and come from anybody, so it is decoded in a child process, and its small pictures are kept on
-disk only. Every picture that is decoded here is decoded in a child process.
+A shard writes the thumbnail of each dream to `DEST/thumbs/`. Destinations of earlier versions have none. Then the
+thumbnail is made once and kept on this machine's disk, and in the destination if that may be written. The small
+pictures of photographs are kept on disk only. Pictures may come from anybody, so each is decoded in a child process.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Windows on long axes: a table shows some of the values at a time, says which, and leads to the others."""
+"""Windows on long axes: a table shows some of the values at a time, says which, and has links to the others."""
 
 from typing import NamedTuple
 

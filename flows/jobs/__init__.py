@@ -1,1 +1,1 @@
-"""What a run shall do: the job, the files that it refers to, and the plan made of it."""
+"""The job of a run, the files that it refers to, its plan, and the time that dreams take."""

@@ -112,7 +112,7 @@ def check_labels(
     settings: Sequence[DreamSettings],
     open_storage: "Callable[[], Storage]" = _fail_fast_storage,
 ) -> None:
-    """Check the labels file of a job, as far as this needs no weights.
+    """Check the labels file of a job, without weights.
 
     Args:
         labels: the file; None if the job has none.

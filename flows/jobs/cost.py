@@ -32,13 +32,13 @@ __all__ = [
 CORE = 1.0
 """Speed of the reference core, on which the constants below were measured: one core of 2024 with AVX2."""
 GPU = 80.0
-"""Speed of a GPU. A guess from data sheets, used until a GPU was measured."""
+"""Speed of a GPU. A guess from data sheets, used until a GPU is measured."""
 START_SECONDS = 9.0
 """Seconds of the reference core until a worker process dreams: Python, Prefect, torch and the network are loaded."""
 
 _BITS_PER_PIXEL = {"jpg": 2.5, "jpeg": 2.5, "jpe": 2.5, "webp": 2.0, "png": 12.0, "gif": 6.0}
 _BITS_PER_PIXEL_UNCOMPRESSED = 24.0
-_MIN_OCTAVE = 32  # as `dreamcore.octaves.MIN_OCTAVE`, which only torch can import
+_MIN_OCTAVE = 32  # equals `dreamcore.octaves.MIN_OCTAVE`, whose module imports torch
 _ASPECT_RATIO = 1.4  # of a typical photograph
 
 # Seconds of the reference core, fitted to steps of the bundled network at 64 to 1,024 pixels a side.

@@ -158,7 +158,7 @@ class DreamJob(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _need_a_source(cls, fields: object) -> object:
-        """Leave out the one of `source` and `sources` that is empty. If both are, `source` is missing."""
+        """Leave out the field of `source` and `sources` that is empty. If both are empty, `source` is missing."""
         if not isinstance(fields, Mapping):
             return fields
         empty = [name for name in _SOURCE_FIELDS if fields.get(name) in (None, [], ())]

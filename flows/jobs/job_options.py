@@ -1,4 +1,4 @@
-"""Parts of a job: which failures are tried again, where the dreams are made, and which ones become large."""
+"""Parts of a job: which failed dreams are tried again, where dreams are made, and which dreams are enlarged."""
 
 import re
 from typing import Annotated, Literal, Self, get_args

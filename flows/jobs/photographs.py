@@ -1,4 +1,4 @@
-"""What is a photograph. One rule decides it from the key of an object below a source, and names every other object.
+"""Which objects are photographs. One rule decides this by the key below the source, and gives other objects a kind.
 
 The rule reads keys and sizes only. An object that the user names explicitly, as the source of a run or as the file of
 `dreamgrid image`, is a photograph whatever its name is.

@@ -68,7 +68,7 @@ _ROWS_PER_BATCH = 5_000
 _BATCHES_PER_BLOCK = 2
 """Batches of photographs that are sorted together, at least."""
 _BLOCKS = 16
-"""A block has at least this part of the photographs before it, so that there are not too many blocks."""
+"""A block has at least one photograph for each 16 before it, so that there are not too many blocks."""
 
 
 class Sources:

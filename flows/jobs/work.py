@@ -111,7 +111,7 @@ class ShardResult:
     rows: Mapping[str, int]
     """Number of rows by status: done, failed and skipped."""
     failures: Mapping[str, int]
-    """Number of failed and skipped dreams by error kind, as far as this attempt made their rows."""
+    """Number of failed and skipped dreams by error kind, among the rows that this attempt made."""
     new: int
     """The rows that this attempt made. 0 if another attempt had finished the shard before."""
     node: str

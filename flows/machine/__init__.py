@@ -1,1 +1,1 @@
-"""What a process may use of this machine, and how it talks to people: capacity, threads, terminal, log."""
+"""This machine and its processes: capacity, worker processes, prefetching, proxies, progress, terminal and log."""

@@ -2,7 +2,8 @@
 
 A worker process writes the number of finished dreams of its shard into a small file, and the process of the run adds up
 these files. No file is needed for the result: if one cannot be written, only the progress within a shard is missing.
-The processes of other machines write no such files. Their dreams count when their shard ends (see `rates`).
+The processes of other machines write no such files. Their dreams count when their shard ends (see
+`flows.running.rates`).
 """
 
 import tempfile

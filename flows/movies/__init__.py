@@ -1,1 +1,1 @@
-"""Zooms and the dreams of videos."""
+"""Movies: zooms, and the dreams of videos."""

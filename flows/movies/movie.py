@@ -38,7 +38,7 @@ def check_video_extra() -> None:
 
 
 def even(side: float) -> int:
-    """Return the nearest even number, at least 2. The sides of a movie are even, because its colors have half the size.
+    """Return the nearest even number, at least 2. Movies have even sides, because they store colors at half the size.
 
     Example:
         >>> even(427), even(1)

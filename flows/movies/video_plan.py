@@ -1,4 +1,4 @@
-"""Plan the dream of a video: check everything, name its frames, and find those that exist already.
+"""Plan the dream of a video: check everything, name its frames, and find the frames that exist already.
 
 The name of a frame contains its identity: a digest of everything that its pixels depend on, including the frame before
 it. So a frame of other settings is never reused, and a longer part of a video reuses the frames of a shorter one.
@@ -161,7 +161,7 @@ def _count(source: str, info: VideoInfo, options: VideoOptions, fps: float) -> i
     """
     rest = info.seconds - options.start
     if rest <= 0:
-        raise InvalidInput(f"{source} is {info.seconds:.2f} s long: give --start a smaller number")
+        raise InvalidInput(f"{source} is {info.seconds:.2f} s long: give a smaller --start")
     count = max(1, math.ceil(min(rest, options.seconds or rest) * fps - _ROUNDING - 0.5))
     if count > MAX_FRAMES:
         raise InvalidInput(f"{source} has {count:,} frames: give --seconds, so that there are at most {MAX_FRAMES:,}")

@@ -1,4 +1,4 @@
-"""Plan a zoom: check everything, name its frames, and find those that exist already. Nothing is dreamt here.
+"""Plan a zoom: check everything, name its frames, and find the frames that exist already. Nothing is dreamt here.
 
 The name of a frame contains its identity: a digest of everything that its pixels depend on, including the frame before
 it. So a frame of other settings is never reused, and a longer zoom reuses the frames of a shorter one.
@@ -114,12 +114,12 @@ def plan_zoom(
 def find_frames(
     frames: Sequence[Frame], source: str, pixels: NDArray[np.uint8], options: ZoomOptions, folder: Folder
 ) -> ZoomFrames:
-    """Name the frames, and find those that exist.
+    """Name the frames, and find the existing ones.
 
     Args:
         frames: the frames, from `frames_of`.
         source: the identity of the photograph: the SHA-256 of its file, or size and seed of the noise.
-        pixels: the photograph (H, W, 3), not smaller than the movie if it can be avoided.
+        pixels: the photograph (H, W, 3). A photograph that is narrower than the movie makes the movie narrower.
         options: size and length.
         folder: the folder of the frames.
     """
@@ -131,7 +131,7 @@ def find_frames(
 
 
 def check_movies(settings: Iterable[DreamSettings]) -> None:
-    """Check the movies that a run is to make, as far as this needs no photograph.
+    """Check the movies that a run is to make, without a photograph.
 
     Args:
         settings: resolved settings, with or without a movie.

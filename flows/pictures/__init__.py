@@ -1,1 +1,1 @@
-"""Dreams of single photographs, and of noise, on this machine without a run."""
+"""Dreams of one photograph or of noise on this machine, without a run: images, previews of a network, atlases."""

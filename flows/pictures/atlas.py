@@ -34,7 +34,7 @@ class AtlasReport:
     channels: int
     """Pictures that the command asked for."""
     drawn: int
-    """Pictures that were drawn now. The others were there."""
+    """Pictures that were drawn now. The others existed."""
     folder: str
     sheets: list[str]
 

@@ -1,1 +1,1 @@
-"""From a job to the plan of a run: photographs, channels, estimates."""
+"""From a job to its plan: checks, the search for photographs, channels, retries, enlargements, and estimates."""

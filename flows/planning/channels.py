@@ -42,11 +42,11 @@ _Chosen = Mapping[tuple[_Network, Ranking], frozenset[int]]
 
 
 class TooManyPhotographs(InvalidInput):
-    """A sweep that depends on the photographs has more of them than are measured."""
+    """A sweep such as `top16` has more than `MAX_PHOTOGRAPHS` photographs to measure."""
 
 
 def unwanted_dreams(sources: Sources, settings: Sequence[PlannedSettings], store: Storage) -> Keys:
-    """Return the `dream_key`s of all pairs of a photograph and settings whose channel the photograph does not rank.
+    """Return the `dream_key`s of all pairs of a photograph and settings whose channel is not in its ranking.
 
     A photograph that cannot be measured gets the first channels of the layer. Its dreams fail with the reason.
 

@@ -37,7 +37,7 @@ __all__ = ["Scan", "check_access", "plan_settings", "scan", "store_warning"]
 OUTSIDE = "outside the source"
 """Kind of an object that an inventory has and that is not below the source."""
 MAX_DESTINATIONS = 20
-"""Destinations below a source that reports name."""
+"""Largest number of destinations below a source that a report names."""
 _READERS = 32
 """Entries of a list of sources that are looked up at a time."""
 _NAMED = 3
@@ -50,7 +50,7 @@ class Scan:
 
     sources: Sources
     kinds: Mapping[str, int]
-    """Number of the objects that are no photographs, by kind (see `photographs.ignored_kind`)."""
+    """Number of the objects that are no photographs, by kind (see `flows.jobs.photographs`)."""
     destinations: tuple[str, ...]
     """Addresses of the destinations below the source. Their dreams and sheets are left out."""
     warnings: tuple[str, ...] = ()
@@ -255,9 +255,9 @@ def store_warning(destination: str, store: Storage | None = None, *, replacing: 
 def scan(job: DreamJob, store: Storage, on_listed: OnListed = lambda _count: None) -> Scan:
     """Find every photograph of the sources, and count the other objects. A size of noise is one photograph.
 
-    `photographs` decides what a photograph is. An object that the job names itself is one. The destination of this job
-    is left out and not counted if it lies below a source. What two sources of a list cover is found once: the longest
-    address decides.
+    `flows.jobs.photographs` decides what a photograph is. An object that the job names itself is one. The destination
+    of this job is left out and not counted if it lies below a source. An object below several sources of a list is
+    found once, as an object of the source with the longest address.
 
     The name of a photograph is its key below the source, or the last part of the key if the source is a photograph.
     With a list, the name is the whole address with its bucket. So no two photographs have the same name, and the name

@@ -37,7 +37,7 @@ __all__ = ["Earlier", "earlier_run", "speed_from", "throughput"]
 _SIMILAR_COST = 1.2
 """The speed of a kind of step is used for another one if their costs differ by at most this factor."""
 _ROW_SECONDS = 1.0
-"""Seconds of the reference core that the rows of a kind must have: the first dream of a worker is slow."""
+"""Seconds of the reference core that the rows of a kind must add up to: the first dream of a worker is slow."""
 _RUNS, _PARTS, _ROWS = 10, 16, 10_000
 """Earlier runs whose reports are read; of one run, shards whose parts are read, and rows, at most."""
 _ROW_COLUMNS = ("status", "settings_id", "weights_sha256", "settings", "width", "height", "batch", "seconds")

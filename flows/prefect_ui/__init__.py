@@ -1,1 +1,1 @@
-"""What a run shows in Prefect, and how it obeys it."""
+"""What a run shows in Prefect, and what happens when Prefect cancels the run or repeats a task."""

@@ -2,8 +2,8 @@
 
 Consecutive shards of a run form a group, and a merged part takes the place of the parts of a group. The groups depend
 only on the frozen plan of the run, so that every attempt makes the same ones. For each group, the merged part is
-written if it is absent, and then the parts that it covers are deleted. The functions of `parts` and `manifest` read
-each row once at any moment, because they ignore covered parts.
+written if it is absent, and then the parts that it covers are deleted. The functions of `parts` and `manifest` in
+`flows.destination` read each row once at any moment, because they ignore covered parts.
 
 A compaction may be killed at any request. What exists tells the next compaction what is left: a group without a merged
 part, covered parts, or an index that does not fit the parts. A mark excludes runs that try failed dreams again, because

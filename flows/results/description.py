@@ -1,4 +1,4 @@
-"""The description inside a dream: from it the dream can be made again.
+"""The description inside a dream, from which the dream can be reproduced.
 
 A file may come from an untrusted person. Its description is validated before anything else is read or dreamt.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Description", "read_description", "resolve_untrusted", "with_files"]
 
 SCORE_TOLERANCE = 0.001
-"""Relative and absolute. Two scores of one photograph differ by less on any two machines."""
+"""Relative and absolute tolerance: the scores of one photograph on two machines differ by less than this."""
 
 _Word = Annotated[str, Field(pattern=r"^[ -~]{1,200}$")]
 
@@ -126,7 +126,7 @@ def with_files(settings: DreamSettings, files: Mapping[str, Path], dream: str) -
     A dream may come from an untrusted person, so no file of this machine is read only because a dream names it.
 
     Raises:
-        InvalidInput: a file is superfluous, or must be given.
+        InvalidInput: a file is given that the dream does not use, or one is missing that it needs.
     """
     found = {}
     if superfluous := [name for name in files if getattr(settings, name) is None]:

@@ -3,7 +3,8 @@
 `preview` selects rows and changes nothing. `prune` deletes what a preview shows:
 
 1. The mark `_runs/prune.json` excludes other prunes, compactions, and runs that try failed dreams again.
-2. A record in `_runs/pruned/` names every dream that goes, so that no later run dreams it again (see `pruned`).
+2. A record in `_runs/pruned/` names every dream that goes, so that no later run dreams it again (see
+   `flows.destination.pruned`).
 3. The contact sheets of photographs without any other dream are deleted.
 4. For each part, the objects of its rows and their thumbnails are deleted. Then the part is replaced by one without
    these rows, by a write that succeeds only if the part has not changed. An empty part stays: a frozen process of its

@@ -1,12 +1,12 @@
 """Reproduce one dream from the settings inside its file, and compare both files.
 
-The same machine, number of threads and settings give the same bits. One exception is a dream that was computed in a
-batch by a network whose gradients oneDNN sums in an order that depends on the batch size, such as ResNet-18. The
-workers of a run use one thread each, `dreamgrid image` uses all threads of torch. Only the dreams of a run name their
-source in S3, so a dream that names one is reproduced on one thread, and any other dream on torch's own number.
+The same machine, settings and number of threads give the same bits. There is one exception: with some networks, such
+as ResNet-18, oneDNN sums a gradient in an order that depends on the batch size, so a dream that was computed in a batch
+may differ. The workers of a run use one thread each, and `dreamgrid image` uses all threads of torch. Only the dreams
+of a run name their source in S3. So a dream that names one is reproduced on one thread, and any other one on all.
 
-A file may come from an untrusted person. Its description is validated before anything else is read or dreamt. No dream
-is larger than the given file, except that octaves may have up to four times its sides.
+A file may come from an untrusted person. Its description is validated before anything else is read or dreamt. The new
+dream has the size of the given file. Its octaves may have up to four times the sides of the file.
 """
 
 import math

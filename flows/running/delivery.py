@@ -78,7 +78,7 @@ class Delivery:
     def _write_thumbnail(self, result_uri: str, pixels: Array) -> None:
         """Write the thumbnail of the dream that was just written. It replaces one that a deleted dream may have left.
 
-        Credentials for an earlier version may not write thumbnails. The shard does without them then.
+        Credentials that were made for an earlier version may not allow this. Then the shard writes no thumbnails.
         """
         if not self._writes_thumbnails:
             return

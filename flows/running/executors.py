@@ -18,15 +18,16 @@ from flows.running.protocol import Executor
 __all__ = ["WorkerPool", "check_executor", "open_pool", "submitted"]
 
 MIN_SUBMITTED = 64
-"""Submitted and unfinished shards, at least. Prefect holds about ten KiB and the list of photographs for each."""
+"""Submitted and unfinished shards, if there are few workers. For each, Prefect holds about ten KiB and the list of its
+photographs."""
 TICK_SECONDS = 2.0
-"""Without a finished shard for this long, no rows are yielded, so that the progress within shards is shown."""
+"""If no shard finishes for this long, an empty count is yielded, so that the progress within shards is shown."""
 SUBMITTED_PER_WORKER = 4
 """Submitted and unfinished shards for each worker, if there are many workers, so that none becomes idle."""
 RAY_VARIABLES = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # otherwise Ray's core prints errors of a lost cluster
-    # The shard of a frozen machine runs again when its connection is given up: after this time without data and this
-    # time without an answer. Ray waits for 7 minutes by default. Its servers refuse a question every minute or faster.
+    # If a machine freezes, its shards run again as soon as Ray gives up the connection: after the first time without
+    # data and the second without an answer. Ray's default is 7 minutes. Its servers refuse pings every 60 s or faster.
     "RAY_grpc_client_keepalive_time_ms": "61000",
     "RAY_grpc_client_keepalive_timeout_ms": "20000",
 }

@@ -45,7 +45,7 @@ def remove_remaining_frames(run: Run, storage: Storage) -> None:
 
 
 def _remove(uris: Iterable[str], storage: Storage) -> None:
-    """Delete objects. Credentials of an earlier version may not; the frames are left then."""
+    """Delete objects. Credentials that were made for an earlier version may not allow this. Then the frames stay."""
     try:
         storage.delete_many(uris)
     except InvalidInput as error:

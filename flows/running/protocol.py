@@ -6,9 +6,9 @@ they differ only in the executor, which says where the shards run.
 1. Claim: a conditional write of `active.json` takes the destination. If this job has an unfinished run there, that run
    continues.
 2. Plan: what the manifest does not have yet is cut into shards, and the plan is frozen. With `retry_failed`, each part
-   with failed dreams is a shard instead (see `retry`).
+   with failed dreams is a shard instead (see `flows.planning.retry`).
 3. Execute: each shard writes its dreams and then its part of the manifest, or replaces a part. Several processes may
-   share the shards (see `sharing`).
+   share the shards (see `flows.destination.sharing`).
 4. Finish: `index.parquet`, then `success.json`, then the destination is released.
 
 S3 is the truth, and no decision depends on a clock. A process may sleep at any point and wake up after its run was
@@ -47,7 +47,7 @@ from flows.s3.storage import Storage
 __all__ = ["Executor", "FinishedRun", "OnProgress", "abandon", "resumable", "run_job"]
 
 MIN_ROWS = 100
-"""A run is stopped for too many failures only after this many rows."""
+"""A run is not stopped for too many failures before it has this many rows."""
 WRITERS = 8
 
 OnProgress = Callable[[int, int], None]

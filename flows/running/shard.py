@@ -1,7 +1,7 @@
 """Dream one shard: load, dream and deliver, overlapped; then write its part of the manifest.
 
-Threads read and decode photographs ahead of the ascent, and encode and upload dreams behind it (`delivery`). How far
-ahead and behind is limited by pixels, and so the memory is limited for photographs of all sizes.
+Some threads read and decode photographs ahead of the ascent, and others encode and upload its dreams (`delivery`). The
+photographs and the dreams that wait are limited by their pixels, so memory is limited for photographs of all sizes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,9 +60,9 @@ def dream_shard(
 ) -> dict[str, int]:
     """Dream one shard and write its part of the manifest, or replace the part that the shard names.
 
-    The function is idempotent. If the part exists, or is replaced already, nothing is done. Neither is anything done if
-    the shard has the hint of another process (see `sharing`). If a dream exists, its row is rebuilt from the metadata
-    inside the image. If two attempts run at the same time, the first dream and the first part win.
+    The function is idempotent. It does nothing if the part exists or is replaced already, or if the shard has the hint
+    of another process (see `flows.destination.sharing`). If a dream exists, its row is rebuilt from the metadata inside
+    the image. If two attempts run at the same time, the first dream and the first part win.
 
     Args:
         run: the run that the shard belongs to.
@@ -281,7 +281,7 @@ class _Dreamer:
             yield from self._dream_batch(batch) if batch[0].loaded else batch
 
     def _outcomes(self, loaded: _Loaded) -> Iterator[_Outcome]:
-        """Yield the outcome of a photograph for each of its settings, as far as it is known before dreaming."""
+        """Yield what is known of a photograph before dreaming, as one outcome for each of its settings."""
         for planned in (self.run.settings[index] for index in loaded.work.settings):
             outcome = _Outcome(planned_row(self.run, self.shard.number, loaded.work.source, planned), planned, loaded)
             if existing := loaded.existing.get(str(outcome.row.result_uri)):

@@ -209,7 +209,7 @@ def part_uri(destination: str, run_id: str, shard: int, last: int | None = None)
         shard: number of the shard; for a merged part, of its first shard.
         last: number of the last shard of a merged part; None for the part of one shard.
     """
-    # "shard-" sorts before "shards-". `manifest.list_all_parts` relies on this order.
+    # "shard-" sorts before "shards-". `flows.destination.parts.list_all_parts` relies on this order.
     name = f"shard-{shard:06d}" if last is None else f"shards-{shard:06d}-{last:06d}"
     return f"{manifest_folder(destination, run_id)}{name}.parquet"
 

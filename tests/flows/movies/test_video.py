@@ -99,7 +99,7 @@ def test_sides_are_even_and_within_the_limit(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start": 0.7}, "is 0.60 s long: give --start a smaller number"),
+        ({"start": 0.7}, "is 0.60 s long: give a smaller --start"),
         ({"keyframes": [{"at": 0.1, "zoom": 2}]}, "the camera of a video does not move"),
         ({"keyframes": [{"at": 9, "steps": 2}]}, "the movie ends at 0.6 s"),
     ],

@@ -91,7 +91,7 @@ function rail(photograph, number, query, { down, across, rest, captions }) {
   return [fold("axes", "Axes and sliders", [down?.name, across?.name].filter(Boolean).join(" × ")),
     h("form", { id: "axes" }, hidden("view", "grid"), hidden("photo", number),
       h("fieldset", { id: "axes-now" }, h("legend", {}, "Axes"), chosen),
-      h("div", { id: "rest", class: "facets" }, rest.length ? h("fieldset", {}, h("legend", {}, "The rest"), rest.map(slider), flip) : null),
+      h("div", { id: "rest", class: "facets" }, rest.length ? h("fieldset", {}, h("legend", {}, "Other settings"), rest.map(slider), flip) : null),
       h("fieldset", {}, h("legend", {}, "Cells"),
         h("label", { class: "field" }, "Captions ", h("select", { name: "captions", "data-usual": "scores" }, choices(captions, [["scores", "gain and class"], ["classes", "class"], ["none", "nothing"]]))),
         h("label", { class: "field" }, "Size ", h("input", { type: "range", "data-size": "--cell", "data-sized": "", "data-usual": SMALLEST, name: "size", min: SMALLEST, max: 640, value: query.get("size") ?? SMALLEST })), h("span", { class: "ends" }, h("span", {}, "fit"), h("span", {}, "large")),

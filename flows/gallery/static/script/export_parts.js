@@ -62,7 +62,7 @@ export function about(dream) {
     h("dl", { class: "facts rule" }, facts),
     h("p", { class: "row" }, h("a", { class: "button", href: link("grid", { photo: dream.photo, chosen: dream.id }) }, "Grid"), h("a", { class: "button", href: link("loupe", { id: dream.id }) }, "Loupe"),
       h("button", { type: "button", "data-compare": "" }, "Compare ", h("kbd", {}, "c")), h("a", { class: "button", href: dream.file, download: "" }, "Download")),
-    dream.command ? h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, "Makes it again"), h("button", { class: "plain", type: "button", "data-copy": "" }, "Copy ", h("kbd", {}, "y"))), h("pre", { tabindex: 0 }, dream.command)) : null,
+    dream.command ? h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, "Reproduce this dream"), h("button", { class: "plain", type: "button", "data-copy": "" }, "Copy ", h("kbd", {}, "y"))), h("pre", { tabindex: 0 }, dream.command)) : null,
     h("dl", { class: "facts rule" }, h("dt", {}, "id"), h("dd", {}, h("code", {}, dream.id))));
 }
 

@@ -1,4 +1,4 @@
-// The loupe: zoom and position are those of all panes; the slider between photograph and dream; which pane is current.
+// The loupe: all panes share zoom and position; the slider between photograph and dream; which pane is current.
 import { $, $$, address, remember, show, withPlace } from "./page.js";
 import { aimMarks } from "./cells.js";
 
