@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from dataclasses import fields
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from dreamcore.errors import ErrorKind
 from dreamcore.grid import Grid
 from dreamcore.settings import DreamSettings
 from flows.destination.manifest import Row
+from flows.gallery.pages import _KINDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -213,3 +216,7 @@ def test_no_two_tests_on_the_servers_have_the_same_name() -> None:
     counts = Counter(name for name, _ in found)
     on_servers = {name for name, arguments in found if re.search(r"\b(source|destination|collection): ", arguments)}
     assert not [name for name in on_servers if counts[name] > 1]
+
+
+def test_the_gallery_explains_every_error_kind() -> None:
+    assert _KINDS.keys() == set(get_args(ErrorKind))

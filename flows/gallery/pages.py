@@ -37,6 +37,7 @@ _MARKS = {
 }
 _KINDS = {
     "not_an_image": ("The file is not an image, whatever its name says.", "Look at the file: it may be a web page."),
+    "unsupported": ("The format, or this variant of it, is not read.", "Convert the file to PNG or JPEG."),
     "damaged": ("The file is truncated or corrupt.", "Upload the photograph again."),
     "too_large": ("The photograph has too many pixels or bytes.", "Make it smaller."),
     "too_small": ("The photograph is smaller than the network accepts.", "Leave it out, or make it larger."),

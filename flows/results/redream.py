@@ -40,13 +40,12 @@ from flows.pictures.single import (
     read_source,
     write_file,
 )
+from flows.results.description import Description, read_description, resolve_untrusted, with_files
 from flows.s3.layout import parse_uri
 from flows.s3.storage import FAIL_FAST, Storage
 
 if TYPE_CHECKING:
     from dreamcore.batch import Dream, OnStep
-
-from flows.results.description import Description, read_description, resolve_untrusted, with_files
 
 __all__ = [
     "Reproduction",
