@@ -43,7 +43,7 @@ def favourites(request: Request) -> HTMLResponse:
         "chosen_row": None if params.get("after") else row,  # equal photographs have dreams with the same id
     }
     if params.get("after") and request.headers.get("HX-Request"):
-        return render(request, "favourites_sheaf.html", "favourites", values, place=place)
+        return render(request, "favourites_pictures.html", "favourites", values, place=place)
     counts = place.queries.marked()
     levels = _levels(counts)
     values |= {

@@ -57,7 +57,7 @@ class Slider(NamedTuple):
     position: int
 
 
-class Tally(NamedTuple):
+class GridCounts(NamedTuple):
     """How many dreams of the photograph are done, failed or were skipped, and are still planned."""
 
     done: int
@@ -114,7 +114,7 @@ def _values(place: Place, params: Params) -> dict[str, Any]:
     columns = [
         Line(value, _mean([line.cells[i] for line in lines]), []) for i, value in enumerate(_values_of(shown_across))
     ]
-    tally = _tally(everything, planned, to_come)
+    counts = _counts(everything, planned, to_come)
     seeds = {point.seed for point in points} if noise_size(source_uri) else ()
     shows_source = len(seeds) < 2  # noise is another picture for each seed
     running = unfinished_run(place) if planned else None
@@ -134,9 +134,9 @@ def _values(place: Place, params: Params) -> dict[str, Any]:
         "enlarging": to_come,
         "captions": params.get("captions") if params.get("captions") in _CAPTIONS else "scores",
         "shape": ratio_class(sample.width or 3, sample.height or 2),
-        "source_thumb": f"/d/{place.slug}/photograph/{sample.result_id}/small" if tally.done and shows_source else "",
-        "tally": tally,
-        "known": f"{tally.done}-{tally.failed}-{tally.planned}",
+        "source_thumb": f"/d/{place.slug}/photograph/{sample.result_id}/small" if counts.done and shows_source else "",
+        "counts": counts,
+        "known": f"{counts.done}-{counts.failed}-{counts.planned}",
         "chosen": chosen and chosen.result_id,
         "chosen_row": chosen,
         "running": running,
@@ -269,8 +269,8 @@ def _mean(cells: Sequence[Cell]) -> float | None:
     return sum(row.gain or 0.0 for row in rows) / len(rows)
 
 
-def _tally(rows: Sequence[DreamRow], planned: Planned | None, enlarging: int) -> Tally:
+def _counts(rows: Sequence[DreamRow], planned: Planned | None, enlarging: int) -> GridCounts:
     there = {row.settings_id for row in rows}
     to_come = sum(point.settings_id not in there for point in planned.points) if planned else 0
     done = sum(row.status == "done" for row in rows)
-    return Tally(done, len(rows) - done, to_come + enlarging)
+    return GridCounts(done, len(rows) - done, to_come + enlarging)

@@ -114,7 +114,7 @@ def library(request: Request) -> HTMLResponse:
         "chosen_row": None if params.get("after") else row,  # equal photographs have dreams with the same id
     }
     if params.get("after") and request.headers.get("HX-Request"):
-        return render(request, "sheaf.html", "library", values, place=place)
+        return render(request, "library_pictures.html", "library", values, place=place)
     chips = chips_of(place, params)
     by_rank = len({row.objective for row in shown}) > 1 or any(photo.objectives > 1 for photo in photographs)
     values |= {

@@ -209,7 +209,7 @@ def test_a_run_fills_the_grid_while_it_is_open(
         fill(storage, source, destination, ["a.jpg"], grid=settings)
         page.wait_for_selector(".cell >> nth=1")
         assert not page.query_selector(".hole")
-        page.wait_for_selector("#tally:has-text('2 dreams')")
+        page.wait_for_selector("#counts:has-text('2 dreams')")
 
 
 def test_scores_are_charts_that_lead_to_their_pictures(open_page: Open) -> None:

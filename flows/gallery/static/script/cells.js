@@ -49,7 +49,7 @@ function about(cell) {
 
 /** Let the marks at the bottom of a small screen mean this dream. */
 export function aimMarks(id, mark) {
-  for (const bar of $$(".cull [data-marks]")) {
+  for (const bar of $$(".mark-bar [data-marks]")) {
     bar.dataset.marks = id;
     for (const button of $$("[data-mark-value]", bar)) {
       button.setAttribute("aria-pressed", String(button.dataset.markValue === mark));
@@ -178,7 +178,7 @@ export function peek(on) {
 
 document.addEventListener("click", (event) => {
   if (event.target.closest?.("[data-compare]")) compare();
-  const link = event.target.closest?.(".cull [data-open]");
+  const link = event.target.closest?.(".mark-bar [data-open]");
   if (link && current()) link.href = current().href;
   const cell = event.target.closest?.(".cells .cell");
   if (!cell || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;

@@ -6,7 +6,7 @@ const MARKS = [["", "all"], ["1", "1 or more"], ["2", "2 or more"], ["3", "3 or 
 
 const fold = (controls, text, now) => h("button", { class: "fold", type: "button", "aria-expanded": "false", "aria-controls": controls }, `${text} `, h("span", { class: "n" }, now));
 const hidden = (name, value) => h("input", { type: "hidden", name, value });
-const opener = () => h("div", { class: "cull" }, h("a", { class: "button", "data-open": "", href: "#" }, "Open"));
+const opener = () => h("div", { class: "mark-bar" }, h("a", { class: "button", "data-open": "", href: "#" }, "Open"));
 
 export function library(query) {
   const text = query.get("q") ?? "";
@@ -27,7 +27,7 @@ export function library(query) {
       h("div", { class: "head" }, h("h1", {}, count(found.length, "photograph", "photographs")), h("p", { class: "sub" }, `the best of each, from ${count(all, "dream", "dreams")}`),
         h("label", { class: "field inline wide hide-small" }, "Size ", h("input", { type: "range", "data-size": "--row", name: "size", min: 90, max: 420, value: query.get("size") ?? 186 }))),
       mixed ? h("p", { class: "note gain-note" }, "Gains of different layers cannot be compared. Where a photograph has several, the best dream is the one whose gain ranks highest among the dreams with its own layers.") : null,
-      best.length ? h("div", { class: "cells", id: "mosaic", role: "group", "aria-label": "Photographs" }, h("div", { class: "mosaic sheaf" }, best.map(tile))) : h("div", { class: "empty" }, h("p", {}, "No photograph matches."), h("p", {}, h("a", { class: "button", href: link("library", {}) }, "Show all")))),
+      best.length ? h("div", { class: "cells", id: "mosaic", role: "group", "aria-label": "Photographs" }, h("div", { class: "mosaic scrolled" }, best.map(tile))) : h("div", { class: "empty" }, h("p", {}, "No photograph matches."), h("p", {}, h("a", { class: "button", href: link("library", {}) }, "Show all")))),
     inspector(chosen), opener());
 }
 
@@ -72,7 +72,7 @@ export function grid(query) {
   return h("div", { class: `view three grid${query.get("hide") ? " hide-rejected" : ""}`, id: "view", "data-least": query.get("marks") ?? "" },
     h("aside", { class: "rail", "aria-label": "Axes" }, rail(photograph, number, query, { down, across, rest, captions })),
     h("div", { class: "body" },
-      h("div", { class: "head" }, h("h1", {}, h("bdi", {}, photograph.name)), h("p", { class: "sub", id: "tally" }, count(photograph.dreams.length + enlarged.length, "dream", "dreams")), h("span", { class: "pager" }, pager)),
+      h("div", { class: "head" }, h("h1", {}, h("bdi", {}, photograph.name)), h("p", { class: "sub", id: "counts" }, count(photograph.dreams.length + enlarged.length, "dream", "dreams")), h("span", { class: "pager" }, pager)),
       h("div", { class: "scroll", id: "sheet", "data-photograph": photograph.small }, across ? table() : row(),
         enlarged.length ? h("section", { id: "enlarged", "aria-labelledby": "enlarged-title" }, h("h2", { id: "enlarged-title" }, "Enlarged"), h("div", { class: "plain-row cells", role: "group", "aria-label": "Enlarged dreams" }, enlarged.map(larger))) : null)),
     inspector(chosen), opener());

@@ -4,7 +4,7 @@ import { $, $$, address, remember, say, show, view } from "./page.js";
 const PARTS = {
   library: ["results", "facets", "chosen"],
   favourites: ["results", "facets", "chosen"],
-  grid: ["sheet", "rest", "axes-now", "tally", "chosen", "news"],
+  grid: ["sheet", "rest", "axes-now", "counts", "chosen", "news"],
 };
 const FLIP_MS = 450;
 let flipping = 0;

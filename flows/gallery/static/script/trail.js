@@ -50,7 +50,7 @@ function follow(event) {
   const beside = link.matches("[rel=prev], [rel=next]") || (view() === "loupe" && link.matches("#modes a, .kin a"));
   if (link.id === "back") {
     if (back()) event.preventDefault();
-  } else if (!link.closest("main, .cull, .choice-bar")) lead(link.href, []);
+  } else if (!link.closest("main, .mark-bar, .choice-bar")) lead(link.href, []);
   else lead(link.href, beside ? known() : from());
 }
 

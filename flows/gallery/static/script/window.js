@@ -1,34 +1,34 @@
 // Long lists: pictures far outside of the screen leave the page, so that it stays small. Their place stays.
 import { $, $$ } from "./page.js";
 
-const MOST = 6; // sheaves of 100 pictures
+const MOST = 6; // parts of 100 pictures
 const MARGIN = "2500px 0px";
 const kept = new WeakMap();
 
 const observer = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (isIntersecting) restore(target);
-    else if ($$(".sheaf").length > MOST) put(target);
+    else if ($$(".scrolled").length > MOST) put(target);
   }
 }, { rootMargin: MARGIN });
 
-function put(sheaf) {
-  if (kept.has(sheaf) || sheaf.contains(document.activeElement) || $("[aria-current]", sheaf)) return;
-  sheaf.style.height = `${sheaf.offsetHeight}px`;
-  kept.set(sheaf, [...sheaf.children]);
-  sheaf.replaceChildren();
+function put(part) {
+  if (kept.has(part) || part.contains(document.activeElement) || $("[aria-current]", part)) return;
+  part.style.height = `${part.offsetHeight}px`;
+  kept.set(part, [...scrolled.children]);
+  part.replaceChildren();
 }
 
-function restore(sheaf) {
-  const children = kept.get(sheaf);
+function restore(part) {
+  const children = kept.get(part);
   if (!children) return;
-  kept.delete(sheaf);
-  sheaf.replaceChildren(...children);
-  sheaf.style.height = "";
+  kept.delete(part);
+  part.replaceChildren(...children);
+  part.style.height = "";
 }
 
 export function watch() {
-  const see = () => $$(".sheaf").forEach((sheaf) => observer.observe(sheaf));
+  const see = () => $$(".scrolled").forEach((part) => observer.observe(part));
   document.addEventListener("htmx:afterSwap", see);
   document.addEventListener("gallery:shown", see);
   see();
