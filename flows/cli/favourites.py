@@ -20,7 +20,7 @@ __all__ = ["favourites"]
     default=1,
     show_default=True,
     type=click.IntRange(1, 5),
-    help="Lowest mark of the dreams to download.",
+    help="Only dreams with at least this mark.",
 )
 @click.option("--share", is_flag=True, help="Pack JPEGs of at most 1,600 pixels without metadata, and captions.")
 @json_option
