@@ -20,7 +20,9 @@ from tests.support.command import PHOTOS, Command
 HEAVY = ("torch", "torchvision", "timm", "prefect", "boto3", "pyarrow", "duckdb", "numpy", "PIL")
 LIGHT_COMMANDS = (["--help"], ["image", "--help"], ["status", "--json"], ["run", "--nonsense"])
 USED_BY_COMMANDS = (
-    "gallery.server upload download prune verify favourites sheets share retry protocol estimate local.stack"
+    *("gallery.server", "gallery.share", "folders.upload", "folders.download", "results.prune", "results.verify"),
+    *("destination.favourites", "contact_sheets.sheets", "planning.retry", "planning.estimate", "running.protocol"),
+    "local.stack",
 )
 
 
@@ -62,7 +64,7 @@ with redirect_stdout(StringIO()), redirect_stderr(StringIO()), suppress(SystemEx
 
 
 def test_no_command_without_dreams_imports_torch_or_prefect() -> None:
-    modules = ", ".join(f"flows.{name}" for name in USED_BY_COMMANDS.split())
+    modules = ", ".join(f"flows.{name}" for name in USED_BY_COMMANDS)
     assert imported_by(f"import {modules}").isdisjoint({"torch", "torchvision", "timm", "prefect"})
 
 

@@ -19,6 +19,7 @@ from flows.jobs.cost import CORE, Throughput, dreamt_pixels, reference_seconds, 
 from flows.jobs.job import DreamJob
 from flows.jobs.work import PlannedSettings, Shard, Source, Work
 from flows.local.stack import Stack
+from flows.planning import workload
 from flows.planning.dimensions import image_size
 from flows.planning.estimate import estimate
 from flows.planning.speed import throughput
@@ -172,7 +173,7 @@ def work_of(points: list[PlannedSettings], shards: list[list[int]]) -> Workload:
 
 
 def test_three_equal_shards_take_two_rounds_on_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "core_count", lambda: 2)
+    monkeypatch.setattr(workload, "core_count", lambda: 2)
     work = work_of([planned(steps=1000)], [[0], [0], [0]])
     one = work.reference_seconds / 3
     assert work.elapsed_seconds(Throughput(2, CORE, start_seconds=5)) == pytest.approx(2 * one + 5)
@@ -182,7 +183,7 @@ def test_three_equal_shards_take_two_rounds_on_two_processes(monkeypatch: pytest
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four workers on two cores dream as fast as two, and need twice as long to start."""
-    monkeypatch.setattr(estimate, "core_count", lambda: 2)
+    monkeypatch.setattr(workload, "core_count", lambda: 2)
     work = work_of([planned(steps=1000)], [[0]] * 4)
     two, four = (work.elapsed_seconds(Throughput(count, CORE, start_seconds=5)) for count in (2, 4))
     assert four == pytest.approx(two + 5)
