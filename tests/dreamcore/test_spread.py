@@ -102,7 +102,9 @@ def limit(reference: Variant) -> float:
     return 4 * spread(reference) / sqrt(len(IMAGES))
 
 
-@pytest.mark.parametrize("reference", [REFERENCE, SMALL_STEPS], ids=["default", "small steps"])
+@pytest.mark.parametrize(
+    "reference", [REFERENCE, pytest.param(SMALL_STEPS, marks=pytest.mark.soak)], ids=["default", "small steps"]
+)
 def test_the_mean_scores_of_null_runs_differ_little(reference: Variant) -> None:
     """They differ by at most three percent of the rise."""
     assert 0 < limit(reference) < 0.03
