@@ -82,8 +82,7 @@ def dream_from_form(
         sources: Instead of the source: several prefixes, addresses of photographs and sizes of noise. Empty: the
             source.
         destination: S3 prefix for dreams, manifest and contact sheets. Example: s3://dreams/nightly/
-        look: Looks, each a set of settings for one style. Settings given explicitly override the look. Empty: the
-            default look.
+        look: Looks, each a set of settings for one style. Explicit settings override the look. Empty: the default look.
         layers: What to excite. Each item is a layer (blocks.4), a mix with weights (blocks.3=0.3+blocks.4), channels
             of a layer (blocks.4:12,17), a class (logits:285), a depth (65%) or a sweep over channels (blocks.4:0-63,
             blocks.4:* or blocks.4:top16). The command `dreamgrid atlas` draws what each channel reacts to.

@@ -35,7 +35,7 @@ __all__ = ["atlas"]
 @memory_option
 @json_option
 def atlas(model: str, layer: str | None, out: Path, weights: str | None, as_json: bool) -> None:
-    """Draw what each channel of a layer reacts to, starting from noise.
+    """Draw what each channel of a layer reacts to, from noise.
 
     Without LAYER, the main layers of the network are drawn. LAYER is a layer of `dreamgrid layers`, a depth such as
     65%, channels such as blocks.4:0-31, or logits for the classes.

@@ -276,7 +276,8 @@ def test_any_convolution_and_its_gradient_agree_with_torch(
 
 @settings(max_examples=60)
 @given(
-    *(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.tuples(st.integers(1, 3), st.integers(1, 3))),
+    # Larger kernels of the channels below would take gradients in bfloat16.
+    *(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.tuples(st.integers(1, 3), st.integers(1, 3))),
     *(CHANNELS_AND_GROUPS, st.integers(9, 14), st.integers(9, 14)),
 )
 def test_same_padding_and_its_gradient_agree_with_torch(
