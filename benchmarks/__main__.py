@@ -39,7 +39,7 @@ PEERS = "peers"
 OWN = [name for name in report.TITLES if name != PEERS]
 """Sections that need nothing but Dreamgrid."""
 LONG = ("nodes", "scale")
-"""Those of them that take more than five minutes. They are measured only by name."""
+"""Those of them about clusters and very large collections. They are measured only by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -127,7 +127,7 @@ class Convolution(_PaddedConvolution):
         self.register_buffer(
             "backward_weight", _transposed_weights(plain) if self.backward_as_forward_conv else None, persistent=False
         )
-        self.pads_in_kernel = self.on_cpu and self.same and self.stride != (1, 1) and self.dilation == (1, 1)
+        self.pads_in_kernel = self.same and self.stride != (1, 1) and self.dilation == (1, 1)
         """Whether zeros in the kernel stand for the asymmetric part of the padding."""
         self._wider: dict[_Pair, Tensor] = {}
 

@@ -11,12 +11,7 @@ from collections.abc import Mapping
 from dreamcore import tiff_directory as tags
 from dreamcore.tiff_directory import Directory
 
-__all__ = [
-    "format_of",
-    "is_tiff_thumbnail",
-    "jxl_size",
-    "raw_format",
-]
+__all__ = ["format_of", "is_tiff_thumbnail", "jxl_size", "raw_format"]
 
 _SIGNATURES = (
     (rb"\xff\xd8\xff", "JPEG"),

@@ -8,10 +8,7 @@ from flows.destination import run_record
 from flows.destination.history import finished_dreams
 from flows.destination.run_record import Run
 from flows.jobs import calibration
-from flows.jobs.cost import (
-    Throughput,
-    step_kind,
-)
+from flows.jobs.cost import Throughput, step_kind
 from flows.jobs.job import DreamJob
 from flows.jobs.plan import Plan, make_plan
 from flows.jobs.work import PlannedSettings, Shard

@@ -19,14 +19,7 @@ from flows.destination import manifest, run_record
 from flows.destination.parts import list_parts
 from flows.jobs import calibration
 from flows.jobs.calibration import Calibration, machine_name
-from flows.jobs.cost import (
-    CORE,
-    GPU,
-    START_SECONDS,
-    Throughput,
-    step_kind,
-    step_seconds,
-)
+from flows.jobs.cost import CORE, GPU, START_SECONDS, Throughput, step_kind, step_seconds
 from flows.jobs.work import PlannedSettings
 from flows.machine.machine import core_count, gpu_count, worker_count
 from flows.s3 import layout

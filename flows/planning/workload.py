@@ -11,14 +11,7 @@ from dreamcore.errors import DreamgridError
 from dreamcore.settings import batch_key
 from dreamcore.sizes import default_batch_size
 from flows.destination import sharing
-from flows.jobs.cost import (
-    CORE,
-    Throughput,
-    bits_per_pixel,
-    decoding_seconds,
-    dreamt_pixels,
-    reference_seconds,
-)
+from flows.jobs.cost import CORE, Throughput, bits_per_pixel, decoding_seconds, dreamt_pixels, reference_seconds
 from flows.jobs.noise_source import noise_size
 from flows.jobs.plan import Sources
 from flows.jobs.work import PlannedSettings, Shard, Source
