@@ -1,9 +1,10 @@
 """Section `pipeline`: reading, decoding, encoding and writing, beside a device that sleeps instead of dreaming.
 
-One worker process feeds the device, as on a machine with one GPU. The S3 server shares the cores of this machine, but
-its CPU time is counted apart.
+One worker process feeds the device, as on a machine with one GPU. Its I/O process reads and writes. The S3 server
+shares the cores of this machine, but its CPU time is counted apart.
 """
 
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +28,12 @@ from dreamcore.models import load_network
 from dreamcore.network import Network
 from dreamcore.observation import Observation
 from dreamcore.settings import BUNDLED, DreamSettings
-from flows.decoding.decoder import Decoders
 from flows.destination.run_record import Run
 from flows.jobs.job import DreamJob
 from flows.jobs.work import Shard, Work
 from flows.local import stack as embedded
-from flows.machine.machine import core_count
 from flows.planning.scan import plan_settings, scan
+from flows.running.io_process import files_for
 from flows.running.shard import dream_shard
 from flows.s3.storage import Storage
 
@@ -141,20 +141,23 @@ def _measure(name: str, device: Device, count: int, environment: Mapping[str, st
     )
     run = Run(run_id="pipeline", job=job, settings=plan_settings(job))
     shard = Shard(0, tuple(Work(source, (0,)) for source in scan(job, storage).sources))
-    decoders = Decoders(core_count())
     with fake_gpu():
-        server_before, own_before, started = cpu_seconds(server), time.process_time(), time.perf_counter()
-        done = dream_shard(run, shard, storage, dream=device.dream, decode=decoders.decode)
-        wall, own = time.perf_counter() - started, time.process_time() - own_before
+        files_for("cuda:0", run, storage)  # starts the process, which stays for all shards
+        io = io_process()
+        before = [cpu_seconds(server), time.process_time(), cpu_seconds(io), sum(map(cpu_seconds, children(io)))]
+        started = time.perf_counter()
+        done = dream_shard(run, shard, storage, dream=device.dream)
+        wall = time.perf_counter() - started
+        after = [cpu_seconds(server), time.process_time(), cpu_seconds(io), sum(map(cpu_seconds, children(io)))]
     assert done == {"done": count}, done
-    decoding = sum(decoder.child.cpu_seconds() for decoder in decoders.all if decoder.child)
-    decoders.close()
+    of_server, own, of_io, decoding = (later - earlier for earlier, later in zip(before, after, strict=True))
     figures = {
         "dreams_per_second": count / wall,
         "worker_cpu": own / count * 1000,
+        "io_cpu": of_io / count * 1000,
         "decoder_cpu": decoding / count * 1000,
-        "server_cpu": (cpu_seconds(server) - server_before) / count * 1000,
-        "cores_wanted": (own + decoding) / count * WANTED,
+        "server_cpu": of_server / count * 1000,
+        "cores_wanted": (own + of_io + decoding) / count * WANTED,
     }
     return Row(f"{count} photographs {SIZE[1]}x{SIZE[0]}", name, wall * 1000, cpu_ms=own * 1000, figures=figures)
 
@@ -183,6 +186,18 @@ def fake_gpu() -> Iterator[None]:
         for name, function in replaced.items():
             patches.enter_context(mock.patch(f"flows.running.shard.{name}", function))
         yield
+
+
+def io_process() -> int:
+    """Return the process id of the I/O process of this process."""
+    (found,) = multiprocessing.active_children()
+    assert found.pid is not None
+    return found.pid
+
+
+def children(process: int) -> list[int]:
+    """Return the child processes of another process, on Linux."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def cpu_seconds(process: int) -> float:

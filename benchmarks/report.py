@@ -68,6 +68,7 @@ FIGURES = {
     "gets": "{:.0f} GET",
     "dreams_per_second": "{:.1f} dreams/s",
     "worker_cpu": "CPU ms a dream: {:.0f} worker",
+    "io_cpu": "{:.0f} I/O process",
     "decoder_cpu": "{:.0f} decoders",
     "server_cpu": "{:.0f} S3 server",
     "cores_wanted": "{:.1f} cores for 25 dreams/s",

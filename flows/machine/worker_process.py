@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import util
 from multiprocessing.synchronize import SemLock
 from typing import Any
@@ -15,6 +15,7 @@ from flows.machine.prefect_logs import shorten_errors
 
 __all__ = [
     "disable_heap_trimming",
+    "exit_with_parent",
     "release_gpu_cache",
     "set_up_compute",
     "start_worker",
@@ -53,15 +54,24 @@ def start_worker(gpus: Sequence[str] = (), workers: int = 1) -> None:
     assign_gpu(gpus, workers)
     set_up_compute()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to every process; the flow handles it
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
 
 
-def _exit_with_parent() -> None:
-    """Exit when the parent exits. Without this, an idle worker would wait forever for a parent that was killed."""
+def exit_with_parent(clean_up: Callable[[], None] = lambda: None) -> None:
+    """Exit when the parent exits. Without this, an idle worker would wait forever for a parent that was killed.
+
+    Args:
+        clean_up: called before the exit.
+    """
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            clean_up()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def stop_workers() -> None:

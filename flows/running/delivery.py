@@ -7,11 +7,10 @@ dream may lack a thumbnail, and readers make it then. A thumbnail never changes 
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from dreamcore.batch import Dream
 from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.fields import Output
 from dreamcore.images import Array, content_type, encode, read_metadata
@@ -24,10 +23,20 @@ from flows.jobs.work import PlannedSettings, Source
 from flows.s3 import layout
 from flows.s3.storage import Storage
 
-__all__ = ["Delivery", "failed_row", "find_existing", "planned_row"]
+__all__ = ["Delivery", "Picture", "failed_row", "find_existing", "planned_row"]
 
 _SOURCE = ("source_uri", "source_etag")
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A dream that is to be written."""
+
+    pixels: Array
+    """(H, W, 3)"""
+    description: Mapping[str, Any]
+    """What is written into the file, as `Dream.metadata` returns it."""
 
 
 class Delivery:
@@ -37,25 +46,25 @@ class Delivery:
         self.destination, self.storage = destination, storage
         self._writes_thumbnails = True  # False as soon as the store refuses one
 
-    def deliver(self, row: Row, dream: Dream | None, output: Output) -> Row:
+    def deliver(self, row: Row, picture: Picture | None, output: Output) -> Row:
         """Write a dream if none exists, and return the row of the dream that exists then: the first writer wins.
 
         Args:
             row: the row of a dream that is done, with what was measured.
-            dream: the dream; None if an earlier attempt wrote it.
+            picture: the dream; None if an earlier attempt wrote it.
             output: the format of the dream.
 
         Raises:
             InvalidInput: another object is in the place of the dream, or access is refused.
             Unavailable: S3 failed.
         """
-        if dream is None:
+        if picture is None:
             return self._take_over(row)
         try:
-            data = encode(dream.pixels, output.format, output.quality, _metadata(row, dream.metadata()))
+            data = encode(picture.pixels, output.format, output.quality, _metadata(row, picture.description))
         except ImageError as error:
             return failed_row(row, error)
-        return self._write(row, data, content_type(output.format), dream.pixels)
+        return self._write(row, data, content_type(output.format), picture.pixels)
 
     def deliver_movie(self, row: Row, movie: bytes, description: Mapping[str, Any], poster: Array) -> Row:
         """Write a movie if none exists, and return the row of the movie that exists then; see `deliver`.

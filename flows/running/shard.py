@@ -6,7 +6,6 @@ photographs and the dreams that wait are limited by their pixels, so memory is l
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from itertools import groupby
 
 from dreamcore.batch import Dream, DreamRequest, Limits, dream_photographs, observe_photographs
@@ -23,16 +22,17 @@ from flows.destination.parts import find_merged
 from flows.destination.run_record import Run, load_run
 from flows.destination.run_rows import shard_rows
 from flows.jobs.assets import load_guide_and_mask, network_for
-from flows.jobs.noise_source import noise_photograph, noise_size
+from flows.jobs.noise_source import noise_size
 from flows.jobs.work import PlannedSettings, ReplacedPart, Shard, Work
 from flows.machine.machine import batch_size, choose_device, dreams_behind, io_threads, max_memory, prefetch_pixels
 from flows.machine.prefetch import ordered_prefetch, thread_pool, weighted_prefetch
 from flows.machine.worker_process import disable_heap_trimming, release_gpu_cache, trim_heap
-from flows.planning.enlargements import Originals, large_photographs, load_originals
-from flows.running.delivery import Delivery, failed_row, find_existing, planned_row
+from flows.running.delivery import Picture, failed_row, planned_row
 from flows.running.frames import remove_frames
 from flows.running.grouping import group_by_size
+from flows.running.io_process import files_for
 from flows.running.movie_shard import MovieDreamer
+from flows.running.shard_files import Loaded
 from flows.s3 import layout
 from flows.s3.storage import Storage
 
@@ -140,42 +140,22 @@ def _replace_part(
 
 
 @dataclass(frozen=True, eq=False)
-class _Loaded:
-    """A decoded photograph, or the reason why it cannot be dreamt."""
-
-    work: Work
-    existing: dict[str, str]
-    """The dreams that an earlier attempt wrote: their real address by their planned address."""
-    photographs: dict[int, Photograph]
-    """The photograph by `max_pixels`."""
-    error: ImageError | None = None
-    observations: dict[tuple[object, ...], Observation] = field(default_factory=dict)
-    """What the networks make of the photograph before it is dreamt, by `_observation_key`."""
-    originals: Originals = field(default_factory=lambda: Originals({}, {}))
-    """The dreams to enlarge."""
-
-    @property
-    def size(self) -> int:
-        """The number of pixels in memory."""
-        images = [*self.photographs.values(), *self.originals.dreams.values()]
-        return sum(image.pixels.size // 3 for image in images)
-
-
-@dataclass(frozen=True, eq=False)
 class _Outcome:
     """A row of the manifest on its way through the stages."""
 
     row: Row
     planned: PlannedSettings
-    loaded: _Loaded | None = None
+    loaded: Loaded | None = None
     """The photograph, until it is dreamt; None if there is nothing to dream."""
-    dream: Dream | None = None
+    observations: dict[tuple[object, ...], Observation] = field(default_factory=dict)
+    """What the networks make of the photograph before it is dreamt, by `_observation_key`: one for all its settings."""
+    picture: Picture | None = None
     """The dream, until it is delivered."""
 
     @property
     def size(self) -> int:
         """The number of pixels to write; 0 if there is no dream to write."""
-        return self.dream.pixels.size // 3 if self.dream else 0
+        return self.picture.pixels.size // 3 if self.picture else 0
 
     @property
     def photograph(self) -> Photograph:
@@ -188,12 +168,6 @@ class _Outcome:
         """The dream that the settings enlarge, if they enlarge one."""
         return self.loaded.originals.dreams.get(self.planned.settings_id) if self.loaded else None
 
-    @property
-    def observations(self) -> dict[tuple[object, ...], Observation]:
-        """Observations of the photograph that are known already."""
-        assert self.loaded is not None  # noqa: S101 - only outcomes that are to be dreamt get here
-        return self.loaded.observations
-
     def failed(self, error: ImageError) -> "_Outcome":
         """Return the outcome of a photograph that cannot be dreamt."""
         return replace(self, row=failed_row(self.row, error), loaded=None)
@@ -205,17 +179,15 @@ class _Dreamer:
     def __init__(
         self, run: Run, shard: Shard, storage: Storage, dream: DreamFunction, decode: Callable[..., Photograph]
     ) -> None:
-        self.run, self.shard, self.storage, self.dream_requests, self.decode = run, shard, storage, dream, decode
-        self.delivery = Delivery(run.destination, storage)
+        self.run, self.shard, self.dream_requests = run, shard, dream
         self.device = choose_device()
+        self.files = files_for(self.device, run, storage, decode)
         memory = max_memory(self.device)
         if self.device == "cpu":
             disable_heap_trimming(memory)
         self.limits = Limits(memory, run.job.stage_scores)
         self.sizes = set[tuple[int, ...]]()  # shapes of the photographs that were dreamt
         self.prefetch = prefetch_pixels(self.device)
-        # All dreams from one noise are in one folder, and each seed looks for its own.
-        self.list_folder = lru_cache(maxsize=1)(lambda folder: sorted(info.uri for info in storage.list(folder)))
 
     def rows(self, on_row: Callable[[Row], None]) -> list[Row]:
         """Return one row for each photograph and setting of the shard, after all dreams were delivered."""
@@ -225,7 +197,7 @@ class _Dreamer:
             on_row(row)
             return row
 
-        def loaded_weight(loaded: _Loaded) -> int:
+        def loaded_weight(loaded: Loaded) -> int:
             return max(loaded.size, self.prefetch // MAX_AHEAD)
 
         def dream_weight(outcome: _Outcome) -> int:
@@ -233,7 +205,7 @@ class _Dreamer:
 
         threads = io_threads(self.device)
         with thread_pool(threads) as readers, thread_pool(threads) as writers:
-            loaded = weighted_prefetch(readers, threads, self.load, self.pictures(), self.prefetch, loaded_weight)
+            loaded = weighted_prefetch(readers, threads, self.files.load, self.pictures(), self.prefetch, loaded_weight)
             rows = list(ordered_prefetch(writers, deliver, self.dream(loaded), self.prefetch, dream_weight))
         trim_heap()
         if len(self.sizes) > MANY_SIZES:
@@ -249,41 +221,18 @@ class _Dreamer:
             else:
                 yield work
 
-    def load(self, work: Work) -> _Loaded:
-        """Read and decode a photograph, unless all its dreams exist."""
-        results = {self.run.result_uri(work.source, self.run.settings[index]) for index in work.settings}
-        existing = find_existing(results, self.list_folder)
-        if existing.keys() == results:
-            return _Loaded(work, existing, {})
-        try:
-            photographs = self._read(work)
-            if not self.run.job.enlarge:
-                return _Loaded(work, existing, photographs)
-            originals = load_originals((self.run.settings[index] for index in work.settings), self.storage)
-            return _Loaded(work, existing, large_photographs(photographs), originals=originals)
-        except ImageError as error:
-            return _Loaded(work, existing, {}, error)
-
-    def _read(self, work: Work) -> dict[int, Photograph]:
-        """Return the picture of a work by `max_pixels`."""
-        settings = [self.run.settings[index].settings for index in work.settings]
-        sizes = {each.max_pixels for each in settings}
-        if noise_size(work.source.uri):
-            return dict.fromkeys(sizes, noise_photograph(work.source.uri, settings[0].seed))
-        decoder.check_size(work.source.size)
-        data = self.storage.read_version(work.source.uri, work.source.etag)
-        return {size: self.decode(data, max_pixels=size) for size in sizes}
-
-    def dream(self, loaded: Iterable[_Loaded]) -> Iterator[_Outcome]:
+    def dream(self, loaded: Iterable[Loaded]) -> Iterator[_Outcome]:
         """Dream photographs under each of their settings, in batches of one size. A failed photograph fails alone."""
         outcomes = (outcome for photograph in loaded for outcome in self._outcomes(photograph))
         for batch in group_by_size(outcomes, _group_key, self._batch_size, MAX_WAITING, _pixels):
             yield from self._dream_batch(batch) if batch[0].loaded else batch
 
-    def _outcomes(self, loaded: _Loaded) -> Iterator[_Outcome]:
+    def _outcomes(self, loaded: Loaded) -> Iterator[_Outcome]:
         """Yield what is known of a photograph before dreaming, as one outcome for each of its settings."""
+        known: dict[tuple[object, ...], Observation] = {}
         for planned in (self.run.settings[index] for index in loaded.work.settings):
-            outcome = _Outcome(planned_row(self.run, self.shard.number, loaded.work.source, planned), planned, loaded)
+            row = planned_row(self.run, self.shard.number, loaded.work.source, planned)
+            outcome = _Outcome(row, planned, loaded, known)
             if existing := loaded.existing.get(str(outcome.row.result_uri)):
                 yield replace(outcome, row=replace(outcome.row, result_uri=existing), loaded=None)
             elif error := loaded.error or loaded.originals.errors.get(planned.settings_id):
@@ -308,7 +257,7 @@ class _Dreamer:
                 yield outcome.failed(result)
             else:
                 row = replace(outcome.row, **asdict(result.measurements))
-                yield replace(outcome, row=row, loaded=None, dream=result)
+                yield replace(outcome, row=row, loaded=None, picture=Picture(result.pixels, result.metadata()))
 
     def _requests(self, network: Network, outcomes: Sequence[_Outcome]) -> list[DreamRequest]:
         """Return the requests of a batch, each with the observation of its photograph before it is dreamt."""
@@ -341,7 +290,7 @@ class _Dreamer:
         """Write a dream if none exists, and return the row of the dream that exists then."""
         if outcome.row.status != "done":
             return outcome.row
-        return self.delivery.deliver(outcome.row, outcome.dream, outcome.planned.settings.output)
+        return self.files.deliver(outcome.row, outcome.picture, outcome.planned.settings.output)
 
 
 def _group_key(outcome: _Outcome) -> tuple[object, ...] | None:

@@ -89,6 +89,10 @@ class Storage:
         self._client = self._connect()
         self._deletes_many = True  # False as soon as the store refuses DeleteObjects
 
+    def __reduce__(self) -> tuple[type["Storage"], tuple[RetryPolicy, Mapping[str, str] | None]]:
+        """Let another process of this machine make its own client. By default it takes the credentials of the chain."""
+        return Storage, (self._retry, self._environment)
+
     def _connect(self) -> "S3Client":
         """Return a client with the current credentials of the chain."""
         environment, timeout = self._environment, self._retry.timeout

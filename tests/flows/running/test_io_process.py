@@ -1,0 +1,163 @@
+"""The process that reads and writes for a worker process with a GPU. Here the network runs on the CPU beside it."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dreamcore.errors import Unavailable
+from flows.destination.run_record import Run
+from flows.jobs.work import Shard
+from flows.local.stack import Stack
+from flows.running import shard as shards
+from flows.running.io_process import files_for
+from flows.running.shard import dream_shard
+from flows.running.shard_files import ShardFiles
+from flows.s3.retry_policy import RetryPolicy
+from flows.s3.storage import Storage
+from tests.support.decoding import running
+from tests.support.faults import Fault, Proxy
+from tests.support.shards import plan_run, put_photograph, rows_of
+
+MEASURED = {"seconds", "created_at", "result_sha256", "result_bytes", "result_uri", "job_id"}
+"""Columns that differ between equal dreams of two jobs. The file contains the time of creation."""
+
+
+@pytest.fixture(autouse=True)
+def beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let shards of this process read and write as beside a GPU."""
+    monkeypatch.setattr(shards, "files_for", lambda _device, *rest: files_for("cuda:0", *rest))
+
+
+@pytest.fixture
+def planned(storage: Storage, source: str, destination: str) -> tuple[Run, Shard]:
+    """A run of two photographs, one of which is damaged, under two settings."""
+    put_photograph(storage, source + "cat.png")
+    storage.write(source + "damaged.png", storage.read(source + "cat.png")[:200], "image/png")  # type: ignore[index]
+    return plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
+
+
+def io_process() -> multiprocessing.process.BaseProcess:
+    (found,) = (each for each in multiprocessing.active_children() if each.name.startswith("_Process"))
+    return found
+
+
+def test_the_rows_are_those_of_reading_and_writing_in_threads(
+    storage: Storage, destination: str, planned: tuple[Run, Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, shard = planned
+    assert dream_shard(run, shard, storage) == {"done": 2, "failed": 2}
+    monkeypatch.setattr(shards, "files_for", lambda _device, *rest: files_for("cpu", *rest))
+    job = run.job.model_copy(update={"destination": f"{destination}threads/"})
+    other = run.model_copy(update={"job": job})
+    assert dream_shard(other, shard, storage) == {"done": 2, "failed": 2}
+
+    def comparable(each: Run) -> list[dict[str, object]]:
+        rows = ({name: row[name] for name in row.keys() - MEASURED} for row in rows_of(storage, each))
+        return sorted(rows, key=lambda row: (str(row["source_uri"]), str(row["settings_id"])))
+
+    for of_process, of_threads in zip(comparable(run), comparable(other), strict=True):
+        assert {name for name in of_process if of_process[name] != of_threads[name]} == set()
+
+
+def test_no_thread_of_the_worker_process_reads_decodes_or_writes_files(
+    storage: Storage, planned: tuple[Run, Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method in ("load", "deliver"):
+        monkeypatch.setattr(ShardFiles, method, partial(pytest.fail, f"{method} in this process"))
+    assert dream_shard(*planned, storage) == {"done": 2, "failed": 2}
+    libraries = Path(f"/proc/{io_process().pid}/maps")
+    if libraries.exists():
+        assert "libtorch" not in libraries.read_text(), "the process has no use for PyTorch"
+
+
+def test_the_process_stays_for_the_next_shard_and_a_killed_one_is_replaced(
+    storage: Storage, planned: tuple[Run, Shard]
+) -> None:
+    run, shard = planned
+    files = files_for("cuda:0", run, storage)
+    first = io_process()
+    files_for("cuda:0", run, storage)
+    assert io_process() is first
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(Unavailable, match=r"has ended \(exit code -9\), perhaps for lack of memory"):
+        files.load(shard.works[0])
+    assert dream_shard(run, shard, storage) == {"done": 2, "failed": 2}
+    assert io_process() is not first
+
+
+def test_a_process_that_is_killed_during_a_shard_loses_nothing(
+    stack: Stack, storage: Storage, proxy: Proxy, planned: tuple[Run, Shard], destination: str
+) -> None:
+    def kill_at_the_second_dream(call: object) -> Fault | None:
+        uri, method = call.uri, call.method  # type: ignore[attr-defined]
+        if method == "PUT" and uri.startswith(f"{destination}images/"):
+            written.append(uri)
+            if len(set(written)) == 2:
+                io_process().kill()
+        return None
+
+    written: list[str] = []
+    run, shard = planned
+    proxy.choose = kill_at_the_second_dream
+    with pytest.raises(Unavailable, match="has ended"):
+        dream_shard(run, shard, Storage(environment=proxy.environment(stack.environment())))
+    assert dream_shard(run, shard, storage) == {"done": 2, "failed": 2}
+
+
+def test_a_lost_store_stops_the_shard(stack: Stack, proxy: Proxy, planned: tuple[Run, Shard], destination: str) -> None:
+    proxy.choose = lambda call: Fault.SLOW_DOWN if call.method == "PUT" and "/images/" in call.uri else None
+    with pytest.raises(Unavailable, match=r"s3://|SlowDown|slow"):
+        dream_shard(*planned, Storage(RetryPolicy(0, 5), proxy.environment(stack.environment())))
+
+
+WORKER = """
+import sys, time
+from tests.flows.running.test_io_process import start_and_wait
+if __name__ == "__main__":
+    start_and_wait()
+"""
+
+
+def start_and_wait() -> None:
+    """Start the process as a worker process does, print its id and the folder of its socket, and wait."""
+    from flows.jobs.job import DreamJob
+    from flows.planning.scan import plan_settings
+    from flows.running.io_process import _current
+
+    job = DreamJob.model_validate({"source": "noise:64x64", "destination": "s3://bucket/x/"})
+    files_for("cuda:0", Run(run_id="run", job=job, settings=plan_settings(job)), Storage())
+    print(io_process().pid, Path(str(_current[0].address)).parent, flush=True)
+    time.sleep(60)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    (tmp_path / "worker.py").write_text(WORKER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "AWS_DEFAULT_REGION": "us-east-1"}
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "worker.py")], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_the_process_ends_with_a_killed_worker_and_leaves_no_socket(worker: subprocess.Popen[str]) -> None:
+    assert worker.stdout is not None
+    pid, folder = worker.stdout.readline().split()
+    assert Path(folder).is_dir()
+    assert Path(folder).stat().st_mode & 0o777 == 0o700, "nobody else may connect"
+    worker.kill()
+    deadline = time.monotonic() + 20
+    while running(int(pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not Path(folder).exists()
