@@ -8,7 +8,7 @@ import click
 from dreamcore.errors import InvalidInput, Unavailable
 from dreamcore.settings import DreamSettings
 from flows.cli.options import json_option, memory_option, take_one
-from flows.cli.run import Stopped
+from flows.cli.signals import Stopped, resumable
 from flows.machine.terminal import print_line, run_progress, show_json
 
 __all__ = ["atlas"]
@@ -68,7 +68,8 @@ def atlas(model: str, layer: str | None, out: Path, weights: str | None, as_json
             display.show(last)
 
         try:
-            page, reports = draw_atlas(layers, show)
+            with resumable(what="the atlas"):
+                page, reports = draw_atlas(layers, show)
         except (KeyboardInterrupt, Unavailable) as error:
             reason = str(error) if isinstance(error, Unavailable) else "stopped"
             counts = f" after {last.finished} of {last.planned} pictures" if last else ""

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from dreamcore.errors import Unavailable
 from flows.cli.options import destination_folder, json_option
-from flows.cli.run import Stopped
+from flows.cli.signals import Stopped, resumable
 from flows.cli.stack import create_embedded_bucket
 from flows.machine.terminal import listing_progress, print_line, print_message, show_json, transfer_progress
 
@@ -116,7 +116,8 @@ def download(address: str, folder: Path, include: tuple[str, ...], exclude: tupl
 def _resumable(what: str) -> Iterator[None]:
     """Raise `Stopped` for everything that stops `what`, which the same command resumes."""
     try:
-        yield
+        with resumable(what=what):
+            yield
     except (KeyboardInterrupt, Unavailable) as error:
         raise Stopped(str(error) or "stopped", "the same command", what) from error
 

@@ -13,14 +13,11 @@ Each command imports what it needs when it runs, so that help appears without de
 import errno
 import io
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -36,14 +33,15 @@ from flows.cli.manifest import manifest
 from flows.cli.networks import layers, models
 from flows.cli.plan import plan
 from flows.cli.prune import prune
-from flows.cli.run import Stopped, demo, run
+from flows.cli.run import demo, run
 from flows.cli.sheet import sheet
+from flows.cli.signals import Stopped, stop_on_signals
 from flows.cli.stack import down, env, status, up
 from flows.cli.video import video
 from flows.cli.zoom import zoom
 from flows.machine.machine import limit_threads
 from flows.machine.proxies import exempt_loopback
-from flows.machine.terminal import one_line, print_message, screen
+from flows.machine.terminal import one_line, print_message, print_remedy
 
 __all__ = ["STOP_SECONDS", "cli", "main"]
 
@@ -86,7 +84,7 @@ def main(
     if arguments is None:
         _repair_streams()
         arguments = _decoded_arguments()
-    _stop_on_signals(stop_seconds)
+    stop_on_signals(stop_seconds)
     os.environ.update(exempt_loopback())
     limit_threads()
     try:
@@ -98,7 +96,7 @@ def main(
     except InvalidInput as error:
         _fail(error, 2)
     except Stopped as error:
-        _fail(error, 3, f"Nothing is lost. Give {error.command} to resume {error.what}.")
+        _fail(error, 3, error.remedy)
     except Unavailable as error:
         _fail(error, 3)
     except DreamgridError as error:
@@ -171,26 +169,9 @@ def _describe_unexpected(error: Exception) -> str:
     return f"unexpected error at {places[-1]}: {one_line(f'{type(error).__name__}: {error}')}"
 
 
-def _stop_on_signals(seconds: float) -> None:
-    """Stop the command at SIGTERM and SIGHUP as at Ctrl-C, and end this process by force if that takes too long."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # A worker that is killed while it holds a lock never releases it, and this process may wait for that lock.
-        timer = threading.Timer(seconds, os._exit, (3,))
-        timer.daemon = True
-        timer.start()
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGTERM, stop)
-    for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number and signal.getsignal(number) is not signal.SIG_IGN:  # as in the background, or after nohup
-            signal.signal(number, stop)
-
-
 def _fail(message: object, code: int, remedy: str = "") -> NoReturn:
     """Print a message on standard error and exit."""
     print_message(message, "red")
     if remedy:
-        screen.print(remedy, markup=False, highlight=False, soft_wrap=True)
+        print_remedy(remedy)
     sys.exit(code)

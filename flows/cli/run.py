@@ -11,6 +11,7 @@ import click
 
 from dreamcore.errors import ErrorKind, InvalidInput, Unavailable
 from flows.cli.options import destination_folder, job_from_flags, job_options, json_option, memory_option
+from flows.cli.signals import Stopped, resumable
 from flows.cli.stack import STACK, create_embedded_bucket, start_stack
 from flows.jobs.job import DreamJob, explain_validation
 from flows.jobs.job_options import ExecutorOptions
@@ -21,23 +22,9 @@ from flows.s3 import layout
 if TYPE_CHECKING:
     from flows.destination.run_report import FailedRun, Report
 
-__all__ = ["Stopped", "demo", "run"]
+__all__ = ["demo", "run"]
 
 ALL = "all"
-
-
-class Stopped(Unavailable):
-    """A run was stopped by a signal or by an infrastructure failure. Its finished dreams are kept.
-
-    Args:
-        message: what stopped the run.
-        command: the command that resumes the run.
-        what: what the command resumes.
-    """
-
-    def __init__(self, message: str, command: str, what: str = "the run") -> None:
-        super().__init__(message)
-        self.command, self.what = command, what
 
 
 class _RetryFailedCommand(click.Command):
@@ -283,7 +270,8 @@ def _stopped_errors(command: str) -> Iterator[None]:
     from prefect.exceptions import ObjectNotFound
 
     try:
-        yield
+        with resumable(command):
+            yield
     except Unavailable as error:
         raise Stopped(str(error), command) from error
     except (httpx.HTTPError, ObjectNotFound) as error:

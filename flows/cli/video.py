@@ -11,7 +11,7 @@ from dreamcore.errors import ImageError, InvalidInput, Unavailable
 from dreamcore.settings import DreamSettings
 from flows.cli.keyframes import announce, keyframe_options, read_keyframes
 from flows.cli.options import field_options, json_option, memory_option, one_name_option
-from flows.cli.run import Stopped
+from flows.cli.signals import Stopped, resumable
 from flows.jobs.job import explain_validation
 from flows.machine.terminal import frame_progress, print_line, print_message, show_json, waiting
 from flows.movies.video_options import DEFAULTS, VideoOptions
@@ -100,6 +100,7 @@ def _read(given: dict[str, Any]) -> tuple[DreamSettings, VideoOptions]:
         raise InvalidInput(explain_validation(error)) from error
 
 
+@resumable()
 def _make(plan: "VideoPlan") -> tuple[int, bool]:
     """Dream the frames and write the movie. Return the number of frames, and whether the movie has sound.
 

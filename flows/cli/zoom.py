@@ -12,7 +12,7 @@ from dreamcore.settings import DreamSettings
 from dreamcore.zoom import DEFAULTS, Motion, ZoomOptions
 from flows.cli.keyframes import announce, keyframe_options, read_keyframes
 from flows.cli.options import field_options, json_option, memory_option, one_name_option, take_one
-from flows.cli.run import Stopped
+from flows.cli.signals import Stopped, resumable
 from flows.jobs.job import explain_validation
 from flows.machine.terminal import frame_progress, print_line, show_json, waiting
 
@@ -109,6 +109,7 @@ def _options(given: dict[str, Any]) -> ZoomOptions:
         raise InvalidInput(explain_validation(error)) from error
 
 
+@resumable()
 def _make(plan: "ZoomPlan") -> None:
     """Dream the frames and write the movie.
 

@@ -29,6 +29,7 @@ __all__ = [
     "one_line",
     "print_line",
     "print_message",
+    "print_remedy",
     "printable",
     "progress",
     "run_progress",
@@ -67,6 +68,11 @@ def print_message(message: object, style: str) -> None:
     """
     text = "\n".join(map(printable, str(message).split("\n")))
     screen.print(f"dreamgrid: {text}", style=style, soft_wrap=True)
+
+
+def print_remedy(remedy: str) -> None:
+    """Print on standard error what to do, below a message."""
+    screen.print(remedy, markup=False, highlight=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import util
 from multiprocessing.synchronize import SemLock
 from typing import Any
@@ -16,6 +17,7 @@ from flows.machine.prefect_logs import shorten_errors
 __all__ = [
     "disable_heap_trimming",
     "exit_with_parent",
+    "let_pool_end",
     "release_gpu_cache",
     "set_up_compute",
     "start_worker",
@@ -72,6 +74,16 @@ def exit_with_parent(clean_up: Callable[[], None] = lambda: None) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def let_pool_end(pool: ProcessPoolExecutor) -> None:
+    """Let a pool end although its processes were killed. Call this once, before anything is submitted.
+
+    A pool sends calls through a pipe. Python before 3.11.5 waits at the end until somebody has read the calls, even if
+    all processes are dead. Later versions wait as long as a fork of this process has the pipe open. If the processes
+    live, the pool ends after they have read everything.
+    """
+    pool._call_queue.cancel_join_thread()  # type: ignore[attr-defined]
 
 
 def stop_workers() -> None:

@@ -28,7 +28,7 @@ from dreamcore.targets import LOGITS, Target
 from flows.jobs.assets import network_for
 from flows.jobs.job import explain_validation
 from flows.machine.machine import batch_size, choose_device, gpu_count, max_memory, visible_gpus, worker_count
-from flows.machine.worker_process import disable_heap_trimming, start_worker, stop_workers
+from flows.machine.worker_process import disable_heap_trimming, let_pool_end, start_worker, stop_workers
 
 __all__ = ["AtlasLayer", "Picture", "draw_missing", "finished_layers", "plan_atlas"]
 
@@ -208,6 +208,7 @@ def _draw_batches(batches: Sequence[_Batch]) -> Iterator[tuple[_Batch, list[_Dra
         return
     context, assignment = multiprocessing.get_context("spawn"), (visible_gpus(), workers)
     with ProcessPoolExecutor(workers, context, start_worker, assignment) as pool:
+        let_pool_end(pool)
         waiting = {pool.submit(_draw, batch): batch for batch in batches}
         try:
             for future in as_completed(list(waiting)):

@@ -11,7 +11,7 @@ from prefect.task_runners import ProcessPoolTaskRunner
 from dreamcore.errors import Unavailable
 from flows.machine.machine import visible_gpus, worker_count
 from flows.machine.prefetch import AnyFuture
-from flows.machine.worker_process import start_worker, stop_workers
+from flows.machine.worker_process import let_pool_end, start_worker, stop_workers
 
 __all__ = ["ProcessPool", "open_processes"]
 
@@ -25,6 +25,8 @@ def open_processes() -> Iterator["ProcessPool"]:
     """
     workers = worker_count()
     with ProcessPoolTaskRunner(workers, initializer=start_worker, initargs=(visible_gpus(), workers)) as runner:
+        if runner._executor:
+            let_pool_end(runner._executor)
         yield ProcessPool(runner)
 
 

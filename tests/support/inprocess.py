@@ -46,3 +46,4 @@ def _restored_state() -> Iterator[None]:
         storage.cache_clear()
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
+        os.close(signal.set_wakeup_fd(-1))

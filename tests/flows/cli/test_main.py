@@ -1,9 +1,6 @@
 """Exit codes and messages of commands that need no run."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -64,27 +61,3 @@ def test_control_characters_do_not_reach_the_terminal(
     assert "s3://nowhere/ [31mred  /manifest/\n" in done.stderr
     print_message("a server did not start\nthe end of its log", "red")
     assert capsys.readouterr().err == "dreamgrid: a server did not start\nthe end of its log\n"
-
-
-def test_a_command_that_does_not_stop_is_ended_by_force(tmp_path: Path) -> None:
-    program = """
-import time
-import click
-from flows.cli.main import main
-
-@click.command()
-def endless():
-    print("started", flush=True)
-    while True:
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            pass
-
-main([], command=endless, stop_seconds=1)
-"""
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "started\n"
-        process.terminate()
-        assert process.wait(60) == 3
