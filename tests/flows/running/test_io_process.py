@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,15 +13,18 @@ import pytest
 
 from dreamcore.errors import Unavailable
 from flows.destination.run_record import Run
+from flows.jobs.job import DreamJob
 from flows.jobs.work import Shard
 from flows.local.stack import Stack
+from flows.planning.scan import plan_settings
 from flows.running import shard as shards
+from flows.running.io_process import _current as io_processes
 from flows.running.io_process import files_for
 from flows.running.shard import dream_shard
 from flows.running.shard_files import ShardFiles
 from flows.s3.retry_policy import RetryPolicy
 from flows.s3.storage import Storage
-from tests.support.decoding import running
+from tests.support.decoding import running, wait_until
 from tests.support.faults import Fault, Proxy
 from tests.support.shards import plan_run, put_photograph, rows_of
 
@@ -120,7 +122,6 @@ def test_a_lost_store_stops_the_shard(stack: Stack, proxy: Proxy, planned: tuple
 
 
 WORKER = """
-import sys, time
 from tests.flows.running.test_io_process import start_and_wait
 if __name__ == "__main__":
     start_and_wait()
@@ -128,36 +129,36 @@ if __name__ == "__main__":
 
 
 def start_and_wait() -> None:
-    """Start the process as a worker process does, print its id and the folder of its socket, and wait."""
-    from flows.jobs.job import DreamJob
-    from flows.planning.scan import plan_settings
-    from flows.running.io_process import _current
-
+    """Start the process as a worker process does, print its id and the folder of its socket, and wait for the end."""
     job = DreamJob.model_validate({"source": "noise:64x64", "destination": "s3://bucket/x/"})
     files_for("cuda:0", Run(run_id="run", job=job, settings=plan_settings(job)), Storage())
-    print(io_process().pid, Path(str(_current[0].address)).parent, flush=True)
-    time.sleep(60)
+    print(io_process().pid, Path(str(io_processes[0].address)).parent, flush=True)
+    sys.stdin.read()
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    (tmp_path / "worker.py").write_text(WORKER)
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "AWS_DEFAULT_REGION": "us-east-1"}
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, str(tmp_path / "worker.py")], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(script)], env=environment, stdin=pipe, stdout=pipe, text=True
     ) as process:
         yield process
         process.kill()
 
 
-def test_the_process_ends_with_a_killed_worker_and_leaves_no_socket(worker: subprocess.Popen[str]) -> None:
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_the_process_ends_with_its_worker_and_leaves_no_socket(worker: subprocess.Popen[str], is_killed: bool) -> None:
+    assert worker.stdin is not None
     assert worker.stdout is not None
     pid, folder = worker.stdout.readline().split()
-    assert Path(folder).is_dir()
     assert Path(folder).stat().st_mode & 0o777 == 0o700, "nobody else may connect"
-    worker.kill()
-    deadline = time.monotonic() + 20
-    while running(int(pid)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    if is_killed:
+        worker.kill()
+    else:
+        worker.stdin.close()
+    wait_until(lambda: not running(int(pid)))
     assert not Path(folder).exists()
+    assert worker.wait() == (-signal.SIGKILL if is_killed else 0)
