@@ -36,6 +36,10 @@ BANDS = 5
 _TINY = 1e-12
 """Lower bound of divisors, so that a gradient of zeros stays zero."""
 
+_EQUAL = 1e-6
+"""Neighbours that differ by less count as equal. An inverse Fourier transform gives equal neighbours different rounding
+errors, whose sign would otherwise be the gradient of the total variation."""
+
 
 def filter_gradient(gradient: Tensor, settings: DreamSettings, step: int) -> Tensor:
     """Apply the filter of the setting `gradient` to a gradient.
@@ -61,7 +65,8 @@ def penalty_gradient(images: Tensor, base: Tensor, total_variation: Tensor, l2: 
     """Return the gradient of the penalties with respect to the images.
 
     The penalties are the total variation (the mean absolute difference of horizontal neighbours plus that of vertical
-    neighbours) and the mean squared difference from the source image.
+    neighbours) and the mean squared difference from the source image. The variation of equal neighbours has the
+    gradient zero.
 
     Args:
         images: images (B, 3, H, W) in [0, 1].
@@ -73,8 +78,8 @@ def penalty_gradient(images: Tensor, base: Tensor, total_variation: Tensor, l2: 
         Gradient (B, 3, H, W).
     """
     images = images.detach().requires_grad_()
-    horizontal = (images[..., :, 1:] - images[..., :, :-1]).abs().mean(_SAMPLE)
-    vertical = (images[..., 1:, :] - images[..., :-1, :]).abs().mean(_SAMPLE)
+    horizontal = F.softshrink(images[..., :, 1:] - images[..., :, :-1], _EQUAL).abs().mean(_SAMPLE)
+    vertical = F.softshrink(images[..., 1:, :] - images[..., :-1, :], _EQUAL).abs().mean(_SAMPLE)
     change = (images - base).square().mean(_SAMPLE)
     penalties = total_variation.flatten() * (horizontal + vertical) + l2.flatten() * change
     return torch.autograd.grad(penalties.sum(), images)[0]

@@ -70,6 +70,7 @@ DIFFERENCES: dict[str, list[dict[str, Any]]] = {
     "guides": [{}, {"guide": 1}, {"guide": 2, "layers": "body"}],
     "masks": [{}, {"mask": 1}, {"mask": 2}],
     "spectra": [{"space": "fourier", **each} for each in ({}, {"mask": 1}, {"seed": 2, "step_size": 0.05})],
+    "penalties of spectra": [{"space": "fourier", **each} for each in ({}, {"total_variation": 5}, {"l2": 100})],
     "transforms": [{"transforms": "lucid", **each} for each in ({}, {"seed": 1}, {"seed": 2, "flip": True})],
     "anchors": [{}, {"stay_near": "stem=2"}, {"stay_near": "body=5", "layers": "deep:3"}],
     "crops": [{"transforms": "crops", **each} for each in ({}, {"seed": 1}, {"layers": "deep@0.4,0.6"})],
