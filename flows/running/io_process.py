@@ -8,7 +8,9 @@ photographs and dreams to and from it. The process does not import PyTorch. It s
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from multiprocessing.managers import BaseManager, BaseProxy
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import get_temp_dir
 from threading import Lock
 from typing import Any
@@ -60,7 +62,7 @@ _lock = Lock()
 def _running_process() -> _Process:
     """Return the process of this worker process. It is started if there is none, or if it has ended."""
     with _lock:
-        if not (_current and _child(_current[0]).is_alive()):
+        if not _current or _has_ended(_current[0], 0):
             process = _Process(ctx=multiprocessing.get_context("spawn"))
             try:
                 process.start(exit_with_parent, (_remove_socket,))
@@ -72,8 +74,13 @@ def _running_process() -> _Process:
         return _current[0]
 
 
-def _child(process: _Process) -> Any:
-    return process._process  # type: ignore[attr-defined]  # what multiprocessing.Process returns
+def _has_ended(process: _Process, seconds: float) -> bool:
+    """Wait some seconds for the end of the process. `Process.is_alive` can be wrong if several threads ask."""
+    return bool(wait([_child(process).sentinel], seconds))
+
+
+def _child(process: _Process) -> BaseProcess:
+    return process._process  # type: ignore[attr-defined, no-any-return]
 
 
 def _remove_socket() -> None:
@@ -105,11 +112,11 @@ class _RemoteFiles:
         try:
             return function(*arguments)
         except (EOFError, OSError) as error:
-            child = _child(self._process)
-            child.join(EXIT_SECONDS)
-            if child.is_alive():
+            if not _has_ended(self._process, EXIT_SECONDS):
                 raise
+            with _lock:
+                code = _child(self._process).exitcode
             raise Unavailable(
-                f"the process that reads and writes files has ended (exit code {child.exitcode}), perhaps for lack of "
-                "memory: try fewer workers (--workers)"
+                f"the process that reads and writes files has ended (exit code {code}), perhaps for lack of memory: "
+                "try fewer workers (--workers)"
             ) from error

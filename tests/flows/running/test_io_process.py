@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from flows.running import shard as shards
 from flows.running.io_process import _current as io_processes
 from flows.running.io_process import files_for
 from flows.running.shard import dream_shard
-from flows.running.shard_files import ShardFiles
+from flows.running.shard_files import Files, ShardFiles
 from flows.s3.retry_policy import RetryPolicy
 from flows.s3.storage import Storage
 from tests.support.decoding import running, wait_until
@@ -113,6 +115,24 @@ def test_a_process_that_is_killed_during_a_shard_loses_nothing(
     with pytest.raises(Unavailable, match="has ended"):
         dream_shard(run, shard, Storage(environment=proxy.environment(stack.environment())))
     assert dream_shard(run, shard, storage) == {"done": 2, "failed": 2}
+
+
+def test_every_thread_that_waits_for_a_killed_process_gets_the_same_error(planned: tuple[Run, Shard]) -> None:
+    def load(files: Files) -> str:
+        with pytest.raises(Unavailable) as error:
+            files.load(shard.works[0])
+        return str(error.value)
+
+    run, shard = planned
+    unreachable = dict.fromkeys(("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "x")
+    storage = Storage(RetryPolicy(30, 5), {**unreachable, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    for _ in range(4):
+        files = files_for("cuda:0", run, storage)
+        with ThreadPoolExecutor(32) as threads:
+            errors = [threads.submit(load, files) for _ in range(32)]
+            time.sleep(0.3)
+            io_process().kill()
+        assert all("has ended" in error.result() for error in errors)
 
 
 def test_a_lost_store_stops_the_shard(stack: Stack, proxy: Proxy, planned: tuple[Run, Shard], destination: str) -> None:
