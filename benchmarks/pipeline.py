@@ -144,11 +144,11 @@ def _measure(name: str, device: Device, count: int, environment: Mapping[str, st
     with fake_gpu():
         files_for("cuda:0", run, storage)  # starts the process, which stays for all shards
         io = io_process()
-        before = [cpu_seconds(server), time.process_time(), cpu_seconds(io), sum(map(cpu_seconds, children(io)))]
+        before = _cpu_times(server, io)
         started = time.perf_counter()
         done = dream_shard(run, shard, storage, dream=device.dream)
         wall = time.perf_counter() - started
-        after = [cpu_seconds(server), time.process_time(), cpu_seconds(io), sum(map(cpu_seconds, children(io)))]
+        after = _cpu_times(server, io)
     assert done == {"done": count}, done
     of_server, own, of_io, decoding = (later - earlier for earlier, later in zip(before, after, strict=True))
     figures = {
@@ -186,6 +186,11 @@ def fake_gpu() -> Iterator[None]:
         for name, function in replaced.items():
             patches.enter_context(mock.patch(f"flows.running.shard.{name}", function))
         yield
+
+
+def _cpu_times(server: int, io: int) -> list[float]:
+    """Return the CPU time in seconds of the S3 server, of this process, of the I/O process and of the decoders."""
+    return [cpu_seconds(server), time.process_time(), cpu_seconds(io), sum(map(cpu_seconds, children(io)))]
 
 
 def io_process() -> int:

@@ -2,7 +2,7 @@
 
 The operations of a GPU are started by Python code. Beside threads that read and write, this code waits for Python's
 global lock most of the time. So these threads run in a process of their own, and the worker process only sends
-photographs and dreams to and from it. The process does not import PyTorch. It stays for the next shard.
+photographs and dreams to and from it. The process stays for the next shard. It imports PyTorch only to enlarge dreams.
 """
 
 import multiprocessing
@@ -114,8 +114,10 @@ class _RemoteFiles:
         except (EOFError, OSError) as error:
             if not _has_ended(self._process, EXIT_SECONDS):
                 raise
+            child = _child(self._process)
             with _lock:
-                code = _child(self._process).exitcode
+                child.join()  # the sentinel is ready a little earlier than the exit code
+                code = child.exitcode
             raise Unavailable(
                 f"the process that reads and writes files has ended (exit code {code}), perhaps for lack of memory: "
                 "try fewer workers (--workers)"

@@ -42,7 +42,7 @@ def beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def planned(storage: Storage, source: str, destination: str) -> tuple[Run, Shard]:
-    """A run of two photographs, one of which is damaged, under two settings."""
+    """A run with two settings and two photographs. One photograph is damaged."""
     put_photograph(storage, source + "cat.png")
     storage.write(source + "damaged.png", storage.read(source + "cat.png")[:200], "image/png")  # type: ignore[index]
     return plan_run(storage, source, destination, ["blocks.0", "blocks.1"])
